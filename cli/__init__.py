@@ -1,0 +1,1 @@
+"""The `foldline` command: a client of the services' APIs, nothing more."""

@@ -1,0 +1,345 @@
+"""The calls behind the commands. Imports gRPC, so it is imported when a call is made and not before.
+
+Every function returns plain data, as `-o json` prints it; names are those of the contracts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+from uuid import uuid4
+
+from google.protobuf import descriptor_pool, json_format, message_factory
+from google.protobuf.message import DecodeError, Message
+from grpc.aio import AioRpcError
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from uuid_utils import uuid7
+
+from bank.v1 import (
+    account_pb2,
+    account_query_pb2,
+    account_query_pb2_grpc,
+    person_pb2,
+    person_query_pb2,
+    person_query_pb2_grpc,
+    transfer_pb2,
+    transfer_query_pb2,
+    transfer_query_pb2_grpc,
+    user_pb2,
+    user_query_pb2,
+    user_query_pb2_grpc,
+)
+from cli.endpoints import Endpoints, UsageError
+from foldline.v1 import (
+    command_pb2,
+    command_pb2_grpc,
+    event_store_pb2,
+    event_store_pb2_grpc,
+    options_pb2,
+    process_pb2,
+    process_pb2_grpc,
+    projection_pb2,
+    projection_pb2_grpc,
+)
+from shared.client import bearer, channel
+from shared.errors import Refusal
+from shared.status import from_rpc_error, from_status
+
+TIMEOUT_S = 10
+BEYOND_THE_LINE = 2**62
+ATTENTION_MAX = 20
+
+COMMANDS: Mapping[str, type[Message]] = {
+    "RegisterPerson": person_pb2.RegisterPersonRequest,
+    "RenamePerson": person_pb2.RenamePersonRequest,
+    "OpenAccount": account_pb2.OpenAccountRequest,
+    "DepositMoney": account_pb2.DepositMoneyRequest,
+    "WithdrawMoney": account_pb2.WithdrawMoneyRequest,
+    "FreezeAccount": account_pb2.FreezeAccountRequest,
+    "UnfreezeAccount": account_pb2.UnfreezeAccountRequest,
+    "CloseAccount": account_pb2.CloseAccountRequest,
+    "StartTransfer": transfer_pb2.StartTransferRequest,
+    "StartUserRegistration": user_pb2.StartUserRegistrationRequest,
+}
+OF_PROCESSES = ("transfer_id", "counterparty_account_id", "not_after_ms")
+"""Fields of money commands that only a process may set."""
+
+
+class Refused(Exception):
+    """A service said no, or nothing could be reached; `refusal` says which."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(str(refusal))
+        self.refusal = refusal
+
+
+def fields_of(name: str) -> dict[str, bool]:
+    """The fields that a caller may set of a command, and whether each is a secret. Raises UsageError."""
+    kind = COMMANDS.get(name)
+    if kind is None:
+        raise UsageError(f"no such command: {name!r}; there are: {', '.join(COMMANDS)}")
+    hidden = ("options", *(OF_PROCESSES if name in ("DepositMoney", "WithdrawMoney") else ()))
+    return {
+        field.name: field.GetOptions().Extensions[options_pb2.redacted]
+        for field in kind.DESCRIPTOR.fields
+        if field.name not in hidden
+    }
+
+
+def build(name: str, fields: Mapping[str, Any], *, command_id: str | None, expected_version: int | None) -> Message:
+    """The request of a command from its fields; `new` as an id makes one. Raises UsageError."""
+    known = fields_of(name)
+    kind = COMMANDS[name]
+    if unknown := sorted(set(fields) - set(known)):
+        raise UsageError(f"{name} has no {', '.join(unknown)}; it has: {', '.join(sorted(known))}")
+    values = {key: str(uuid4()) if value == "new" and key.endswith("_id") else value for key, value in fields.items()}
+    options: dict[str, Any] = {"command_id": command_id or str(uuid7())}
+    if expected_version is not None:
+        options["expected_version"] = expected_version
+    try:
+        return json_format.ParseDict({**values, "options": options}, kind())
+    except json_format.ParseError as error:
+        raise UsageError(f"{name}: {error}") from None
+
+
+async def send(endpoints: Endpoints, tenant: str, request: Message) -> dict[str, Any]:
+    """Sends a command; returns its receipt and the ids that it was sent with. Raises Refused."""
+    packed = command_pb2.SendRequest()
+    packed.command.Pack(request)
+    async with channel(endpoints.write) as write:
+        stub = command_pb2_grpc.CommandServiceStub(write)
+        try:
+            answer = await stub.Send(packed, metadata=bearer(endpoints.token(tenant)), timeout=TIMEOUT_S)
+        except AioRpcError as error:
+            refusal = from_rpc_error(error)
+            # What was made here and is needed to send the same command again.
+            refusal.facts["command_id"] = request.options.command_id  # type: ignore[attr-defined]
+            raise Refused(refusal) from None
+    return plain(answer.receipt)
+
+
+async def get_person(endpoints: Endpoints, tenant: str, person_id: str, after: str) -> dict[str, Any]:
+    """A person's summary. Raises Refused."""
+    async with channel(endpoints.read) as read:
+        stub = person_query_pb2_grpc.PersonQueryServiceStub(read)
+        request = person_query_pb2.GetPersonRequest(person_id=person_id, consistency_token=after)
+        try:
+            answer = await stub.GetPerson(request, metadata=bearer(endpoints.token(tenant)), timeout=TIMEOUT_S)
+        except AioRpcError as error:
+            raise Refused(from_rpc_error(error)) from None
+    return plain(answer.person)
+
+
+async def get_account(endpoints: Endpoints, tenant: str, account_id: str, after: str) -> dict[str, Any]:
+    """An account's summary. Raises Refused."""
+    async with channel(endpoints.read) as read:
+        stub = account_query_pb2_grpc.AccountQueryServiceStub(read)
+        request = account_query_pb2.GetAccountRequest(account_id=account_id, consistency_token=after)
+        try:
+            answer = await stub.GetAccount(request, metadata=bearer(endpoints.token(tenant)), timeout=TIMEOUT_S)
+        except AioRpcError as error:
+            raise Refused(from_rpc_error(error)) from None
+    return plain(answer.account)
+
+
+async def get_transfer(endpoints: Endpoints, tenant: str, transfer_id: str, after: str) -> dict[str, Any]:
+    """A transfer's summary, with every step of it. Raises Refused."""
+    async with channel(endpoints.read) as read:
+        stub = transfer_query_pb2_grpc.TransferQueryServiceStub(read)
+        request = transfer_query_pb2.GetTransferRequest(transfer_id=transfer_id, consistency_token=after)
+        answer = await _unary(stub.GetTransfer, request, endpoints.token(tenant))
+    return plain(answer.transfer)
+
+
+async def get_user(endpoints: Endpoints, tenant: str, user_id: str, after: str) -> dict[str, Any]:
+    """A user's summary. Raises Refused."""
+    async with channel(endpoints.read) as read:
+        stub = user_query_pb2_grpc.UserQueryServiceStub(read)
+        request = user_query_pb2.GetUserRequest(user_id=user_id, consistency_token=after)
+        answer = await _unary(stub.GetUser, request, endpoints.token(tenant))
+    return plain(answer.user)
+
+
+async def list_processes(endpoints: Endpoints, wanted: Mapping[str, Any], limit: int) -> tuple[list[dict[str, Any]], bool]:
+    """Processes, the youngest first, and whether there are more than `limit`. Raises Refused."""
+    found: list[dict[str, Any]] = []
+    request = process_pb2.ListProcessesRequest(filter=process_pb2.ProcessFilter(**wanted))
+    async with channel(endpoints.known_saga()) as saga:
+        stub = process_pb2_grpc.ProcessServiceStub(saga)
+        while len(found) < limit:
+            request.page_size = min(limit - len(found), 500)
+            answer = await _unary(stub.ListProcesses, request, endpoints.token("operator"))
+            found += map(plain, answer.processes)
+            request.page_token = answer.next_page_token
+            if not answer.next_page_token:
+                return found, False
+    return found, True
+
+
+async def get_process(endpoints: Endpoints, tenant: str, type_: str, process_id: str) -> dict[str, Any]:
+    """All that is known of a process. Raises Refused."""
+    async with channel(endpoints.known_saga()) as saga:
+        request = process_pb2.GetProcessRequest(tenant=tenant, type=type_, process_id=process_id)
+        stub = process_pb2_grpc.ProcessServiceStub(saga)
+        answer = await _unary(stub.GetProcess, request, endpoints.token("operator"))
+    made = plain(answer)
+    made["state"] = json.loads(made.pop("state_json") or "{}")
+    for entry, data in zip(answer.history, made["history"], strict=True):
+        if entry.HasField("error"):
+            data["error"] = told(from_status(entry.error))
+    return made
+
+
+async def steer_process(endpoints: Endpoints, action: str, tenant: str, type_: str, process_id: str) -> dict[str, Any]:
+    """Lets a process `retry` or `cancel` what it waits for; returns its summary. Raises Refused."""
+    async with channel(endpoints.known_saga()) as saga:
+        stub = process_pb2_grpc.ProcessServiceStub(saga)
+        method: Any = {"retry": stub.RetryProcess, "cancel": stub.CancelProcess}[action]
+        kind: Any = {"retry": process_pb2.RetryProcessRequest, "cancel": process_pb2.CancelProcessRequest}[action]
+        request = kind(tenant=tenant, type=type_, process_id=process_id)
+        answer = await _unary(method, request, endpoints.token("operator"))
+    return plain(answer.process)
+
+
+async def _unary(method: Callable[..., Awaitable[Any]], request: Message, token: str) -> Any:
+    try:
+        return await method(request, metadata=bearer(token), timeout=TIMEOUT_S)
+    except AioRpcError as error:
+        raise Refused(from_rpc_error(error)) from None
+
+
+async def get_command(endpoints: Endpoints, tenant: str, command_id: str) -> dict[str, Any]:
+    """A row of the command log. Raises Refused."""
+    async with channel(endpoints.write) as write:
+        stub = command_pb2_grpc.CommandServiceStub(write)
+        request = command_pb2.GetCommandRequest(command_id=command_id)
+        try:
+            answer = await stub.GetCommand(request, metadata=bearer(endpoints.token(tenant)), timeout=TIMEOUT_S)
+        except AioRpcError as error:
+            raise Refused(from_rpc_error(error)) from None
+    record = plain(answer.command)
+    if answer.command.receipt.HasField("error"):
+        record["receipt"]["error"] = told(from_status(answer.command.receipt.error))
+    return record
+
+
+async def get_stream(endpoints: Endpoints, tenant: str, aggregate_type: str, aggregate_id: str) -> list[dict[str, Any]]:
+    """The events of an aggregate, with their payloads as fields. Raises Refused."""
+    events: list[dict[str, Any]] = []
+    async with channel(endpoints.write) as write:
+        stub = event_store_pb2_grpc.EventStoreServiceStub(write)
+        request = event_store_pb2.ReadStreamRequest(aggregate_type=aggregate_type, aggregate_id=aggregate_id)
+        try:
+            async for part in stub.ReadStream(request, metadata=bearer(endpoints.token(tenant)), timeout=TIMEOUT_S):
+                events.extend(event(envelope) for envelope in part.events)
+        except AioRpcError as error:
+            raise Refused(from_rpc_error(error)) from None
+    return events
+
+
+async def status(endpoints: Endpoints) -> dict[str, Any]:
+    """Whether the services serve, how long the line is, how far each projection is, which processes need an operator.
+
+    Never raises Refused: what does not answer is said in its place.
+    """
+    token = bearer(endpoints.token("operator"))
+    found: dict[str, Any] = {"line": None, "projections": []}
+    async with channel(endpoints.write, retries=False) as write, channel(endpoints.read, retries=False) as read:
+        found["services"] = [
+            {"service": name, "address": address, "health": await health(connection)}
+            for name, address, connection in (("write", endpoints.write, write), ("read", endpoints.read, read))
+        ]
+        try:
+            store = event_store_pb2_grpc.EventStoreServiceStub(write)
+            async for part in store.ReadAll(
+                event_store_pb2.ReadAllRequest(from_position=BEYOND_THE_LINE, events_max=1), metadata=token, timeout=TIMEOUT_S
+            ):
+                found["line"] = {"shard": part.shard, "head_position": part.head_position, "epoch": part.epoch}
+                break
+        except AioRpcError as error:
+            found["line"] = {"error": told(from_rpc_error(error))}
+        try:
+            projections = projection_pb2_grpc.ProjectionServiceStub(read)
+            answer = await projections.ListProjections(projection_pb2.ListProjectionsRequest(), metadata=token, timeout=TIMEOUT_S)
+        except AioRpcError as error:
+            found["projections_error"] = told(from_rpc_error(error))
+        else:
+            found["projections"] = [lagging(projection, found["line"]) for projection in answer.projections]
+    if endpoints.saga:
+        await _processes(endpoints, found)
+    return found
+
+
+async def _processes(endpoints: Endpoints, found: dict[str, Any]) -> None:
+    """Adds whether the saga service serves, and which processes an operator should look at."""
+    async with channel(endpoints.saga, retries=False) as saga:
+        found["services"].append({"service": "saga", "address": endpoints.saga, "health": await health(saga)})
+    try:
+        processes, more = await list_processes(endpoints, {"attention": True}, ATTENTION_MAX)
+    except Refused as refused:
+        found["processes_error"] = told(refused.refusal)
+    else:
+        found["attention"] = {"processes": processes, "more": more}
+
+
+async def health(connection: Any) -> str:
+    """`SERVING`, `NOT_SERVING`, or the reason why there is no answer."""
+    try:
+        answer = await health_pb2_grpc.HealthStub(connection).Check(health_pb2.HealthCheckRequest(), timeout=3)
+    except AioRpcError as error:
+        return from_rpc_error(error).reason
+    name: str = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+    return name
+
+
+def lagging(projection: projection_pb2.ProjectionStatus, line: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A projection with its distance to the head of the line, in events; None if that is not known."""
+    made = plain(projection)
+    head = (line or {}).get("head_position")
+    made["lag"] = max(0, head - projection.position) if head is not None else None
+    return made
+
+
+def event(envelope: event_store_pb2.EventEnvelope) -> dict[str, Any]:
+    """An event with its payload as fields, if the type is one that is known here."""
+    made = plain(envelope)
+    try:
+        described = descriptor_pool.Default().FindMessageTypeByName(envelope.type)
+        made["payload"] = plain(message_factory.GetMessageClass(described).FromString(envelope.payload))
+    except (KeyError, DecodeError):
+        pass  # stays as it came, in base64
+    return made
+
+
+def told(refusal: Refusal) -> dict[str, Any]:
+    """A refusal as data."""
+    made: dict[str, Any] = {"code": refusal.code.name, "reason": refusal.reason, "text": refusal.text}
+    if refusal.violations:
+        made["violations"] = [{"field": field, "description": text} for field, text in refusal.violations]
+    if refusal.facts:
+        made["facts"] = refusal.facts
+    if refusal.retry_after_s is not None:
+        made["retry_after_s"] = refusal.retry_after_s
+    return made
+
+
+def plain(message: Message) -> dict[str, Any]:
+    """A message as data: every field that has no presence is there, and 64-bit numbers are numbers."""
+    made: dict[str, Any] = json_format.MessageToDict(
+        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    return _numbers(message, made)
+
+
+def _numbers(message: Message, made: dict[str, Any]) -> dict[str, Any]:
+    """JSON of protobuf writes 64-bit numbers as text, for languages that have no such numbers; Python has."""
+    for field in message.DESCRIPTOR.fields:
+        value = made.get(field.name)
+        if field.cpp_type in (field.CPPTYPE_INT64, field.CPPTYPE_UINT64) and isinstance(value, str):
+            made[field.name] = int(value)
+        elif field.message_type is not None and not field.message_type.full_name.startswith("google."):
+            inner = getattr(message, field.name)
+            for one, data in zip(inner, value, strict=True) if isinstance(value, list) else [(inner, value)] if value else []:
+                _numbers(one, data)
+    return made

@@ -1,0 +1,64 @@
+"""Where the services are, and the tokens to speak to them with."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class UsageError(Exception):
+    """What was typed cannot be done; the text says what to type instead. Exit code 2."""
+
+
+class NotRunning(Exception):
+    """There is nothing to talk to. Exit code 3."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoints:
+    """What `foldline dev` wrote, with what the environment says instead."""
+
+    write: str
+    read: str
+    tokens: dict[str, str]
+    # Empty if it is not known.
+    saga: str = ""
+
+    def known_saga(self) -> str:
+        """The saga service's address; raises UsageError if it is not known."""
+        if not self.saga:
+            raise UsageError("the saga service's address is not known: set FOLDLINE_SAGA_ADDRESS")
+        return self.saga
+
+    def token(self, tenant: str) -> str:
+        """The token for a tenant; raises UsageError if there is none."""
+        if token := os.environ.get("FOLDLINE_TOKEN"):
+            return token
+        if tenant not in self.tokens:
+            known = ", ".join(sorted(self.tokens)) or "none"
+            raise UsageError(
+                f"no token for tenant {tenant!r} (there are: {known}); "
+                f"make one: export FOLDLINE_TOKEN=$(foldline token --tenant {tenant})"
+            )
+        return self.tokens[tenant]
+
+
+def load(data: Path) -> Endpoints:
+    """Reads `data/endpoints.json`, which is there as long as `foldline dev` runs on that folder.
+
+    FOLDLINE_WRITE_ADDRESS and FOLDLINE_READ_ADDRESS together stand in for it, with FOLDLINE_SAGA_ADDRESS for what is about
+    processes, and FOLDLINE_TOKEN for its tokens.
+    """
+    write, read, saga = (os.environ.get(f"FOLDLINE_{name}_ADDRESS", "") for name in ("WRITE", "READ", "SAGA"))
+    file = data / "endpoints.json"
+    try:
+        found = json.loads(file.read_text())
+    except FileNotFoundError:
+        if write and read:
+            return Endpoints(write, read, {}, saga)
+        raise NotRunning(f"there is no {file}: start the system with `foldline dev`, or name its folder with --data") from None
+    except (OSError, ValueError) as error:
+        raise NotRunning(f"{file} cannot be read: {error}") from None
+    return Endpoints(write or found["write"], read or found["read"], dict(found["tokens"]), saga or found.get("saga", ""))

@@ -1,0 +1,155 @@
+"""Makes the databases, roles and tables of Foldline with an administrator's URL. Safe to repeat, and two at once.
+
+The services only ever get the URLs of their application roles. For each service: an owner, who owns the database and
+runs the migrations; `app`; and for reading under row-level security, `query`. Roles belong to the whole server, so
+their names begin with the prefix.
+
+Run as `python -m deploy.bootstrap`: takes DATABASE_URL and prints the URLs as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from urllib.parse import quote, urlsplit, urlunsplit
+
+import psycopg
+from psycopg import sql
+
+from shared.migrate import migrate
+
+ROOT = Path(__file__).resolve().parent.parent
+SERVICES = {"write": ("owner", "app"), "read": ("owner", "app", "query"), "saga": ("owner", "app")}
+# A transaction that waits for its client holds locks, in the write database the shard's: 3 s is longer than any of ours.
+IDLE_IN_TRANSACTION = "3s"
+# A consumer that is frozen between two statements of a pipeline is not idle to the server, which waits for the rest of
+# it: only the age of the transaction tells (PostgreSQL 17 and newer). Ours take milliseconds.
+CONSUMERS_TRANSACTION = "4s"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Database:
+    """One service's database and the URLs to it. `query` is None where there is no such role."""
+
+    name: str
+    admin: str
+    owner: str
+    app: str
+    query: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Databases:
+    """What the bootstrap made. `passwords` by role name: given to the next run, the URLs stay the same."""
+
+    write: Database
+    read: Database
+    saga: Database
+    passwords: Mapping[str, str]
+
+
+def with_database(url: str, database: str, *, user: str | None = None, password: str | None = None) -> str:
+    """The URL with another database, and another user if given."""
+    parts = urlsplit(url)
+    place = parts.netloc.rpartition("@")[2]
+    who = parts.netloc.rpartition("@")[0]
+    if user is not None:
+        who = f"{quote(user, safe='')}:{quote(password or '', safe='')}"
+    return urlunsplit(parts._replace(netloc=f"{who}@{place}" if who else place, path=f"/{quote(database, safe='')}"))
+
+
+def bootstrap(admin_url: str, prefix: str = "foldline", *, passwords: Mapping[str, str] | None = None) -> Databases:
+    """Makes what is missing and migrates each database; returns the URLs.
+
+    The administrator needs CREATEDB and CREATEROLE, not superuser. A role whose password is not in `passwords` gets a
+    new one, which shuts out whoever knows only the old. Raises ValueError if `prefix` is no plain name.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,39}", prefix):
+        raise ValueError(f"the prefix {prefix!r} is no plain name of at most 40 characters")
+    known = dict(passwords or {})
+    with psycopg.connect(admin_url, autocommit=True) as admin:
+        # One bootstrap at a time on a server and prefix; freed when the connection ends, however that happens.
+        admin.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", [f"foldline.bootstrap.{prefix}"])
+        made = {service: _make(admin, admin_url, prefix, service, known) for service in SERVICES}
+        for service, database in made.items():
+            roles = {role: f"{prefix}_{service}_{role}" for role in SERVICES[service]}
+            migrate(ROOT / f"{service}_service" / "migrations", database.owner, roles)
+    return Databases(write=made["write"], read=made["read"], saga=made["saga"], passwords=known)
+
+
+def drop(admin_url: str, prefix: str) -> None:
+    """Deletes the databases and roles of a prefix, with everything in them."""
+    with psycopg.connect(admin_url, autocommit=True) as admin:
+        for service, roles in SERVICES.items():
+            admin.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(f"{prefix}_{service}")))
+            for role in roles:
+                admin.execute(sql.SQL("DROP ROLE IF EXISTS {}").format(sql.Identifier(f"{prefix}_{service}_{role}")))
+
+
+def let_in(admin: psycopg.Connection, database: str, service: str, prefix: str) -> None:
+    """Lets the service's roles, and nobody else, connect to a database. A clone does not inherit this."""
+    roles = sql.SQL(", ").join(sql.Identifier(f"{prefix}_{service}_{role}") for role in SERVICES[service])
+    admin.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(sql.Identifier(database)))
+    admin.execute(sql.SQL("GRANT CONNECT ON DATABASE {} TO {}").format(sql.Identifier(database), roles))
+
+
+def _make(admin: psycopg.Connection, admin_url: str, prefix: str, service: str, passwords: dict[str, str]) -> Database:
+    """Roles and an empty database of one service, with nobody's rights but theirs."""
+    name = f"{prefix}_{service}"
+    urls: dict[str, str] = {}
+    for role in SERVICES[service]:
+        full = f"{name}_{role}"
+        password = passwords.setdefault(full, secrets.token_urlsafe(24))
+        _make_role(admin, full, password)
+        urls[role] = with_database(admin_url, name, user=full, password=password)
+    for role in SERVICES[service][1:]:
+        timeout = sql.SQL("ALTER ROLE {} SET idle_in_transaction_session_timeout = {}")
+        admin.execute(timeout.format(sql.Identifier(f"{name}_{role}"), sql.Literal(IDLE_IN_TRANSACTION)))
+        if service != "write" and admin.info.server_version >= 170_000:
+            age = sql.SQL("ALTER ROLE {} SET transaction_timeout = {}")
+            admin.execute(age.format(sql.Identifier(f"{name}_{role}"), sql.Literal(CONSUMERS_TRANSACTION)))
+    owner = f"{name}_owner"
+    if admin.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name]).fetchone() is None:
+        # template0: what somebody put into template1 is not ours.
+        create = sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE template0 ENCODING 'UTF8'")
+        admin.execute(create.format(sql.Identifier(name), sql.Identifier(owner)))
+    let_in(admin, name, service, prefix)
+    with psycopg.connect(urls["owner"], autocommit=True) as connection:
+        users = sql.SQL(", ").join(sql.Identifier(f"{name}_{role}") for role in SERVICES[service][1:])
+        connection.execute("REVOKE ALL ON SCHEMA public FROM PUBLIC")
+        connection.execute(sql.SQL("GRANT USAGE ON SCHEMA public TO {}").format(users))
+        connection.execute("ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC")
+    return Database(name=name, admin=with_database(admin_url, name), **urls)
+
+
+def _make_role(admin: psycopg.Connection, name: str, password: str) -> None:
+    """A role that may log in and nothing else. The administrator becomes a member, who may give it a database."""
+    role = sql.Identifier(name)
+    if admin.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [name]).fetchone() is None:
+        admin.execute(sql.SQL("CREATE ROLE {}").format(role))
+    # The server would write the statement into its log, password and all, were it to fail: it gets a hash.
+    hashed = admin.pgconn.encrypt_password(password.encode(), name.encode(), b"scram-sha-256").decode()
+    admin.execute(sql.SQL("ALTER ROLE {} LOGIN PASSWORD {}").format(role, sql.Literal(hashed)))
+    superuser = admin.execute("SELECT rolsuper FROM pg_roles WHERE rolname = current_user").fetchone()
+    if superuser != (True,):
+        admin.execute(sql.SQL("GRANT {} TO CURRENT_USER").format(role))
+
+
+def main() -> int:
+    """Bootstraps the server of DATABASE_URL."""
+    if not (url := os.environ.get("DATABASE_URL")):
+        print("set DATABASE_URL to an administrator's URL", file=sys.stderr)
+        return 2
+    prefix = sys.argv[1] if len(sys.argv) > 1 else "foldline"
+    print(json.dumps(asdict(bootstrap(url, prefix)), indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""Builds the read service: constructor arguments only. Tests call the same `build`."""
+
+from __future__ import annotations
+
+from pydantic import Field, SecretStr
+
+from bank.v1.account_query_pb2_grpc import add_AccountQueryServiceServicer_to_server
+from bank.v1.person_query_pb2_grpc import add_PersonQueryServiceServicer_to_server
+from bank.v1.transfer_query_pb2_grpc import add_TransferQueryServiceServicer_to_server
+from bank.v1.user_query_pb2_grpc import add_UserQueryServiceServicer_to_server
+from foldline.v1.projection_pb2_grpc import add_ProjectionServiceServicer_to_server
+from read_service.api import (
+    ROLES,
+    AccountQueryService,
+    PersonQueryService,
+    ProjectionService,
+    TransferQueryService,
+    UserQueryService,
+)
+from read_service.projections.accounts import accounts, movements
+from read_service.projections.people import people, person_totals
+from read_service.projections.transfers import transfers
+from read_service.projections.users import users
+from read_service.registry import SUMMARIES
+from shared import checkpoint
+from shared.consistency import Waiter
+from shared.postgres import Reads
+from shared.server import Server
+from shared.settings import ServerSettings
+
+TABLES = (people.name, person_totals.name, accounts.name, movements.name, transfers.name, users.name, "checkpoints")
+
+
+class ReadSettings(ServerSettings):
+    """FOLDLINE_QUERY_DATABASE_URL, of the role that may only read, and what every server has."""
+
+    query_database_url: SecretStr
+    shard: int = Field(1, ge=1)
+    connections_max: int = Field(8, ge=1)
+
+
+def build(settings: ReadSettings, reads: Reads) -> Server:
+    """The server with its services; `reads` is opened and closed by the caller, the latter when the server is drained."""
+
+    async def progress() -> tuple[str, int]:
+        async with reads.connection() as connection:
+            return await checkpoint.read_position(connection, SUMMARIES.name, settings.shard)
+
+    waiter = Waiter(settings.shard, progress, wait_max_s=settings.deadline_default_s)
+    server = Server(settings, roles=ROLES)
+    server.add(add_PersonQueryServiceServicer_to_server, PersonQueryService(reads, waiter))
+    server.add(add_AccountQueryServiceServicer_to_server, AccountQueryService(reads, waiter))
+    server.add(add_TransferQueryServiceServicer_to_server, TransferQueryService(reads, waiter))
+    server.add(add_UserQueryServiceServicer_to_server, UserQueryService(reads, waiter))
+    server.add(add_ProjectionServiceServicer_to_server, ProjectionService(reads))
+    return server

@@ -1,0 +1,138 @@
+"""People: who they are, how many accounts they have open, and what is on them in all.
+
+Rows, then folds, then the table of which event goes to which fold.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from datetime import datetime
+from typing import NamedTuple
+
+from sqlalchemy import BigInteger, Column, DateTime, Integer, MetaData, Numeric, Table, Text
+
+from bank.v1 import account_pb2, person_pb2
+from foldline.v1.event_store_pb2 import EventEnvelope
+from shared.projection import Projection, existing, recorded_at, storable
+
+metadata = MetaData()
+
+people = Table(
+    "people",
+    metadata,
+    Column("tenant", Text(collation="C"), primary_key=True),
+    Column("person_id", Text(collation="C"), primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("name_folded", Text(collation="C"), nullable=False),
+    Column("registered_at", DateTime(timezone=True), nullable=False),
+    Column("open_account_count", Integer, nullable=False),
+    Column("version", BigInteger, nullable=False),
+)
+
+person_totals = Table(
+    "person_totals",
+    metadata,
+    Column("tenant", Text(collation="C"), primary_key=True),
+    Column("person_id", Text(collation="C"), primary_key=True),
+    Column("currency", Text(collation="C"), primary_key=True),
+    Column("total_minor", Numeric, nullable=False),
+)
+
+
+class PersonRow(NamedTuple):
+    """A row of `people`. `version` is that of the person's own stream."""
+
+    tenant: str
+    person_id: str
+    name: str
+    name_folded: str
+    registered_at: datetime
+    open_account_count: int
+    version: int
+
+
+class PersonTotalRow(NamedTuple):
+    """A row of `person_totals`: what is on all of a person's accounts of one currency. May be beyond 64 bits."""
+
+    tenant: str
+    person_id: str
+    currency: str
+    total_minor: int
+
+
+def fold_name(name: str) -> str:
+    """The form in which names are compared and searched: without regard to case and to ways of writing a letter."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", storable(name)).casefold())
+
+
+def registered(row: PersonRow | None, event: person_pb2.PersonRegistered, envelope: EventEnvelope) -> PersonRow:
+    """A new person."""
+    if row is not None:
+        raise ValueError("this person is registered already")
+    return PersonRow(
+        tenant=envelope.tenant,
+        person_id=event.person_id,
+        name=storable(event.name),
+        name_folded=fold_name(event.name),
+        registered_at=recorded_at(envelope),
+        open_account_count=0,
+        version=envelope.version,
+    )
+
+
+def renamed(row: PersonRow | None, event: person_pb2.PersonRenamed, envelope: EventEnvelope) -> PersonRow:
+    """Another name."""
+    return existing(row)._replace(name=storable(event.name), name_folded=fold_name(event.name), version=envelope.version)
+
+
+def account_attached(row: PersonRow | None, _: person_pb2.AccountAttached, envelope: EventEnvelope) -> PersonRow:
+    """One account more."""
+    person = existing(row)
+    return person._replace(open_account_count=person.open_account_count + 1, version=envelope.version)
+
+
+def account_detached(row: PersonRow | None, _: person_pb2.AccountDetached, envelope: EventEnvelope) -> PersonRow:
+    """One account less."""
+    person = existing(row)
+    return person._replace(open_account_count=person.open_account_count - 1, version=envelope.version)
+
+
+def account_opened(row: PersonTotalRow | None, event: account_pb2.AccountOpened, envelope: EventEnvelope) -> PersonTotalRow:
+    """The first account of a currency begins its total at zero."""
+    return row or PersonTotalRow(envelope.tenant, event.owner_id, event.currency, 0)
+
+
+def deposited(row: PersonTotalRow | None, event: account_pb2.MoneyDeposited, envelope: EventEnvelope) -> PersonTotalRow:
+    """More on the accounts of a currency."""
+    total = existing(row).total_minor + event.amount_minor
+    return PersonTotalRow(envelope.tenant, event.owner_id, event.currency, total)
+
+
+def withdrawn(row: PersonTotalRow | None, event: account_pb2.MoneyWithdrawn, envelope: EventEnvelope) -> PersonTotalRow:
+    """Less on the accounts of a currency."""
+    total = existing(row).total_minor - event.amount_minor
+    return PersonTotalRow(envelope.tenant, event.owner_id, event.currency, total)
+
+
+PEOPLE = Projection(
+    table=people,
+    row=PersonRow,
+    key=lambda event, _: (event.person_id,),
+    on={
+        person_pb2.PersonRegistered: registered,
+        person_pb2.PersonRenamed: renamed,
+        person_pb2.AccountAttached: account_attached,
+        person_pb2.AccountDetached: account_detached,
+    },
+)
+
+PERSON_TOTALS = Projection(
+    table=person_totals,
+    row=PersonTotalRow,
+    key=lambda event, _: (event.owner_id, event.currency),
+    on={
+        account_pb2.AccountOpened: account_opened,
+        account_pb2.MoneyDeposited: deposited,
+        account_pb2.MoneyWithdrawn: withdrawn,
+    },
+)

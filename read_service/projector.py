@@ -1,0 +1,94 @@
+"""`python -m read_service.projector`: keeps the query tables of one shard in step with the line.
+
+Any number may run; one of them leads, the others stand by. The order in which processes start does not matter, and the
+broker need not be there at all. When the tables cannot go on (see `ListProjections`), it stays up, applies nothing, and
+its health, if it serves it, says NOT_SERVING.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+
+from read_service.registry import SUMMARIES
+from shared import process, startup, telemetry
+from shared.follower import Follower
+from shared.leader import LockClass, lead
+from shared.postgres import Connection, connect, refuse_unsafe
+from shared.projection import Group
+from shared.projector import Projector, Tables
+from shared.settings import ProcessSettings
+from shared.sources import StoreLine, StreamFeed, open_channel
+
+log = telemetry.logger(__name__)
+
+
+class ProjectorSettings(ProcessSettings):
+    """FOLDLINE_DATABASE_URL, of the role that writes the tables, not through a pooler; and where events come from."""
+
+    database_url: SecretStr
+    write_address: str
+    nats_url: SecretStr
+    # Holds a token with role `reader`; read again for every call, so it can be renewed.
+    token_file: Path
+    shard: int = Field(1, ge=1)
+
+
+async def connect_safely(database_url: str) -> Connection:
+    """A connection for the tables' writer. Raises UnsafeDatabase for a role that policies do not bind."""
+    connection = await connect(database_url, application_name="foldline-projector")
+    try:
+        await refuse_unsafe(connection, tables=())
+    except BaseException:
+        await connection.close()
+        raise
+    return connection
+
+
+def build(settings: ProjectorSettings, line: StoreLine, feed: StreamFeed | None, group: Group = SUMMARIES) -> Projector:
+    """The projector of one group of tables, reading from `line` and `feed`."""
+    database_url = settings.database_url.get_secret_value()
+    return Projector(
+        Tables(group),
+        settings.shard,
+        follow=Follower(line, feed).follow,
+        connect=lambda: connect_safely(database_url),
+    )
+
+
+async def run(settings: ProjectorSettings) -> None:
+    """Leads or stands by until SIGTERM or SIGINT. A transaction under way is then rolled back: nothing is lost."""
+    stopping = process.stop_requested()
+    log.info("projector_started", shard=settings.shard)
+
+    async def follow() -> None:
+        # Built afresh for every lease: what was read under an earlier one says nothing any more.
+        feed = StreamFeed(settings.nats_url.get_secret_value(), settings.shard, f"projector-{settings.shard}")
+        async with open_channel(settings.write_address) as channel:
+            projector = build(settings, StoreLine(channel, settings.token_file, settings.shard), feed)
+            running, gate = asyncio.create_task(projector.run()), asyncio.create_task(stopping.wait())
+            try:
+                await asyncio.wait({running, gate}, return_when=asyncio.FIRST_COMPLETED)
+                if running.done():
+                    running.result()
+            finally:
+                running.cancel()
+                gate.cancel()
+                await asyncio.gather(running, gate, return_exceptions=True)
+                await feed.close()
+
+    await lead(settings.database_url.get_secret_value(), LockClass.PROJECTOR, settings.shard, follow, stopping)
+    log.info("projector_stopped", shard=settings.shard)
+
+
+def main() -> int:
+    """Reads the settings and runs."""
+    settings = ProjectorSettings()  # type: ignore[call-arg]  # from the environment
+    return startup.run("projector", settings, lambda: run(settings))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""Builds the saga service: constructor arguments only. Tests call the same functions."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, SecretStr
+
+from foldline.v1.command_pb2_grpc import CommandServiceStub
+from foldline.v1.process_pb2_grpc import add_ProcessServiceServicer_to_server
+from saga_service.api import ROLES, ProcessService
+from saga_service.registry import PROCESSES
+from shared import client, postgres
+from shared.dispatcher import Dispatcher
+from shared.follower import Follower
+from shared.leader import LockClass, lead, until
+from shared.postgres import Connection, Reads, refuse_unsafe
+from shared.process_desk import Desk
+from shared.process_manager import ProcessManager
+from shared.process_runner import ProcessRunner
+from shared.server import Server
+from shared.settings import ServerSettings
+from shared.sources import StoreLine, StreamFeed, open_channel
+
+
+class SagaSettings(ServerSettings):
+    """What the saga service is told by environment variables that begin with FOLDLINE_."""
+
+    # As the application role, and not through a pooler: the leader's lock lives with its connection.
+    database_url: SecretStr
+    # Where events are read and commands are sent.
+    write_address: str
+    nats_url: SecretStr
+    # Holds a token with the roles `process` and `reader`; read again for every call, so it can be renewed. Its user
+    # must stay the same: a command that is sent again by another user is another command.
+    token_file: Path
+    shard: int = Field(1, ge=1)
+    connections_max: int = Field(4, ge=1)
+
+
+class Leading:
+    """The part of the service that one instance does at a time: follows the line, runs processes, sends commands."""
+
+    def __init__(self, settings: SagaSettings, managers: Iterable[ProcessManager[Any]] = PROCESSES) -> None:
+        self._settings = settings
+        self._managers = tuple(managers)
+        self._runner: ProcessRunner | None = None
+
+    def wake(self) -> None:
+        """Lets the runner, if we lead, look for what an operator made due."""
+        if self._runner is not None:
+            self._runner.wake()
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Leads or stands by until `stopping` is set. A round under way is then rolled back: nothing is lost."""
+        database_url = self._settings.database_url.get_secret_value()
+        await lead(database_url, LockClass.SAGA, self._settings.shard, lambda: self._run_until(stopping), stopping)
+
+    async def _run_until(self, stopping: asyncio.Event) -> None:
+        # Built afresh for every lease: what was read under an earlier one says nothing any more.
+        settings = self._settings
+        async with AsyncExitStack() as stack:
+            feed = StreamFeed(settings.nats_url.get_secret_value(), settings.shard, f"saga-{settings.shard}")
+            stack.push_async_callback(feed.close)
+            events = await stack.enter_async_context(open_channel(settings.write_address))
+            commands = await stack.enter_async_context(client.channel(settings.write_address, retries=False))
+            self._runner = ProcessRunner(
+                self._managers,
+                settings.shard,
+                follow=Follower(StoreLine(events, settings.token_file, settings.shard), feed).follow,
+                connect=self._connect,
+                dispatcher=lambda news: Dispatcher(
+                    CommandServiceStub(commands).SendBatch, settings.token_file, clock=utc_now, news=news
+                ),
+                clock=utc_now,
+            )
+            await until(stopping, self._runner.run())
+
+    async def _connect(self) -> Connection:
+        connection = await postgres.connect(self._settings.database_url.get_secret_value(), application_name="foldline-saga")
+        try:
+            await refuse_unsafe(connection, tables=())
+        except BaseException:
+            await connection.close()
+            raise
+        return connection
+
+
+def build(
+    settings: SagaSettings,
+    reads: Reads,
+    managers: Iterable[ProcessManager[Any]] = PROCESSES,
+    *,
+    wake: Callable[[], None] = lambda: None,
+    clock: Callable[[], datetime] | None = None,
+) -> Server:
+    """The server with its services; `reads` is opened and closed by the caller, the latter when the server is drained.
+
+    `wake` is called when an operator made something due.
+    """
+    server = Server(settings, roles=ROLES)
+    desk = Desk(reads, managers, settings.shard, clock=clock or utc_now, wake=wake)
+    server.add(add_ProcessServiceServicer_to_server, ProcessService(desk))
+    return server
+
+
+def utc_now() -> datetime:
+    """The moment, in UTC."""
+    return datetime.now(UTC)

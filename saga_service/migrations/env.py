@@ -1,0 +1,5 @@
+"""Runs the saga database's history; see shared/migrate.py."""
+
+from shared.migrate import run_in_env
+
+run_in_env()

@@ -1,0 +1,78 @@
+"""What the domain is made of: aggregates that evolve by events, and decisions that answer commands with events.
+
+Everything here is plain data and pure functions, so a domain module needs no import but this one and the errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Generic, TypeVar
+
+State = TypeVar("State")
+Event = TypeVar("Event")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Meta:
+    """What a decision may know beside the state and the command: who asks, for which tenant, and when.
+
+    `now` is a moment in UTC, the same for all that one decision leads to, so a decision is repeatable.
+    """
+
+    command_id: str
+    tenant: str
+    user_id: str
+    on_behalf_of: str
+    roles: frozenset[str]
+    now: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Aggregate(Generic[State, Event]):
+    """A kind of aggregate.
+
+    `category` is its name in streams, subjects and queries. `evolve` folds one event into the state. `schema` is
+    raised when the shape of the state changes: snapshots of another schema are then passed over, not read.
+    """
+
+    category: str
+    initial: State
+    evolve: Callable[[State, Event], State]
+    schema: int = 1
+    snapshot_every: int = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credential:
+    """A password's hash, which the append saves beside the events: never in an event, a command or a message."""
+
+    subject_id: str
+    password_hash: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decided:
+    """What a decision returns if it saves more than events."""
+
+    events: Sequence[Any]
+    credentials: Sequence[Credential] = ()
+
+
+Decision = Callable[[Any, Any, Meta], Sequence[Any] | Decided]
+"""`decide(state, command or event, meta)`: the new events, none if nothing changes; raises a Refusal to say no."""
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """A decision, with the aggregate it is made on and how that aggregate's id is read from its input."""
+
+    aggregate: Aggregate[Any, Any]
+    key: Callable[[Any], str]
+    decide: Decision
+
+
+def on(aggregate: Aggregate[Any, Any], key: Callable[[Any], str], decide: Decision) -> Handler:
+    """One row of a registration table: `decide` is asked about the `aggregate` whose id `key` reads."""
+    return Handler(aggregate, key, decide)

@@ -1,0 +1,254 @@
+"""What every call passes on its way to its handler: small behaviours in one visible list, `standard_behaviours`.
+
+A behaviour gets the exchange and what comes after it, and may answer, refuse, or do something before and after. Unary
+and streaming calls pass the same ones: a streaming handler writes its answers through its context.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol, cast
+
+from google.protobuf.message import DecodeError, Message
+from grpc.aio import AbortError, ServicerContext
+
+from shared.errors import Forbidden, Invalid, Late, OverLimit, Refusal
+from shared.identity import Call, Identity, Role, current_call
+from shared.settings import ServerSettings
+from shared.status import to_status, trailers
+from shared.telemetry import call_facts, logger, new_traceparent, trace_id, valid_traceparent
+from shared.tokens import Verifier
+from shared.validation import refuse_invalid
+
+log = logger(__name__)
+
+Context = ServicerContext[Any, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rpc:
+    """What is known of an RPC before it is called."""
+
+    # As in the table of roles: bank.v1.PersonService/RegisterPerson.
+    name: str
+    # Any one of these will do.
+    roles: frozenset[Role]
+    request_type: type[Message]
+    # Of each request message, in bytes.
+    size_max: int
+    streams_requests: bool
+    # Whether the request begins with foldline.v1.CommandOptions.
+    is_command: bool
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One call on its way: what came, and what the behaviours made of it.
+
+    `request` is what the handler will get: raw bytes until the Contract behaviour made it a message; for a client's
+    stream an async iterator, of bytes first and of messages then.
+    """
+
+    rpc: Rpc
+    request: Any
+    context: Context
+    metadata: dict[str, str | bytes] = field(default_factory=dict)
+    traceparent: str = ""
+    # Set if the caller's stream was ended by us.
+    cut_short: bool = False
+
+
+Proceed = Callable[[Exchange], Awaitable[Any]]
+
+
+class Behaviour(Protocol):
+    """One thing that happens to every call. It raises a Refusal to refuse; whatever else it raises is a defect."""
+
+    async def __call__(self, exchange: Exchange, proceed: Proceed) -> Any: ...
+
+
+def standard_behaviours(verifier: Verifier, settings: ServerSettings) -> tuple[Behaviour, ...]:
+    """What every call passes, outermost first."""
+    return (
+        Answers(),
+        TraceContext(),
+        CallLog(settings.slow_call_ms),
+        Authentication(verifier),
+        Authorization(),
+        Deadline(settings.deadline_default_s, settings.deadline_max_s),
+        Contract(),
+    )
+
+
+def chain(behaviours: Sequence[Behaviour], handler: Proceed) -> Proceed:
+    """One function that passes an exchange through the behaviours, the first outermost, to the handler."""
+    following = handler
+    for behaviour in reversed(behaviours):
+        following = partial(behaviour, proceed=following)
+    return following
+
+
+class Answers:
+    """Outermost: whatever is raised, the caller gets a status of ours, and of a defect nothing but that there is one.
+
+    gRPC by itself would send an exception's text to the caller, and would not answer at all to a CancelledError that
+    nobody asked for.
+    """
+
+    async def __call__(self, exchange: Exchange, proceed: Proceed) -> Any:
+        try:
+            return await proceed(exchange)
+        except AbortError:
+            raise  # already answered, by the handler
+        except Refusal as refusal:
+            # Not as the cause of what is raised next, which gRPC may log.
+            status = to_status(refusal)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise  # the caller went away, or the server is being stopped: nobody waits for an answer
+            status = self._defect(exchange, error)
+        except Exception as error:  # noqa: BLE001 (logged, and answered as INTERNAL)
+            status = self._defect(exchange, error)
+        code, text, trailing = trailers(status)
+        return await exchange.context.abort(code, text, trailing)
+
+    def _defect(self, exchange: Exchange, error: BaseException) -> Any:
+        log.error("defect", method=exchange.rpc.name, exc_info=error)
+        return to_status(error)
+
+
+class TraceContext:
+    """Takes the trace context from the caller, or begins a trace."""
+
+    async def __call__(self, exchange: Exchange, proceed: Proceed) -> Any:
+        exchange.metadata = dict(exchange.context.invocation_metadata() or ())
+        given = exchange.metadata.get("traceparent")
+        exchange.traceparent = valid_traceparent(given if isinstance(given, str) else None) or new_traceparent()
+        call_facts.set({"trace_id": trace_id(exchange.traceparent)})
+        return await proceed(exchange)
+
+
+class CallLog:
+    """One line for each call: which, how it ended, how long it took. A warning if it was slow or met a defect."""
+
+    def __init__(self, slow_ms: float) -> None:
+        self._slow_ms = slow_ms
+        self._log = log.bind()  # found once, not anew for every line
+
+    async def __call__(self, exchange: Exchange, proceed: Proceed) -> Any:
+        started = time.perf_counter()
+        code, reason = "INTERNAL", None
+        try:
+            response = await proceed(exchange)
+            code = "OK"
+            return response
+        except Refusal as refusal:
+            code, reason = refusal.code.name, refusal.reason
+            raise
+        except asyncio.CancelledError:
+            code = "CANCELLED"
+            raise
+        except AbortError:
+            code = "ABORTED_BY_HANDLER"
+            raise
+        finally:
+            took_ms = (time.perf_counter() - started) * 1000
+            slow = took_ms > self._slow_ms
+            write = self._log.warning if slow or code == "INTERNAL" else self._log.info
+            facts: dict[str, Any] = {"method": exchange.rpc.name, "code": code, "took_ms": round(took_ms, 2)}
+            if reason:
+                facts["reason"] = reason
+            write("slow call" if slow else "call", **facts)
+
+
+class Authentication:
+    """Who is calling, from the bearer token; found by the handler in `shared.identity.current_call`."""
+
+    def __init__(self, verifier: Verifier) -> None:
+        self._verifier = verifier
+
+    async def __call__(self, exchange: Exchange, proceed: Proceed) -> Any:
+        header = exchange.metadata.get("authorization", "")
+        scheme, _, token = header.partition(" ") if isinstance(header, str) else ("", "", "")
+        identity: Identity = self._verifier.verify(token.strip() if scheme.lower() == "bearer" else "")
+        current_call.set(Call(identity=identity, method=exchange.rpc.name, traceparent=exchange.traceparent))
+        return await proceed(exchange)
+
+
+class Authorization:
+    """Whether the caller has one of the roles that the service's table asks for."""
+
+    async def __call__(self, exchange: Exchange, proceed: Proceed) -> Any:
+        if exchange.rpc.roles.isdisjoint(current_call.get().identity.roles):
+            needed = ", ".join(sorted(exchange.rpc.roles))
+            raise Forbidden("ROLE_MISSING", f"this needs one of the roles: {needed}", roles=needed)
+        return await proceed(exchange)
+
+
+class Deadline:
+    """Every call ends in time: a caller's missing or absurd deadline is replaced by ours.
+
+    A sensible deadline is left to gRPC, which cancels the handler when it passes: a timer of our own for each call was
+    felt, and the caller has its own answer by then.
+    """
+
+    def __init__(self, default_s: float, max_s: float) -> None:
+        self._default_s = default_s
+        self._max_s = max_s
+
+    async def __call__(self, exchange: Exchange, proceed: Proceed) -> Any:
+        asked_s = cast("float | None", exchange.context.time_remaining())
+        if asked_s is not None and asked_s <= self._max_s:
+            return await proceed(exchange)
+        try:
+            async with asyncio.timeout(min(self._default_s, self._max_s) if asked_s is None else self._max_s) as scope:
+                return await proceed(exchange)
+        except TimeoutError:
+            if not scope.expired():
+                raise  # somebody's own, let out by mistake
+            raise Late("DEADLINE_EXCEEDED", "the call took longer than it may; it may still have happened") from None
+
+
+class Contract:
+    """Innermost: the bytes become a message that keeps the rules of its `.proto`."""
+
+    async def __call__(self, exchange: Exchange, proceed: Proceed) -> Any:
+        rpc = exchange.rpc
+        if rpc.streams_requests:
+            exchange.request = _messages(rpc, exchange.request)
+        else:
+            request = read_message(rpc, exchange.request)
+            exchange.request = request
+            if rpc.is_command:
+                call_facts.get()["command_id"] = request.options.command_id
+        return await proceed(exchange)
+
+
+def read_message(rpc: Rpc, raw: bytes) -> Any:
+    """The message that came as `raw`. Raises OverLimit (MESSAGE_TOO_LARGE) or Invalid (MALFORMED_MESSAGE, ...)."""
+    if len(raw) > rpc.size_max:
+        raise OverLimit(
+            "MESSAGE_TOO_LARGE",
+            f"the request has {len(raw)} bytes, {rpc.size_max} are allowed",
+            size=len(raw),
+            size_max=rpc.size_max,
+        )
+    try:
+        message = rpc.request_type.FromString(raw)
+    except (DecodeError, ValueError, RecursionError):
+        kind = rpc.request_type.DESCRIPTOR.full_name
+        raise Invalid(
+            "MALFORMED_MESSAGE", "the request cannot be read", violations=(("", f"these bytes are not a {kind}"),)
+        ) from None
+    refuse_invalid(message)
+    return message
+
+
+async def _messages(rpc: Rpc, stream: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+    async for raw in stream:
+        yield read_message(rpc, raw)

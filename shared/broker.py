@@ -1,0 +1,207 @@
+"""NATS JetStream, and all that Foldline writes on it: names of streams and subjects, headers, and their meaning.
+
+A message is an event as it is stored: the payload is the stored protobuf, byte for byte, and the rest of
+`foldline.v1.EventEnvelope` is in headers, those of CloudEvents 1.0 in binary mode where they have one:
+
+    ce-id        the event's id                     Foldline-Shard
+    ce-source    /foldline/<shard>/<tenant>/<type>  Foldline-Position   = the stream's sequence
+    ce-subject   the aggregate's id                 Foldline-Version
+    ce-type      the payload's full name            Foldline-Epoch
+    ce-time      recorded_at                        Foldline-Metadata   EventMetadata, base64
+    content-type application/protobuf               traceparent         of the call that sent the command
+
+Values are percent-encoded as the CloudEvents binding asks, so no id can break a header or a subject.
+"""
+
+from __future__ import annotations
+
+import time
+from base64 import b64decode, b64encode
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote
+
+import structlog
+from google.protobuf.message import DecodeError
+from google.protobuf.timestamp_pb2 import Timestamp
+from nats.aio.client import Client
+from nats.errors import NotJSMessageError, UnexpectedEOF
+
+from foldline.v1.event_store_pb2 import EventEnvelope, EventMetadata
+
+if TYPE_CHECKING:
+    from nats.aio.msg import Msg
+
+log = structlog.get_logger(__name__)
+
+EXPECTED_LAST_SEQUENCE = "Nats-Expected-Last-Sequence"
+ID = "ce-id"
+SHARD = "Foldline-Shard"
+POSITION = "Foldline-Position"
+VERSION = "Foldline-Version"
+EPOCH = "Foldline-Epoch"
+METADATA = "Foldline-Metadata"
+TRACEPARENT = "traceparent"
+
+STREAM_EPOCH = "foldline-epoch"  # in the stream's metadata: the history that it copies
+
+REPEAT_LOG_S = 10.0
+
+
+def stream_name(shard: int) -> str:
+    """The stream that copies the line of a shard: sequence = position."""
+    return f"FOLDLINE_EVENTS_{shard}"
+
+
+def stream_subjects(shard: int) -> str:
+    """All subjects of a shard's stream. Consumers read all of it: who filters cannot tell a gap from a filtered event."""
+    return f"foldline.events.{shard}.>"
+
+
+def subject(shard: int, envelope: EventEnvelope) -> str:
+    """`foldline.events.<shard>.<tenant>.<aggregate type>.<event>`."""
+    event = envelope.type.rpartition(".")[2]
+    return f"foldline.events.{shard}.{_token(envelope.tenant)}.{_token(envelope.aggregate_type)}.{_token(event)}"
+
+
+def _token(text: str) -> str:
+    """A part of a subject: percent-encoded, and without the dot, which would make two parts of it."""
+    return quote(text, safe="").replace(".", "%2E") or "%00"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What is published for one event."""
+
+    subject: str
+    payload: bytes
+    headers: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """What was read from a stream, if it was an event."""
+
+    shard: int
+    epoch: str
+    envelope: EventEnvelope
+
+
+class NotAnEvent(Exception):
+    """The message was not put there by a relay, or not at this place. Read what belongs there from the event store."""
+
+
+def to_message(shard: int, epoch: str, envelope: EventEnvelope) -> Message:
+    """An event as a message, to be accepted only directly behind its predecessor."""
+    position = envelope.position
+    tenant, category = quote(envelope.tenant, safe=""), quote(envelope.aggregate_type, safe="")
+    return Message(
+        subject(shard, envelope),
+        envelope.payload,
+        {
+            EXPECTED_LAST_SEQUENCE: str(position - 1),
+            "ce-specversion": "1.0",
+            ID: quote(envelope.event_id),
+            "ce-source": f"/foldline/{shard}/{tenant}/{category}",
+            "ce-subject": quote(envelope.aggregate_id),
+            "ce-type": quote(envelope.type),
+            "ce-time": envelope.recorded_at.ToDatetime(UTC).isoformat(),
+            "content-type": "application/protobuf",
+            TRACEPARENT: quote(envelope.metadata.traceparent),
+            SHARD: str(shard),
+            POSITION: str(position),
+            VERSION: str(envelope.version),
+            EPOCH: epoch,
+            METADATA: b64encode(envelope.metadata.SerializeToString()).decode(),
+        },
+    )
+
+
+def from_message(message: Msg) -> Received:
+    """The event in a message of a stream. Raises NotAnEvent for anything that a relay did not put at this place.
+
+    The check of the sequence tells a copy of an event further down the stream from the event itself.
+    """
+    try:
+        headers = message.headers or {}
+        received = from_headers(headers, message.data)
+        sequence = message.metadata.sequence.stream
+    except (KeyError, ValueError, DecodeError, NotJSMessageError) as error:
+        raise NotAnEvent(f"{message.subject}: {error!r}") from error
+    if sequence != received.envelope.position:
+        raise NotAnEvent(f"{message.subject}: sequence {sequence} holds position {received.envelope.position}")
+    return received
+
+
+def from_headers(headers: dict[str, str], payload: bytes) -> Received:
+    """The inverse of `to_message`. Raises KeyError, ValueError or DecodeError."""
+    _, _, _, tenant, category = headers["ce-source"].split("/")
+    recorded_at = Timestamp()
+    recorded_at.FromDatetime(datetime.fromisoformat(headers["ce-time"]))
+    return Received(
+        int(headers[SHARD]),
+        headers[EPOCH],
+        EventEnvelope(
+            position=int(headers[POSITION]),
+            event_id=unquote(headers[ID]),
+            tenant=unquote(tenant),
+            aggregate_type=unquote(category),
+            aggregate_id=unquote(headers["ce-subject"]),
+            version=int(headers[VERSION]),
+            type=unquote(headers["ce-type"]),
+            payload=payload,
+            recorded_at=recorded_at,
+            metadata=EventMetadata.FromString(b64decode(headers[METADATA], validate=True)),
+        ),
+    )
+
+
+async def connect(nats_url: str, name: str) -> Client:
+    """A connection that never gives up. Waits for a server that is not there yet, and says so.
+
+    - `max_reconnect_attempts=-1`: the default gives up for ever after a minute.
+    - `pending_size=-1`: while disconnected a publish raises at once instead of piling up in memory, to be sent later
+      by a relay that may no longer lead.
+    - `error_cb`: a missing permission shows nowhere else.
+
+    `stats["reconnects"]` of the client tells whether anything may have been lost since one last looked.
+    """
+    client = Client()
+    told_at = 0.0
+
+    async def on_error(error: Exception) -> None:
+        nonlocal told_at
+        if isinstance(error, UnexpectedEOF | OSError | TimeoutError):  # repeated at every attempt
+            if time.monotonic() - told_at < REPEAT_LOG_S:
+                return
+            told_at = time.monotonic()
+            log.info("broker_awaited", connection=name, error=repr(error))
+        else:
+            log.warning("broker_error", connection=name, error=repr(error))
+
+    async def on_disconnect() -> None:
+        if not client.is_closed:
+            log.warning("broker_lost", connection=name)
+
+    async def on_reconnect() -> None:
+        nonlocal told_at
+        told_at = 0.0
+        log.info("broker_back", connection=name)
+
+    await client.connect(
+        nats_url,
+        name=name,
+        allow_reconnect=True,
+        max_reconnect_attempts=-1,
+        reconnect_time_wait=1,
+        connect_timeout=2,
+        ping_interval=5,
+        max_outstanding_pings=2,
+        pending_size=-1,
+        error_cb=on_error,
+        disconnected_cb=on_disconnect,
+        reconnected_cb=on_reconnect,
+    )
+    log.info("broker_connected", connection=name)
+    return client

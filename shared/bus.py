@@ -1,0 +1,118 @@
+"""The registration table: which command is decided where, and what follows an event in the same transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf.message import Message
+from pydantic import TypeAdapter
+
+from shared.aggregate import Aggregate, Decision, Handler
+from shared.codec import Codec, Pair
+from shared.identity import Role
+
+Prepare = Callable[[Any], Awaitable[Any]]
+"""Turns a command's content into what is decided on, outside of the decision: hashes a password, for one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a command goes."""
+
+    pair: Pair
+    handler: Handler
+    roles: frozenset[Role]
+    prepare: Prepare | None = None
+
+
+class Bus:
+    """One service's table, filled by plain calls at start-up. Registering anything twice raises TypeError."""
+
+    def __init__(self) -> None:
+        self.codec = Codec()
+        self._aggregates: dict[str, Aggregate[Any, Any]] = {}
+        self._states: dict[str, TypeAdapter[Any]] = {}
+        self._routes: dict[str, Route] = {}
+        self._overrides: dict[tuple[str, str], Decision] = {}
+        self._reactions: dict[type, list[Handler]] = {}
+
+    def aggregate(self, aggregate: Aggregate[Any, Any], events: Mapping[type, type[Message]]) -> None:
+        """Adds a kind of aggregate with its events, each with the message it is stored as."""
+        if aggregate.category in self._aggregates:
+            raise TypeError(f"{aggregate.category} is registered twice")
+        self._aggregates[aggregate.category] = aggregate
+        self._states[aggregate.category] = TypeAdapter(type(aggregate.initial))
+        for dataclass_, message in events.items():
+            self.codec.add(dataclass_, message)
+
+    def register(
+        self,
+        message: type[Message],
+        command: type,
+        handler: Handler,
+        roles: frozenset[Role],
+        *,
+        prepare: Prepare | None = None,
+    ) -> None:
+        """Says where the command that arrives as `message` is decided, and which roles may send it, by any RPC.
+
+        A command that must be prepared is sent by itself, never in a batch.
+        """
+        self._check(handler)
+        pair = self.codec.add(command, message)
+        self._routes[pair.type_name] = Route(pair, handler, roles, prepare)
+
+    def override(self, command: type, decide: Decision, *, tenant: str) -> None:
+        """Replaces the decision on a command for one tenant."""
+        type_name = next((name for name, route in self._routes.items() if route.pair.dataclass is command), None)
+        if type_name is None:
+            raise TypeError(f"{command.__name__} is not registered")
+        if (type_name, tenant) in self._overrides:
+            raise TypeError(f"{type_name} is overridden twice for {tenant}")
+        self._overrides[type_name, tenant] = decide
+
+    def react(self, event: type, handler: Handler) -> None:
+        """Lets an event change another aggregate in the same transaction; a refusal there undoes the command."""
+        self._check(handler)
+        reactions = self._reactions.setdefault(event, [])
+        if handler in reactions:
+            raise TypeError(f"a reaction to {event.__name__} is registered twice")
+        reactions.append(handler)
+
+    def _check(self, handler: Handler) -> None:
+        if self._aggregates.get(handler.aggregate.category) is not handler.aggregate:
+            raise TypeError(f"{handler.aggregate.category} is not registered")
+
+    def route(self, type_name: str) -> Route | None:
+        """Where the command of this message type goes; None if nobody takes it."""
+        return self._routes.get(type_name)
+
+    def commands(self) -> list[str]:
+        """The full message names of all commands, sorted."""
+        return sorted(self._routes)
+
+    def decision(self, type_name: str, tenant: str) -> Decision:
+        """The decision on a command: the tenant's own, or everybody's."""
+        return self._overrides.get((type_name, tenant)) or self._routes[type_name].handler.decide
+
+    def reactions(self, event: type) -> list[Handler]:
+        """What follows an event, in the order it was registered."""
+        return self._reactions.get(event, [])
+
+    def aggregate_of(self, category: str) -> Aggregate[Any, Any]:
+        """The kind of aggregate of a category; raises KeyError if there is none."""
+        return self._aggregates[category]
+
+    def categories(self) -> list[str]:
+        """The names of all kinds of aggregates, sorted."""
+        return sorted(self._aggregates)
+
+    def dump_state(self, category: str, state: Any) -> bytes:
+        """A state as a snapshot keeps it (JSON)."""
+        return self._states[category].dump_json(state)
+
+    def load_state(self, category: str, state: bytes) -> Any:
+        """The state of a snapshot; raises pydantic.ValidationError if it is not of this schema after all."""
+        return self._states[category].validate_json(state)

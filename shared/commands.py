@@ -1,0 +1,290 @@
+"""Between the RPCs and the committer: makes commands of valid requests, and receipts or refusals of their outcomes."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from google.protobuf.any_pb2 import Any as Packed
+from google.protobuf.message import DecodeError
+from google.rpc import status_pb2
+
+from foldline.v1 import command_pb2
+from shared.bus import Route
+from shared.committer import Committer
+from shared.consistency import Token, encode
+from shared.decide import Command, Outcome
+from shared.errors import Forbidden, Invalid, OverLimit, Refusal, Undone
+from shared.event_store import StoredCommand, read_commands, timestamp
+from shared.identity import Call, Role, current_call
+from shared.intake import is_final, outcome_again
+from shared.postgres import Reads
+from shared.status import to_status
+from shared.telemetry import annotate, valid_traceparent
+from shared.validation import refuse_invalid
+
+COMMAND_BYTES_MAX = 1024 * 1024
+STREAM_WINDOW = 256
+
+STATUSES = {
+    "scheduled": command_pb2.COMMAND_STATUS_SCHEDULED,
+    "started": command_pb2.COMMAND_STATUS_STARTED,
+    "completed": command_pb2.COMMAND_STATUS_COMPLETED,
+    "rejected": command_pb2.COMMAND_STATUS_REJECTED,
+    "failed": command_pb2.COMMAND_STATUS_FAILED,
+    "cancelled": command_pb2.COMMAND_STATUS_CANCELLED,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sender:
+    """On whose behalf a command is carried out."""
+
+    tenant: str
+    user_id: str
+    on_behalf_of: str
+    roles: frozenset[Role]
+    causation_id: str | None
+    traceparent: str
+
+
+class Commands:
+    """Sends the current caller's commands to the committer of a shard."""
+
+    def __init__(self, committer: Committer, reads: Reads, *, clock: Callable[[], datetime]) -> None:
+        self._committer = committer
+        self._reads = reads
+        self._clock = clock
+        self._newest_token = (-1, "", "")
+
+    async def send(self, request: Any) -> command_pb2.CommandReceipt:
+        """Carries out one validated command; raises the Refusal if it is refused."""
+        route = self._committer.bus.route(request.DESCRIPTOR.full_name)
+        assert route is not None  # a test holds the typed RPCs to the table
+        command = _command(route, request, _sender(current_call.get()), self._clock())
+        outcome = await self._outcome(route, command)
+        if outcome.refusal is not None:
+            if outcome.head:
+                outcome.refusal.facts["consistency_token"] = self._token(outcome.head)
+            raise outcome.refusal
+        return self._receipt(command, outcome)
+
+    async def _outcome(self, route: Route, command: Command) -> Outcome:
+        """Prepares the command if it must be, and submits it.
+
+        Preparing is dear, so a repeat is answered without: a caller who repeats one command costs one look-up.
+        """
+        if route.prepare is not None:
+            async with self._reads.connection() as connection:
+                known = (await read_commands(connection, [command.key])).get(command.key)
+            if known is not None and is_final(known, command):
+                return outcome_again(known, command)
+            command = replace(command, content=await route.prepare(command.content))
+        [[outcome]] = await self._committer.submit([[command]])
+        return outcome
+
+    async def send_packed(self, packed: Packed) -> command_pb2.CommandReceipt:
+        """Carries out one packed command; raises the Refusal if it is refused."""
+        _, request = self._unpack(packed, within="command.")
+        annotate(command_id=request.options.command_id)
+        return await self.send(request)
+
+    async def send_batch(
+        self, items: Sequence[command_pb2.BatchItem], *, atomic: bool = False
+    ) -> list[command_pb2.CommandReceipt]:
+        """Carries out packed commands and returns a receipt for each, in order.
+
+        An item that is malformed or refused says so in its receipt. If the batch is atomic, that undoes all the others.
+        Raises Forbidden if an item names somebody else as its sender and the caller is no process.
+        """
+        caller, now = _sender(current_call.get()), self._clock()
+        taken: list[Command | Refusal] = []
+        for nth, item in enumerate(items):
+            sender = _sender_of_item(item, caller)
+            try:
+                route, request = self._unpack(item.command, within=f"items[{nth}].command.")
+                if route.prepare is not None:
+                    raise Invalid("NOT_IN_A_BATCH", "this command holds a secret and is sent by itself")
+                taken.append(_command(route, request, sender, now))
+            except Refusal as refusal:
+                taken.append(refusal)
+        commands = [one for one in taken if isinstance(one, Command)]
+        if atomic and len(commands) < len(taken):
+            return [_refused(one if isinstance(one, Refusal) else Undone()) for one in taken]
+        units = [commands] if atomic else [[command] for command in commands]
+        outcomes = [outcome for unit in await self._committer.submit(units) for outcome in unit]
+        receipts = iter([self._receipt(command, outcome) for command, outcome in zip(commands, outcomes, strict=True)])
+        return [_refused(one) if isinstance(one, Refusal) else next(receipts) for one in taken]
+
+    async def send_stream(self, items: AsyncIterator[command_pb2.BatchItem]) -> AsyncIterator[command_pb2.CommandReceipt]:
+        """Carries out packed commands as they come and yields their receipts in the same order.
+
+        At most STREAM_WINDOW of them are under way at once: a client that does not read its receipts is not read from.
+        Reading goes on beside answering, so a client may wait for each receipt before it sends the next command.
+        """
+        under_way: asyncio.Queue[asyncio.Task[list[command_pb2.CommandReceipt]] | None] = asyncio.Queue()
+        room = asyncio.Semaphore(STREAM_WINDOW)
+
+        async def take() -> None:
+            try:
+                async for item in items:
+                    await room.acquire()
+                    under_way.put_nowait(asyncio.create_task(self.send_batch([item])))
+            finally:
+                under_way.put_nowait(None)
+
+        taking = asyncio.create_task(take())
+        try:
+            while (task := await under_way.get()) is not None:
+                yield (await task)[0]
+                room.release()
+            await taking  # raises what ended it, for one a message that breaks the rules
+        finally:
+            left: list[asyncio.Task[Any]] = [taking]
+            while not under_way.empty():
+                if (task := under_way.get_nowait()) is not None:
+                    left.append(task)
+            for one in left:
+                one.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
+
+    def _unpack(self, packed: Packed, *, within: str) -> tuple[Route, Any]:
+        """Where the request inside goes, and the request, held to the rules of its fields."""
+        route = self._committer.bus.route(packed.type_url.rpartition("/")[2])
+        if route is None:
+            raise _bad("UNKNOWN_COMMAND", "no command has this type", within + "type_url", "must name a command")
+        if len(packed.value) > COMMAND_BYTES_MAX:
+            raise OverLimit("MESSAGE_TOO_LARGE", f"a command may have {COMMAND_BYTES_MAX} bytes")
+        try:
+            request = route.pair.message.FromString(packed.value)
+        except DecodeError:
+            raise _bad("MALFORMED_MESSAGE", "the command cannot be read", within + "value", "malformed") from None
+        refuse_invalid(request, within=within)
+        return route, request
+
+    def _token(self, head: int) -> str:
+        """The token of a head, of which all outcomes of one batch have the same."""
+        epoch = self._committer.epoch
+        if self._newest_token[:2] != (head, epoch):
+            self._newest_token = (head, epoch, encode(Token(self._committer.shard, epoch, head)))
+        return self._newest_token[2]
+
+    def _receipt(self, command: Command, outcome: Outcome) -> command_pb2.CommandReceipt:
+        _, category, aggregate_id = command.aggregate
+        receipt = command_pb2.CommandReceipt(
+            command_id=command.key[1],
+            status=STATUSES[outcome.status],
+            aggregate_type=category,
+            aggregate_id=aggregate_id,
+            version=outcome.version,
+            events_appended=outcome.events_appended,
+            position=outcome.position,
+            consistency_token=self._token(outcome.head),
+        )
+        if outcome.refusal is not None:
+            receipt.error.CopyFrom(to_status(outcome.refusal))
+        return receipt
+
+    def record(self, row: StoredCommand) -> command_pb2.CommandRecord:
+        """A row of the command log as clients see it."""
+        return command_pb2.CommandRecord(
+            receipt=command_pb2.CommandReceipt(
+                command_id=row.command_id,
+                status=STATUSES[row.status],
+                aggregate_type=row.category,
+                aggregate_id=row.aggregate_id,
+                version=row.version,
+                events_appended=row.events_appended,
+                position=row.position,
+                consistency_token=self._token(row.head),
+                error=status_pb2.Status.FromString(row.error) if row.error else None,
+            ),
+            command=Packed(type_url=f"type.googleapis.com/{row.type}", value=row.payload),
+            user_id=row.user_id,
+            on_behalf_of=row.on_behalf_of,
+            correlation_id=row.correlation_id,
+            causation_id=row.causation_id or "",
+            traceparent=row.traceparent,
+            received_at=timestamp(row.received_at),
+            finished_at=timestamp(row.finished_at) if row.finished_at else None,
+        )
+
+
+def _command(route: Route, request: Any, sender: Sender, now: datetime) -> Command:
+    """The command of a valid request. Takes the options and secrets out of the request: it is not used again.
+
+    The fingerprint tells a repeat from another command under the same id: it covers what is asked and by whom.
+    """
+    if route.roles.isdisjoint(sender.roles):
+        # Checked here and not by the RPC alone, because any command can also come packed.
+        needed = ", ".join(sorted(route.roles))
+        raise Forbidden("ROLE_MISSING", f"this needs one of the roles: {needed}", roles=needed)
+    pair, handler = route.pair, route.handler
+    options = request.options
+    command_id = options.command_id.lower()
+    expected_version = options.expected_version if options.HasField("expected_version") else None
+    correlation_id = options.correlation_id.lower() or command_id
+    content = pair.decode(request)
+    request.ClearField("options")
+    for name in pair.redacted:
+        request.ClearField(name)
+    payload = request.SerializeToString(deterministic=True)
+    identity = f"{pair.type_name}\n{sender.user_id}\n{sender.on_behalf_of}\n".encode()
+    return Command(
+        key=(sender.tenant, command_id),
+        type=pair.type_name,
+        aggregate=(sender.tenant, handler.aggregate.category, handler.key(content)),
+        content=content,
+        payload=payload,
+        fingerprint=hashlib.sha256(identity + payload).digest(),
+        expected_version=expected_version,
+        user_id=sender.user_id,
+        on_behalf_of=sender.on_behalf_of,
+        roles=sender.roles,
+        correlation_id=correlation_id,
+        causation_id=sender.causation_id,
+        traceparent=sender.traceparent,
+        received_at=now,
+    )
+
+
+def _sender(call: Call) -> Sender:
+    identity = call.identity
+    return Sender(
+        tenant=identity.tenant,
+        user_id=identity.user_id,
+        on_behalf_of="",
+        roles=identity.roles,
+        causation_id=None,
+        traceparent=call.traceparent,
+    )
+
+
+def _sender_of_item(item: command_pb2.BatchItem, sender: Sender) -> Sender:
+    """The sender that a batch item names: only a process may name another than itself."""
+    if not (item.tenant or item.on_behalf_of or item.causation_id or item.traceparent):
+        return sender
+    if Role.PROCESS not in sender.roles:
+        text = "only a process may set tenant, on_behalf_of, causation_id or traceparent"
+        raise Forbidden("ROLE_MISSING", text, role=Role.PROCESS)
+    return Sender(
+        tenant=item.tenant or sender.tenant,
+        user_id=sender.user_id,
+        on_behalf_of=item.on_behalf_of,
+        roles=sender.roles,
+        causation_id=item.causation_id.lower() or None,
+        traceparent=valid_traceparent(item.traceparent) or sender.traceparent,
+    )
+
+
+def _refused(refusal: Refusal) -> command_pb2.CommandReceipt:
+    """The receipt of an item that was never taken."""
+    return command_pb2.CommandReceipt(status=command_pb2.COMMAND_STATUS_REJECTED, error=to_status(refusal))
+
+
+def _bad(reason: str, text: str, field: str, description: str) -> Invalid:
+    return Invalid(reason, text, violations=((field, description),))

@@ -1,0 +1,289 @@
+"""Decides a batch of commands in memory: pure but for the ids of new events.
+
+A decision that needs an aggregate that is not at hand stops its unit; the caller loads all that were missing and
+decides the whole batch again, which is safe because decisions have no effects.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import structlog
+from uuid_utils import uuid7
+
+from foldline.v1 import event_store_pb2
+from shared.aggregate import Aggregate, Decided, Meta
+from shared.bus import Bus
+from shared.errors import Code, Defect, OverLimit, Refusal, Undone, VersionMismatch
+from shared.event_store import Batch, CommandKey, Key, NewCommand, NewCredential, NewEvent, NewSnapshot, Versioned
+from shared.status import to_status
+
+REACTIONS_DEPTH_MAX = 16
+EVENT_BYTES_MAX = 256 * 1024
+
+log = structlog.get_logger()
+
+Lookup = Callable[[Key], Versioned | None]
+"""Gives the state of an aggregate, or None if it is not at hand."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Command:
+    """A valid command of a known caller, on its way to a decision. `content` is the domain's dataclass.
+
+    Ids are UUIDs as canonical text.
+    """
+
+    key: CommandKey
+    type: str
+    aggregate: Key
+    content: Any
+    payload: bytes
+    fingerprint: bytes
+    expected_version: int | None
+    user_id: str
+    on_behalf_of: str
+    roles: frozenset[str]
+    correlation_id: str
+    causation_id: str | None
+    traceparent: str
+    received_at: datetime
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a command. `head` is the end of the line that the outcome rests on; a `refusal` says why not.
+
+    In a plan, `position` still counts from 1 within the batch, and `head` is not known: the append settles both.
+    """
+
+    status: str
+    version: int
+    events_appended: int
+    position: int
+    head: int
+    refusal: Refusal | None = None
+
+
+@dataclass(slots=True)
+class Plan:
+    """What a batch comes to, if the world is still as it was: to be appended, then answered."""
+
+    batch: Batch = field(default_factory=Batch)
+    states: dict[Key, Versioned] = field(default_factory=dict)
+    outcomes: dict[CommandKey, Outcome] = field(default_factory=dict)
+    missing: set[Key] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class _Staged:
+    """What a unit adds, kept apart until all of it is accepted."""
+
+    states: dict[Key, Versioned] = field(default_factory=dict)
+    events: list[NewEvent] = field(default_factory=list)
+    snapshots: dict[Key, NewSnapshot] = field(default_factory=dict)
+    credentials: list[NewCredential] = field(default_factory=list)
+
+
+class _Missing(Exception):
+    """An aggregate is not at hand."""
+
+
+def decide(bus: Bus, units: Iterable[list[Command]], lookup: Lookup, now: datetime) -> Plan:
+    """Decides units one after another, each seeing what those before it changed.
+
+    If the plan's `missing` is not empty, the plan is void: load those and decide again.
+    """
+    deciding = Pass(bus, lookup)
+    for unit in units:
+        deciding.take(unit, now)
+    return deciding.plan
+
+
+class Pass:
+    """Makes one plan of units that are taken one after another, each seeing what those before it changed."""
+
+    def __init__(self, bus: Bus, lookup: Lookup) -> None:
+        self.bus = bus
+        self.plan = Plan()
+        self._lookup = lookup
+        self._learned: dict[Key, Versioned] = {}
+
+    def at(self, key: Key) -> Versioned | None:
+        """The aggregate as the next unit will see it; None if it is not at hand."""
+        return self.plan.states.get(key) or self._learned.get(key) or self._lookup(key)
+
+    def learn(self, states: Mapping[Key, Versioned]) -> None:
+        """Puts aggregates that were missing at hand."""
+        self._learned.update(states)
+        self.plan.missing.clear()
+
+    def take(self, unit: list[Command], now: datetime) -> bool:
+        """Adds what a unit comes to, all of it or nothing but a refusal.
+
+        False if an aggregate is not at hand: it is among the plan's `missing` then, and the unit is to be taken again.
+        """
+        staged = _Staged()
+        accepted: list[tuple[Command, Outcome]] = []
+        for command in unit:
+            try:
+                accepted.append((command, self._command(command, staged, now)))
+            except _Missing:
+                return False
+            except Refusal as refusal:
+                self._refuse(unit, command, "rejected", refusal)
+                return True
+            except Exception as defect:  # noqa: BLE001 - a handler's defect undoes its own command alone
+                # The text of the exception may hold anything, a secret too: it goes nowhere, nor its traceback.
+                log.error(  # noqa: TRY400
+                    "command_failed",
+                    command_id=command.key[1],
+                    tenant=command.key[0],
+                    type=command.type,
+                    defect=type(defect).__name__,
+                    where=traceback.format_tb(defect.__traceback__)[-4:],
+                )
+                self._refuse(unit, command, "failed", Defect())
+                return True
+        self._accept(staged, accepted)
+        return True
+
+    def _command(self, command: Command, staged: _Staged, now: datetime) -> Outcome:
+        route = self.bus.route(command.type)
+        assert route is not None  # checked when the command came in
+        before = len(staged.events)
+        at = self._state(command.aggregate, staged)
+        if command.expected_version is not None and command.expected_version != at.version:
+            raise VersionMismatch(command.expected_version, at.version)
+        meta = Meta(
+            command_id=command.key[1],
+            tenant=command.key[0],
+            user_id=command.user_id,
+            on_behalf_of=command.on_behalf_of,
+            roles=command.roles,
+            now=now,
+        )
+        metadata = _metadata(command)
+        decision = self.bus.decision(command.type, meta.tenant)
+        wave = self._apply(route.handler.aggregate, command.aggregate, at, decision, command.content, meta, metadata, staged)
+        for _ in range(REACTIONS_DEPTH_MAX):
+            if not (wave := self._react(wave, meta, metadata, staged)):
+                break
+        else:
+            raise RecursionError(f"reactions to {command.type} go on beyond {REACTIONS_DEPTH_MAX} rounds")
+        last = len(self.plan.batch.events) + len(staged.events) if len(staged.events) > before else 0
+        return Outcome("completed", staged.states[command.aggregate].version, len(staged.events) - before, last, 0)
+
+    def _react(self, wave: list[Any], meta: Meta, metadata: bytes, staged: _Staged) -> list[Any]:
+        """One round of in-transaction reactions: what the events of the round before cause."""
+        caused: list[Any] = []
+        for event in wave:
+            for handler in self.bus.reactions(type(event)):
+                key = (meta.tenant, handler.aggregate.category, handler.key(event))
+                at = self._state(key, staged)
+                caused += self._apply(handler.aggregate, key, at, handler.decide, event, meta, metadata, staged)
+        return caused
+
+    def _apply(
+        self,
+        aggregate: Aggregate[Any, Any],
+        key: Key,
+        at: Versioned,
+        decision: Callable[[Any, Any, Meta], Any],
+        content: Any,
+        meta: Meta,
+        metadata: bytes,
+        staged: _Staged,
+    ) -> list[Any]:
+        """Asks for one decision and folds its events; returns them."""
+        decided = decision(at.state, content, meta)
+        if isinstance(decided, Decided):
+            staged.credentials += [
+                NewCredential(meta.tenant, credential.subject_id, credential.password_hash) for credential in decided.credentials
+            ]
+            decided = decided.events
+        version, state = at.version, at.state
+        for event in decided:
+            pair = self.bus.codec.of(event)
+            payload = pair.encode(event)
+            if len(payload) > EVENT_BYTES_MAX:
+                raise OverLimit("EVENT_TOO_LARGE", f"an event may have {EVENT_BYTES_MAX} bytes, this has {len(payload)}")
+            version, state = version + 1, aggregate.evolve(state, event)
+            staged.events.append(NewEvent(uuid7(), key, version, pair.type_name, payload, metadata))
+            if version % aggregate.snapshot_every == 0:
+                dump = self.bus.dump_state(aggregate.category, state)
+                staged.snapshots[key] = NewSnapshot(key, version, aggregate.schema, dump)
+        staged.states[key] = Versioned(version, state)
+        return list(decided)
+
+    def _state(self, key: Key, staged: _Staged) -> Versioned:
+        """The aggregate as this unit sees it. What is read from outside the batch is noted, to be checked again."""
+        at = staged.states.get(key) or self.plan.states.get(key)
+        if at is None:
+            at = self._learned.get(key) or self._lookup(key)
+            if at is None:
+                self.plan.missing.add(key)
+                raise _Missing
+            self.plan.batch.reads.setdefault(key, at.version)
+        return at
+
+    def _accept(self, staged: _Staged, accepted: list[tuple[Command, Outcome]]) -> None:
+        batch = self.plan.batch
+        self.plan.states.update(staged.states)
+        batch.events += staged.events
+        batch.snapshots += staged.snapshots.values()
+        batch.credentials += staged.credentials
+        for command, outcome in accepted:
+            self._record(command, outcome, None)
+
+    def _refuse(self, unit: list[Command], culprit: Command, status: str, refusal: Refusal) -> None:
+        for command in unit:
+            if command is not culprit:
+                self.plan.outcomes[command.key] = Outcome("rejected", 0, 0, 0, 0, Undone())
+        at = self.at(culprit.aggregate)
+        outcome = Outcome(status, at.version if at else 0, 0, 0, 0, refusal)
+        if refusal.code is Code.RESOURCE_EXHAUSTED:
+            # Too large to keep is too large to keep in the log as well.
+            self.plan.outcomes[culprit.key] = outcome
+        else:
+            self._record(culprit, outcome, to_status(refusal).SerializeToString())
+
+    def _record(self, command: Command, outcome: Outcome, error: bytes | None) -> None:
+        self.plan.outcomes[command.key] = outcome
+        self.plan.batch.commands.append(
+            NewCommand(
+                command.key[0],
+                command.key[1],
+                command.type,
+                command.aggregate[1],
+                command.aggregate[2],
+                command.fingerprint,
+                command.payload,
+                outcome.status,
+                command.user_id,
+                command.on_behalf_of,
+                command.correlation_id,
+                command.causation_id,
+                command.traceparent,
+                command.received_at,
+                outcome.version,
+                outcome.events_appended,
+                outcome.position,
+                error,
+            )
+        )
+
+
+def _metadata(command: Command) -> bytes:
+    return event_store_pb2.EventMetadata(
+        command_id=command.key[1],
+        correlation_id=command.correlation_id,
+        causation_id=command.causation_id or "",
+        user_id=command.user_id,
+        on_behalf_of=command.on_behalf_of,
+        traceparent=command.traceparent,
+    ).SerializeToString()

@@ -1,0 +1,38 @@
+"""Who is calling: what a verified token says, and where the code of a call finds it."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Role(StrEnum):
+    """What a caller may do. Which RPC asks for which role is one table per service."""
+
+    USER = "user"
+    TENANT_ADMIN = "tenant_admin"
+    OPERATOR = "operator"
+    PROCESS = "process"
+    READER = "reader"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """A caller, as the token says."""
+
+    tenant: str
+    user_id: str
+    roles: frozenset[Role]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One call: who makes it, by which full method name, in which W3C trace context."""
+
+    identity: Identity
+    method: str
+    traceparent: str
+
+
+current_call: ContextVar[Call] = ContextVar("current_call")

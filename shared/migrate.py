@@ -1,0 +1,40 @@
+"""Runs a service's alembic history. A service's migrations/env.py is one call: `run_in_env()`.
+
+A migration finds the names of the roles it grants to in `context.config.attributes["roles"]`, for example
+`{"app": "foldline_write_app"}`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from alembic import command, context
+from alembic.config import Config
+from sqlalchemy import create_engine, make_url
+from sqlalchemy.pool import NullPool
+
+
+def migrate(script_location: Path, owner_url: str, roles: Mapping[str, str], *, shard: int = 1) -> None:
+    """Brings the database at `owner_url` to the newest revision below `script_location`, in one transaction.
+
+    Two at once do no harm: the second waits at a lock and finds nothing left to do.
+    """
+    config = Config()
+    config.set_main_option("script_location", str(script_location).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    config.attributes.update(owner_url=owner_url, roles=dict(roles), shard=shard)
+    command.upgrade(config, "head")
+
+
+def run_in_env() -> None:
+    """What migrations/env.py does: connects as the owner and runs the revisions that are missing."""
+    url = make_url(context.config.attributes["owner_url"]).set(drivername="postgresql+psycopg")
+    engine = create_engine(url, poolclass=NullPool)
+    with engine.connect() as connection:
+        context.configure(connection=connection, transactional_ddl=True)
+        with context.begin_transaction():
+            # Held to the end of the transaction. Alembic reads the current revision after this.
+            connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtextextended('foldline.migrate', 0))")
+            context.run_migrations()
+    engine.dispose()

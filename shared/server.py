@@ -1,0 +1,310 @@
+"""The one way a process serves gRPC: behaviours around every RPC, roles checked at start-up, health, draining.
+
+    server = Server(settings, roles=ROLES)
+    server.add(add_PersonServiceServicer_to_server, PersonApi(commands))
+    server.on_drained(pool.close)
+    await server.run()                  # until SIGTERM or SIGINT, then drained
+
+gRPC's own machinery of interceptors is not used: it hands over messages that are already decoded, so malformed ones
+never get that far. Instead the generated `add_..._to_server` functions register with a recorder, and what it recorded
+is registered with the real server, wrapped in the behaviours and with raw bytes as requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any, TypeAlias, TypeVar, cast
+
+import grpc
+from google.protobuf import descriptor_pool, message_factory
+from grpc import aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from shared.behaviours import Behaviour, Exchange, Proceed, Rpc, chain, standard_behaviours
+from shared.errors import Unavailable
+from shared.identity import Role
+from shared.process import stop_requested
+from shared.settings import ServerSettings
+from shared.status import to_status, trailers
+from shared.telemetry import logger
+from shared.tokens import KeyFile, Verifier
+
+ServicerT = TypeVar("ServicerT")
+AnyHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+OnDrained = Callable[[], Awaitable[None]]
+
+BATCH_SIZE_MAX = 4 * 1024 * 1024
+# What is a little too large is refused by us, with a name; what is much too large by gRPC, before it is all in memory.
+_SLACK = 64 * 1024
+_QUIET_S, _QUIET_MAX_S = 0.05, 0.5
+_LAST_ANSWERS_S = 0.3
+_COMMAND_OPTIONS = "foldline.v1.CommandOptions"
+
+OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_receive_message_length", BATCH_SIZE_MAX + _SLACK),
+    ("grpc.max_send_message_length", BATCH_SIZE_MAX + _SLACK),
+    # A second process on the same port is a mistake that should be seen.
+    ("grpc.so_reuseport", 0),
+    # A cut network is noticed within 30 s; clients may ask every 5 s whether we are there (ours do every 15 s).
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.max_ping_strikes", 5),
+)
+
+log = logger(__name__)
+
+
+class Misconfigured(Exception):
+    """The server's tables contradict each other: a defect of whoever wrote them, told before anything is served."""
+
+
+class Server:
+    """A gRPC server whose every call passes the behaviours."""
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        *,
+        roles: Mapping[str, Iterable[Role]],
+        sizes_max: Mapping[str, int] | None = None,
+        behaviours: Sequence[Behaviour] | None = None,
+    ) -> None:
+        """`roles` has a row for every RPC, by its full name, bank.v1.PersonService/RegisterPerson; any one will do.
+
+        `sizes_max` has a row for each RPC whose requests may have more bytes than usual. Raises OSError or ValueError
+        if the keys that tokens are believed by cannot be read.
+        """
+        self._settings = settings
+        self._roles = {name: frozenset(allowed) for name, allowed in roles.items()}
+        self._sizes_max = dict(sizes_max or {})
+        self._behaviours = standard_behaviours(_verifier(settings), settings) if behaviours is None else behaviours
+        self._handlers: dict[str, dict[str, AnyHandler]] = {}
+        self._server = aio.server(options=OPTIONS, maximum_concurrent_rpcs=settings.calls_at_once_max)
+        self._health = health.aio.HealthServicer()
+        self._on_drained: list[OnDrained] = []
+        self._in_flight = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._reading: set[asyncio.Timeout] = set()
+        self._draining = False
+        self._refused_at = 0.0
+        self.port = 0
+
+    def add(self, register: Callable[[ServicerT, aio.Server], None], servicer: ServicerT) -> None:
+        """Adds a service: `server.add(add_PersonServiceServicer_to_server, PersonApi(...))`."""
+        recorder = _Recorder()
+        register(servicer, cast("aio.Server", recorder))
+        for service, methods in recorder.services.items():
+            if service in self._handlers:
+                raise Misconfigured(f"{service} is added twice")
+            self._handlers[service] = {method: self._wrap(service, method, it) for method, it in methods.items()}
+
+    def on_drained(self, callback: OnDrained) -> None:
+        """Registers what to do when no call is left: the last registered is called first."""
+        self._on_drained.append(callback)
+
+    async def start(self, *, serving: bool = True) -> int:
+        """Listens; returns the port. Health says NOT_SERVING until `set_serving` if not `serving`.
+
+        Raises Misconfigured if an RPC has no row in a table, or a row no RPC; RuntimeError if the address is taken.
+        """
+        rpcs = {f"{service}/{method}" for service, methods in self._handlers.items() for method in methods}
+        for name, table in (("roles", set(self._roles)), ("sizes", set(self._sizes_max) | rpcs)):
+            if missing := sorted(rpcs - table):
+                raise Misconfigured(f"no {name} are given for {', '.join(missing)}")
+            if unknown := sorted(table - rpcs):
+                raise Misconfigured(f"{name} are given for unknown RPCs: {', '.join(unknown)}")
+        for service, methods in self._handlers.items():
+            self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))
+            self._server.add_registered_method_handlers(service, methods)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        if self._settings.reflection:
+            names = (*self._handlers, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
+            reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), self._server)
+        await self.set_serving(serving)
+        self.port = self._server.add_insecure_port(self._settings.listen)
+        await self._server.start()
+        log.info("listening", address=self._settings.listen, port=self.port)
+        return self.port
+
+    async def set_serving(self, serving: bool) -> None:
+        """What the health service says of this process and of each of its services."""
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        for service in ("", *self._handlers):
+            await self._health.set(service, status)
+
+    async def run(self) -> None:
+        """Starts unless started, serves until SIGTERM or SIGINT, then drains."""
+        stop = stop_requested()
+        if not self.port:
+            await self.start()
+        await stop.wait()
+        await self.drain()
+
+    async def drain(self) -> None:
+        """Ends within `drain_s`: no new calls, those in flight finish, then the registered callbacks are called.
+
+        New calls are refused by us at first, with UNAVAILABLE, and gRPC stops only when it has become quiet: a call that
+        reaches a stopping server of gRPC is told CANCELLED, which no client takes for a reason to try again.
+        `stop` of grpc.aio returns while handlers that it aborted are still running, so ours are counted, and nothing
+        that a handler may be using is closed before the last one ended.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._settings.drain_s
+        log.info("draining", in_flight=self._in_flight)
+        self._draining = True
+        self._refused_at = loop.time()
+        await self._health.enter_graceful_shutdown()
+        for scope in self._reading:
+            scope.reschedule(loop.time())  # a stream that waits for its caller's next message waits no longer
+        calls_until = loop.time() + self._settings.drain_calls_s
+        await self._until_idle(self._settings.drain_calls_s)
+        await self._until_quiet(min(_QUIET_MAX_S, calls_until - loop.time()))
+        stopping = asyncio.ensure_future(self._server.stop(max(calls_until - loop.time(), 0)))
+        await asyncio.wait({stopping}, timeout=_LAST_ANSWERS_S)  # a handler ends before its answer is on its way
+        await self._server.stop(0)  # what is left: watchers of health, and calls that took too long
+        await stopping
+        if not await self._until_idle(max(until - loop.time(), 0) / 2):
+            log.error("calls do not end", in_flight=self._in_flight)
+        for callback in reversed(self._on_drained):
+            try:
+                async with asyncio.timeout_at(until):
+                    await callback()
+            except Exception:
+                log.exception("not closed properly", what=getattr(callback, "__qualname__", repr(callback)))
+        log.info("drained")
+
+    async def _until_quiet(self, timeout_s: float) -> None:
+        """Waits until no new call has come for a moment."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + timeout_s
+        while (now := loop.time()) < until and (left_s := self._refused_at + _QUIET_S - now) > 0:  # noqa: ASYNC110
+            await asyncio.sleep(min(left_s, until - now))
+
+    async def _until_idle(self, timeout_s: float) -> bool:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _wrap(self, service: str, method: str, given: AnyHandler) -> AnyHandler:
+        """The handler that the real server gets: from raw bytes through the behaviours to the servicer's method."""
+        name = f"{service}/{method}"
+        described = descriptor_pool.Default().FindServiceByName(service).methods_by_name[method]
+        options = described.input_type.fields_by_name.get("options")
+        rpc = Rpc(
+            name=name,
+            roles=self._roles.get(name, frozenset()),
+            request_type=message_factory.GetMessageClass(described.input_type),
+            size_max=self._sizes_max.get(name, self._settings.request_size_max),
+            streams_requests=bool(given.request_streaming),
+            is_command=bool(options and options.message_type and options.message_type.full_name == _COMMAND_OPTIONS),
+        )
+        handler = (
+            given.stream_stream if given.request_streaming and given.response_streaming
+            else given.stream_unary if given.request_streaming
+            else given.unary_stream if given.response_streaming
+            else given.unary_unary
+        )  # fmt: skip
+        passing = chain(self._behaviours, _call(name, handler))
+
+        async def serve(request: Any, context: Any) -> Any:
+            if self._draining:
+                self._refused_at = asyncio.get_running_loop().time()
+                return await context.abort(*trailers(to_status(_shutting_down())))
+            exchange = Exchange(rpc, request, context)
+            if rpc.streams_requests:
+                exchange.request = self._while_serving(exchange, request)
+            self._in_flight += 1
+            self._idle.clear()
+            try:
+                return await passing(exchange)
+            finally:
+                self._in_flight -= 1
+                if not self._in_flight:
+                    self._idle.set()
+
+        make = (
+            grpc.stream_stream_rpc_method_handler if given.request_streaming and given.response_streaming
+            else grpc.stream_unary_rpc_method_handler if given.request_streaming
+            else grpc.unary_stream_rpc_method_handler if given.response_streaming
+            else grpc.unary_unary_rpc_method_handler
+        )  # fmt: skip
+        made: AnyHandler = make(cast("Any", serve), None, given.response_serializer)
+        return made
+
+    async def _while_serving(self, exchange: Exchange, requests: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """The caller's messages. They end early when the server is drained: what came is answered, then it ends."""
+        stream = aiter(requests)
+        while not self._draining:
+            try:
+                async with asyncio.timeout(None) as scope:
+                    self._reading.add(scope)
+                    try:
+                        raw = await anext(stream, None)
+                    finally:
+                        self._reading.discard(scope)
+            except TimeoutError:
+                if not scope.expired():
+                    raise
+                break
+            if raw is None:
+                return
+            yield raw
+        exchange.cut_short = True
+
+
+def _call(name: str, handler: Any) -> Proceed:
+    """The end of the chain: the servicer's method, with the decoded request."""
+    if not (inspect.iscoroutinefunction(handler) or inspect.isasyncgenfunction(handler)):
+        raise Misconfigured(f"{name} is not implemented, or not by an async function")
+    yields = inspect.isasyncgenfunction(handler)
+
+    async def answer(exchange: Exchange) -> Any:
+        response = None
+        if yields:
+            # Closed at once if the caller goes away, not when the collector finds it: it may hold a connection.
+            async with aclosing(handler(exchange.request, exchange.context)) as parts:
+                async for part in parts:
+                    await exchange.context.write(part)
+        else:
+            response = await handler(exchange.request, exchange.context)
+        if exchange.cut_short:
+            raise _shutting_down()
+        return response
+
+    return answer
+
+
+def _shutting_down() -> Unavailable:
+    return Unavailable("SHUTTING_DOWN", "this instance is being stopped: go on with another")
+
+
+class _Recorder:
+    """Stands in for a server when a generated function registers a servicer."""
+
+    def __init__(self) -> None:
+        self.services: dict[str, dict[str, AnyHandler]] = {}
+
+    def add_registered_method_handlers(self, service_name: str, method_handlers: dict[str, AnyHandler]) -> None:
+        self.services[service_name] = method_handlers
+
+    def add_generic_rpc_handlers(self, generic_rpc_handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        """The same handlers in another form, for older servers."""
+
+
+def _verifier(settings: ServerSettings) -> Verifier:
+    return Verifier(
+        KeyFile(settings.jwks_file),
+        issuer=settings.token_issuer,
+        audience=settings.token_audience,
+        leeway_s=settings.token_leeway_s,
+    )

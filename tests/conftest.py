@@ -1,0 +1,123 @@
+"""Fixtures for every test. The engines are real: they start in less than a second, once for each worker."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import structlog
+
+from deploy.bootstrap import Database, Databases
+from deploy.nats import Nats
+from tests.support.engines import Engines
+from tests.support.stack import Stack
+
+
+@pytest.fixture(autouse=True)
+def plain_logs() -> Iterator[None]:
+    """A test that sets up logging as a process does leaves no trace of it for the next."""
+    yield
+    structlog.reset_defaults()
+
+
+@pytest.fixture(scope="session")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
+    """PostgreSQL and NATS for all tests of this worker. A test that stops or kills one takes `private_engines`."""
+    engines = Engines(tmp_path_factory.mktemp("engines"))
+    try:
+        engines.start()
+        yield engines
+    finally:
+        engines.stop()
+
+
+@pytest.fixture
+def private_engines(tmp_path: Path) -> Iterator[Engines]:
+    """Engines for one test alone, to be stopped, killed and started again; they keep their ports."""
+    engines = Engines(tmp_path / "engines")
+    try:
+        engines.start()
+        yield engines
+    finally:
+        engines.stop()
+
+
+@pytest.fixture
+def nats_server(tmp_path: Path) -> Iterator[Nats]:
+    """A NATS server for one test alone, without streams; it starts in less than 0.1 s, and may be killed."""
+    server = Nats(tmp_path / "nats")
+    try:
+        server.start()
+        yield server
+    finally:
+        server.destroy()
+
+
+@pytest.fixture
+def write_db(engines: Engines) -> Iterator[Database]:
+    """A fresh write database with its URLs."""
+    database = engines.clone("write")
+    yield database
+    engines.drop(database)
+
+
+@pytest.fixture
+def read_db(engines: Engines) -> Iterator[Database]:
+    """A fresh read database with its URLs."""
+    database = engines.clone("read")
+    yield database
+    engines.drop(database)
+
+
+@pytest.fixture
+def saga_db(engines: Engines) -> Iterator[Database]:
+    """A fresh saga database with its URLs."""
+    database = engines.clone("saga")
+    yield database
+    engines.drop(database)
+
+
+@pytest.fixture
+def databases(engines: Engines) -> Iterator[Databases]:
+    """Fresh databases of all services."""
+    databases = engines.databases()
+    yield databases
+    engines.drop(databases.write)
+    engines.drop(databases.read)
+    engines.drop(databases.saga)
+
+
+@pytest.fixture
+async def stack(engines: Engines, nats_server: Nats, databases: Databases, tmp_path: Path) -> AsyncIterator[Stack]:
+    """All processes, ready, for one test alone, with databases and a NATS of their own. NATS may be killed."""
+    stack = Stack(tmp_path / "stack", databases, engines.postgres, nats_server)
+    try:
+        await stack.start_all()
+        yield stack
+    finally:
+        await stack.stop_all()
+
+
+@pytest.fixture
+async def private_stack(private_engines: Engines, tmp_path: Path) -> AsyncIterator[Stack]:
+    """All processes, ready, for one test alone, that may stop and kill PostgreSQL as well."""
+    stack = Stack(tmp_path / "stack", private_engines.databases(), private_engines.postgres, private_engines.nats)
+    try:
+        await stack.start_all()
+        yield stack
+    finally:
+        await stack.stop_all()
+
+
+@pytest.fixture(scope="session")
+def shared_stack(engines: Engines, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """All processes, ready, for all tests of this worker that stop and break nothing. Take a tenant of your own."""
+    folder = tmp_path_factory.mktemp("shared_stack")
+    stack = Stack(folder, engines.databases(), engines.postgres, engines.nats)
+    try:
+        asyncio.run(stack.start_all())
+        yield stack
+    finally:
+        asyncio.run(stack.stop_all())

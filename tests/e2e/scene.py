@@ -1,0 +1,138 @@
+"""What is there before a refusal is provoked: people and accounts of two tenants, made once for each worker."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+import grpc.aio
+
+from bank.v1 import account_query_pb2, person_query_pb2
+from foldline.v1 import command_pb2, event_store_pb2
+from shared.identity import Role
+from tests.support.bank import Bank, channels, deposit, new_id
+from tests.support.stack import Stack
+
+BALANCE_MINOR = 10_000
+ACCOUNT_VERSION = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Two tenants. `blue` and `ice` (frozen) are Alice's, in dollars; `theirs` is of the other tenant."""
+
+    tenant: str
+    other_tenant: str
+    alice: str
+    blue: str
+    ice: str
+    foreigner: str
+    theirs: str
+    their_command: str
+    # A deposit of 1 on blue.
+    used_command: str
+    # Of the last thing that was done.
+    consistency_token: str
+
+
+class Scene:
+    """A place, and callers at it. Every method makes one call."""
+
+    def __init__(self, stack: Stack, place: Place, write: grpc.aio.Channel, read: grpc.aio.Channel) -> None:
+        self.stack = stack
+        self.place = place
+        self.write = write
+        self.read = read
+        self.bank = self.by()
+
+    def by(
+        self,
+        *roles: Role,
+        user_id: str = "alice",
+        tenant: str = "",
+        token: str | None = None,
+    ) -> Bank:
+        """A caller, of the place's tenant unless another is named; a tenant administrator unless roles are given."""
+        chosen: Iterable[Role] = roles or (Role.USER, Role.TENANT_ADMIN)
+        return Bank(
+            self.write,
+            self.read,
+            self.stack.token(tenant or self.place.tenant, user_id, chosen) if token is None else token,
+        )
+
+    async def send(self, request: command_pb2.SendRequest) -> Any:
+        return await self.bank.call(self.bank.commands.Send, request)
+
+    async def stream(self, *items: command_pb2.BatchItem, bank: Bank | None = None) -> list[command_pb2.CommandReceipt]:
+        """SendStream with these items."""
+        bank = bank or self.bank
+        requests = iter([command_pb2.SendStreamRequest(item=item) for item in items])
+        call = bank.commands.SendStream(requests, metadata=bank.who, timeout=20)
+        return [answer.receipt async for answer in call]
+
+    async def read_stream(self, aggregate_type: str, aggregate_id: str, **more: int) -> Any:
+        return await self.bank.stream(aggregate_type, aggregate_id, **more)
+
+    async def read_all(self, bank: Bank, **more: int) -> Any:
+        return await bank.collect(bank.events.ReadAll, event_store_pb2.ReadAllRequest(**more))
+
+    async def raw(self, method: str, body: bytes, *, channel: grpc.aio.Channel | None = None) -> Any:
+        """A unary call with these bytes as its request."""
+        call: Any = (channel or self.write).unary_unary(f"/{method}")
+        return await call(body, metadata=self.bank.who, timeout=20)
+
+    async def persons(self, *, bank: Bank | None = None, **fields: Any) -> person_query_pb2.ListPersonsResponse:
+        bank = bank or self.bank
+        listed: person_query_pb2.ListPersonsResponse = await bank.call(
+            bank.person_queries.ListPersons, person_query_pb2.ListPersonsRequest(**fields)
+        )
+        return listed
+
+    async def accounts(self, *, bank: Bank | None = None, **fields: Any) -> account_query_pb2.ListAccountsResponse:
+        bank = bank or self.bank
+        listed: account_query_pb2.ListAccountsResponse = await bank.call(
+            bank.account_queries.ListAccounts, account_query_pb2.ListAccountsRequest(**fields)
+        )
+        return listed
+
+    async def movements(self, *, bank: Bank | None = None, **fields: Any) -> account_query_pb2.ListMovementsResponse:
+        bank = bank or self.bank
+        listed: account_query_pb2.ListMovementsResponse = await bank.call(
+            bank.account_queries.ListMovements, account_query_pb2.ListMovementsRequest(**fields)
+        )
+        return listed
+
+
+def build(stack: Stack) -> Place:
+    """Makes the place."""
+    return asyncio.run(_build(stack))
+
+
+async def _build(stack: Stack) -> Place:
+    tenant, other = f"here-{uuid4().hex[:8]}", f"there-{uuid4().hex[:8]}"
+    async with channels(stack) as (write, read):
+        here, there = Bank(write, read, stack.token(tenant)), Bank(write, read, stack.token(other))
+        alice, _ = await here.register("Alice")
+        blue, _ = await here.open(alice)
+        ice, _ = await here.open(alice, name="ice")
+        used_command = new_id()
+        await here.call(here.accounts.DepositMoney, deposit(blue, BALANCE_MINOR, command_id=used_command))
+        await here.freeze(ice)
+        foreigner, theirs_registered = await there.register("Mallory")
+        theirs, _ = await there.open(foreigner)
+        last = await there.deposit(theirs, 1)
+    return Place(
+        tenant=tenant,
+        other_tenant=other,
+        alice=alice,
+        blue=blue,
+        ice=ice,
+        foreigner=foreigner,
+        theirs=theirs,
+        their_command=theirs_registered.command_id,
+        used_command=used_command,
+        consistency_token=last.consistency_token,
+    )

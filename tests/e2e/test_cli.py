@@ -1,0 +1,206 @@
+"""The `foldline` command against running services, as its user types it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from deploy.system import READ, SAGA, WRITE
+from shared.identity import Role
+from tests.support.stack import Stack
+
+Foldline = Callable[..., tuple[int, Any]]
+
+
+@pytest.fixture
+def foldline(shared_stack: Stack, tenant: str, tmp_path: Path) -> Foldline:
+    """Runs the command in a folder as `foldline dev` leaves it; returns the exit code and the JSON that it printed."""
+    tokens = {
+        "acme": shared_stack.token(tenant, "alice", [Role.USER, Role.TENANT_ADMIN]),
+        "operator": shared_stack.token("operators", "olga", [Role.OPERATOR, Role.READER]),
+    }
+    programs = shared_stack.programs
+    addresses = {"write": programs[WRITE].address, "read": programs[READ].address, "saga": programs[SAGA].address}
+    (tmp_path / "endpoints.json").write_text(json.dumps({**addresses, "tokens": tokens}))
+    environment = {**os.environ, "FOLDLINE_DATA": str(tmp_path)}
+
+    def run(*words: str, output: str = "json", typed: str = "") -> tuple[int, Any]:
+        command = [sys.executable, "-m", "cli.main", *words, "-o", output]
+        done = subprocess.run(  # noqa: S603 (ours)
+            command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=30, check=False, input=typed
+        )
+        assert "Traceback" not in done.stderr
+        return done.returncode, json.loads(done.stdout) if output == "json" else done.stdout + done.stderr
+
+    return run
+
+
+def test_a_first_session(foldline: Foldline) -> None:
+    """Register, rename, read it at once, read the stream and the log: what the help shows works."""
+    code, registered = foldline("send", "RegisterPerson", "person_id=new", "name=Alice O'Wonderland")
+    person_id = registered["aggregate_id"]
+    assert (code, registered["version"], registered["events_appended"]) == (0, 1, 1)
+    code, renamed = foldline("send", "RenamePerson", "--json", json.dumps({"person_id": person_id, "name": "Alice Cooper"}))
+    assert (code, renamed["version"]) == (0, 2)
+    code, person = foldline("get", "person", person_id, "--after", renamed["consistency_token"])
+    assert (code, person["name"], person["version"]) == (0, "Alice Cooper", 2)
+    code, stream = foldline("get", "stream", "person", person_id)
+    assert code == 0
+    assert [(event["version"], event["type"], event["payload"]["name"]) for event in stream] == [
+        (1, "bank.v1.PersonRegistered", "Alice O'Wonderland"),
+        (2, "bank.v1.PersonRenamed", "Alice Cooper"),
+    ]
+    code, command = foldline("get", "command", registered["command_id"])
+    assert (code, command["user_id"], command["receipt"]["aggregate_id"]) == (0, "alice", person_id)
+
+
+def test_money_in_whole_minor_units(foldline: Foldline) -> None:
+    """An account is opened, filled and asked for."""
+    _, person = foldline("send", "RegisterPerson", "person_id=new", "name=Bill")
+    _, account = foldline(
+        "send", "OpenAccount", "account_id=new", f"owner_id={person['aggregate_id']}", "currency=USD", "name=blue"
+    )
+    account_id = account["aggregate_id"]
+    code, deposited = foldline("send", "DepositMoney", f"account_id={account_id}", "amount_minor=10000", "currency=USD")
+    assert code == 0
+    code, found = foldline("get", "account", account_id, "--after", deposited["consistency_token"])
+    assert (code, found["balance_minor"], found["currency"], found["name"]) == (0, 10000, "USD", "blue")
+
+
+def opened(foldline: Foldline, name: str, amount_minor: int) -> str:
+    """An account with money on it; returns its id."""
+    _, person = foldline("send", "RegisterPerson", "person_id=new", f"name={name}")
+    _, account = foldline(
+        "send", "OpenAccount", "account_id=new", f"owner_id={person['aggregate_id']}", "currency=USD", f"name={name}"
+    )
+    account_id: str = account["aggregate_id"]
+    foldline("send", "DepositMoney", f"account_id={account_id}", f"amount_minor={amount_minor}", "currency=USD")
+    return account_id
+
+
+def ended(foldline: Foldline, *words: str) -> dict[str, Any]:
+    """What `foldline get` prints when it has ended."""
+    give_up_at = time.monotonic() + 30
+    while time.monotonic() < give_up_at:
+        code, found = foldline("get", *words)
+        if code == 0 and not found["status"].endswith("_STARTED"):
+            return dict(found)
+        time.sleep(0.1)
+    raise AssertionError(f"{words} has not ended")
+
+
+def test_a_transfer_and_its_process(foldline: Foldline, tenant: str) -> None:
+    """Started, followed to its end, and looked at from the operator's side; what has ended cannot be steered."""
+    blue, red = opened(foldline, "Bill", 100_00), opened(foldline, "Ted", 100_00)
+    code, started = foldline(
+        *("send", "StartTransfer", "transfer_id=new", f"from_account_id={blue}", f"to_account_id={red}"),
+        *("amount_minor=6900", "currency=USD"),
+    )
+    assert code == 0
+    transfer_id = started["aggregate_id"]
+    transfer = ended(foldline, "transfer", transfer_id)
+    assert (transfer["status"], transfer["amount_minor"]) == ("TRANSFER_STATUS_COMPLETED", 69_00)
+    assert [step["name"] for step in transfer["steps"]] == ["started", "debited", "credited", "completed"]
+    name = ("transfer", transfer_id, "--tenant", tenant)
+
+    code, shown = foldline("process", "show", *name)
+    give_up_at = time.monotonic() + 30
+    while shown["process"]["status"] != "PROCESS_STATUS_ENDED" and time.monotonic() < give_up_at:
+        code, shown = foldline("process", "show", *name)
+    assert (code, shown["process"]["phase"], shown["state"]["phase"]) == (0, "completed", "completed")
+    assert [entry["step"] for entry in shown["history"] if entry["kind"] == "answer"] == ["debit", "credit", "complete"]
+    code, text = foldline("process", "show", *name, output="text")
+    assert (code, "bank.v1.TransferStarted" in text, "completing" in text) == (0, True, True)
+
+    code, listed = foldline("process", "list", "--tenant", tenant, "--type", "transfer", "--status", "ended")
+    assert (code, [one["process_id"] for one in listed]) == (0, [transfer_id])
+    assert foldline("process", "list", "--tenant", tenant, "--attention") == (0, [])
+    code, text = foldline("process", "list", "--tenant", tenant, output="text")
+    assert (code, transfer_id in text, "ENDED" in text) == (0, True, True)
+
+    code, refused = foldline("process", "cancel", *name)
+    assert (code, refused["error"]["reason"]) == (1, "PROCESS_ENDED")
+    code, refused = foldline("process", "retry", *name)
+    assert (code, refused["error"]["reason"]) == (1, "NOTHING_TO_RETRY")
+    code, refused = foldline("process", "show", "transfer", str(uuid4()), "--tenant", tenant)
+    assert (code, refused["error"]["reason"]) == (1, "PROCESS_NOT_FOUND")
+
+
+def test_the_list_of_processes_is_cut_where_it_is_told_to(foldline: Foldline, tenant: str) -> None:
+    """And says that there are more."""
+    blue, red = opened(foldline, "Bill", 100_00), opened(foldline, "Ted", 100_00)
+    ids = []
+    for _ in range(3):
+        _, started = foldline(
+            *("send", "StartTransfer", "transfer_id=new", f"from_account_id={blue}", f"to_account_id={red}"),
+            *("amount_minor=1", "currency=USD"),
+        )
+        ids.append(started["aggregate_id"])
+        ended(foldline, "transfer", ids[-1])
+    code, listed = foldline("process", "list", "--tenant", tenant, "--limit", "2")
+    assert (code, [one["process_id"] for one in listed]) == (0, [ids[2], ids[1]])
+    code, text = foldline("process", "list", "--tenant", tenant, "--limit", "2", output="text")
+    assert (code, "there are more than 2" in text) == (0, True)
+    code, text = foldline("process", "list", "--tenant", tenant, "--limit", "3", output="text")
+    assert (code, "there are more" in text) == (0, False)
+
+
+def test_a_user_whose_password_is_read_from_standard_input(foldline: Foldline) -> None:
+    """Registered with a login of its own; the password is in no answer."""
+    words = ("send", "StartUserRegistration", "user_id=new", "login=Alice", "email=alice@example.com")
+    code, started = foldline(*words, typed="correct horse battery\n")
+    assert (code, started["version"]) == (0, 1)
+    user = ended(foldline, "user", started["aggregate_id"])
+    assert (user["status"], user["login"], user["reason"]) == ("REGISTRATION_STATUS_SUCCEEDED", "Alice", "")
+    code, second = foldline(*words, typed="correct horse battery\n")
+    other = ended(foldline, "user", second["aggregate_id"])
+    assert (other["status"], other["reason"]) == ("REGISTRATION_STATUS_FAILED", "LOGIN_TAKEN")
+    code, record = foldline("get", "command", started["command_id"])
+    assert (code, "horse" in json.dumps(record)) == (0, False)
+
+
+def test_a_refusal_is_1_with_its_reason_and_the_command_id(foldline: Foldline) -> None:
+    """A script can branch on the reason, and a person can read it."""
+    code, refused = foldline("send", "RenamePerson", f"person_id={uuid4()}", "name=Nobody")
+    assert (code, refused["error"]["reason"]) == (1, "PERSON_NOT_FOUND")
+    assert len(refused["error"]["facts"]["command_id"]) == 36
+    code, text = foldline("get", "person", str(uuid4()), output="text")
+    assert (code, text.startswith("refused: PERSON_NOT_FOUND")) == (1, True)
+
+
+def test_the_same_command_id_is_the_same_command(foldline: Foldline) -> None:
+    """What was sent and not heard of is sent again."""
+    words = ("send", "RegisterPerson", f"person_id={uuid4()}", "name=Alice", "--command-id", str(uuid4()))
+    first, second = foldline(*words), foldline(*words)
+    assert first == second
+    assert first[0] == 0
+
+
+def test_an_expected_version_that_is_stale_is_refused(foldline: Foldline) -> None:
+    """As anywhere."""
+    _, person = foldline("send", "RegisterPerson", "person_id=new", "name=Alice", "--expected-version", "0")
+    words = ("send", "RenamePerson", f"person_id={person['aggregate_id']}", "name=Bob", "--expected-version", "7")
+    code, refused = foldline(*words)
+    assert (code, refused["error"]["reason"]) == (1, "VERSION_MISMATCH")
+
+
+def test_status_shows_services_line_and_lag(foldline: Foldline) -> None:
+    """All that an operator asks first."""
+    code, found = foldline("status")
+    assert code == 0
+    assert [service["health"] for service in found["services"]] == ["SERVING", "SERVING", "SERVING"]
+    assert found["line"]["head_position"] >= 0
+    assert found["projections"]
+    assert all(projection["lag"] >= 0 for projection in found["projections"])
+    code, text = foldline("status", output="text")
+    assert (code, "SERVING" in text, "projection" in text, "processes that" in text) == (0, True, True, True)
+    assert found["attention"].keys() == {"processes", "more"}

@@ -1,0 +1,607 @@
+"""The error table: what is refused, row by row, over gRPC from running services.
+
+A row says the situation, how to get into it, and what the caller is then told: the status code, the reason in its
+ErrorInfo, and the fields that its BadRequest names. Tokens have a table of their own, in test_tokens.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+from google.protobuf.any_pb2 import Any as Packed
+
+from bank.v1 import account_pb2, account_query_pb2, person_pb2
+from foldline.v1 import command_pb2
+from shared import consistency, pages
+from shared.identity import Role
+from tests.e2e.scene import ACCOUNT_VERSION, BALANCE_MINOR, Place, Scene, build
+from tests.support.bank import (
+    Bank,
+    Refused,
+    channels,
+    deposit,
+    freeze,
+    item,
+    open_account,
+    packed,
+    read_status,
+    refused,
+    register,
+    rename,
+    unfreeze,
+    withdraw,
+)
+from tests.support.stack import Stack
+
+INT64_MAX = 2**63 - 1
+MEBIBYTE = 1024 * 1024
+NIL = "00000000-0000-4000-8000-000000000000"
+
+DEPOSIT = "bank.v1.AccountService/DepositMoney"
+SEND_BATCH = "foldline.v1.CommandService/SendBatch"
+GET_ACCOUNT = "bank.v1.AccountQueryService/GetAccount"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table."""
+
+    situation: str
+    call: Callable[[Scene, Place], Awaitable[object]]
+    code: str
+    # Empty: gRPC itself answers.
+    reason: str
+    fields: tuple[str, ...] = ()
+    waiting_helps: bool = False
+
+
+def bad(situation: str, call: Callable[[Scene, Place], Awaitable[object]], *fields: str) -> Row:
+    """A row of what breaks the rules of fields."""
+    return Row(situation, call, "INVALID_ARGUMENT", "INVALID_REQUEST", fields)
+
+
+MALFORMED = [
+    bad("amount: zero", lambda s, p: s.bank.deposit(p.blue, 0), "amount_minor"),
+    bad("amount: negative", lambda s, p: s.bank.deposit(p.blue, -1), "amount_minor"),
+    bad("amount: the lowest of 64 bits", lambda s, p: s.bank.withdraw(p.blue, -(2**63)), "amount_minor"),
+    bad("amount and account: every bad field is named", lambda s, p: s.bank.deposit("x", 0), "account_id", "amount_minor"),
+    bad("currency: none", lambda s, p: s.bank.deposit(p.blue, 1, ""), "currency"),
+    bad("currency: a word", lambda s, p: s.bank.withdraw(p.blue, 1, "DOLLARS"), "currency"),
+    bad("currency: not of ISO 4217", lambda s, p: s.bank.open(p.alice, "XXX"), "currency"),
+    bad("currency: lower case", lambda s, p: s.bank.open(p.alice, "usd"), "currency"),
+    bad("account id: no UUID", lambda s, p: s.bank.deposit("blue", 1), "account_id"),
+    bad("account id: a UUID in braces", lambda s, p: s.bank.deposit(f"{{{p.blue}}}", 1), "account_id"),
+    bad("account id: a UUID without hyphens", lambda s, p: s.bank.freeze(p.blue.replace("-", "")), "account_id"),
+    bad("account id: a UUID with a line's end", lambda s, p: s.bank.unfreeze(p.blue + "\n"), "account_id"),
+    bad("person id: none", lambda s, p: s.bank.rename("", "Bob"), "person_id"),
+    bad("owner id: no UUID", lambda s, p: s.bank.open("alice"), "owner_id"),
+    bad("name: none", lambda s, p: s.bank.rename(p.alice, ""), "name"),
+    bad("name: 201 characters", lambda s, p: s.bank.rename(p.alice, "ä" * 201), "name"),
+    bad("account's name: 101 characters", lambda s, p: s.bank.open(p.alice, name="b" * 101), "name"),
+    bad("options: none", lambda s, p: s.bank.call(s.bank.people.RenamePerson, _without_options(p)), "options"),
+    bad(
+        "command id: none",
+        lambda s, p: s.bank.call(s.bank.accounts.FreezeAccount, _with_options(p, command_pb2.CommandOptions())),
+        "options.command_id",
+    ),
+    bad(
+        "command id: no UUID",
+        lambda s, p: s.bank.call(s.bank.accounts.FreezeAccount, freeze(p.blue, command_id="1")),
+        "options.command_id",
+    ),
+    bad(
+        "correlation id: no UUID",
+        lambda s, p: s.bank.call(s.bank.accounts.FreezeAccount, freeze(p.blue, correlation_id="1")),
+        "options.correlation_id",
+    ),
+    bad(
+        "expected version: negative",
+        lambda s, p: s.bank.call(s.bank.accounts.FreezeAccount, freeze(p.blue, expected_version=-1)),
+        "options.expected_version",
+    ),
+    bad("command to look up: no UUID", lambda s, p: s.bank.command("1"), "command_id"),
+    bad("stream: no aggregate", lambda s, p: s.read_stream("", ""), "aggregate_type", "aggregate_id"),
+    bad("stream: a type with NUL", lambda s, p: s.read_stream("acc\0unt", p.blue), "aggregate_type"),
+    bad("stream: an id with NUL", lambda s, p: s.read_stream("account", "\0"), "aggregate_id"),
+    bad("stream: negative version", lambda s, p: s.read_stream("account", p.blue, from_version=-1), "from_version"),
+    bad("line: negative position", lambda s, p: s.read_all(s.by(Role.READER), from_position=-1), "from_position"),
+    bad("line: negative count", lambda s, p: s.read_all(s.by(Role.READER), events_max=-1), "events_max"),
+    Row(
+        "bytes that are no message",
+        lambda s, p: s.raw(DEPOSIT, b"\xff\xff\xff"),
+        "INVALID_ARGUMENT",
+        "MALFORMED_MESSAGE",
+        ("",),
+    ),
+    Row(
+        "a message that ends too early",
+        lambda s, p: s.raw(DEPOSIT, deposit(p.blue, 1).SerializeToString()[:-1]),
+        "INVALID_ARGUMENT",
+        "MALFORMED_MESSAGE",
+        ("",),
+    ),
+    Row(
+        "text that is not UTF-8",
+        lambda s, p: s.raw(DEPOSIT, b"\x12\x02\xc3\x28"),
+        "INVALID_ARGUMENT",
+        "MALFORMED_MESSAGE",
+        ("",),
+    ),
+    Row(
+        "bytes that are no query",
+        lambda s, p: s.raw(GET_ACCOUNT, b"\xff\xff\xff", channel=s.read),
+        "INVALID_ARGUMENT",
+        "MALFORMED_MESSAGE",
+        ("",),
+    ),
+    bad("an empty request", lambda s, p: s.raw(GET_ACCOUNT, b"", channel=s.read), "account_id"),
+]
+
+ABSENT = [
+    Row("deposit: unknown account", lambda s, p: s.bank.deposit(NIL, 1), "NOT_FOUND", "ACCOUNT_NOT_FOUND"),
+    Row("deposit: another tenant's account", lambda s, p: s.bank.deposit(p.theirs, 1), "NOT_FOUND", "ACCOUNT_NOT_FOUND"),
+    Row("withdraw: unknown account", lambda s, p: s.bank.withdraw(NIL, 1), "NOT_FOUND", "ACCOUNT_NOT_FOUND"),
+    Row("freeze: unknown account", lambda s, p: s.bank.freeze(NIL), "NOT_FOUND", "ACCOUNT_NOT_FOUND"),
+    Row("unfreeze: unknown account", lambda s, p: s.bank.unfreeze(NIL), "NOT_FOUND", "ACCOUNT_NOT_FOUND"),
+    Row("a person's id is no account's", lambda s, p: s.bank.freeze(p.alice), "NOT_FOUND", "ACCOUNT_NOT_FOUND"),
+    Row("rename: unknown person", lambda s, p: s.bank.rename(NIL, "Bob"), "NOT_FOUND", "PERSON_NOT_FOUND"),
+    Row("rename: another tenant's", lambda s, p: s.bank.rename(p.foreigner, "Bob"), "NOT_FOUND", "PERSON_NOT_FOUND"),
+    Row("open: unknown owner", lambda s, p: s.bank.open(NIL), "NOT_FOUND", "PERSON_NOT_FOUND"),
+    Row("open: another tenant's person", lambda s, p: s.bank.open(p.foreigner), "NOT_FOUND", "PERSON_NOT_FOUND"),
+    Row("look up: unknown command", lambda s, p: s.bank.command(NIL), "NOT_FOUND", "COMMAND_NOT_FOUND"),
+    Row("look up: another tenant's", lambda s, p: s.bank.command(p.their_command), "NOT_FOUND", "COMMAND_NOT_FOUND"),
+    Row("stream: unknown aggregate", lambda s, p: s.read_stream("account", NIL), "NOT_FOUND", "STREAM_NOT_FOUND"),
+    Row("stream: another tenant's", lambda s, p: s.read_stream("account", p.theirs), "NOT_FOUND", "STREAM_NOT_FOUND"),
+    Row("stream: unknown type", lambda s, p: s.read_stream("zebra", p.blue), "NOT_FOUND", "STREAM_NOT_FOUND"),
+    Row(
+        "stream: beyond its end",
+        lambda s, p: s.read_stream("account", p.blue, from_version=INT64_MAX),
+        "NOT_FOUND",
+        "STREAM_NOT_FOUND",
+    ),
+    Row("line: unknown shard", lambda s, p: s.read_all(s.by(Role.READER), shard=7), "NOT_FOUND", "SHARD_NOT_FOUND"),
+    Row("query: unknown person", lambda s, p: s.bank.person(NIL), "NOT_FOUND", "PERSON_NOT_FOUND"),
+    Row("query: another tenant's person", lambda s, p: s.bank.person(p.foreigner), "NOT_FOUND", "PERSON_NOT_FOUND"),
+    Row("query: unknown account", lambda s, p: s.bank.account(NIL), "NOT_FOUND", "ACCOUNT_NOT_FOUND"),
+    Row("query: another tenant's account", lambda s, p: s.bank.account(p.theirs), "NOT_FOUND", "ACCOUNT_NOT_FOUND"),
+    Row("statement: unknown account", lambda s, p: s.movements(account_id=NIL), "NOT_FOUND", "ACCOUNT_NOT_FOUND"),
+    Row("statement: another tenant's", lambda s, p: s.movements(account_id=p.theirs), "NOT_FOUND", "ACCOUNT_NOT_FOUND"),
+]
+
+AGAINST_A_RULE = [
+    Row("register twice", lambda s, p: s.bank.register("A", p.alice), "ALREADY_EXISTS", "PERSON_ALREADY_REGISTERED"),
+    Row(
+        "open twice",
+        lambda s, p: s.bank.call(s.bank.accounts.OpenAccount, open_account(p.blue, p.alice)),
+        "ALREADY_EXISTS",
+        "ACCOUNT_ALREADY_OPEN",
+    ),
+    Row("withdraw too much", lambda s, p: s.bank.withdraw(p.blue, INT64_MAX), "FAILED_PRECONDITION", "INSUFFICIENT_FUNDS"),
+    Row("deposit beyond 64 bits", lambda s, p: s.bank.deposit(p.blue, INT64_MAX), "FAILED_PRECONDITION", "BALANCE_OVERFLOW"),
+    Row("deposit on a frozen account", lambda s, p: s.bank.deposit(p.ice, 1), "FAILED_PRECONDITION", "ACCOUNT_FROZEN"),
+    Row("withdraw from a frozen account", lambda s, p: s.bank.withdraw(p.ice, 1), "FAILED_PRECONDITION", "ACCOUNT_FROZEN"),
+    Row("deposit euros on dollars", lambda s, p: s.bank.deposit(p.blue, 1, "EUR"), "FAILED_PRECONDITION", "CURRENCY_MISMATCH"),
+    Row("withdraw yen", lambda s, p: s.bank.withdraw(p.blue, 1, "JPY"), "FAILED_PRECONDITION", "CURRENCY_MISMATCH"),
+    Row("a currency of NULs", lambda s, p: s.bank.deposit(p.blue, 1, "\0" * 3), "FAILED_PRECONDITION", "CURRENCY_MISMATCH"),
+    Row(
+        "stale expected version",
+        lambda s, p: s.bank.call(s.bank.accounts.DepositMoney, deposit(p.blue, 1, expected_version=1)),
+        "ABORTED",
+        "VERSION_MISMATCH",
+    ),
+    Row(
+        "expected version of what is not there",
+        lambda s, p: s.bank.call(s.bank.accounts.DepositMoney, deposit(NIL, 1, expected_version=INT64_MAX)),
+        "ABORTED",
+        "VERSION_MISMATCH",
+    ),
+    Row(
+        "command id used with another amount",
+        lambda s, p: s.bank.call(s.bank.accounts.DepositMoney, deposit(p.blue, 2, command_id=p.used_command)),
+        "INVALID_ARGUMENT",
+        "COMMAND_ID_REUSED",
+    ),
+    Row(
+        "command id used for another command",
+        lambda s, p: s.bank.call(s.bank.accounts.FreezeAccount, freeze(p.blue, command_id=p.used_command)),
+        "INVALID_ARGUMENT",
+        "COMMAND_ID_REUSED",
+    ),
+    Row(
+        "command id used by another user",
+        lambda s, p: s.by(user_id="bob").call(
+            s.bank.accounts.DepositMoney, deposit(p.blue, BALANCE_MINOR, command_id=p.used_command)
+        ),
+        "INVALID_ARGUMENT",
+        "COMMAND_ID_REUSED",
+    ),
+]
+
+PACKED = [
+    bad("Send: no command", lambda s, p: s.send(command_pb2.SendRequest()), "command"),
+    Row(
+        "Send: an empty Any",
+        lambda s, p: s.send(command_pb2.SendRequest(command=Packed())),
+        "INVALID_ARGUMENT",
+        "UNKNOWN_COMMAND",
+        ("command.type_url",),
+    ),
+    Row(
+        "Send: an unknown type",
+        lambda s, p: s.send(command_pb2.SendRequest(command=Packed(type_url="type.googleapis.com/bank.v1.RobBank"))),
+        "INVALID_ARGUMENT",
+        "UNKNOWN_COMMAND",
+        ("command.type_url",),
+    ),
+    Row(
+        "Send: an event is no command",
+        lambda s, p: s.send(command_pb2.SendRequest(command=packed(account_pb2.MoneyDeposited(account_id=p.blue)))),
+        "INVALID_ARGUMENT",
+        "UNKNOWN_COMMAND",
+        ("command.type_url",),
+    ),
+    Row(
+        "Send: malformed inside",
+        lambda s, p: s.send(
+            command_pb2.SendRequest(command=Packed(type_url="type.googleapis.com/bank.v1.DepositMoneyRequest", value=b"\xff\xff"))
+        ),
+        "INVALID_ARGUMENT",
+        "MALFORMED_MESSAGE",
+        ("command.value",),
+    ),
+    bad(
+        "Send: a bad field inside",
+        lambda s, p: s.send(command_pb2.SendRequest(command=packed(deposit(p.blue, 0)))),
+        "command.amount_minor",
+    ),
+    bad("SendBatch: empty", lambda s, p: s.bank.batch(), "items"),
+    bad("SendBatch: 257 items", lambda s, p: s.bank.batch(*[item(freeze(p.blue))] * 257), "items"),
+    bad("SendBatch: an item without command", lambda s, p: s.bank.batch(command_pb2.BatchItem()), "items[0].command"),
+    bad(
+        "SendBatch: a tenant that is none",
+        lambda s, p: s.by(Role.PROCESS).batch(item(freeze(p.blue)), item(freeze(p.blue), tenant="Not A Tenant")),
+        "items[1].tenant",
+    ),
+    bad(
+        "SendBatch: a causation id that is no UUID",
+        lambda s, p: s.by(Role.PROCESS).batch(item(freeze(p.blue), causation_id="1")),
+        "items[0].causation_id",
+    ),
+    bad(
+        "SendBatch: a user with NUL in the name",
+        lambda s, p: s.by(Role.PROCESS).batch(item(freeze(p.blue), on_behalf_of="bo\0b")),
+        "items[0].on_behalf_of",
+    ),
+    bad("SendStream: no item", lambda s, p: s.stream(command_pb2.BatchItem()), "item.command"),
+    bad(
+        "SendStream: a user with NUL in the name",
+        lambda s, p: s.stream(item(freeze(p.blue), on_behalf_of="\0"), bank=s.by(Role.PROCESS)),
+        "item.on_behalf_of",
+    ),
+]
+
+FORBIDDEN = [
+    Row(
+        "a user names a tenant",
+        lambda s, p: s.bank.batch(item(deposit(p.theirs, 1), tenant=p.other_tenant)),
+        "PERMISSION_DENIED",
+        "ROLE_MISSING",
+    ),
+    Row(
+        "a user names the own tenant",
+        lambda s, p: s.bank.batch(item(deposit(p.blue, 1), tenant=p.tenant)),
+        "PERMISSION_DENIED",
+        "ROLE_MISSING",
+    ),
+    Row(
+        "a user speaks for another",
+        lambda s, p: s.bank.batch(item(deposit(p.blue, 1), on_behalf_of="bob")),
+        "PERMISSION_DENIED",
+        "ROLE_MISSING",
+    ),
+    Row(
+        "a user names a cause",
+        lambda s, p: s.bank.batch(item(deposit(p.blue, 1), causation_id=NIL)),
+        "PERMISSION_DENIED",
+        "ROLE_MISSING",
+    ),
+    Row(
+        "an operator names a tenant in a stream",
+        lambda s, p: s.stream(item(deposit(p.blue, 1), tenant=p.other_tenant), bank=s.by(Role.OPERATOR)),
+        "PERMISSION_DENIED",
+        "ROLE_MISSING",
+    ),
+    Row("a user freezes", lambda s, p: s.by(Role.USER).freeze(p.blue), "PERMISSION_DENIED", "ROLE_MISSING"),
+    Row("a user unfreezes", lambda s, p: s.by(Role.USER).unfreeze(p.ice), "PERMISSION_DENIED", "ROLE_MISSING"),
+    Row("a user reads the line", lambda s, p: s.read_all(s.by(Role.USER)), "PERMISSION_DENIED", "ROLE_MISSING"),
+    Row("an operator reads the line", lambda s, p: s.read_all(s.by(Role.OPERATOR)), "PERMISSION_DENIED", "ROLE_MISSING"),
+    Row("a reader deposits", lambda s, p: s.by(Role.READER).deposit(p.blue, 1), "PERMISSION_DENIED", "ROLE_MISSING"),
+    Row("a reader asks queries", lambda s, p: s.by(Role.READER).account(p.blue), "PERMISSION_DENIED", "ROLE_MISSING"),
+    Row(
+        "a user packs what only a warden may send",
+        lambda s, p: s.by(Role.USER).call(s.bank.commands.Send, command_pb2.SendRequest(command=packed(unfreeze(p.ice)))),
+        "PERMISSION_DENIED",
+        "ROLE_MISSING",
+    ),
+]
+
+TOO_MUCH = [
+    Row(
+        "a command of 2 MiB",
+        lambda s, p: s.bank.rename(p.alice, "x" * 2 * MEBIBYTE),
+        "RESOURCE_EXHAUSTED",
+        "MESSAGE_TOO_LARGE",
+    ),
+    Row(
+        "a packed command of 2 MiB",
+        lambda s, p: s.send(command_pb2.SendRequest(command=packed(rename(p.alice, "x" * 2 * MEBIBYTE)))),
+        "RESOURCE_EXHAUSTED",
+        "MESSAGE_TOO_LARGE",
+    ),
+    Row(
+        "a streamed command of 2 MiB",
+        lambda s, p: s.stream(item(rename(p.alice, "x" * 2 * MEBIBYTE))),
+        "RESOURCE_EXHAUSTED",
+        "MESSAGE_TOO_LARGE",
+    ),
+    Row(
+        "a query of 2 MiB",
+        lambda s, p: s.bank.account("x" * 2 * MEBIBYTE),
+        "RESOURCE_EXHAUSTED",
+        "MESSAGE_TOO_LARGE",
+    ),
+    Row(
+        "a batch of a little over 4 MiB",
+        lambda s, p: s.bank.batch(*[item(rename(p.alice, "x" * (MEBIBYTE // 2)))] * 8),
+        "RESOURCE_EXHAUSTED",
+        "MESSAGE_TOO_LARGE",
+    ),
+    Row("a batch of 6 MiB: gRPC itself refuses", lambda s, p: s.raw(SEND_BATCH, b"x" * 6 * MEBIBYTE), "RESOURCE_EXHAUSTED", ""),
+]
+
+QUERIES = [
+    bad("page: negative size", lambda s, p: s.persons(page_size=-1), "page_size"),
+    bad("page: more than 500", lambda s, p: s.accounts(page_size=501), "page_size"),
+    bad("statement: more than 500", lambda s, p: s.movements(account_id=p.blue, page_size=501), "page_size"),
+    bad("order: unknown", lambda s, p: s.persons(order_by="shoe_size"), "order_by"),
+    bad("order: a column that is not offered", lambda s, p: s.accounts(order_by="tenant"), "order_by"),
+    bad("order: SQL", lambda s, p: s.accounts(order_by="opened_at; DROP TABLE accounts"), "order_by"),
+    bad("filter: owner that is no UUID", lambda s, p: s.accounts(filter={"owner_id": "alice"}), "filter.owner_id"),
+    bad("filter: unknown status", lambda s, p: s.accounts(filter={"status": 99}), "filter.status"),
+    bad("filter: currency of two letters", lambda s, p: s.accounts(filter={"currency": "US"}), "filter.currency"),
+    bad("filter: currency of NULs", lambda s, p: s.accounts(filter={"currency": "\0" * 3}), "filter.currency"),
+    bad("filter: prefix of 201", lambda s, p: s.persons(filter={"name_prefix": "x" * 201}), "filter.name_prefix"),
+    bad("page token: 3 KB", lambda s, p: s.persons(page_token="x" * 3000), "page_token"),
+    Row(
+        "page token: garbage",
+        lambda s, p: s.persons(page_token="?!"),
+        "INVALID_ARGUMENT",
+        "PAGE_TOKEN_INVALID",
+        ("page_token",),
+    ),
+    Row(
+        "page token: of another order",
+        lambda s, p: _paged(s, {"order_by": "opened_at"}, {"order_by": "opened_at desc"}),
+        "INVALID_ARGUMENT",
+        "PAGE_TOKEN_INVALID",
+        ("page_token",),
+    ),
+    Row(
+        "page token: of another filter",
+        lambda s, p: _paged(s, {}, {"filter": {"currency": "USD"}}),
+        "INVALID_ARGUMENT",
+        "PAGE_TOKEN_INVALID",
+        ("page_token",),
+    ),
+    Row(
+        "page token: of another tenant",
+        lambda s, p: _paged(s, {}, {"bank": s.by(tenant=p.other_tenant)}),
+        "INVALID_ARGUMENT",
+        "PAGE_TOKEN_INVALID",
+        ("page_token",),
+    ),
+    Row(
+        "page token: of another list",
+        lambda s, p: _paged(s, {}, {}, then=s.persons),
+        "INVALID_ARGUMENT",
+        "PAGE_TOKEN_INVALID",
+        ("page_token",),
+    ),
+    Row(
+        "page token: forged, a time beyond all calendars",
+        lambda s, p: s.accounts(page_token=pages.encode(_accounts_query(p), (INT64_MAX, p.blue))),
+        "INVALID_ARGUMENT",
+        "PAGE_TOKEN_INVALID",
+        ("page_token",),
+    ),
+    Row(
+        "page token: forged, an id with NUL",
+        lambda s, p: s.accounts(page_token=pages.encode(_accounts_query(p), (0, "\0"))),
+        "INVALID_ARGUMENT",
+        "PAGE_TOKEN_INVALID",
+        ("page_token",),
+    ),
+    Row(
+        "page token: forged, a version beyond 64 bits",
+        lambda s, p: s.movements(account_id=p.blue, page_token=pages.encode(("ListMovements", p.tenant, p.blue), (2**64 - 1,))),
+        "INVALID_ARGUMENT",
+        "PAGE_TOKEN_INVALID",
+        ("page_token",),
+    ),
+    bad("consistency token: 600 characters", lambda s, p: s.bank.account(p.blue, "x" * 600), "consistency_token"),
+    Row(
+        "consistency token: garbage",
+        lambda s, p: s.bank.account(p.blue, "garbage"),
+        "INVALID_ARGUMENT",
+        "CONSISTENCY_TOKEN_MALFORMED",
+        ("consistency_token",),
+    ),
+    Row(
+        "consistency token: of another shard",
+        lambda s, p: s.bank.person(p.alice, _token(p, shard=7)),
+        "INVALID_ARGUMENT",
+        "CONSISTENCY_TOKEN_OF_ANOTHER_SHARD",
+        ("consistency_token",),
+    ),
+    Row(
+        "consistency token: the tables are not there yet",
+        lambda s, p: s.bank.call(s.bank.account_queries.GetAccount, _get(p, _token(p, position=INT64_MAX)), timeout_s=1),
+        "FAILED_PRECONDITION",
+        "NOT_YET_CONSISTENT",
+        waiting_helps=True,
+    ),
+    Row(
+        "consistency token: of another history",
+        lambda s, p: s.bank.call(s.bank.account_queries.GetAccount, _get(p, _token(p, epoch=f"{NIL}/1")), timeout_s=1),
+        "FAILED_PRECONDITION",
+        "NOT_YET_CONSISTENT",
+        waiting_helps=True,
+    ),
+]
+
+ODDITIES = [
+    Row("unknown method", lambda s, p: s.raw("bank.v1.AccountService/RobBank", b""), "UNIMPLEMENTED", ""),
+    Row("unknown service", lambda s, p: s.raw("bank.v1.LoanService/Lend", b""), "UNIMPLEMENTED", ""),
+    Row("a command sent to the read service", lambda s, p: s.raw(DEPOSIT, b"", channel=s.read), "UNIMPLEMENTED", ""),
+    Row(
+        "a deadline that has passed",
+        lambda s, p: s.bank.call(s.bank.accounts.DepositMoney, deposit(NIL, 1), timeout_s=1e-6),
+        "DEADLINE_EXCEEDED",
+        "",
+    ),
+]
+
+TABLE = [*MALFORMED, *ABSENT, *AGAINST_A_RULE, *PACKED, *FORBIDDEN, *TOO_MUCH, *QUERIES, *ODDITIES]
+
+
+@pytest.fixture(scope="session")
+def place(shared_stack: Stack) -> Place:
+    """What all rows of this worker find there. No row changes it."""
+    return build(shared_stack)
+
+
+@pytest.fixture
+async def scene(shared_stack: Stack, place: Place) -> AsyncIterator[Scene]:
+    """The place with channels to it."""
+    async with channels(shared_stack) as (write, read):
+        yield Scene(shared_stack, place, write, read)
+
+
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.situation)
+async def test_the_table_of_errors(scene: Scene, place: Place, row: Row) -> None:
+    """Each situation is refused with its code, reason, fields and, where waiting helps, when to come back."""
+    told = await refused(row.call(scene, place))
+    assert (told.code, told.reason, told.fields) == (row.code, row.reason, row.fields)
+    assert (told.retry_after_s is not None) == row.waiting_helps
+    assert "Traceback" not in told.text
+
+
+def test_every_situation_has_its_own_name() -> None:
+    """A row that is named like another would be taken for it."""
+    names = [row.situation for row in TABLE]
+    assert len(names) == len(set(names))
+
+
+async def test_a_stale_version_is_told_with_the_actual_one(scene: Scene, place: Place) -> None:
+    """Expected and actual are in the metadata, so a caller can decide anew."""
+    bank = scene.bank
+    told = await refused(bank.call(bank.accounts.DepositMoney, deposit(place.blue, 1, expected_version=9)))
+    assert (told.code, told.facts["expected"], told.facts["actual"]) == ("ABORTED", "9", str(ACCOUNT_VERSION))
+
+
+@pytest.mark.parametrize(
+    ("absent", "foreign"),
+    [
+        (lambda s, p: s.bank.deposit(NIL, 1), lambda s, p: s.bank.deposit(p.theirs, 1)),
+        (lambda s, p: s.bank.rename(NIL, "Bob"), lambda s, p: s.bank.rename(p.foreigner, "Bob")),
+        (lambda s, p: s.bank.open(NIL), lambda s, p: s.bank.open(p.foreigner)),
+        (lambda s, p: s.bank.command(NIL), lambda s, p: s.bank.command(p.their_command)),
+        (lambda s, p: s.read_stream("person", NIL), lambda s, p: s.read_stream("person", p.foreigner)),
+        (lambda s, p: s.bank.person(NIL), lambda s, p: s.bank.person(p.foreigner)),
+        (lambda s, p: s.bank.account(NIL), lambda s, p: s.bank.account(p.theirs)),
+        (lambda s, p: s.movements(account_id=NIL), lambda s, p: s.movements(account_id=p.theirs)),
+    ],
+    ids=["deposit", "rename", "open", "GetCommand", "ReadStream", "GetPerson", "GetAccount", "ListMovements"],
+)
+async def test_another_tenants_thing_is_told_as_an_absent_one_is(
+    scene: Scene,
+    place: Place,
+    absent: Callable[[Scene, Place], Awaitable[object]],
+    foreign: Callable[[Scene, Place], Awaitable[object]],
+) -> None:
+    """Same code, reason, text and facts: nobody learns that another tenant has it."""
+    one, other = await refused(absent(scene, place)), await refused(foreign(scene, place))
+    assert _without_ids(one) == _without_ids(other)
+
+
+async def test_a_refused_item_says_in_its_receipt_what_a_call_would_have_said(bank: Bank) -> None:
+    """In a batch each row of the table travels in a receipt, beside those that were accepted."""
+    alice, registered = await bank.register("Alice")
+    blue, _ = await bank.open(alice)
+    receipts = await bank.batch(
+        item(deposit(blue, 1)),
+        item(withdraw(blue, INT64_MAX)),
+        item(deposit(blue, 0)),
+        command_pb2.BatchItem(command=Packed(type_url="type.googleapis.com/bank.v1.RobBank")),
+        item(deposit(NIL, 1)),
+        item(deposit(blue, 2, command_id=registered.command_id)),
+        item(rename(alice, "x" * (MEBIBYTE + 1))),
+        item(register(alice, "Alice")),
+        item(withdraw(blue, 1)),
+    )
+    told = [(one.code, one.reason, one.fields) for one in map(read_status, (receipt.error for receipt in receipts))]
+    assert told == [
+        ("OK", "", ()),
+        ("FAILED_PRECONDITION", "INSUFFICIENT_FUNDS", ()),
+        ("INVALID_ARGUMENT", "INVALID_REQUEST", ("items[2].command.amount_minor",)),
+        ("INVALID_ARGUMENT", "UNKNOWN_COMMAND", ("items[3].command.type_url",)),
+        ("NOT_FOUND", "ACCOUNT_NOT_FOUND", ()),
+        ("INVALID_ARGUMENT", "COMMAND_ID_REUSED", ()),
+        ("RESOURCE_EXHAUSTED", "MESSAGE_TOO_LARGE", ()),
+        ("ALREADY_EXISTS", "PERSON_ALREADY_REGISTERED", ()),
+        ("OK", "", ()),
+    ]
+
+
+def _without_ids(told: Refused) -> Refused:
+    """The refusal without what only repeats the question, and without the moment at which it was asked."""
+    facts = {name: value for name, value in told.facts.items() if name != "consistency_token"}
+    return replace(told, text=re.sub(r"[0-9a-f-]{36}", "<id>", told.text), facts=facts)
+
+
+def _without_options(place: Place) -> person_pb2.RenamePersonRequest:
+    return person_pb2.RenamePersonRequest(person_id=place.alice, name="Bob")
+
+
+def _with_options(place: Place, given: command_pb2.CommandOptions) -> account_pb2.FreezeAccountRequest:
+    return account_pb2.FreezeAccountRequest(options=given, account_id=place.blue)
+
+
+def _get(place: Place, token: str) -> account_query_pb2.GetAccountRequest:
+    return account_query_pb2.GetAccountRequest(account_id=place.blue, consistency_token=token)
+
+
+def _token(place: Place, **changes: Any) -> str:
+    """A real consistency token with something changed in it."""
+    return consistency.encode(replace(consistency.decode(place.consistency_token), **changes))
+
+
+def _accounts_query(place: Place) -> tuple[str, ...]:
+    """What the read service binds the page tokens of a plain ListAccounts to."""
+    return ("ListAccounts", place.tenant, "opened_at", "False", "", "", "")
+
+
+async def _paged(
+    scene: Scene,
+    first: dict[str, Any],
+    second: dict[str, Any],
+    then: Callable[..., Awaitable[object]] | None = None,
+) -> object:
+    """Takes the page token of one query of accounts to another."""
+    page = await scene.accounts(page_size=1, consistency_token=scene.place.consistency_token, **first)
+    assert page.next_page_token
+    return await (then or scene.accounts)(page_size=1, page_token=page.next_page_token, **second)

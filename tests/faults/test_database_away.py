@@ -1,0 +1,89 @@
+"""PostgreSQL stopped and killed under load: callers are told when to come back, and nobody needs a restart."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import grpc.aio
+import pytest
+
+from deploy.system import READ, WRITE
+from shared import consistency
+from tests.support.bank import Bank, channels, new_id, read_refusal, refused, register
+from tests.support.invariants import check, look, published
+from tests.support.stack import Stack
+from tests.support.traffic import running
+from tests.support.waiting import eventually
+
+ANSWERED_WITHIN_S = 12.0
+"""A call that meets an absent database is answered, not left waiting."""
+
+
+@pytest.mark.parametrize("how", ["stop", "kill"])
+async def test_postgresql_goes_away_under_load(private_stack: Stack, how: str) -> None:
+    """Writes and reads answer UNAVAILABLE with RetryInfo; all goes on when it is back; what was acknowledged is there."""
+    stack = private_stack
+    pids = {name: stack.pid(name) for name in stack.programs}
+    async with running(stack) as traffic, channels(stack) as (write, read):
+        bank = Bank(write, read, stack.token("load"))
+        token = consistency.decode((await bank.deposit(traffic.accounts[0], 1)).consistency_token)
+        later = consistency.encode(replace(token, position=token.position + 1_000_000))
+        getattr(stack.postgres, how)()
+        for call in (
+            lambda: bank.register("Alice"),
+            lambda: bank.command(new_id()),
+            lambda: bank.account(traffic.accounts[0]),
+            lambda: bank.account(traffic.accounts[0], later),
+        ):
+            began = time.monotonic()
+            told = await refused(call())
+            assert time.monotonic() - began < ANSWERED_WITHIN_S
+            assert (told.code, told.reason) == ("UNAVAILABLE", "DATABASE_UNAVAILABLE")
+            assert told.retry_after_s is not None
+        stack.postgres.start()
+
+        async def answered() -> bool:
+            try:
+                _, receipt = await bank.register("Bob")
+                return (await bank.person(receipt.aggregate_id, receipt.consistency_token)).name == "Bob"
+            except grpc.aio.AioRpcError as error:
+                if read_refusal(error).code == "UNAVAILABLE":
+                    return False
+                raise
+
+        await eventually(answered, 15)
+        await traffic.more(100)
+    assert {name: stack.pid(name) for name in stack.programs} == pids, "a process was started again"
+    assert any(told.reason == "DATABASE_UNAVAILABLE" for told in traffic.unavailable)
+    assert all(told.retry_after_s is not None for told in traffic.unavailable if told.reason == "DATABASE_UNAVAILABLE")
+    picture = await look(stack)
+    check(picture, traffic.acknowledged)
+    await published(stack.nats.url, picture.line)
+
+
+async def test_a_command_lost_with_the_database_is_sent_again_under_its_id(private_stack: Stack) -> None:
+    """Sent while the database is away, then twice again when it is back: one event, one receipt."""
+    stack = private_stack
+    async with channels(stack) as (write, read):
+        bank = Bank(write, read, stack.token())
+        request = register(alice := new_id(), "Alice")
+        stack.postgres.kill()
+        told = await refused(bank.call(bank.people.RegisterPerson, request))
+        assert told.code == "UNAVAILABLE"
+        stack.postgres.start()
+
+        async def sent() -> object:
+            try:
+                return await bank.call(bank.people.RegisterPerson, request)
+            except grpc.aio.AioRpcError as error:
+                if read_refusal(error).code == "UNAVAILABLE":
+                    return None
+                raise
+
+        receipt = await eventually(sent, 15)
+        assert await bank.call(bank.people.RegisterPerson, request) == receipt
+        assert len(await bank.stream("person", alice)) == 1
+    assert stack.alive(WRITE)
+    assert stack.alive(READ)
+    check(await look(stack))

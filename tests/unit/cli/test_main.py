@@ -1,0 +1,223 @@
+"""What the `foldline` command makes of what is typed, without a system to talk to."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from bank.v1 import user_pb2
+from cli.calls import COMMANDS, build, fields_of, plain
+from cli.endpoints import UsageError
+from cli.main import ABOUT, SEND, app, read_secret
+from foldline.v1 import command_pb2
+from shared.identity import Role
+from shared.tokens import KeyFile, Verifier
+
+ID = "0190e4a0-0000-7000-8000-000000000000"
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No environment, and an empty folder to be in."""
+    for name in ("FOLDLINE_DATA", "FOLDLINE_TOKEN", "FOLDLINE_WRITE_ADDRESS", "FOLDLINE_READ_ADDRESS", "FOLDLINE_SAGA_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def endpoints(tmp_path: Path) -> None:
+    """A system that is said to run, where nobody listens."""
+    (tmp_path / ".foldline").mkdir()
+    nowhere = "127.0.0.1:1"
+    content = {"write": nowhere, "read": nowhere, "saga": nowhere, "tokens": {"acme": "a", "operator": "o"}}
+    (tmp_path / ".foldline" / "endpoints.json").write_text(json.dumps(content))
+
+
+def test_the_help_names_every_command_with_its_fields() -> None:
+    """What can be sent is found without leaving the terminal, and it is true."""
+    for name in COMMANDS:
+        listed = next(line.split() for line in SEND.splitlines() if line.split()[:1] == [name])
+        assert listed[1:] == list(fields_of(name))
+
+
+def test_what_only_processes_may_set_is_no_field() -> None:
+    """Whoever tries is told so before anything is sent; a transfer's own id is another matter."""
+    assert list(fields_of("DepositMoney")) == list(fields_of("WithdrawMoney")) == ["account_id", "amount_minor", "currency"]
+    assert "transfer_id" in fields_of("StartTransfer")
+    with pytest.raises(UsageError, match="has no transfer_id"):
+        build("DepositMoney", {"transfer_id": ID}, command_id=None, expected_version=None)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["dev"],
+        ["demo"],
+        ["token"],
+        ["status"],
+        ["send"],
+        ["get"],
+        ["get", "stream"],
+        ["get", "transfer"],
+        ["get", "user"],
+        ["process"],
+        ["process", "list"],
+        ["process", "show"],
+        ["process", "retry"],
+        ["process", "cancel"],
+    ],
+)
+def test_every_command_explains_itself(words: list[str]) -> None:
+    """--help works everywhere, and needs no system."""
+    result = CliRunner().invoke(app, [*words, "--help"])
+    assert result.exit_code == 0
+    assert "--help" in result.output
+
+
+def test_help_does_not_load_grpc_or_sqlalchemy() -> None:
+    """Whoever asks for help gets it at once."""
+    program = (
+        "import sys, cli.main; print([name for name in ('grpc', 'sqlalchemy', 'psycopg', 'joserfc') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)  # noqa: S603 (ours)
+    assert done.stdout == "[]\n"
+
+
+def test_the_exit_codes_are_documented() -> None:
+    """Scripts may rely on them."""
+    assert [line.split()[0] for line in ABOUT.splitlines() if line.strip()[:1].isdigit()] == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        (["send", "Nonsense"], 2, "no such command"),
+        (["send", "RenamePerson", "colour=red"], 2, "has no colour"),
+        (["send", "RenamePerson", "name"], 2, "not name=value"),
+        (["send", "RenamePerson", "name=a", "name=b"], 2, "given twice"),
+        (["send", "RenamePerson", "--json", "{"], 2, "not JSON"),
+        (["send", "RenamePerson", "--json", "[]"], 2, "takes an object"),
+        (["send", "DepositMoney", "amount_minor=many"], 2, "amount_minor"),
+        (["send", "RenamePerson", "name=a", "--tenant", "elsewhere"], 2, "no token for tenant 'elsewhere'"),
+        (["send", "RenamePerson", "--expected-version", "-1"], 2, "--expected-version"),
+        (["nonsense"], 2, "nonsense"),
+        (["get", "person"], 2, "Missing argument"),
+        (["token", "--tenant", "ACME"], 2, "not a tenant"),
+        (["token", "--role", "king"], 2, "king"),
+        (["send", "RenamePerson", "name=a"], 3, "UNAVAILABLE"),
+        (["status"], 3, "UNAVAILABLE"),
+        (["get", "transfer", ID], 3, "UNAVAILABLE"),
+        (["get", "user", ID], 3, "UNAVAILABLE"),
+        (["process", "list"], 3, "UNAVAILABLE"),
+        (["process", "list", "--status", "lost"], 2, "lost"),
+        (["process", "list", "--limit", "0"], 2, "--limit"),
+        (["process", "show", "transfer"], 2, "Missing argument"),
+        (["process", "show", "transfer", ID], 3, "UNAVAILABLE"),
+        (["process", "retry", "transfer", ID], 3, "UNAVAILABLE"),
+        (["process", "cancel", "transfer", ID], 3, "UNAVAILABLE"),
+        (["send", "StartUserRegistration", "login=a"], 2, "the password is read from standard input, which is empty"),
+    ],
+)
+def test_what_cannot_be_done_says_why(tmp_path: Path, words: list[str], code: int, text: str) -> None:
+    """2 for what was typed, 3 for nobody there; each with a sentence."""
+    endpoints(tmp_path)
+    result = CliRunner().invoke(app, words)
+    assert (result.exit_code, text in result.output) == (code, True), result.output
+
+
+def test_without_a_running_system_the_way_to_one_is_told() -> None:
+    """The first thing a newcomer may type."""
+    result = CliRunner().invoke(app, ["status"])
+    assert result.exit_code == 3
+    assert "foldline dev" in result.output
+
+
+def test_processes_need_the_saga_services_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other commands do without it."""
+    monkeypatch.setenv("FOLDLINE_WRITE_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setenv("FOLDLINE_READ_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setenv("FOLDLINE_TOKEN", "t")
+    result = CliRunner().invoke(app, ["process", "list"])
+    assert (result.exit_code, "FOLDLINE_SAGA_ADDRESS" in result.output) == (2, True)
+    monkeypatch.setenv("FOLDLINE_SAGA_ADDRESS", "127.0.0.1:1")
+    assert CliRunner().invoke(app, ["process", "list"]).exit_code == 3
+
+
+class Terminal:
+    """Standard input as a terminal; the second line is what is typed when asked again."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_password_that_is_not_given_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a terminal without an echo and twice; else the first line of standard input. It is printed nowhere."""
+    endpoints(tmp_path)
+    sent: list[str] = []
+
+    async def send(endpoints: object, tenant: str, request: user_pb2.StartUserRegistrationRequest) -> None:
+        sent.append(request.password)
+        raise UsageError("not sent")
+
+    monkeypatch.setattr("cli.calls.send", send)
+    words = ["send", "StartUserRegistration", "user_id=new", "login=alice", "email=alice@example.com"]
+    piped = CliRunner().invoke(app, words, input="correct horse\nbattery\n")
+    given = CliRunner().invoke(app, [*words, "password=given word"], input="correct horse\n")
+    asked: list[tuple[str, dict[str, object]]] = []
+
+    def prompt(text: str, **how: object) -> str:
+        asked.append((text, how))
+        return "typed word"
+
+    monkeypatch.setattr("cli.main.sys.stdin", Terminal())
+    monkeypatch.setattr("cli.main.typer.prompt", prompt)
+    assert read_secret("password") == "typed word"
+    assert sent == ["correct horse", "given word"]
+    assert not any(word in result.output for result in (piped, given) for word in ("horse", "given word"))
+    assert asked == [("password", {"hide_input": True, "confirmation_prompt": True, "err": True})]
+
+
+def test_problems_are_data_too(tmp_path: Path) -> None:
+    """With -o json a program reads the problem as it reads an answer."""
+    endpoints(tmp_path)
+    runner = CliRunner()
+    usage = json.loads(runner.invoke(app, ["send", "Nonsense", "-o", "json"]).stdout)
+    away = json.loads(runner.invoke(app, ["send", "RenamePerson", "--command-id", ID, "-o", "json"]).stdout)
+    assert (usage["error"]["code"], usage["error"]["text"].startswith("no such command")) == ("USAGE", True)
+    assert (away["error"]["code"], away["error"]["facts"]["command_id"]) == ("UNAVAILABLE", ID)
+
+
+def test_a_token_is_printed_that_services_believe(tmp_path: Path) -> None:
+    """For `buf curl` and scripts: the token and nothing else."""
+    result = CliRunner().invoke(app, ["token", "--tenant", "umbrella", "--user", "ada", "--role", "user", "--role", "reader"])
+    verifier = Verifier(KeyFile(tmp_path / ".foldline/keys/jwks.json"), issuer="https://foldline.localhost", audience="foldline")
+    identity = verifier.verify(result.stdout.strip())
+    assert (identity.tenant, identity.user_id, identity.roles) == ("umbrella", "ada", frozenset({Role.USER, Role.READER}))
+
+
+def test_new_makes_an_id_and_only_for_ids() -> None:
+    """`new` spares the newcomer a UUID; a person may be called new."""
+    request = build("RegisterPerson", {"person_id": "new", "name": "new"}, command_id=None, expected_version=None)
+    assert isinstance(request.person_id, str)  # type: ignore[attr-defined]
+    assert len(request.person_id) == 36  # type: ignore[attr-defined]
+    assert request.name == "new"  # type: ignore[attr-defined]
+
+
+def test_options_are_set_apart_from_fields() -> None:
+    """The command's id and the expected version are options of this command, and cannot be smuggled in as fields."""
+    request = build("RenamePerson", {"name": "a"}, command_id=ID, expected_version=0)
+    assert request.options == command_pb2.CommandOptions(command_id=ID, expected_version=0)  # type: ignore[attr-defined]
+    with pytest.raises(UsageError):
+        build("RenamePerson", {"options": {"command_id": ID}}, command_id=None, expected_version=None)
+
+
+def test_numbers_of_64_bits_are_numbers() -> None:
+    """Whoever reads our JSON need not know that protobuf writes them as text; those inside other messages too."""
+    record = command_pb2.CommandRecord(receipt=command_pb2.CommandReceipt(version=7, position=2**53 + 1), user_id="7")
+    made = plain(record)
+    assert (made["receipt"]["version"], made["receipt"]["position"], made["user_id"]) == (7, 2**53 + 1, "7")

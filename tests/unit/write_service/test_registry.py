@@ -1,0 +1,281 @@
+"""The registry against the contracts: nothing is forgotten on either side, and nothing is lost between them."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from typing import Any
+
+import pytest
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+
+from bank.v1 import account_pb2, person_pb2, transfer_pb2, user_pb2
+from foldline.v1 import command_pb2
+from shared.aggregate import Aggregate, on
+from shared.bus import Bus
+from shared.codec import OPTIONS, Codec, Pair
+from shared.identity import Role
+from tests.support import trial
+from tests.support.trial import message_of
+from write_service.domain.transfer import Compensation
+from write_service.passwords import Passwords
+from write_service.registry import build_bus
+
+BUS = build_bus(Passwords())
+PAIRS = {pair.type_name: pair for pair in BUS.codec.pairs()}
+FILES = (account_pb2, person_pb2, transfer_pb2, user_pb2)
+
+_PYTHON_TYPES = {
+    FieldDescriptor.CPPTYPE_STRING: str,
+    FieldDescriptor.CPPTYPE_INT64: int,
+    FieldDescriptor.CPPTYPE_INT32: int,
+    FieldDescriptor.CPPTYPE_ENUM: int,
+    FieldDescriptor.CPPTYPE_BOOL: bool,
+}
+
+
+def _expected_type(field: Any) -> Any:
+    kind: Any = bytes if field.type == FieldDescriptor.TYPE_BYTES else _PYTHON_TYPES[field.cpp_type]
+    if field.is_repeated:
+        return tuple[kind, ...]
+    return kind | None if field.has_presence else kind
+
+
+@pytest.mark.parametrize("type_name", PAIRS)
+def test_a_dataclass_has_the_fields_of_its_message_with_their_types(type_name: str) -> None:
+    """Names in both directions, types, and `| None` exactly where the message says `optional`."""
+    pair = PAIRS[type_name]
+    fields = [field for field in pair.message.DESCRIPTOR.fields if field.name != OPTIONS]
+    assert typing.get_type_hints(pair.dataclass) == {field.name: _expected_type(field) for field in fields}
+
+
+@pytest.mark.parametrize("type_name", PAIRS)
+def test_a_dataclass_cannot_be_made_without_a_field_nor_changed(type_name: str) -> None:
+    """A forgotten field raises, where protobuf would read zero."""
+    dataclass_: Any = PAIRS[type_name].dataclass
+    assert dataclass_.__dataclass_params__.frozen
+    assert "__slots__" in vars(dataclass_)
+    for field in dataclasses.fields(dataclass_):
+        assert field.kw_only
+        assert field.default is dataclasses.MISSING
+        assert field.default_factory is dataclasses.MISSING
+
+
+@pytest.mark.parametrize("type_name", PAIRS)
+def test_a_value_survives_its_message(type_name: str) -> None:
+    """Encoding and decoding gives the same value, for the least and for the most that the fields hold."""
+    pair = PAIRS[type_name]
+    for values in (
+        {str: "", int: 0, bool: False},
+        {str: "ø€\U0001f600", int: 2**63 - 1, bool: True},
+        {str: "b", int: -(2**63), bool: True},
+    ):
+        given = {field.name: _value(field, values) for field in pair.message.DESCRIPTOR.fields if field.name != OPTIONS}
+        for value in (pair.dataclass(**given), pair.dataclass(**given | dict.fromkeys(_optional(pair)))):
+            assert BUS.codec.decode(type_name, pair.encode(value)) == value
+            assert pair.encode(value) == pair.encode(value)
+
+
+def _value(field: Any, values: dict[type, Any]) -> Any:
+    """A value for a field: of an enum, one that it has."""
+    if field.enum_type is not None:
+        return field.enum_type.values[-1].number if values[int] else 0
+    value = values[_PYTHON_TYPES[field.cpp_type]]
+    return (value, value) if field.is_repeated else value
+
+
+def _optional(pair: Pair) -> list[str]:
+    return [field.name for field in pair.message.DESCRIPTOR.fields if field.has_presence and field.name != OPTIONS]
+
+
+def test_every_message_of_the_contracts_is_registered() -> None:
+    """What RPCs answer with a receipt are commands, and so are the requests that have no RPC, which processes send.
+
+    Other RPCs ask questions; every message that is left is an event.
+    """
+    commands, questions, others = set(), set(), set()
+    for file in FILES:
+        for service in file.DESCRIPTOR.services_by_name.values():
+            for method in service.methods:
+                if method.output_type.full_name == command_pb2.CommandReceipt.DESCRIPTOR.full_name:
+                    commands.add(method.input_type.full_name)
+                else:
+                    questions |= {method.input_type.full_name, method.output_type.full_name}
+        others |= {message.full_name for message in file.DESCRIPTOR.message_types_by_name.values()}
+    others -= commands | questions
+    of_processes = {name for name in others if name.endswith("Request")}
+    assert set(BUS.commands()) == commands | of_processes
+    assert set(PAIRS) - set(BUS.commands()) == others - of_processes
+    roles = {name: route.roles for name in BUS.commands() if (route := BUS.route(name)) is not None}
+    assert {name for name in roles if roles[name] == {Role.PROCESS}} == of_processes
+
+
+def test_the_domains_compensations_are_those_of_the_contract() -> None:
+    """The domain cannot import the contract, so both have the numbers."""
+    named = {value.name.removeprefix("COMPENSATION_"): value.number for value in transfer_pb2.Compensation.DESCRIPTOR.values}
+    assert named == {"UNSPECIFIED": 0, **{each.name: each.value for each in Compensation}}
+
+
+def test_every_command_begins_with_its_options_and_no_event_has_any() -> None:
+    """Options are what a client says about a command; they are no part of what it asks."""
+    for type_name, pair in PAIRS.items():
+        first = pair.message.DESCRIPTOR.fields_by_number[1]
+        is_command = BUS.route(type_name) is not None
+        assert (first.name == OPTIONS) == is_command
+        assert is_command == (OPTIONS in pair.message.DESCRIPTOR.fields_by_name)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Deposit:
+    account_id: str
+    amount_minor: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DepositWithNote:
+    account_id: str
+    amount_minor: int
+    note: str
+
+
+@pytest.mark.parametrize(
+    ("dataclass_", "message_like"),
+    [(Deposit, DepositWithNote), (DepositWithNote, Deposit)],
+    ids=["missing here", "missing there"],
+)
+def test_a_mismatch_raises_in_both_directions(dataclass_: type, message_like: type) -> None:
+    """A field that only one side has stops the service at its start, whichever side it is."""
+    message = message_of(message_like, name=f"Mismatch{message_like.__name__}")
+    with pytest.raises(TypeError, match="differ"):
+        Pair(dataclass_, message)
+    with pytest.raises(TypeError, match="differ"):
+        Codec().add(dataclass_, message)
+
+
+@pytest.fixture(scope="module")
+def messages() -> tuple[type[Message], type[Message]]:
+    """Two messages with the same fields."""
+    return message_of(Deposit, name="One"), message_of(Deposit, name="Other")
+
+
+def test_either_side_of_a_pair_is_in_one_pair_only(messages: tuple[type[Message], type[Message]]) -> None:
+    """Else the same bytes could be read as two things, or the same thing be written as two."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Twin:
+        account_id: str
+        amount_minor: int
+
+    codec = Codec()
+    codec.add(Deposit, messages[0])
+    with pytest.raises(TypeError, match="twice"):
+        codec.add(Deposit, messages[1])
+    with pytest.raises(TypeError, match="twice"):
+        codec.add(Twin, messages[0])
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Evolved:
+    """With fields of a later day, and one of many values."""
+
+    name: str
+    nickname: str | None
+    age: int | None
+    account_ids: tuple[str, ...]
+
+
+def test_a_field_that_was_added_later_is_none_where_it_is_missing() -> None:
+    """Absent is not empty and not zero, in both directions; many values are a tuple."""
+    pair = Pair(Evolved, message_of(Evolved))
+    for value in (
+        Evolved(name="a", nickname=None, age=None, account_ids=()),
+        Evolved(name="", nickname="", age=0, account_ids=("a1", "", "a1")),
+    ):
+        payload = pair.encode(value)
+        assert pair.decode(pair.message.FromString(payload)) == value
+    assert pair.decode(pair.message.FromString(b"")) == Evolved(name="", nickname=None, age=None, account_ids=())
+
+
+def test_a_dataclass_or_type_that_was_never_added_is_unknown() -> None:
+    """Nothing is guessed."""
+    with pytest.raises(KeyError):
+        BUS.codec.of(Deposit(account_id="a", amount_minor=1))
+    with pytest.raises(KeyError):
+        BUS.codec.decode("bank.v1.Nothing", b"")
+
+
+def test_uuids_become_lower_case_and_nothing_else_does() -> None:
+    """The same account by another spelling is the same account; a name is left as it is."""
+    message = account_pb2.OpenAccountRequest(
+        account_id="ABCDEF00-0000-4000-8000-00000000000A", owner_id="", currency="USD", name="Blue"
+    )
+    decoded = PAIRS["bank.v1.OpenAccountRequest"].decode(message)
+    assert (decoded.account_id, decoded.name) == ("abcdef00-0000-4000-8000-00000000000a", "Blue")
+
+
+ELSEWHERE = Aggregate(category="elsewhere", initial=trial.Counter(), evolve=trial.evolve)
+
+
+def test_registering_twice_or_for_an_unknown_aggregate_raises() -> None:
+    """A table with two answers is found at the start of the service, not by its users."""
+    bus, roles = trial.build_bus(), frozenset({Role.USER})
+    add_message = bus.codec.of(trial.Add(counter_id="c", amount=1)).message
+    with pytest.raises(TypeError, match="counter is registered twice"):
+        bus.aggregate(trial.COUNTER, events={})
+    with pytest.raises(TypeError, match="twice"):
+        bus.register(add_message, trial.Add, on(trial.COUNTER, trial.counter_id, trial.add), roles)
+    with pytest.raises(TypeError, match="elsewhere is not registered"):
+        bus.register(add_message, trial.Add, on(ELSEWHERE, trial.counter_id, trial.add), roles)
+    with pytest.raises(TypeError, match="elsewhere is not registered"):
+        bus.react(trial.Added, on(ELSEWHERE, trial.counter_id, trial.add))
+    bus.override(trial.Add, trial.twice_as_much, tenant="umbrella")
+    with pytest.raises(TypeError, match="overridden twice for umbrella"):
+        bus.override(trial.Add, trial.twice_as_much, tenant="umbrella")
+
+
+def test_the_same_reaction_twice_raises() -> None:
+    """Else money would move twice for one event."""
+    bus = trial.build_bus()
+    handler = on(trial.COUNTER, trial.counter_id, trial.link)
+    with pytest.raises(TypeError, match="twice"):
+        bus.react(trial.Linked, handler)
+
+
+def test_an_override_of_a_command_that_nobody_registered_raises() -> None:
+    """A misspelt or forgotten row is found at the start of the service."""
+    with pytest.raises(TypeError, match="not registered"):
+        Bus().override(trial.Add, trial.twice_as_much, tenant="umbrella")
+
+
+def test_an_override_is_for_its_tenant_alone() -> None:
+    """Everybody else is decided for as before."""
+    bus = trial.build_bus()
+    bus.override(trial.Add, trial.twice_as_much, tenant="umbrella")
+    assert bus.decision("trial.Add", "umbrella") is trial.twice_as_much
+    assert bus.decision("trial.Add", "acme") is trial.add
+    assert bus.decision("trial.Chain", "umbrella") is trial.chain
+
+
+@pytest.mark.parametrize("category", ["account", "login", "person", "suspense", "transfer", "user"])
+def test_a_state_survives_its_snapshot(category: str) -> None:
+    """Whatever is in it comes back equal, the initial state too."""
+    states: dict[str, Any] = {
+        "account": {
+            "opened": True,
+            "owner_id": "p\u00f8",
+            "currency": "USD",
+            "balance_minor": 2**63 - 1,
+            "frozen": True,
+            "closed": True,
+        },
+        "login": {"holder_id": "u1", "confirmed": True, "expires_at_ms": 2**63 - 1},
+        "person": {"registered": True, "name": '\u20ac"\\\n\U0001f600', "account_ids": ("a1", "a2")},
+        "suspense": {"balance_minor": 2**63 - 1},
+        "transfer": {"started": True, "ended": True},
+        "user": {"started": True, "succeeded": True, "failed": True},
+    }
+    initial = BUS.aggregate_of(category).initial
+    assert {field.name for field in dataclasses.fields(initial)} == set(states[category])
+    for state in (initial, dataclasses.replace(initial, **states[category])):
+        assert BUS.load_state(category, BUS.dump_state(category, state)) == state

@@ -1,0 +1,128 @@
+"""How a user's registration begins and ends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from shared.aggregate import Credential, Decided
+from shared.errors import Refusal
+from shared.process_ids import step_id
+from tests.support.scenario import META, given
+from write_service.domain.login import login_id
+from write_service.domain.user import (
+    USER,
+    ConfirmUserRegistration,
+    FailUserRegistration,
+    StartUserRegistration,
+    User,
+    UserRegistrationFailed,
+    UserRegistrationStarted,
+    UserRegistrationSucceeded,
+    confirm_registration,
+    fail_registration,
+    start_registration,
+)
+
+U1 = "7d1c0a5e-0000-4000-8000-000000000001"
+HASH = "$argon2id$v=19$m=19456,t=2,p=1$c2FsdA$aGFzaA"
+
+
+def start_of(login: str = "Tweedle", password: str = HASH) -> StartUserRegistration:
+    """The wish to become a user, with the password as the decision gets it."""
+    return StartUserRegistration(user_id=U1, login=login, email="tweedle@example.com", password=password)
+
+
+started = UserRegistrationStarted(
+    user_id=U1,
+    login="Tweedle",
+    email="tweedle@example.com",
+    login_id=login_id("acme", "tweedle"),
+    reserve_command_id=str(step_id("registration", U1, "reserve")),
+    confirm_command_id=str(step_id("registration", U1, "confirm")),
+    fail_command_id=str(step_id("registration", U1, "fail")),
+    hold_command_id=str(step_id("registration", U1, "hold")),
+    release_command_id=str(step_id("registration", U1, "release")),
+    # Five minutes after META's moment.
+    expires_at_ms=1_767_323_345_000,
+)
+succeeded = UserRegistrationSucceeded(user_id=U1)
+failed = UserRegistrationFailed(user_id=U1, reason="LOGIN_TAKEN")
+confirm_it = ConfirmUserRegistration(user_id=U1)
+fail_it = FailUserRegistration(user_id=U1, reason="LOGIN_TAKEN")
+
+
+def test_starting_fixes_the_ids_of_all_later_steps_and_saves_the_hash_beside_the_event() -> None:
+    """The event has the login as it was written, the id of its folded form, and nothing of the password."""
+    decided = start_registration(User(), start_of(), META)
+    assert decided == Decided(events=[started], credentials=[Credential(subject_id=U1, password_hash=HASH)])
+    assert HASH not in repr(decided)
+    assert HASH not in repr(decided.events[0])
+
+
+@pytest.mark.parametrize("history", [[started], [started, succeeded], [started, failed]], ids=["started", "succeeded", "failed"])
+def test_a_user_registers_once(history: list[Any]) -> None:
+    """Refused before the login is looked at: an id names one registration, whatever became of it."""
+    with pytest.raises(Refusal) as refused:
+        start_registration(given(USER, *history).state, start_of("not allowed"), META)
+    assert refused.value.reason == "USER_ALREADY_REGISTERED"
+
+
+def test_a_login_that_cannot_be_is_refused() -> None:
+    """Before anything is saved."""
+    with pytest.raises(Refusal) as refused:
+        start_registration(User(), start_of("not allowed"), META)
+    assert refused.value.reason == "LOGIN_NOT_ALLOWED"
+
+
+def test_a_password_that_was_not_hashed_is_a_defect() -> None:
+    """It is neither saved nor told."""
+    with pytest.raises(ValueError, match="was not hashed") as raised:
+        start_registration(User(), start_of(password="correct horse"), META)
+    assert "correct horse" not in str(raised.value)
+
+
+def test_a_command_does_not_show_its_password() -> None:
+    """Whoever prints it."""
+    assert "correct horse" not in repr(start_of(password="correct horse"))
+    assert HASH not in repr(start_of())
+
+
+# (what happened, decision, command, the events it gives)
+ACCEPTED: dict[str, tuple[list[Any], Any, Any, list[Any]]] = {
+    "confirm": ([started], confirm_registration, confirm_it, [succeeded]),
+    "confirm again: nothing": ([started, succeeded], confirm_registration, confirm_it, []),
+    "fail": ([started], fail_registration, fail_it, [failed]),
+    "fail again: nothing": ([started, failed], fail_registration, fail_it, []),
+}
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_accepted(name: str) -> None:
+    """These commands give exactly these events, or none where nothing changes."""
+    history, decide, command, events = ACCEPTED[name]
+    given(USER, *history).when(decide, command).then(*events)
+
+
+# (what happened, decision, command, reason)
+REFUSED: dict[str, tuple[list[Any], Any, Any, str]] = {
+    "confirm: 1. no such user": ([], confirm_registration, confirm_it, "USER_NOT_FOUND"),
+    "confirm: 2. failed": ([started, failed], confirm_registration, confirm_it, "REGISTRATION_FAILED"),
+    "fail: 1. no such user": ([], fail_registration, fail_it, "USER_NOT_FOUND"),
+    "fail: 2. succeeded": ([started, succeeded], fail_registration, fail_it, "REGISTRATION_SUCCEEDED"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name: str) -> None:
+    """A registration that has ended one way does not end the other."""
+    history, decide, command, reason = REFUSED[name]
+    given(USER, *history).when(decide, command).then_refused(reason)
+
+
+def test_the_state_is_the_fold_of_the_events() -> None:
+    """Every event of the kind leaves its trace."""
+    assert given(USER, started).state == User(started=True)
+    assert given(USER, started, succeeded).state == User(started=True, succeeded=True)
+    assert given(USER, started, failed).state == User(started=True, failed=True)

@@ -1,0 +1,192 @@
+"""The write service's RPCs. Every command's RPC is one line that sends it; ROLES says who may call what."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator
+from typing import Any
+
+from bank.v1 import (
+    account_pb2,
+    account_pb2_grpc,
+    person_pb2,
+    person_pb2_grpc,
+    transfer_pb2,
+    transfer_pb2_grpc,
+    user_pb2,
+    user_pb2_grpc,
+)
+from foldline.v1 import command_pb2, command_pb2_grpc, event_store_pb2, event_store_pb2_grpc
+from shared import event_store
+from shared.commands import Commands
+from shared.errors import NotFound
+from shared.identity import Role, current_call
+from shared.postgres import Reads
+from shared.server import BATCH_SIZE_MAX
+from write_service.passwords import Door
+from write_service.registry import CALLERS, WARDENS
+
+READERS = frozenset({Role.READER})
+
+ROLES: dict[str, frozenset[Role]] = {
+    "bank.v1.PersonService/RegisterPerson": CALLERS,
+    "bank.v1.PersonService/RenamePerson": CALLERS,
+    "bank.v1.AccountService/OpenAccount": CALLERS,
+    "bank.v1.AccountService/DepositMoney": CALLERS,
+    "bank.v1.AccountService/WithdrawMoney": CALLERS,
+    "bank.v1.AccountService/FreezeAccount": WARDENS,
+    "bank.v1.AccountService/UnfreezeAccount": WARDENS,
+    "bank.v1.AccountService/CloseAccount": WARDENS,
+    "bank.v1.TransferService/StartTransfer": CALLERS,
+    "bank.v1.UserService/StartUserRegistration": WARDENS,
+    "bank.v1.UserService/VerifyPassword": WARDENS,
+    "foldline.v1.CommandService/Send": CALLERS,
+    "foldline.v1.CommandService/SendBatch": CALLERS,
+    "foldline.v1.CommandService/SendStream": CALLERS,
+    "foldline.v1.CommandService/GetCommand": CALLERS,
+    "foldline.v1.EventStoreService/ReadStream": CALLERS,
+    "foldline.v1.EventStoreService/ReadAll": READERS,
+}
+
+# Requests that may be larger than those of single commands.
+SIZES_MAX = {"foldline.v1.CommandService/SendBatch": BATCH_SIZE_MAX}
+
+CHUNK_EVENTS = 500
+
+
+class PersonService(person_pb2_grpc.PersonServiceServicer):
+    """bank.v1.PersonService."""
+
+    def __init__(self, commands: Commands) -> None:
+        self._send = commands.send
+
+    async def RegisterPerson(self, request: person_pb2.RegisterPersonRequest, context: Any) -> command_pb2.CommandReceipt:
+        return await self._send(request)
+
+    async def RenamePerson(self, request: person_pb2.RenamePersonRequest, context: Any) -> command_pb2.CommandReceipt:
+        return await self._send(request)
+
+
+class AccountService(account_pb2_grpc.AccountServiceServicer):
+    """bank.v1.AccountService."""
+
+    def __init__(self, commands: Commands) -> None:
+        self._send = commands.send
+
+    async def OpenAccount(self, request: account_pb2.OpenAccountRequest, context: Any) -> command_pb2.CommandReceipt:
+        return await self._send(request)
+
+    async def DepositMoney(self, request: account_pb2.DepositMoneyRequest, context: Any) -> command_pb2.CommandReceipt:
+        return await self._send(request)
+
+    async def WithdrawMoney(self, request: account_pb2.WithdrawMoneyRequest, context: Any) -> command_pb2.CommandReceipt:
+        return await self._send(request)
+
+    async def FreezeAccount(self, request: account_pb2.FreezeAccountRequest, context: Any) -> command_pb2.CommandReceipt:
+        return await self._send(request)
+
+    async def UnfreezeAccount(self, request: account_pb2.UnfreezeAccountRequest, context: Any) -> command_pb2.CommandReceipt:
+        return await self._send(request)
+
+    async def CloseAccount(self, request: account_pb2.CloseAccountRequest, context: Any) -> command_pb2.CommandReceipt:
+        return await self._send(request)
+
+
+class TransferService(transfer_pb2_grpc.TransferServiceServicer):
+    """bank.v1.TransferService."""
+
+    def __init__(self, commands: Commands) -> None:
+        self._send = commands.send
+
+    async def StartTransfer(self, request: transfer_pb2.StartTransferRequest, context: Any) -> command_pb2.CommandReceipt:
+        return await self._send(request)
+
+
+class UserService(user_pb2_grpc.UserServiceServicer):
+    """bank.v1.UserService."""
+
+    def __init__(self, commands: Commands, door: Door) -> None:
+        self._send = commands.send
+        self._door = door
+
+    async def StartUserRegistration(
+        self, request: user_pb2.StartUserRegistrationRequest, context: Any
+    ) -> command_pb2.CommandReceipt:
+        return await self._send(request)
+
+    async def VerifyPassword(self, request: user_pb2.VerifyPasswordRequest, context: Any) -> user_pb2.VerifyPasswordResponse:
+        tenant = current_call.get().identity.tenant
+        return user_pb2.VerifyPasswordResponse(user_id=await self._door.verify(tenant, request.login, request.password))
+
+
+class CommandService(command_pb2_grpc.CommandServiceServicer):
+    """foldline.v1.CommandService."""
+
+    def __init__(self, commands: Commands, reads: Reads) -> None:
+        self._commands = commands
+        self._reads = reads
+
+    async def Send(self, request: command_pb2.SendRequest, context: Any) -> command_pb2.SendResponse:
+        return command_pb2.SendResponse(receipt=await self._commands.send_packed(request.command))
+
+    async def SendBatch(self, request: command_pb2.SendBatchRequest, context: Any) -> command_pb2.SendBatchResponse:
+        receipts = await self._commands.send_batch(request.items, atomic=request.atomic)
+        return command_pb2.SendBatchResponse(receipts=receipts)
+
+    async def SendStream(
+        self, request_iterator: AsyncIterator[command_pb2.SendStreamRequest], context: Any
+    ) -> AsyncIterator[command_pb2.SendStreamResponse]:
+        async for receipt in self._commands.send_stream(request.item async for request in request_iterator):
+            yield command_pb2.SendStreamResponse(receipt=receipt)
+
+    async def GetCommand(self, request: command_pb2.GetCommandRequest, context: Any) -> command_pb2.GetCommandResponse:
+        key = (current_call.get().identity.tenant, request.command_id.lower())
+        async with self._reads.connection() as connection:
+            found = await event_store.read_commands(connection, [key])
+        if key not in found:
+            raise NotFound("COMMAND_NOT_FOUND", "there is no command with this id")
+        return command_pb2.GetCommandResponse(command=self._commands.record(found[key]))
+
+
+class EventStoreService(event_store_pb2_grpc.EventStoreServiceServicer):
+    """foldline.v1.EventStoreService."""
+
+    def __init__(self, reads: Reads) -> None:
+        self._reads = reads
+
+    async def ReadStream(
+        self, request: event_store_pb2.ReadStreamRequest, context: Any
+    ) -> AsyncIterator[event_store_pb2.ReadStreamResponse]:
+        key = (current_call.get().identity.tenant, request.aggregate_type, request.aggregate_id.lower())
+        after, left = max(request.from_version, 1) - 1, request.events_max or sys.maxsize
+        while left:
+            async with self._reads.connection() as connection:
+                events = await event_store.read_stream(connection, key, after=after, limit=min(left, CHUNK_EVENTS))
+            if not events and after == max(request.from_version, 1) - 1:
+                raise NotFound("STREAM_NOT_FOUND", "there is no such stream, or no event of it from there on")
+            if not events:
+                return
+            yield event_store_pb2.ReadStreamResponse(events=[event_store.envelope(event) for event in events])
+            after, left = events[-1].version, left - len(events)
+
+    async def ReadAll(
+        self, request: event_store_pb2.ReadAllRequest, context: Any
+    ) -> AsyncIterator[event_store_pb2.ReadAllResponse]:
+        async with self._reads.connection() as connection:
+            head = await event_store.read_head(connection)
+        if request.shard not in (0, head.shard):
+            raise NotFound("SHARD_NOT_FOUND", f"this is shard {head.shard}")
+        after, left = max(request.from_position, 1) - 1, request.events_max or sys.maxsize
+        first = True
+        while first or (left and after < head.position):
+            async with self._reads.connection() as connection:
+                events = await event_store.read_line(connection, after=after, limit=min(left, CHUNK_EVENTS))
+            yield event_store_pb2.ReadAllResponse(
+                events=[event_store.envelope(event) for event in events],
+                head_position=head.position,
+                epoch=head.epoch,
+                shard=head.shard,
+            )
+            first = False
+            if events:
+                after, left = events[-1].position, left - len(events)

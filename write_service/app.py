@@ -1,0 +1,86 @@
+"""Builds the write service from its settings. The tests build it the same way."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+
+from pydantic import Field, SecretStr
+
+from bank.v1 import account_pb2_grpc, person_pb2_grpc, transfer_pb2_grpc, user_pb2_grpc
+from foldline.v1 import command_pb2_grpc, event_store_pb2_grpc
+from shared.commands import Commands
+from shared.committer import Committer
+from shared.intake import Limits
+from shared.notifier import Notifier
+from shared.postgres import Reads
+from shared.server import Server
+from shared.settings import Seconds, ServerSettings
+from write_service.api import (
+    ROLES,
+    SIZES_MAX,
+    AccountService,
+    CommandService,
+    EventStoreService,
+    PersonService,
+    TransferService,
+    UserService,
+)
+from write_service.passwords import Door, Passwords
+from write_service.registry import build_bus
+
+
+class WriteSettings(ServerSettings):
+    """What the write service is told by environment variables that begin with FOLDLINE_."""
+
+    # As the application role: it reads the tables and calls the append function, nothing else.
+    database_url: SecretStr
+    shard: int = Field(1, ge=1)
+    connections_max: int = Field(8, ge=1)
+    # Under load a batch waits so long at the most for the commands that are about to come; with 0 it never waits.
+    gather_wait_s_max: Seconds = Limits().gather_wait_s_max
+
+
+def build(settings: WriteSettings, reads: Reads) -> Server:
+    """The server with its services, on a running event loop; the committer runs until the server is drained.
+
+    `reads` is opened and closed by the caller, the latter when the server is drained.
+    """
+    database_url = settings.database_url.get_secret_value()
+    notifier = Notifier(database_url, channel="line")
+    passwords = Passwords()
+    bus = build_bus(passwords)
+    committer = Committer(
+        database_url,
+        bus,
+        shard=settings.shard,
+        clock=utc_now,
+        committed=notifier.notify,
+        limits=Limits(gather_wait_s_max=settings.gather_wait_s_max),
+    )
+    commands = Commands(committer, reads, clock=utc_now)
+
+    server = Server(settings, roles=ROLES, sizes_max=SIZES_MAX)
+    server.add(person_pb2_grpc.add_PersonServiceServicer_to_server, PersonService(commands))
+    server.add(account_pb2_grpc.add_AccountServiceServicer_to_server, AccountService(commands))
+    server.add(transfer_pb2_grpc.add_TransferServiceServicer_to_server, TransferService(commands))
+    server.add(user_pb2_grpc.add_UserServiceServicer_to_server, UserService(commands, Door(bus, reads, passwords)))
+    server.add(command_pb2_grpc.add_CommandServiceServicer_to_server, CommandService(commands, reads))
+    server.add(event_store_pb2_grpc.add_EventStoreServiceServicer_to_server, EventStoreService(reads))
+
+    server.on_drained(passwords.close)
+    notifying, committing = asyncio.create_task(notifier.run()), asyncio.create_task(committer.run())
+
+    async def commit_the_rest() -> None:
+        committer.close()
+        await committing
+        notifying.cancel()
+        await asyncio.wait([notifying])
+
+    server.on_drained(commit_the_rest)
+    return server
+
+
+def utc_now() -> datetime:
+    """The moment, in UTC."""
+    return datetime.now(UTC)

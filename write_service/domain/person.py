@@ -1,0 +1,125 @@
+"""A person, the bank's customer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import assert_never
+
+from shared.aggregate import Aggregate, Meta
+from shared.errors import AlreadyExists, NotFound, Rejected
+from write_service.domain.account import AccountClosed, AccountOpened
+
+ACCOUNTS_MAX = 1000
+"""How many accounts one person may have: the state names them all."""
+
+
+# Commands
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegisterPerson:
+    person_id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenamePerson:
+    person_id: str
+    name: str
+
+
+# Events
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PersonRegistered:
+    person_id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PersonRenamed:
+    person_id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccountAttached:
+    person_id: str
+    account_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccountDetached:
+    person_id: str
+    account_id: str
+
+
+PersonEvent = PersonRegistered | PersonRenamed | AccountAttached | AccountDetached
+
+
+# State
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Person:
+    registered: bool = False
+    name: str = ""
+    account_ids: tuple[str, ...] = ()
+
+
+# Decisions
+
+
+def register(person: Person, command: RegisterPerson, meta: Meta) -> list[PersonEvent]:
+    """Refusals: PERSON_ALREADY_REGISTERED."""
+    if person.registered:
+        raise AlreadyExists("PERSON_ALREADY_REGISTERED", "a person with this id is registered")
+    return [PersonRegistered(person_id=command.person_id, name=command.name)]
+
+
+def rename(person: Person, command: RenamePerson, meta: Meta) -> list[PersonEvent]:
+    """Refusals: PERSON_NOT_FOUND."""
+    _refuse_unless_registered(person)
+    if person.name == command.name:
+        return []
+    return [PersonRenamed(person_id=command.person_id, name=command.name)]
+
+
+def attach_account(person: Person, event: AccountOpened, meta: Meta) -> list[PersonEvent]:
+    """Follows the opening of an account, in its transaction. Refusals: PERSON_NOT_FOUND, TOO_MANY_ACCOUNTS."""
+    _refuse_unless_registered(person)
+    if len(person.account_ids) >= ACCOUNTS_MAX:
+        raise Rejected("TOO_MANY_ACCOUNTS", f"a person may have {ACCOUNTS_MAX} accounts")
+    return [AccountAttached(person_id=event.owner_id, account_id=event.account_id)]
+
+
+def detach_account(person: Person, event: AccountClosed, meta: Meta) -> list[PersonEvent]:
+    """Follows the closing of an account, in its transaction."""
+    return [AccountDetached(person_id=event.owner_id, account_id=event.account_id)]
+
+
+def _refuse_unless_registered(person: Person) -> None:
+    if not person.registered:
+        raise NotFound("PERSON_NOT_FOUND", "there is no person with this id")
+
+
+# Evolve
+
+
+def evolve(person: Person, event: PersonEvent) -> Person:
+    """The person after the event."""
+    match event:
+        case PersonRegistered():
+            return replace(person, registered=True, name=event.name)
+        case PersonRenamed():
+            return replace(person, name=event.name)
+        case AccountAttached():
+            return replace(person, account_ids=(*person.account_ids, event.account_id))
+        case AccountDetached():
+            return replace(person, account_ids=tuple(each for each in person.account_ids if each != event.account_id))
+        case _:
+            assert_never(event)
+
+
+PERSON = Aggregate(category="person", initial=Person(), evolve=evolve)

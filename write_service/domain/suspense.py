@@ -1,0 +1,64 @@
+"""A tenant's suspense account of one currency: money that could neither be credited nor given back waits on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from shared.aggregate import Aggregate, Meta
+
+# Commands
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SuspendMoney:
+    suspense_id: str
+    transfer_id: str
+    amount_minor: int
+    currency: str
+
+
+# Events
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoneySuspended:
+    suspense_id: str
+    transfer_id: str
+    amount_minor: int
+    currency: str
+    balance_after_minor: int
+
+
+# State
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suspense:
+    balance_minor: int = 0
+
+
+# Decisions
+
+
+def suspend(suspense: Suspense, command: SuspendMoney, meta: Meta) -> list[MoneySuspended]:
+    """Never refused: money that is here has nowhere else to go. The command's id keeps it from coming twice."""
+    return [
+        MoneySuspended(
+            suspense_id=command.suspense_id,
+            transfer_id=command.transfer_id,
+            amount_minor=command.amount_minor,
+            currency=command.currency,
+            balance_after_minor=suspense.balance_minor + command.amount_minor,
+        )
+    ]
+
+
+# Evolve
+
+
+def evolve(suspense: Suspense, event: MoneySuspended) -> Suspense:
+    """The suspense account after the event."""
+    return replace(suspense, balance_minor=event.balance_after_minor)
+
+
+SUSPENSE = Aggregate(category="suspense", initial=Suspense(), evolve=evolve)

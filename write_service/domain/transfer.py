@@ -1,0 +1,170 @@
+"""A transfer of money between two accounts: started by a caller, ended by its process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from typing import assert_never
+
+from shared.aggregate import Aggregate, Meta
+from shared.errors import AlreadyExists, NotFound, Rejected
+from shared.process_ids import derived_id, step_id
+
+PROCESS = "transfer"
+"""The type of the process that takes it on: the ids of the later steps are made of it."""
+
+STEP_LIMIT_MS = 60_000
+"""How long the debit, and after it the credit, may take; a later one is refused and the transfer fails."""
+
+
+class Compensation(IntEnum):
+    """What became of the money of a transfer that failed; the numbers are those of bank.v1.Compensation."""
+
+    NOT_NEEDED = 1
+    REFUNDED = 2
+    SUSPENDED = 3
+
+
+# Commands
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartTransfer:
+    transfer_id: str
+    from_account_id: str
+    to_account_id: str
+    amount_minor: int
+    currency: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompleteTransfer:
+    transfer_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailTransfer:
+    transfer_id: str
+    reason: str
+    compensation: int
+
+
+# Events
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferStarted:
+    transfer_id: str
+    from_account_id: str
+    to_account_id: str
+    amount_minor: int
+    currency: str
+    debit_command_id: str
+    credit_command_id: str
+    refund_command_id: str
+    suspend_command_id: str
+    complete_command_id: str
+    fail_command_id: str
+    suspense_id: str
+    debit_not_after_ms: int
+    credit_not_after_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferCompleted:
+    transfer_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferFailed:
+    transfer_id: str
+    reason: str
+    compensation: int
+
+
+TransferEvent = TransferStarted | TransferCompleted | TransferFailed
+
+
+# State
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transfer:
+    started: bool = False
+    ended: bool = False
+
+
+# Decisions
+
+
+def start(transfer: Transfer, command: StartTransfer, meta: Meta) -> list[TransferEvent]:
+    """Fixes the ids and time limits of all later steps.
+
+    Refusals, in order of precedence: TRANSFER_ALREADY_STARTED, SAME_ACCOUNT; then those of its two ends.
+    """
+    if transfer.started:
+        raise AlreadyExists("TRANSFER_ALREADY_STARTED", "a transfer with this id has been started")
+    if command.from_account_id == command.to_account_id:
+        raise Rejected("SAME_ACCOUNT", "a transfer needs two accounts")
+    now_ms = int(meta.now.timestamp() * 1000)
+    return [
+        TransferStarted(
+            transfer_id=command.transfer_id,
+            from_account_id=command.from_account_id,
+            to_account_id=command.to_account_id,
+            amount_minor=command.amount_minor,
+            currency=command.currency,
+            debit_command_id=str(step_id(PROCESS, command.transfer_id, "debit")),
+            credit_command_id=str(step_id(PROCESS, command.transfer_id, "credit")),
+            refund_command_id=str(step_id(PROCESS, command.transfer_id, "refund")),
+            suspend_command_id=str(step_id(PROCESS, command.transfer_id, "suspend")),
+            complete_command_id=str(step_id(PROCESS, command.transfer_id, "complete")),
+            fail_command_id=str(step_id(PROCESS, command.transfer_id, "fail")),
+            suspense_id=suspense_id(meta.tenant, command.currency),
+            debit_not_after_ms=now_ms + STEP_LIMIT_MS,
+            credit_not_after_ms=now_ms + 2 * STEP_LIMIT_MS,
+        )
+    ]
+
+
+def complete(transfer: Transfer, command: CompleteTransfer, meta: Meta) -> list[TransferEvent]:
+    """Refusals: TRANSFER_NOT_FOUND."""
+    _refuse_unless_started(transfer)
+    return [] if transfer.ended else [TransferCompleted(transfer_id=command.transfer_id)]
+
+
+def fail(transfer: Transfer, command: FailTransfer, meta: Meta) -> list[TransferEvent]:
+    """Refusals: TRANSFER_NOT_FOUND."""
+    _refuse_unless_started(transfer)
+    if transfer.ended:
+        return []
+    return [
+        TransferFailed(transfer_id=command.transfer_id, reason=command.reason, compensation=Compensation(command.compensation))
+    ]
+
+
+def suspense_id(tenant: str, currency: str) -> str:
+    """The one suspense account of a tenant and currency."""
+    return derived_id("suspense", tenant, currency)
+
+
+def _refuse_unless_started(transfer: Transfer) -> None:
+    if not transfer.started:
+        raise NotFound("TRANSFER_NOT_FOUND", "there is no transfer with this id")
+
+
+# Evolve
+
+
+def evolve(transfer: Transfer, event: TransferEvent) -> Transfer:
+    """The transfer after the event."""
+    match event:
+        case TransferStarted():
+            return replace(transfer, started=True)
+        case TransferCompleted() | TransferFailed():
+            return replace(transfer, ended=True)
+        case _:
+            assert_never(event)
+
+
+TRANSFER = Aggregate(category="transfer", initial=Transfer(), evolve=evolve)

@@ -1,0 +1,112 @@
+"""Passwords: argon2id hashes, made and checked in two threads of their own, and tries that are counted.
+
+A hash takes tens of milliseconds of a core and 19 MiB, by intent: it must never be made on the event loop, and no more
+of them at once than the machine can bear.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import TypeVar
+
+from limits import RateLimitItemPerMinute
+from limits.storage import MemoryStorage
+from limits.strategies import MovingWindowRateLimiter
+from pwdlib.exceptions import PwdlibError
+from pwdlib.hashers.argon2 import Argon2Hasher
+
+from shared.bus import Bus
+from shared.errors import Invalid, OverLimit, Unauthenticated
+from shared.event_store import load, read_password_hash
+from shared.postgres import Reads
+from write_service.domain.login import LOGIN, Login, login_id
+from write_service.domain.user import StartUserRegistration
+
+T = TypeVar("T")
+
+THREADS = 2
+WAITING_MAX = 512
+TRIES_PER_LOGIN_A_MINUTE = 10
+TRIES_PER_TENANT_A_MINUTE = 600
+NOBODY = "00000000-0000-0000-0000-000000000000"
+
+
+class Passwords:
+    """Hashes and checks passwords. The parameters are those that OWASP recommends: 19 MiB, two passes, one lane."""
+
+    def __init__(self) -> None:
+        self._hasher = Argon2Hasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="passwords")
+        self._waiting = 0
+        self._nobodys_hash = self._hasher.hash(secrets.token_urlsafe(16))
+
+    async def prepare(self, command: StartUserRegistration) -> StartUserRegistration:
+        """The command with the hash in the password's place. Raises OverLimit (TOO_MANY_PASSWORDS)."""
+        return replace(command, password=await self._in_thread(self._hasher.hash, command.password))
+
+    async def matches(self, password: str, password_hash: str | None) -> bool:
+        """Whether the password is the one of the hash; as long in coming, and false, if there is no hash."""
+        right = await self._in_thread(self._verify, password, password_hash or self._nobodys_hash)
+        return right and password_hash is not None
+
+    def _verify(self, password: str, password_hash: str) -> bool:
+        try:
+            return self._hasher.verify(password, password_hash)
+        except PwdlibError:  # a hash of another kind
+            return False
+
+    async def _in_thread(self, work: Callable[..., T], *arguments: str) -> T:
+        if self._waiting >= WAITING_MAX:
+            raise OverLimit("TOO_MANY_PASSWORDS", "too many passwords are being worked on", retry_after_s=1.0)
+        self._waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+        finally:
+            self._waiting -= 1
+
+    async def close(self) -> None:
+        """Ends the threads when what they work on is done."""
+        await asyncio.to_thread(self._threads.shutdown)
+
+
+class Door:
+    """Tells whose login it is if the password is right, and nothing else to anybody.
+
+    An unknown login takes the same two look-ups and the same hash as a known one. Tries are counted in this process: with
+    several instances a guesser gets as many times more.
+    """
+
+    def __init__(self, bus: Bus, reads: Reads, passwords: Passwords) -> None:
+        self._bus = bus
+        self._reads = reads
+        self._passwords = passwords
+        self._limiter = MovingWindowRateLimiter(MemoryStorage())
+
+    async def verify(self, tenant: str, login: str, password: str) -> str:
+        """The user's id. Raises Unauthenticated (LOGIN_REFUSED), or OverLimit (TOO_MANY_TRIES)."""
+        try:
+            held = login_id(tenant, login)
+        except Invalid:  # no such login can exist, which is nobody's business
+            held = NOBODY
+        self._count(tenant, held)
+        key = (tenant, LOGIN.category, held)
+        async with self._reads.connection() as connection:
+            state: Login = (await load(connection, self._bus, [key]))[key].state
+            user_id = state.holder_id if state.confirmed else NOBODY
+            password_hash = await read_password_hash(connection, tenant, user_id)
+        if not await self._passwords.matches(password, password_hash):
+            raise Unauthenticated("LOGIN_REFUSED", "the login or the password is wrong")
+        return user_id
+
+    def _count(self, tenant: str, held: str) -> None:
+        for limit, who in ((_PER_LOGIN, (tenant, held)), (_PER_TENANT, (tenant,))):
+            if not self._limiter.hit(limit, *who):
+                raise OverLimit("TOO_MANY_TRIES", "too many tries; wait a minute", retry_after_s=60.0)
+
+
+_PER_LOGIN = RateLimitItemPerMinute(TRIES_PER_LOGIN_A_MINUTE, namespace="login")
+_PER_TENANT = RateLimitItemPerMinute(TRIES_PER_TENANT_A_MINUTE, namespace="tenant")
