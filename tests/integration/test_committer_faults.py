@@ -195,16 +195,15 @@ async def more(load: Load, count: int, deadline_s: float = 20) -> None:
 
 
 async def test_a_connection_that_is_ended_under_load(write_db: Database) -> None:
-    """Twenty-five times: nothing acknowledged is lost or doubled, and the committer goes on by itself."""
+    """Twenty times and more: nothing acknowledged is lost or doubled, and the committer goes on by itself."""
     async with replica(write_db, BUS) as one:
         ended = 0
         async with under_load(one) as load:
-            for _ in range(25):
-                await more(load, 20)
+            # Until it has hit somebody: a connection that ends between two batches is noticed by nobody.
+            while ended < 20 or not load.unavailable:
+                await more(load, 20, 60)
                 ended += await end_sessions(write_db)
-            await more(load, 50)
-        assert ended >= 20
-        assert load.unavailable > 0
+            await more(load, 50, 60)
         await load.check(write_db)
 
 

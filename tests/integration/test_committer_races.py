@@ -172,9 +172,7 @@ async def test_what_was_decided_ahead_of_a_clash_is_decided_anew(write_db: Datab
             first = asyncio.create_task(one.ask(adding(-10)))
             await eventually(lambda: somebody_waits(owner))
             second = asyncio.create_task(one.ask(adding(-1)))
-            await asyncio.sleep(0)
-            assert one.committer._next is not None
-            assert one.committer._next.decided == 1
+            await eventually(lambda: one.committer._next is not None and one.committer._next.decided == 1)
         assert reasons(await first) == ["BELOW_ZERO"]
         assert reasons(await second) == ["completed"]
         assert await total(one) == 4
