@@ -229,7 +229,7 @@ async def test_a_stream_answers_in_the_order_of_its_commands(bank: Bank) -> None
             sent.append(command.options.command_id)
             yield command_pb2.SendStreamRequest(item=item(command))
             if nth == 9:
-                await asyncio.wait_for(answered.wait(), 10)  # the half of it is answered before the rest is sent
+                await asyncio.wait_for(answered.wait(), 30)  # the half of it is answered before the rest is sent
 
     receipts: list[command_pb2.CommandReceipt] = []
     async for answer in bank.commands.SendStream(commands(), metadata=bank.who, timeout=20):

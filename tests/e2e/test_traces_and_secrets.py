@@ -42,7 +42,7 @@ async def message_at(stack: Stack, position: int) -> Any:
         async def end() -> bool:
             return (await streams.stream_info(stream_name(1))).state.last_seq >= position
 
-        await eventually(end, 10, every_s=0.02)
+        await eventually(end, 30, every_s=0.02)
         return await streams.get_msg(stream_name(1), position)
     finally:
         await client.close()
@@ -131,7 +131,7 @@ async def test_names_and_tokens_are_in_no_log(shared_stack: Stack, caller: Calle
     assert len((await bank.call(queries.ListPersons, listing)).persons) == 1
     assert len((await bank.call(queries.ListPersons, listing)).persons[0].name) > len(name)
 
-    await eventually(lambda: tenant in shared_stack.log(READ).read_text(), 5)
+    await eventually(lambda: tenant in shared_stack.log(READ).read_text(), 30)
     secrets = [name, account_name, bank.token, bank.token.split(".")[1], bank.token.split(".")[2]]
     for process in (WRITE, RELAY, READ, PROJECTOR):
         text = shared_stack.log(process).read_text()

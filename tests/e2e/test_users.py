@@ -311,7 +311,7 @@ async def broker_has(stack: Stack, position: int) -> None:
         async def there() -> bool:
             return (await client.jetstream().stream_info(stream_name(1))).state.last_seq >= position
 
-        await eventually(there, 20, every_s=0.05)
+        await eventually(there, 30, every_s=0.05)
     finally:
         await client.close()
 
@@ -366,7 +366,7 @@ async def test_a_password_and_its_hash_are_in_the_credentials_table_alone(
         found = places(shared_stack, login)
         return {"write.commands", "write.events", "read.users"} <= found and any(one.startswith("nats") for one in found)
 
-    await eventually(control, 20, every_s=0.5)
+    await eventually(control, 30, every_s=0.5)
     assert places(shared_stack, *secrets, mark) == set()
     assert places(shared_stack, "$argon2id$") == {"write.credentials"}
     assert places(shared_stack, *[digest for text in hashes.values() for digest in text.split("$")[-2:]]) == {"write.credentials"}

@@ -97,7 +97,7 @@ async def test_a_relay_that_is_stopped_past_its_lease_and_woken_does_no_harm(
             relays.sigcont(leader)
             await hear(relays, leader, "lease_lost", before[1] + 1, 10)
             leader, standby = standby, leader
-    copy = await in_step(streams, write_db, 20)
+    copy = await in_step(streams, write_db, 30)
     assert sorted(copy.messages) == list(range(1, copy.end + 1))
     assert said(relays, "one", "relay_recreates_stream") == said(relays, "two", "relay_recreates_stream") == 0
 
@@ -129,7 +129,7 @@ async def test_what_a_woken_relay_still_had_in_its_buffers(
         # 1. `one` publishes 60 events of 200 kB, most of which stay in its buffers, and falls asleep.
         proxy.hold_after(1_000_000)
         grow(write_db, 60, 200_000)
-        await asyncio.wait_for(proxy.stuck.wait(), 10)
+        await asyncio.wait_for(proxy.stuck.wait(), 30)
         relays.sigstop("one")
         # 2. `two` takes over, publishes what is missing and more, and ends. Nobody shall mend the stream from now on.
         await hear(relays, "two", "lease_gained", 1)
@@ -141,7 +141,7 @@ async def test_what_a_woken_relay_still_had_in_its_buffers(
             before = len(seen)
             relays.sigcont("one")
             proxy.release()
-            await eventually(lambda: 60 in seen[before:], 20)
+            await eventually(lambda: 60 in seen[before:], 30)
             await hear(relays, "one", "lease_lost", 1)
             await client.flush()
             assert len(seen) - before > 30
@@ -168,7 +168,7 @@ async def test_killed_under_load_another_takes_over(relays: Supervisor, write_db
             relays.start(leader)
             await hear(relays, leader, "lease_stands_by", waited + 1, 15)
             leader, standby = standby, leader
-    copy = await in_step(streams, write_db, 20)
+    copy = await in_step(streams, write_db, 30)
     assert sorted(copy.messages) == list(range(1, copy.end + 1))
 
 
@@ -198,7 +198,7 @@ async def test_it_waits_for_what_it_needs_and_says_so(
     relays.start("one")
     nats_server.start()
     grow(write_db, 3)
-    await in_step(streams, write_db, 15)
+    await in_step(streams, write_db, 30)
 
 
 async def test_it_ends_with_one_on_a_database_of_another_shard(relays: Supervisor, nats_server: Nats, write_db: Database) -> None:
@@ -206,6 +206,6 @@ async def test_it_ends_with_one_on_a_database_of_another_shard(relays: Superviso
     settings = {"FOLDLINE_DATABASE_URL": write_db.app, "FOLDLINE_NATS_URL": nats_server.url, "FOLDLINE_SHARD": "2"}
     relays.add(Program(name="wrong", module="write_service.relay", settings=settings))
     relays.start("wrong")
-    await eventually(lambda: not relays.alive("wrong"), 15)
+    await eventually(lambda: not relays.alive("wrong"), 30)
     assert await relays.stop("wrong") == 1
     assert said(relays, "wrong", "process_refuses_to_run") == 1

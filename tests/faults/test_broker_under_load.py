@@ -107,7 +107,7 @@ async def settle(stack: Stack, client: Client, load: Load) -> None:
     await load.seen()
     await load.end()
     check(await look(stack), load.acknowledged)
-    await in_step(client.jetstream(), stack.databases.write, 20)
+    await in_step(client.jetstream(), stack.databases.write, 30)
     assert stack.alive(PROJECTOR)
     assert stack.alive(RELAY)
 
@@ -116,13 +116,13 @@ async def test_a_relay_stopped_past_its_lease_and_woken(stack: Stack, client: Cl
     """Another takes over, readers see their writes, and the sleeper's last words change nothing."""
     other = stack.replica(RELAY)
     stack.start(other)
-    await eventually(lambda: "lease_stands_by" in stack.log(other).read_text(), 15)
+    await eventually(lambda: "lease_stands_by" in stack.log(other).read_text(), 30)
     stack.sigstop(RELAY)
-    await eventually(lambda: "lease_gained" in stack.log(other).read_text(), 10)
+    await eventually(lambda: "lease_gained" in stack.log(other).read_text(), 30)
     await load.more(300)
     await load.seen()
     stack.sigcont(RELAY)
-    await eventually(lambda: "lease_lost" in stack.log(RELAY).read_text(), 10)
+    await eventually(lambda: "lease_lost" in stack.log(RELAY).read_text(), 30)
     await settle(stack, client, load)
 
 

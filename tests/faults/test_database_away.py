@@ -81,7 +81,7 @@ async def test_a_command_lost_with_the_database_is_sent_again_under_its_id(priva
                     return None
                 raise
 
-        receipt = await eventually(sent, 15)
+        receipt = await eventually(sent, 30)
         assert await bank.call(bank.people.RegisterPerson, request) == receipt
         assert len(await bank.stream("person", alice)) == 1
     assert stack.alive(WRITE)

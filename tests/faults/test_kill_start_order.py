@@ -67,7 +67,7 @@ async def says_what_it_waits_for(stack: Stack, name: str, there: set[str]) -> No
     """Returns when the log names the first thing that the process needs and has not got."""
     missing = [words for needed, words in WAITS_FOR[name].items() if needed not in there]
     if missing:
-        await eventually(lambda: any(word in stack.log(name).read_text() for words in missing for word in words), 15)
+        await eventually(lambda: any(word in stack.log(name).read_text() for words in missing for word in words), 30)
 
 
 async def works(stack: Stack) -> None:

@@ -43,7 +43,7 @@ async def test_a_projector_that_was_stopped_and_woken_writes_nothing_twice(stack
             async def there(token: str = token) -> bool:
                 return (await bank.account(account_id, token)).balance_minor == deposited
 
-            await eventually(there, 20.0)
+            await eventually(there, 30)
             load = asyncio.create_task(deposit(40))
             stack.sigcont(name)
             token = await load

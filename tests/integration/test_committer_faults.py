@@ -352,7 +352,7 @@ async def test_postgresql_killed_and_stopped_under_load(private_engines: Engines
                 epochs.add(one.committer.epoch)
                 await asyncio.to_thread(end)
                 refused = load.unavailable
-                await eventually(lambda: load.unavailable >= refused + 20, 20)  # noqa: B023 (waited for here)
+                await eventually(lambda: load.unavailable >= refused + 20, 30)  # noqa: B023 (waited for here)
                 await asyncio.to_thread(postgres.start)
                 await more(load, 1)
             await more(load, 200)

@@ -87,7 +87,7 @@ async def play(world: World, shop: Shop, orders: Sequence[int]) -> None:
         async def ended() -> bool:
             return await world.statuses() == {"ended": len(orders)}
 
-        await eventually(ended, 20)
+        await eventually(ended, 30)
 
 
 @pytest.mark.parametrize("refused", ROADS, ids=lambda step: step or "nothing")

@@ -108,7 +108,7 @@ async def moved(service: Service, count: int, status: str) -> None:
     async def there() -> bool:
         return (await service.world.statuses())[status] == count
 
-    await eventually(there, 10)
+    await eventually(there, 30)
 
 
 async def test_a_process_tells_all_that_happened_to_it(service: Service) -> None:

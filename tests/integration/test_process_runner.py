@@ -154,7 +154,7 @@ async def test_killed_between_sending_and_the_answer(world: World) -> None:
 
     world.write.after = swallow
     async with world.running():
-        await asyncio.wait_for(sent.wait(), 5)
+        await asyncio.wait_for(sent.wait(), 30)
     assert world.write.carried_out == {(uid(1), 500): 1}
     world.write.after = lambda request: None
     async with world.running():
@@ -263,7 +263,7 @@ async def test_killed_in_the_middle_of_a_round(world: World, place: str, monkeyp
     world.open(1)
     monkeypatch.setattr(process_store, "write", write)
     async with world.running():
-        await asyncio.wait_for(reached.wait(), 5)
+        await asyncio.wait_for(reached.wait(), 30)
     monkeypatch.setattr(process_store, "write", real)
     assert await world.query("SELECT process_id FROM processes") == []
     async with world.running():
@@ -294,7 +294,7 @@ async def test_an_old_leader_that_wakes_up_writes_nothing(world: World) -> None:
 
     world.write.after = sleep
     async with world.running():
-        await asyncio.wait_for(asleep.wait(), 5)
+        await asyncio.wait_for(asleep.wait(), 30)
         async with world.running():
             await all_ended(world, 1)
             world.open(2)

@@ -97,7 +97,7 @@ async def money(stack: Stack) -> AsyncIterator[Money]:
 
 async def leader_has(stack: Stack, name: str) -> None:
     """Waits until an instance leads."""
-    await eventually(lambda: "lease_gained" in stack.log(name).read_text(), 20)
+    await eventually(lambda: "lease_gained" in stack.log(name).read_text(), 30)
 
 
 async def test_killed_again_and_again_in_the_middle(stack: Stack) -> None:

@@ -43,7 +43,7 @@ def streams(client: Client) -> JetStreamContext:
 
 async def heard(logs: list[Any], *what: str) -> None:
     """Returns when any of these was logged."""
-    await eventually(lambda: any(line["event"] in what for line in logs), 10)
+    await eventually(lambda: any(line["event"] in what for line in logs), 30)
 
 
 async def epoch_of(streams: JetStreamContext) -> str:
@@ -159,7 +159,7 @@ async def test_a_stream_with_rules_of_its_own_is_replaced(
             name=STREAM, subjects=[broker.stream_subjects(1)], no_ack=True, metadata={broker.STREAM_EPOCH: epoch}
         )
         grow(write_db, 5)
-        await becomes(streams, lambda config: not config.no_ack, 15)
+        await becomes(streams, lambda config: not config.no_ack, 30)
         grow(write_db, 5)
         await in_step(streams, write_db)
 
@@ -260,7 +260,7 @@ async def test_two_relays_at_once_still_make_one_line(nats_server: Nats, write_d
         for _ in range(30):
             grow(write_db, 40)
             await asyncio.sleep(0.01)
-        copy = await in_step(streams, write_db, 20)
+        copy = await in_step(streams, write_db, 30)
         assert one.published + two.published > 0
     assert sorted(copy.messages) == list(range(1, 1201))
     assert (await streams.stream_info(STREAM)).created == first, "they fought over the stream itself"
@@ -326,8 +326,8 @@ async def test_nats_may_be_restarted_under_load(nats_server: Nats, write_db: Dat
             with capture_logs() as logs:
                 await heard(logs, "relay_waits_for_broker", "relay_in_doubt")
             nats_server.start()
-            await in_step(streams, write_db, 20)
-        copy = await in_step(streams, write_db, 20)
+            await in_step(streams, write_db, 30)
+        copy = await in_step(streams, write_db, 30)
     assert sorted(copy.messages) == list(range(1, 2101))
 
 
@@ -341,7 +341,7 @@ async def test_nats_may_come_back_empty(nats_server: Nats, write_db: Database, s
         shutil.rmtree(nats_server.folder / "streams")
         grow(write_db, 50)
         nats_server.start()
-        copy = await in_step(streams, write_db, 20)
+        copy = await in_step(streams, write_db, 30)
         assert copy.first == 151
         grow(write_db, 5)
         copy = await in_step(streams, write_db)
@@ -361,9 +361,9 @@ async def test_postgresql_may_be_restarted_under_load(private_engines: Engines) 
             with capture_logs() as logs:
                 await heard(logs, "relay_waits_for_database")
             private_engines.postgres.start()
-            await in_step(streams, database, 20)
+            await in_step(streams, database, 30)
         grow(database, 500)
-        copy = await in_step(streams, database, 20)
+        copy = await in_step(streams, database, 30)
     await client.close()
     assert sorted(copy.messages) == list(range(1, 1501))
 

@@ -77,7 +77,7 @@ async def connected(feed: StreamFeed, position: int) -> None:
             return True
         return False
 
-    await eventually(opened, 10.0)
+    await eventually(opened, 30)
 
 
 async def test_what_is_published_arrives_as_it_was_stored(streams: JetStreamContext, feed: StreamFeed) -> None:
@@ -217,7 +217,7 @@ async def test_a_broker_that_is_killed_and_comes_back(
                 return True
             return False
 
-        await eventually(back, 10.0)
+        await eventually(back, 30)
         await publish(streams, store.rename("acme", uid(1), "Alice, with one"))
         await reached(it, 3)
     assert dump(read_db) == folded(store.events)
@@ -251,7 +251,7 @@ async def test_an_idle_stream_is_not_asked_for_a_new_consumer(streams: JetStream
                 pass
 
     following = asyncio.create_task(follow())
-    await eventually(lambda: store.reads > 20, 20.0)
+    await eventually(lambda: store.reads > 20, 30)
     following.cancel()
     await asyncio.gather(following, return_exceptions=True)
     assert len(await streams.consumers_info(STREAM)) == 1

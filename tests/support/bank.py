@@ -240,7 +240,7 @@ class Bank:
         return summary
 
     async def ended_transfer(
-        self, started: tuple[str, command_pb2.CommandReceipt], deadline_s: float = 30
+        self, started: tuple[str, command_pb2.CommandReceipt], deadline_s: float = 60
     ) -> transfer_query_pb2.TransferSummary:
         """The summary of a transfer that was started, when it has ended."""
         transfer_id, receipt = started
@@ -260,7 +260,7 @@ class Bank:
         return summary
 
     async def ended_registration(
-        self, started: tuple[str, command_pb2.CommandReceipt], deadline_s: float = 30
+        self, started: tuple[str, command_pb2.CommandReceipt], deadline_s: float = 60
     ) -> user_query_pb2.UserSummary:
         """The summary of a user whose registration was started, when it has ended."""
         user_id, receipt = started

@@ -77,12 +77,12 @@ async def faithful(streams: JetStreamContext, database: Database) -> Copy:
     return copy
 
 
-async def in_step(streams: JetStreamContext, database: Database, deadline_s: float = 10) -> Copy:
+async def in_step(streams: JetStreamContext, database: Database, deadline_s: float = 30) -> Copy:
     """Waits until the stream is a faithful copy that ends with the line."""
     return await eventually(lambda: faithful(streams, database), deadline_s, every_s=0.05)
 
 
-async def reaches(streams: JetStreamContext, position: int, deadline_s: float = 15) -> int:
+async def reaches(streams: JetStreamContext, position: int, deadline_s: float = 30) -> int:
     """Waits until the stream has the position; returns where it ends."""
 
     async def look() -> int:
@@ -96,7 +96,7 @@ async def reaches(streams: JetStreamContext, position: int, deadline_s: float = 
     return await eventually(look, deadline_s)
 
 
-async def becomes(streams: JetStreamContext, check: Callable[[StreamConfig], bool], deadline_s: float = 10) -> StreamConfig:
+async def becomes(streams: JetStreamContext, check: Callable[[StreamConfig], bool], deadline_s: float = 30) -> StreamConfig:
     """Waits until there is a stream whose configuration passes the check, and returns that."""
 
     async def look() -> StreamConfig:

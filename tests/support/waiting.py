@@ -12,10 +12,10 @@ T = TypeVar("T")
 
 
 @overload
-async def eventually(condition: Callable[[], Awaitable[T]], deadline_s: float = 5.0, *, every_s: float = 0.01) -> T: ...
+async def eventually(condition: Callable[[], Awaitable[T]], deadline_s: float = 30.0, *, every_s: float = 0.01) -> T: ...
 @overload
-async def eventually(condition: Callable[[], T], deadline_s: float = 5.0, *, every_s: float = 0.01) -> T: ...
-async def eventually(condition: Callable[[], Any], deadline_s: float = 5.0, *, every_s: float = 0.01) -> Any:
+async def eventually(condition: Callable[[], T], deadline_s: float = 30.0, *, every_s: float = 0.01) -> T: ...
+async def eventually(condition: Callable[[], Any], deadline_s: float = 30.0, *, every_s: float = 0.01) -> Any:
     """Calls `condition`, sync or async, until it returns something true, and returns that.
 
     An AssertionError in it means "not yet". Past the deadline the test fails with the last one, or with what the

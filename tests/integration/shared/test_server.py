@@ -307,7 +307,7 @@ async def test_a_callers_own_deadline_is_kept_even_if_the_caller_is_frozen(world
     try:
         await asyncio.wait_for(started.wait(), 20)
         caller.send_signal(19)
-        await asyncio.wait_for(ended.wait(), 10)
+        await asyncio.wait_for(ended.wait(), 30)
     finally:
         caller.kill()
         caller.wait()
@@ -330,7 +330,7 @@ async def test_a_caller_that_goes_away_ends_its_handler(world: World) -> None:
     call = asyncio.create_task(world.register())
     await started.wait()
     call.cancel()
-    await asyncio.wait_for(cancelled.wait(), 5)
+    await asyncio.wait_for(cancelled.wait(), 30)
     await eventually(lambda: [line["code"] for line in world.lines("call")] == ["CANCELLED"])
     assert not world.lines("defect")
 
