@@ -15,7 +15,7 @@ from tests.support.traffic import Traffic, running
 from tests.support.waiting import eventually
 
 KILLS = 2
-# It takes about two seconds on a machine that does nothing else. This is when to give up, not a measurement.
+# When to give up, not a measurement: it takes a few seconds, most of which are a Python process starting.
 GIVE_UP_S = 60.0
 
 # What goes on without the process: commands without all but their own.

@@ -134,7 +134,7 @@ async def test_rows_that_were_forgotten_are_read_again(read_db: Database, monkey
     monkeypatch.setattr("shared.projector.ROWS_KEPT_MAX", kept_max)
     store = bank()
     async with running(projector(read_db, StoreLine(store), batch_max=2)) as it:
-        await reached(it, 30)
+        await reached(it, 20)
     assert dump(read_db) == folded(store.events)
 
 
@@ -289,7 +289,7 @@ async def test_a_checkpoint_ahead_of_a_restored_store_stops_it(read_db: Database
     """HISTORY_DIVERGED stands in the checkpoint's row, the tables are left alone, and a start does not help."""
     store = bank()
     async with running(projector(read_db, StoreLine(store))) as it:
-        await reached(it, 30)
+        await reached(it, 20)
     before = dump(read_db)
     del store.events[10:]
     for _ in range(2):
@@ -309,7 +309,7 @@ async def test_a_new_epoch_of_the_same_history_is_stored(read_db: Database) -> N
     """A failover that lost nothing stops nothing."""
     store = bank()
     async with running(projector(read_db, StoreLine(store))) as it:
-        await reached(it, 30)
+        await reached(it, 20)
         store.epoch = EPOCH.replace("/1", "/2")
         await eventually(lambda: it.at.epoch == store.epoch)
         store.person("acme", uid(9), "of the new epoch")
@@ -332,7 +332,7 @@ async def test_a_lost_connection_is_made_anew(read_db: Database) -> None:
                 [read_db.name],
             )
         store.events.extend(later)
-        await reached(it, 30)
+        await reached(it, 20)
     assert dump(read_db) == folded(store.events)
 
 
