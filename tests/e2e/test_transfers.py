@@ -127,7 +127,7 @@ async def test_a_transfer_that_cannot_be_made_fails_and_leaves_the_money(bank: B
     assert (await bank.stream("account", red))[-1].version == before
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 async def test_money_that_nobody_takes_waits_on_the_suspense_account(stack: Stack) -> None:
     """The refund is refused too: the money is on the tenant's suspense account, and the process on the operators' list.
 

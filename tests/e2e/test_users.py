@@ -316,7 +316,7 @@ async def broker_has(stack: Stack, position: int) -> None:
         await client.close()
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 async def test_a_password_and_its_hash_are_in_the_credentials_table_alone(
     shared_stack: Stack, caller: Caller, bank: Bank, desk: Desk, tenant: str
 ) -> None:

@@ -112,7 +112,7 @@ async def test_callers_that_come_back_are_waited_for(write_db: Database, monkeyp
             for _ in range(10):
                 await one.ask(adding(1))
 
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await asyncio.gather(*(ask_ten_times() for _ in range(10)))
     assert heads == list(range(10, 101, 10))
 
@@ -388,7 +388,7 @@ async def test_a_refusal_of_a_reaction_undoes_everything(write_db: Database) -> 
 
 async def test_endless_reactions_are_a_defect_of_their_command_alone(write_db: Database) -> None:
     """They end, nothing of them is kept, others go on."""
-    async with replica(write_db, BUS) as one, asyncio.timeout(10):
+    async with replica(write_db, BUS) as one, asyncio.timeout(60):
         endless = one.command(Chain(counter_id="a", links=-1))
         assert reasons(await one.ask(adding(1), endless, adding(1))) == ["completed", "INTERNAL", "completed"]
         assert (await commands_of(write_db))[endless.key].status == "failed"

@@ -217,7 +217,7 @@ async def test_one_stopped_inside_its_transaction_holds_up_nobody_for_long(read_
         batch = batch_of(store, 4, 6)
         await frozen.execute("BEGIN")
         await frozen.execute(checkpoint.MOVE, checkpoint.move(SUMMARIES.name, SHARD, begin, batch.after))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await tables.apply(newer, SHARD, begin, batch)
     with pytest.raises(psycopg.Error):
         await frozen.execute("COMMIT")

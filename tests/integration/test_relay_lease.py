@@ -46,7 +46,7 @@ async def test_one_leads_and_the_next_waits_for_its_end(write_db: Database) -> N
 async def test_leases_of_other_classes_and_shards_are_others(write_db: Database) -> None:
     """The key is (class, shard)."""
     async with (
-        asyncio.timeout(5),
+        asyncio.timeout(20),
         hold_lease(write_db.app, LockClass.RELAY, 1),
         hold_lease(write_db.app, LockClass.RELAY, 2),
         hold_lease(write_db.app, LockClass.PROJECTOR, 1) as third,
@@ -66,7 +66,7 @@ async def test_the_server_takes_the_lease_from_a_silent_leader(write_db: Databas
     monkeypatch.setattr(leader, "HEARTBEAT_S", 60.0)
     async with (
         hold_lease(write_db.app, LockClass.RELAY, 1) as silent,
-        asyncio.timeout(5),
+        asyncio.timeout(20),
         hold_lease(write_db.app, LockClass.RELAY, 1),
     ):
         await asyncio.wait_for(silent.lost.wait(), 30)

@@ -92,7 +92,7 @@ class World:
 
     async def send_bytes(self, raw: bytes) -> bytes:
         method: aio.UnaryUnaryMultiCallable[bytes, bytes] = self.channel.unary_unary(REGISTER_ROUTE)
-        return await method(raw, metadata=bearer(self.token()), timeout=5)
+        return await method(raw, metadata=bearer(self.token()), timeout=20)
 
 
 MakeWorld = Callable[..., Awaitable[World]]
@@ -340,7 +340,7 @@ async def test_an_unknown_method_is_unimplemented_whoever_asks(world: World, rou
     """Nothing is learnt from it, with a token or without."""
     for metadata in ((), bearer(world.token())):
         method: aio.UnaryUnaryMultiCallable[bytes, bytes] = world.channel.unary_unary(route)
-        code, _ = await refused(method(b"", metadata=metadata, timeout=5))
+        code, _ = await refused(method(b"", metadata=metadata, timeout=20))
         assert code is grpc.StatusCode.UNIMPLEMENTED
 
 
@@ -384,7 +384,7 @@ async def test_health_and_reflection_answer_without_a_token(world: World) -> Non
     """Probes and tools have none; neither says anything about data."""
     health = health_pb2_grpc.HealthStub(world.channel)
     for service in ("", "bank.v1.PersonService"):
-        answer = await health.Check(health_pb2.HealthCheckRequest(service=service), timeout=5)
+        answer = await health.Check(health_pb2.HealthCheckRequest(service=service), timeout=20)
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
     asked = reflection_pb2_grpc.ServerReflectionStub(world.channel).ServerReflectionInfo(
         iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=5
@@ -399,9 +399,9 @@ async def test_health_says_not_serving_until_told(tmp_path: Path) -> None:
     port = await world.server.start(serving=False)
     async with channel(f"127.0.0.1:{port}") as to_server:
         health = health_pb2_grpc.HealthStub(to_server)
-        before = await health.Check(health_pb2.HealthCheckRequest(), timeout=5)
+        before = await health.Check(health_pb2.HealthCheckRequest(), timeout=20)
         await world.server.set_serving(True)
-        after = await health.Check(health_pb2.HealthCheckRequest(), timeout=5)
+        after = await health.Check(health_pb2.HealthCheckRequest(), timeout=20)
     await world.server.drain()
     assert (before.status, after.status) == (
         health_pb2.HealthCheckResponse.NOT_SERVING,
@@ -526,7 +526,7 @@ async def test_draining_ends_in_time_whatever_hangs(make_world: MakeWorld) -> No
     await started.wait()
     began = time.monotonic()
     await world.server.drain()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 5.5
     release.set()
     await refused(call)
 
@@ -603,7 +603,7 @@ class StreamWorld:
         await self.server.drain()
 
     def stream(self, *messages: command_pb2.SendStreamRequest) -> Any:
-        return self.stub.SendStream(iter(messages), metadata=self.metadata, timeout=5)
+        return self.stub.SendStream(iter(messages), metadata=self.metadata, timeout=20)
 
 
 @pytest.fixture(params=[Streams, WritingStreams])
@@ -627,7 +627,7 @@ async def collect(call: Any) -> tuple[list[str], Refusal | None]:
 async def test_a_stream_passes_the_same_behaviours(streaming: StreamWorld) -> None:
     """Messages are decoded and answered in order, and a stream without a token gets nothing."""
     assert await collect(streaming.stream(item("one"), item("two"))) == (["one", "two"], None)
-    got, refusal = await collect(streaming.stub.SendStream(iter([item("one")]), timeout=5))
+    got, refusal = await collect(streaming.stub.SendStream(iter([item("one")]), timeout=20))
     assert (got, refusal and refusal.reason) == ([], "TOKEN_MISSING")
 
 
@@ -637,7 +637,7 @@ async def test_a_bad_message_ends_a_stream_after_the_answers_to_the_good_ones(st
     assert (got, refusal and refusal.reason) == (["one"], "INVALID_REQUEST")
     raw: Any = streaming.channel.stream_stream(f"/{SEND_STREAM}")
     with pytest.raises(aio.AioRpcError) as caught:
-        async for _ in raw(iter([b"\xff\xff\xff\xff"]), metadata=streaming.metadata, timeout=5):
+        async for _ in raw(iter([b"\xff\xff\xff\xff"]), metadata=streaming.metadata, timeout=20):
             pass
     assert from_rpc_error(caught.value).reason == "MALFORMED_MESSAGE"
 
@@ -657,7 +657,7 @@ async def test_draining_ends_a_stream_that_waits_for_its_caller(streaming: Strea
     first: Any = await call.read()
     began = time.monotonic()
     await streaming.server.drain()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 5.5
     code, refusal = await refused(call.read())
     assert (first.receipt.command_id, code, refusal.reason) == ("one", grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
 
@@ -667,7 +667,7 @@ async def test_a_larger_size_is_given_by_the_table(streaming: StreamWorld) -> No
     request = command_pb2.SendBatchRequest()
     for _ in range(2):
         request.items.add(causation_id=ID).command.Pack(person_pb2.RegisterPersonRequest(name="x" * 1024 * 1024))
-    await streaming.stub.SendBatch(request, metadata=streaming.metadata, timeout=5)
+    await streaming.stub.SendBatch(request, metadata=streaming.metadata, timeout=20)
     request.items.add(causation_id=ID).command.Pack(person_pb2.RegisterPersonRequest(name="x" * 2 * 1024 * 1024))
-    code, refusal = await refused(streaming.stub.SendBatch(request, metadata=streaming.metadata, timeout=5))
+    code, refusal = await refused(streaming.stub.SendBatch(request, metadata=streaming.metadata, timeout=20))
     assert (code, refusal.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "MESSAGE_TOO_LARGE")

@@ -32,7 +32,7 @@ def at(store: Store, position: int, epoch: str = EPOCH) -> Checkpoint:
 async def followed(follower: Follower, begin: Checkpoint, until: int) -> list[int]:
     """The positions that the follower hands out, up to the one given."""
     positions: list[int] = []
-    async with asyncio.timeout(5), aclosing(follower.follow(begin)) as batches:
+    async with asyncio.timeout(30), aclosing(follower.follow(begin)) as batches:
         async for batch in batches:
             positions.extend(event.position for event in batch.events)
             if batch.after.position >= until:
@@ -83,7 +83,7 @@ async def test_the_broker_is_not_needed() -> None:
     feed.away = True
     follower = Follower(StoreLine(store), feed, silence_s=0.01)
     seen: list[int] = []
-    async with asyncio.timeout(5), aclosing(follower.follow(Checkpoint())) as batches:
+    async with asyncio.timeout(30), aclosing(follower.follow(Checkpoint())) as batches:
         async for batch in batches:
             seen.extend(positions(list(batch.events)))
             if batch.after.position < 6:
@@ -102,7 +102,7 @@ async def test_a_gap_is_filled_from_the_store() -> None:
     feed = ScriptedFeed(script)
     follower = Follower(StoreLine(store), feed, silence_s=0.01)
     seen: list[int] = []
-    async with asyncio.timeout(5), aclosing(follower.follow(at(store, 2))) as batches:
+    async with asyncio.timeout(30), aclosing(follower.follow(at(store, 2))) as batches:
         async for batch in batches:
             seen.extend(positions(list(batch.events)))
             if len(store.events) == 2:
@@ -116,7 +116,7 @@ async def test_silence_asks_the_store() -> None:
     """An event that the broker lost comes within the time of silence."""
     store, feed = store_of(2), ScriptedFeed()
     follower = Follower(StoreLine(store), feed, silence_s=0.01)
-    async with asyncio.timeout(5), aclosing(follower.follow(at(store, 2))) as batches:
+    async with asyncio.timeout(30), aclosing(follower.follow(at(store, 2))) as batches:
         assert (await anext(batches)).events == ()
         store.person("acme", uid(3), "lost by the broker")
         assert positions(list((await anext(batches)).events)) == [3]
@@ -163,7 +163,7 @@ async def test_a_store_that_went_away_does_not_stop_the_broker() -> None:
     del store.events[2:]
     follower = Follower(StoreLine(store), feed, silence_s=0.01)
     seen: list[int] = []
-    async with asyncio.timeout(5), aclosing(follower.follow(at(store, 2))) as batches:
+    async with asyncio.timeout(30), aclosing(follower.follow(at(store, 2))) as batches:
         async for batch in batches:
             store.away = True
             seen.extend(positions(list(batch.events)))
@@ -198,7 +198,7 @@ async def test_it_stops_while_running_too() -> None:
     follower = Follower(StoreLine(store), ScriptedFeed(), silence_s=0.01)
 
     async def restored_meanwhile() -> None:
-        async with asyncio.timeout(5), aclosing(follower.follow(at(store, 5))) as batches:
+        async with asyncio.timeout(30), aclosing(follower.follow(at(store, 5))) as batches:
             async for _ in batches:
                 del store.events[3:]
 
@@ -211,7 +211,7 @@ async def test_a_new_epoch_of_the_same_history_is_adopted() -> None:
     store = store_of(3)
     begin = at(store, 3)
     store.epoch = LATER
-    async with asyncio.timeout(5), aclosing(Follower(StoreLine(store), None).follow(begin)) as batches:
+    async with asyncio.timeout(30), aclosing(Follower(StoreLine(store), None).follow(begin)) as batches:
         batch = await anext(batches)
     assert (list(batch.events), batch.after) == ([], Checkpoint(LATER, 3, begin.event_id))
 
@@ -225,7 +225,7 @@ async def test_a_message_of_a_new_epoch_is_verified_first() -> None:
         fourth.person("acme", uid(number), "forged")
     feed = ScriptedFeed([[delivery(fourth.events[2], LATER)], [delivery(fourth.events[2], LATER)]])
     follower = Follower(StoreLine(store), feed, silence_s=0.01)
-    async with asyncio.timeout(5), aclosing(follower.follow(begin)) as batches:
+    async with asyncio.timeout(30), aclosing(follower.follow(begin)) as batches:
         async for batch in batches:
             if not batch.events and not feed.script:
                 break
@@ -240,5 +240,5 @@ async def test_a_message_of_a_new_epoch_is_verified_first() -> None:
 async def test_the_first_batch_comes_even_if_it_is_empty(begin: int) -> None:
     """Whoever was stopped is told that the history is proven."""
     store = store_of(begin)
-    async with asyncio.timeout(5), aclosing(Follower(StoreLine(store), None).follow(at(store, begin))) as batches:
+    async with asyncio.timeout(30), aclosing(Follower(StoreLine(store), None).follow(at(store, begin))) as batches:
         assert (await anext(batches)).after.position == begin
