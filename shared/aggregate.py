@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 State = TypeVar("State")
 Event = TypeVar("Event")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Meta:
+class Meta(NamedTuple):
     """What a decision may know beside the state and the command: who asks, for which tenant, and when.
 
     `now` is a moment in UTC, the same for all that one decision leads to, so a decision is repeatable.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from google.protobuf.message import Message
@@ -25,6 +25,12 @@ class Route:
     handler: Handler
     roles: frozenset[Role]
     prepare: Prepare | None = None
+    # Of the tenants that decide on it in their own way.
+    overrides: dict[str, Decision] = field(default_factory=dict)
+
+    def decision(self, tenant: str) -> Decision:
+        """The decision on the command: the tenant's own, or everybody's."""
+        return self.overrides.get(tenant, self.handler.decide)
 
 
 class Bus:
@@ -35,7 +41,6 @@ class Bus:
         self._aggregates: dict[str, Aggregate[Any, Any]] = {}
         self._states: dict[str, TypeAdapter[Any]] = {}
         self._routes: dict[str, Route] = {}
-        self._overrides: dict[tuple[str, str], Decision] = {}
         self._reactions: dict[type, list[Handler]] = {}
 
     def aggregate(self, aggregate: Aggregate[Any, Any], events: Mapping[type, type[Message]]) -> None:
@@ -66,12 +71,12 @@ class Bus:
 
     def override(self, command: type, decide: Decision, *, tenant: str) -> None:
         """Replaces the decision on a command for one tenant."""
-        type_name = next((name for name, route in self._routes.items() if route.pair.dataclass is command), None)
-        if type_name is None:
+        route = next((route for route in self._routes.values() if route.pair.dataclass is command), None)
+        if route is None:
             raise TypeError(f"{command.__name__} is not registered")
-        if (type_name, tenant) in self._overrides:
-            raise TypeError(f"{type_name} is overridden twice for {tenant}")
-        self._overrides[type_name, tenant] = decide
+        if tenant in route.overrides:
+            raise TypeError(f"{route.pair.type_name} is overridden twice for {tenant}")
+        route.overrides[tenant] = decide
 
     def react(self, event: type, handler: Handler) -> None:
         """Lets an event change another aggregate in the same transaction; a refusal there undoes the command."""
@@ -92,10 +97,6 @@ class Bus:
     def commands(self) -> list[str]:
         """The full message names of all commands, sorted."""
         return sorted(self._routes)
-
-    def decision(self, type_name: str, tenant: str) -> Decision:
-        """The decision on a command: the tenant's own, or everybody's."""
-        return self._overrides.get((type_name, tenant)) or self._routes[type_name].handler.decide
 
     def reactions(self, event: type) -> list[Handler]:
         """What follows an event, in the order it was registered."""

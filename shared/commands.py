@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -17,7 +17,7 @@ from foldline.v1 import command_pb2
 from shared.bus import Route
 from shared.committer import Committer
 from shared.consistency import Token, encode
-from shared.decide import Command, Outcome
+from shared.decide import Command, Outcome, Sender
 from shared.errors import Forbidden, Invalid, OverLimit, Refusal, Undone
 from shared.event_store import StoredCommand, read_commands, timestamp
 from shared.identity import Call, Role, current_call
@@ -40,18 +40,6 @@ STATUSES = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sender:
-    """On whose behalf a command is carried out."""
-
-    tenant: str
-    user_id: str
-    on_behalf_of: str
-    roles: frozenset[Role]
-    causation_id: str | None
-    traceparent: str
-
-
 class Commands:
     """Sends the current caller's commands to the committer of a shard."""
 
@@ -66,24 +54,24 @@ class Commands:
         route = self._committer.bus.route(request.DESCRIPTOR.full_name)
         assert route is not None  # a test holds the typed RPCs to the table
         command = _command(route, request, _sender(current_call.get()), self._clock())
-        outcome = await self._outcome(route, command)
+        outcome = await self._outcome(command)
         if outcome.refusal is not None:
             if outcome.head:
                 outcome.refusal.facts["consistency_token"] = self._token(outcome.head)
             raise outcome.refusal
         return self._receipt(command, outcome)
 
-    async def _outcome(self, route: Route, command: Command) -> Outcome:
+    async def _outcome(self, command: Command) -> Outcome:
         """Prepares the command if it must be, and submits it.
 
         Preparing is dear, so a repeat is answered without: a caller who repeats one command costs one look-up.
         """
-        if route.prepare is not None:
+        if (prepare := command.route.prepare) is not None:
             async with self._reads.connection() as connection:
                 known = (await read_commands(connection, [command.key])).get(command.key)
             if known is not None and is_final(known, command):
                 return outcome_again(known, command)
-            command = replace(command, content=await route.prepare(command.content))
+            command = replace(command, content=await prepare(command.content))
         [[outcome]] = await self._committer.submit([[command]])
         return outcome
 
@@ -157,10 +145,11 @@ class Commands:
         route = self._committer.bus.route(packed.type_url.rpartition("/")[2])
         if route is None:
             raise _bad("UNKNOWN_COMMAND", "no command has this type", within + "type_url", "must name a command")
-        if len(packed.value) > COMMAND_BYTES_MAX:
+        value = packed.value
+        if len(value) > COMMAND_BYTES_MAX:
             raise OverLimit("MESSAGE_TOO_LARGE", f"a command may have {COMMAND_BYTES_MAX} bytes")
         try:
-            request = route.pair.message.FromString(packed.value)
+            request = route.pair.message.FromString(value)
         except DecodeError:
             raise _bad("MALFORMED_MESSAGE", "the command cannot be read", within + "value", "malformed") from None
         refuse_invalid(request, within=within)
@@ -235,20 +224,16 @@ def _command(route: Route, request: Any, sender: Sender, now: datetime) -> Comma
     payload = request.SerializeToString(deterministic=True)
     identity = f"{pair.type_name}\n{sender.user_id}\n{sender.on_behalf_of}\n".encode()
     return Command(
-        key=(sender.tenant, command_id),
-        type=pair.type_name,
-        aggregate=(sender.tenant, handler.aggregate.category, handler.key(content)),
-        content=content,
-        payload=payload,
-        fingerprint=hashlib.sha256(identity + payload).digest(),
-        expected_version=expected_version,
-        user_id=sender.user_id,
-        on_behalf_of=sender.on_behalf_of,
-        roles=sender.roles,
-        correlation_id=correlation_id,
-        causation_id=sender.causation_id,
-        traceparent=sender.traceparent,
-        received_at=now,
+        (sender.tenant, command_id),
+        route,
+        (sender.tenant, handler.aggregate.category, handler.key(content)),
+        content,
+        payload,
+        hashlib.sha256(identity + payload).digest(),
+        expected_version,
+        correlation_id,
+        sender,
+        now,
     )
 
 

@@ -17,9 +17,10 @@ from uuid_utils import uuid7
 
 from foldline.v1 import event_store_pb2
 from shared.aggregate import Aggregate, Decided, Meta
-from shared.bus import Bus
+from shared.bus import Bus, Route
 from shared.errors import Code, Defect, OverLimit, Refusal, Undone, VersionMismatch
 from shared.event_store import Batch, CommandKey, Key, NewCommand, NewCredential, NewEvent, NewSnapshot, Versioned
+from shared.identity import Role
 from shared.status import to_status
 
 REACTIONS_DEPTH_MAX = 16
@@ -31,7 +32,19 @@ Lookup = Callable[[Key], Versioned | None]
 """Gives the state of an aggregate, or None if it is not at hand."""
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sender:
+    """On whose behalf a command is carried out, and in what course of things."""
+
+    tenant: str
+    user_id: str
+    on_behalf_of: str
+    roles: frozenset[Role]
+    causation_id: str | None
+    traceparent: str
+
+
+@dataclass(slots=True, eq=False)
 class Command:
     """A valid command of a known caller, on its way to a decision. `content` is the domain's dataclass.
 
@@ -39,19 +52,20 @@ class Command:
     """
 
     key: CommandKey
-    type: str
+    route: Route
     aggregate: Key
     content: Any
     payload: bytes
     fingerprint: bytes
     expected_version: int | None
-    user_id: str
-    on_behalf_of: str
-    roles: frozenset[str]
     correlation_id: str
-    causation_id: str | None
-    traceparent: str
+    sender: Sender
     received_at: datetime
+
+    @property
+    def type(self) -> str:
+        """The full name of its message."""
+        return self.route.pair.type_name
 
 
 @dataclass(slots=True)
@@ -79,14 +93,16 @@ class Plan:
     missing: set[Key] = field(default_factory=set)
 
 
-@dataclass(slots=True)
 class _Staged:
     """What a unit adds, kept apart until all of it is accepted."""
 
-    states: dict[Key, Versioned] = field(default_factory=dict)
-    events: list[NewEvent] = field(default_factory=list)
-    snapshots: dict[Key, NewSnapshot] = field(default_factory=dict)
-    credentials: list[NewCredential] = field(default_factory=list)
+    __slots__ = ("credentials", "events", "snapshots", "states")
+
+    def __init__(self) -> None:
+        self.states: dict[Key, Versioned] = {}
+        self.events: list[NewEvent] = []
+        self.snapshots: dict[Key, NewSnapshot] = {}
+        self.credentials: list[NewCredential] = []
 
 
 class _Missing(Exception):
@@ -153,22 +169,14 @@ class Pass:
         return True
 
     def _command(self, command: Command, staged: _Staged, now: datetime) -> Outcome:
-        route = self.bus.route(command.type)
-        assert route is not None  # checked when the command came in
+        route, sender = command.route, command.sender
         before = len(staged.events)
         at = self._state(command.aggregate, staged)
         if command.expected_version is not None and command.expected_version != at.version:
             raise VersionMismatch(command.expected_version, at.version)
-        meta = Meta(
-            command_id=command.key[1],
-            tenant=command.key[0],
-            user_id=command.user_id,
-            on_behalf_of=command.on_behalf_of,
-            roles=command.roles,
-            now=now,
-        )
+        meta = Meta(command.key[1], sender.tenant, sender.user_id, sender.on_behalf_of, sender.roles, now)
         metadata = _metadata(command)
-        decision = self.bus.decision(command.type, meta.tenant)
+        decision = route.decision(sender.tenant)
         wave = self._apply(route.handler.aggregate, command.aggregate, at, decision, command.content, meta, metadata, staged)
         for _ in range(REACTIONS_DEPTH_MAX):
             if not (wave := self._react(wave, meta, metadata, staged)):
@@ -253,6 +261,7 @@ class Pass:
             self._record(culprit, outcome, to_status(refusal).SerializeToString())
 
     def _record(self, command: Command, outcome: Outcome, error: bytes | None) -> None:
+        sender = command.sender
         self.plan.outcomes[command.key] = outcome
         self.plan.batch.commands.append(
             NewCommand(
@@ -264,11 +273,11 @@ class Pass:
                 command.fingerprint,
                 command.payload,
                 outcome.status,
-                command.user_id,
-                command.on_behalf_of,
+                sender.user_id,
+                sender.on_behalf_of,
                 command.correlation_id,
-                command.causation_id,
-                command.traceparent,
+                sender.causation_id,
+                sender.traceparent,
                 command.received_at,
                 outcome.version,
                 outcome.events_appended,
@@ -279,11 +288,12 @@ class Pass:
 
 
 def _metadata(command: Command) -> bytes:
+    sender = command.sender
     return event_store_pb2.EventMetadata(
         command_id=command.key[1],
         correlation_id=command.correlation_id,
-        causation_id=command.causation_id or "",
-        user_id=command.user_id,
-        on_behalf_of=command.on_behalf_of,
-        traceparent=command.traceparent,
+        causation_id=sender.causation_id or "",
+        user_id=sender.user_id,
+        on_behalf_of=sender.on_behalf_of,
+        traceparent=sender.traceparent,
     ).SerializeToString()

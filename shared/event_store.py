@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, LiteralString
+from itertools import repeat
+from typing import Any, LiteralString, NamedTuple
 from uuid import UUID
 
 import uuid_utils
@@ -80,8 +81,7 @@ class Versioned:
     state: Any
 
 
-@dataclass(slots=True)
-class NewEvent:
+class NewEvent(NamedTuple):
     """An event to append."""
 
     event_id: UUID | uuid_utils.UUID
@@ -92,8 +92,7 @@ class NewEvent:
     metadata: bytes
 
 
-@dataclass(slots=True)
-class NewCommand:
+class NewCommand(NamedTuple):
     """A row of the command log to write. `last_event` counts from 1 within the batch; 0 if the command has none.
 
     The ids of commands are UUIDs as text.
@@ -194,36 +193,38 @@ async def append(connection: Connection, shard: int, batch: Batch, *, again: boo
 
 def _arrays(shard: int, again: bool, batch: Batch, reads: list[Key], credentials: list[NewCredential]) -> tuple[Packed, ...]:
     """The parameters of `append_batch`, in its order."""
-    commands, events, snapshots = batch.commands, batch.events, batch.snapshots
+    snapshots = batch.snapshots
+    commands = _columns(batch.commands, NewCommand._fields)
+    events = _columns(batch.events, NewEvent._fields)
     return (
         int4(shard),
         boolean(again),
         *_keys(reads),
         int8s([batch.reads[key] for key in reads]),
-        texts([c.tenant for c in commands]),
-        uuid_texts([c.command_id for c in commands]),
-        texts([c.type for c in commands]),
-        texts([c.category for c in commands]),
-        texts([c.aggregate_id for c in commands]),
-        blobs([c.fingerprint for c in commands]),
-        blobs([c.payload for c in commands]),
-        texts([c.status for c in commands]),
-        texts([c.user_id for c in commands]),
-        texts([c.on_behalf_of for c in commands]),
-        uuid_texts([c.correlation_id for c in commands]),
-        uuid_texts([c.causation_id for c in commands]),
-        texts([c.traceparent for c in commands]),
-        timestamps([c.received_at for c in commands]),
-        int8s([c.version for c in commands]),
-        int4s([c.events_appended for c in commands]),
-        int4s([c.last_event for c in commands]),
-        blobs([c.error for c in commands]),
-        uuids([e.event_id for e in events]),
-        *_keys([e.key for e in events]),
-        int8s([e.version for e in events]),
-        texts([e.type for e in events]),
-        blobs([e.payload for e in events]),
-        blobs([e.metadata for e in events]),
+        texts(commands["tenant"]),
+        uuid_texts(commands["command_id"]),
+        texts(commands["type"]),
+        texts(commands["category"]),
+        texts(commands["aggregate_id"]),
+        blobs(commands["fingerprint"]),
+        blobs(commands["payload"]),
+        texts(commands["status"]),
+        texts(commands["user_id"]),
+        texts(commands["on_behalf_of"]),
+        uuid_texts(commands["correlation_id"]),
+        uuid_texts(commands["causation_id"]),
+        texts(commands["traceparent"]),
+        timestamps(commands["received_at"]),
+        int8s(commands["version"]),
+        int4s(commands["events_appended"]),
+        int4s(commands["last_event"]),
+        blobs(commands["error"]),
+        uuids(events["event_id"]),
+        *_keys(events["key"]),
+        int8s(events["version"]),
+        texts(events["type"]),
+        blobs(events["payload"]),
+        blobs(events["metadata"]),
         *_keys([s.key for s in snapshots]),
         int8s([s.version for s in snapshots]),
         int4s([s.schema for s in snapshots]),
@@ -232,6 +233,11 @@ def _arrays(shard: int, again: bool, batch: Batch, reads: list[Key], credentials
         texts([k.subject_id for k in credentials]),
         texts([k.password_hash for k in credentials]),
     )
+
+
+def _columns(rows: Sequence[tuple[Any, ...]], names: Sequence[str]) -> dict[str, Sequence[Any]]:
+    """The values of rows by the names of their columns."""
+    return dict(zip(names, zip(*rows, strict=True) if rows else repeat(()), strict=False))
 
 
 def _keys(keys: Sequence[Key]) -> tuple[Packed, Packed, Packed]:

@@ -95,7 +95,7 @@ class Intake:
 
         If not, it is refused already, or it is that of the same command, which is under way.
         """
-        unit = Unit(commands, sum(len(command.payload) for command in commands))
+        unit = Unit(commands, sum([len(command.payload) for command in commands]))
         if len(commands) > 1:
             unit.commands = list({command.key: command for command in commands}.values())
             if len({(command.key, command.fingerprint) for command in commands}) > len(unit.commands):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import Any, LiteralString
+from typing import Any, LiteralString, TypeVar
 from uuid import UUID
 from weakref import WeakSet
 
@@ -23,6 +23,7 @@ from psycopg_pool import AsyncConnectionPool
 from shared.errors import Unavailable
 
 Connection = psycopg.AsyncConnection[Any]
+T = TypeVar("T")
 
 CONNECT_TIMEOUT_S = 3
 
@@ -202,11 +203,23 @@ class _PackedDumper(Dumper):
 _EMPTY = {oid: Packed(array_oid, struct.pack("!III", 0, 0, oid)) for oid, array_oid in _ARRAY_OIDS.items()}
 
 
-def _pack(element_oid: int, length: int, elements: Iterable[bytes], *, nulls: bool = False) -> Packed:
+def _pack(
+    element_oid: int, values: Sequence[T], elements: Callable[[Sequence[T]], Iterable[bytes]], *, nulls: bool = False
+) -> Packed:
+    """`elements` makes each value's length and bytes. `nulls`: there may be some."""
+    length = len(values)
     if not length:
         return _EMPTY[element_oid]
-    head = _HEAD.pack(1, int(nulls), element_oid, length, 1)
-    return Packed(_ARRAY_OIDS[element_oid], head + b"".join(elements))
+    if values.count(values[0]) == length:  # as in most columns of a batch: tenant, type, status, moment
+        data, nulls = b"".join(elements(values[:1])) * length, values[0] is None
+    else:
+        data, nulls = b"".join(elements(values)), nulls and None in values
+    return Packed(_ARRAY_OIDS[element_oid], _HEAD.pack(1, int(nulls), element_oid, length, 1) + data)
+
+
+def _sized(values: Sequence[bytes | None]) -> Iterable[bytes]:
+    pack = _LENGTH.pack
+    return [_NULL if value is None else pack(len(value)) + value for value in values]
 
 
 def int4(value: int) -> Packed:
@@ -226,59 +239,48 @@ def text(value: str) -> Packed:
 
 def texts(values: Sequence[str]) -> Packed:
     """text[]"""
-    if values and values.count(values[0]) == len(values):  # as in most columns of a batch: tenant, type, status
-        value = values[0].encode()
-        return _pack(TEXT, len(values), ((_LENGTH.pack(len(value)) + value) * len(values),))
-    return _sized(TEXT, [value.encode() for value in values])
+    return _pack(TEXT, values, lambda some: _sized([value.encode() for value in some]))
 
 
 def blobs(values: Sequence[bytes | None]) -> Packed:
     """bytea[]"""
-    return _sized(BYTEA, values)
+    return _pack(BYTEA, values, _sized, nulls=True)
 
 
 def uuids(values: Sequence[UUID | uuid_utils.UUID]) -> Packed:
     """uuid[]"""
-    return _sized(UUID_OID, [value.bytes for value in values])
+    return _pack(UUID_OID, [value.bytes for value in values], _sized)
 
 
 def uuid_texts(values: Sequence[str | None]) -> Packed:
     """uuid[], from UUIDs in their canonical form"""
-    return _sized(UUID_OID, [None if value is None else bytes.fromhex(value.replace("-", "")) for value in values])
+    return _pack(UUID_OID, values, _uuid_texts, nulls=True)
+
+
+def _uuid_texts(values: Sequence[str | None]) -> Iterable[bytes]:
+    return _sized([None if value is None else bytes.fromhex(value.replace("-", "")) for value in values])
 
 
 def int4s(values: Sequence[int]) -> Packed:
     """integer[]"""
-    pack = _INT4.pack
-    return _pack(INT4, len(values), [pack(4, value) for value in values])
+    return _pack(INT4, values, lambda some: [_INT4.pack(4, value) for value in some])
 
 
 def int8s(values: Sequence[int]) -> Packed:
     """bigint[]"""
-    pack = _INT8.pack
-    return _pack(INT8, len(values), [pack(8, value) for value in values])
+    return _pack(INT8, values, lambda some: [_INT8.pack(8, value) for value in some])
 
 
 def timestamps(values: Sequence[datetime | None]) -> Packed:
     """timestamptz[], from datetimes with a time zone"""
-    pack = _INT8.pack
-    gaps = [None if value is None else value - _EPOCH for value in values]
-    return _pack(
-        TIMESTAMPTZ,
-        len(values),
-        [_NULL if gap is None else pack(8, (gap.days * 86_400 + gap.seconds) * 1_000_000 + gap.microseconds) for gap in gaps],
-        nulls=None in gaps,
-    )
+    return _pack(TIMESTAMPTZ, values, lambda some: [_timestamp(value) for value in some], nulls=True)
 
 
-def _sized(element_oid: int, values: Sequence[bytes | None]) -> Packed:
-    pack = _LENGTH.pack
-    return _pack(
-        element_oid,
-        len(values),
-        [_NULL if value is None else pack(len(value)) + value for value in values],
-        nulls=None in values,
-    )
+def _timestamp(value: datetime | None) -> bytes:
+    if value is None:
+        return _NULL
+    gap = value - _EPOCH
+    return _INT8.pack(8, (gap.days * 86_400 + gap.seconds) * 1_000_000 + gap.microseconds)
 
 
 class Prepared:

@@ -159,7 +159,7 @@ async def test_after_a_failure(write_db: Database) -> None:
     bus = build_bus()
     bus.override(Add, sometimes, tenant="acme")
     async with replica(write_db, bus) as one:
-        asked = adding(5)
+        asked = make_command(bus, adding(5).content)
         for _ in range(2):
             assert reasons(await one.ask(asked)) == ["INTERNAL"]
             assert (await commands_of(write_db))[asked.key].status == "failed"
@@ -187,7 +187,7 @@ async def test_after_a_failure_on_a_stale_cache(write_db: Database) -> None:
     bus = build_bus()
     bus.override(Add, sometimes, tenant="acme")
     async with replica(write_db, bus) as one, replica(write_db, BUS) as other:
-        asked = adding(5)
+        asked = make_command(bus, adding(5).content)
         assert reasons(await one.ask(asked)) == ["INTERNAL"]
         broken = False
         await one.ask(adding(1))

@@ -17,10 +17,11 @@ from google.protobuf.message import Message
 
 from foldline.v1.event_store_pb2 import EventEnvelope, EventMetadata
 from shared.bus import Bus
-from shared.decide import Command, Outcome, decide
+from shared.decide import Command, Outcome, Sender, decide
 from shared.errors import Defect
 from shared.event_store import CommandKey, Versioned
 from shared.event_store import Key as AggregateKey
+from shared.identity import Role
 from shared.process_manager import CANCELLED_BY_OPERATOR, ProcessManager
 from shared.process_round import (
     COMMAND_FAILED,
@@ -72,7 +73,7 @@ class Domain:
     def ask(self, content: Any) -> Outcome:
         """A user's command, of the domain's dataclass."""
         pair = self.bus.codec.of(content)
-        return self._carry_out(str(uuid4()), pair.type_name, content, pair.encode(content), "user")
+        return self._carry_out(str(uuid4()), pair.type_name, content, pair.encode(content), Role.USER)
 
     def carry_out(self, command: Outgoing) -> Outcome:
         """A process's command, as SendBatch brings it."""
@@ -82,10 +83,10 @@ class Domain:
         refuse_invalid(request)
         assert request.options.command_id == str(command.command_id)
         return self._carry_out(
-            str(command.command_id), command.command_type, route.pair.decode(request), command.payload, "process"
+            str(command.command_id), command.command_type, route.pair.decode(request), command.payload, Role.PROCESS
         )
 
-    def _carry_out(self, id_: str, type_: str, content: Any, payload: bytes, role: str) -> Outcome:
+    def _carry_out(self, id_: str, type_: str, content: Any, payload: bytes, role: Role) -> Outcome:
         key = (TENANT, id_)
         if key in self.answers:
             first, outcome = self.answers[key]
@@ -95,18 +96,21 @@ class Domain:
         assert route is not None
         command = Command(
             key=key,
-            type=type_,
+            route=route,
             aggregate=(TENANT, route.handler.aggregate.category, route.handler.key(content)),
             content=content,
             payload=payload,
             fingerprint=b"",
             expected_version=None,
-            user_id="alice",
-            on_behalf_of="",
-            roles=frozenset({role}),
             correlation_id=id_,
-            causation_id=None,
-            traceparent="",
+            sender=Sender(
+                tenant=TENANT,
+                user_id="alice",
+                on_behalf_of="",
+                roles=frozenset({role}),
+                causation_id=None,
+                traceparent="",
+            ),
             received_at=self.clock.now,
         )
         plan = decide(self.bus, [[command]], self._lookup, self.clock.now)

@@ -14,8 +14,9 @@ from uuid import uuid4
 from deploy.bootstrap import Database
 from shared.bus import Bus
 from shared.committer import Committer
-from shared.decide import Command, Outcome
+from shared.decide import Command, Outcome, Sender
 from shared.errors import Refusal
+from shared.identity import Role
 from shared.intake import Limits
 
 TENANT = "acme"
@@ -30,6 +31,10 @@ def make_command(
     tenant: str = TENANT,
     expected_version: int | None = None,
     user_id: str = "alice",
+    on_behalf_of: str = "",
+    causation_id: str | None = None,
+    correlation_id: str = "",
+    traceparent: str = "",
 ) -> Command:
     """A valid command as the RPCs would make it, of a domain's dataclass."""
     pair = bus.codec.of(content)
@@ -42,18 +47,21 @@ def make_command(
     key = (tenant, id or str(uuid4()))
     return Command(
         key=key,
-        type=pair.type_name,
+        route=route,
         aggregate=(tenant, route.handler.aggregate.category, route.handler.key(content)),
         content=content,
         payload=payload,
         fingerprint=hashlib.sha256(f"{pair.type_name}\n{user_id}\n".encode() + payload).digest(),
         expected_version=expected_version,
-        user_id=user_id,
-        on_behalf_of="",
-        roles=frozenset({"user"}),
-        correlation_id=key[1],
-        causation_id=None,
-        traceparent="",
+        correlation_id=correlation_id or key[1],
+        sender=Sender(
+            tenant=tenant,
+            user_id=user_id,
+            on_behalf_of=on_behalf_of,
+            roles=frozenset({Role.USER}),
+            causation_id=causation_id,
+            traceparent=traceparent,
+        ),
         received_at=NOW,
     )
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -41,9 +41,9 @@ def decided(world: World, *units: Command | list[Command], bus: Bus = BUS) -> Pl
     return decide(bus, [unit if isinstance(unit, list) else [unit] for unit in units], lookup(world), NOW)
 
 
-def command(content: object, *, expected_version: int | None = None, tenant: str = "acme", bus: Bus = BUS) -> Command:
+def command(content: object, *, bus: Bus = BUS, **more: Any) -> Command:
     """A command with an id of its own."""
-    return make_command(bus, content, expected_version=expected_version, tenant=tenant)
+    return make_command(bus, content, **more)
 
 
 def outcomes(plan: Plan, *commands: Command) -> list[Outcome]:
@@ -269,7 +269,7 @@ def test_a_tenants_own_decision_replaces_everybodys() -> None:
     """For that tenant, and no other."""
     bus = build_bus()
     bus.override(Add, trial.twice_as_much, tenant="umbrella")
-    mine, theirs = command(Add(counter_id="a", amount=5), tenant="umbrella"), command(Add(counter_id="a", amount=5))
+    mine, theirs = (command(Add(counter_id="a", amount=5), bus=bus, tenant=tenant) for tenant in ("umbrella", "acme"))
     plan = decided({}, mine, theirs, bus=bus)
     assert plan.states == {("umbrella", "counter", "a"): at(10), A: at(5)}
 
@@ -291,7 +291,7 @@ def test_a_decision_is_told_who_asks_and_when() -> None:
 
     bus = build_bus()
     bus.override(Add, note, tenant="acme")
-    asked = replace(command(Add(counter_id="a", amount=1)), on_behalf_of="bob", user_id="saga")
+    asked = command(Add(counter_id="a", amount=1), bus=bus, on_behalf_of="bob", user_id="saga")
     decided({}, asked, bus=bus)
     assert seen == [
         Meta(
@@ -308,8 +308,8 @@ def test_a_decision_is_told_who_asks_and_when() -> None:
 def test_events_carry_who_and_why() -> None:
     """An audit needs no other table."""
     cause, correlation = str(UUID(int=1)), str(UUID(int=2))
-    asked = replace(
-        command(Add(counter_id="a", amount=1)),
+    asked = command(
+        Add(counter_id="a", amount=1),
         causation_id=cause,
         correlation_id=correlation,
         on_behalf_of="bob",
@@ -330,7 +330,7 @@ def test_an_unregistered_event_is_a_defect_of_its_command() -> None:
     """A decision that returns what nobody can store fails alone."""
     bus = build_bus()
     bus.override(Add, lambda counter, content, meta: [object()], tenant="acme")
-    asked, after = command(Add(counter_id="a", amount=1)), command(Chain(counter_id="a", links=0))
+    asked, after = command(Add(counter_id="a", amount=1), bus=bus), command(Chain(counter_id="a", links=0), bus=bus)
     with structlog.testing.capture_logs():
         plan = decided({}, asked, after, bus=bus)
     assert reasons(outcomes(plan, asked, after)) == ["INTERNAL", "completed"]
