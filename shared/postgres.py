@@ -210,7 +210,7 @@ def _pack(
     length = len(values)
     if not length:
         return _EMPTY[element_oid]
-    if values.count(values[0]) == length:  # as in most columns of a batch: tenant, type, status, moment
+    if length > 1 and values.count(values[0]) == length:  # as in most columns of a batch: tenant, type, status, moment
         data, nulls = b"".join(elements(values[:1])) * length, values[0] is None
     else:
         data, nulls = b"".join(elements(values)), nulls and None in values
