@@ -224,16 +224,16 @@ def _command(route: Route, request: Any, sender: Sender, now: datetime) -> Comma
     payload = request.SerializeToString(deterministic=True)
     identity = f"{pair.type_name}\n{sender.user_id}\n{sender.on_behalf_of}\n".encode()
     return Command(
-        (sender.tenant, command_id),
-        route,
-        (sender.tenant, handler.aggregate.category, handler.key(content)),
-        content,
-        payload,
-        hashlib.sha256(identity + payload).digest(),
-        expected_version,
-        correlation_id,
-        sender,
-        now,
+        key=(sender.tenant, command_id),
+        route=route,
+        aggregate=(sender.tenant, handler.aggregate.category, handler.key(content)),
+        content=content,
+        payload=payload,
+        fingerprint=hashlib.sha256(identity + payload).digest(),
+        expected_version=expected_version,
+        correlation_id=correlation_id,
+        sender=sender,
+        received_at=now,
     )
 
 

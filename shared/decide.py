@@ -44,7 +44,7 @@ class Sender:
     traceparent: str
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Command:
     """A valid command of a known caller, on its way to a decision. `content` is the domain's dataclass.
 
@@ -93,16 +93,14 @@ class Plan:
     missing: set[Key] = field(default_factory=set)
 
 
+@dataclass(slots=True)
 class _Staged:
     """What a unit adds, kept apart until all of it is accepted."""
 
-    __slots__ = ("credentials", "events", "snapshots", "states")
-
-    def __init__(self) -> None:
-        self.states: dict[Key, Versioned] = {}
-        self.events: list[NewEvent] = []
-        self.snapshots: dict[Key, NewSnapshot] = {}
-        self.credentials: list[NewCredential] = []
+    states: dict[Key, Versioned] = field(default_factory=dict)
+    events: list[NewEvent] = field(default_factory=list)
+    snapshots: dict[Key, NewSnapshot] = field(default_factory=dict)
+    credentials: list[NewCredential] = field(default_factory=list)
 
 
 class _Missing(Exception):
@@ -174,7 +172,14 @@ class Pass:
         at = self._state(command.aggregate, staged)
         if command.expected_version is not None and command.expected_version != at.version:
             raise VersionMismatch(command.expected_version, at.version)
-        meta = Meta(command.key[1], sender.tenant, sender.user_id, sender.on_behalf_of, sender.roles, now)
+        meta = Meta(
+            command_id=command.key[1],
+            tenant=sender.tenant,
+            user_id=sender.user_id,
+            on_behalf_of=sender.on_behalf_of,
+            roles=sender.roles,
+            now=now,
+        )
         metadata = _metadata(command)
         decision = route.decision(sender.tenant)
         wave = self._apply(route.handler.aggregate, command.aggregate, at, decision, command.content, meta, metadata, staged)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import repeat
 from typing import Any, LiteralString, NamedTuple
 from uuid import UUID
 
@@ -237,7 +236,7 @@ def _arrays(shard: int, again: bool, batch: Batch, reads: list[Key], credentials
 
 def _columns(rows: Sequence[tuple[Any, ...]], names: Sequence[str]) -> dict[str, Sequence[Any]]:
     """The values of rows by the names of their columns."""
-    return dict(zip(names, zip(*rows, strict=True) if rows else repeat(()), strict=False))
+    return dict(zip(names, zip(*rows, strict=True) if rows else [()] * len(names), strict=True))
 
 
 def _keys(keys: Sequence[Key]) -> tuple[Packed, Packed, Packed]:

@@ -255,14 +255,7 @@ def evolve(account: Account, event: AccountEvent) -> Account:
         case AccountOpened():
             return replace(account, opened=True, owner_id=event.owner_id, currency=event.currency)
         case MoneyDeposited() | MoneyWithdrawn():
-            return Account(
-                opened=True,
-                owner_id=account.owner_id,
-                currency=account.currency,
-                balance_minor=event.balance_after_minor,
-                frozen=account.frozen,
-                closed=account.closed,
-            )
+            return replace(account, balance_minor=event.balance_after_minor)
         case AccountFrozen():
             return replace(account, frozen=True)
         case AccountUnfrozen():
