@@ -56,7 +56,8 @@ class Exchange:
     rpc: Rpc
     request: Any
     context: Context
-    metadata: dict[str, str | bytes] = field(default_factory=dict)
+    # What came with the call, once the TraceContext behaviour has looked.
+    metadata: dict[str, str | bytes] = field(init=False)
     traceparent: str = ""
     # Set if the caller's stream was ended by us.
     cut_short: bool = False
@@ -157,13 +158,11 @@ class CallLog:
             code = "ABORTED_BY_HANDLER"
             raise
         finally:
-            took_ms = (time.perf_counter() - started) * 1000
+            took_ms = round((time.perf_counter() - started) * 1000, 2)
             slow = took_ms > self._slow_ms
             write = self._log.warning if slow or code == "INTERNAL" else self._log.info
-            facts: dict[str, Any] = {"method": exchange.rpc.name, "code": code, "took_ms": round(took_ms, 2)}
-            if reason:
-                facts["reason"] = reason
-            write("slow call" if slow else "call", **facts)
+            why = {"reason": reason} if reason else {}
+            write("slow call" if slow else "call", method=exchange.rpc.name, code=code, took_ms=took_ms, **why)
 
 
 class Authentication:
@@ -176,7 +175,7 @@ class Authentication:
         header = exchange.metadata.get("authorization", "")
         scheme, _, token = header.partition(" ") if isinstance(header, str) else ("", "", "")
         identity: Identity = self._verifier.verify(token.strip() if scheme.lower() == "bearer" else "")
-        current_call.set(Call(identity=identity, method=exchange.rpc.name, traceparent=exchange.traceparent))
+        current_call.set(Call(identity, exchange.rpc.name, exchange.traceparent))
         return await proceed(exchange)
 
 

@@ -6,7 +6,7 @@ import struct
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, LiteralString, TypeVar
 from uuid import UUID
 from weakref import WeakSet
@@ -14,7 +14,7 @@ from weakref import WeakSet
 import psycopg
 import uuid_utils
 from psycopg import generators
-from psycopg.adapt import Buffer, Dumper, Transformer
+from psycopg.adapt import Buffer, Dumper
 from psycopg.errors import error_from_result
 from psycopg.pq import ExecStatus, Format
 from psycopg.pq.abc import PGresult
@@ -166,6 +166,7 @@ _HEAD = struct.Struct("!IIIII")
 _LENGTH = struct.Struct("!i")
 _INT4 = struct.Struct("!ii")
 _INT8 = struct.Struct("!iq")
+_INT8_ALONE = struct.Struct("!q")
 _NULL = _LENGTH.pack(-1)
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 
@@ -174,11 +175,11 @@ _ARRAY_OIDS = {BYTEA: 1001, INT8: 1016, INT4: 1007, TEXT: 1009, TIMESTAMPTZ: 118
 
 
 class Packed:
-    """A parameter in PostgreSQL's binary form, most often an array. `oid` is its type."""
+    """A parameter in PostgreSQL's binary form, most often an array. `oid` is its type; no `data` is NULL."""
 
     __slots__ = ("data", "oid")
 
-    def __init__(self, oid: int, data: bytes) -> None:
+    def __init__(self, oid: int, data: bytes | None) -> None:
         self.oid = oid
         self.data = data
 
@@ -196,7 +197,7 @@ class _PackedDumper(Dumper):
         dumper.oid = obj.oid
         return dumper
 
-    def dump(self, obj: Packed) -> Buffer:
+    def dump(self, obj: Packed) -> Buffer | None:
         return obj.data
 
 
@@ -232,9 +233,34 @@ def boolean(value: bool) -> Packed:
     return Packed(BOOL, b"\x01" if value else b"\x00")
 
 
+def int8(value: int) -> Packed:
+    """A bigint."""
+    return Packed(INT8, _INT8_ALONE.pack(value))
+
+
 def text(value: str) -> Packed:
     """A text."""
     return Packed(TEXT, value.encode())
+
+
+def blob(value: bytes) -> Packed:
+    """A bytea."""
+    return Packed(BYTEA, value)
+
+
+def uuid_text(value: str | None) -> Packed:
+    """A uuid, from a UUID in its canonical form."""
+    return Packed(UUID_OID, None if value is None else bytes.fromhex(value.replace("-", "")))
+
+
+def uuid(value: UUID | uuid_utils.UUID) -> Packed:
+    """A uuid."""
+    return Packed(UUID_OID, value.bytes)
+
+
+def timestamptz(value: datetime) -> Packed:
+    """A timestamptz, from a datetime with a time zone."""
+    return Packed(TIMESTAMPTZ, _INT8_ALONE.pack(_microseconds(value)))
 
 
 def texts(values: Sequence[str]) -> Packed:
@@ -277,17 +303,31 @@ def timestamps(values: Sequence[datetime | None]) -> Packed:
 
 
 def _timestamp(value: datetime | None) -> bytes:
-    if value is None:
-        return _NULL
+    return _NULL if value is None else _INT8.pack(8, _microseconds(value))
+
+
+def _microseconds(value: datetime) -> int:
     gap = value - _EPOCH
-    return _INT8.pack(8, (gap.days * 86_400 + gap.seconds) * 1_000_000 + gap.microseconds)
+    return (gap.days * 86_400 + gap.seconds) * 1_000_000 + gap.microseconds
+
+
+def read_int8(data: bytes | None) -> int:
+    """The bigint of an answer."""
+    assert data is not None  # only read where the statement gives one
+    value: int = _INT8_ALONE.unpack(data)[0]
+    return value
+
+
+def read_timestamptz(data: bytes | None) -> datetime:
+    """The timestamptz of an answer."""
+    return _EPOCH + timedelta(microseconds=read_int8(data))
 
 
 class Prepared:
     """A statement for the hot path: straight to libpq, with packed parameters only, in and out in binary.
 
-    The driver looks for the way to convert each parameter at every execution anew. With the 40 arrays of an append, which
-    are packed already, that was half of the processor time of an append of one command.
+    The driver looks for the way to convert each parameter, and each column of the answer, at every execution anew. With
+    the 40 arrays of an append, which are packed already, that was half of the processor time of an append of one command.
     """
 
     def __init__(self, query: str) -> None:
@@ -295,20 +335,23 @@ class Prepared:
         self._query = query.encode()
         self._name = b"foldline_%08x" % zlib.crc32(self._query)
         self._prepared: WeakSet[Connection] = WeakSet()
+        self._formats: list[int] = []
 
-    async def row(self, connection: Connection, parameters: Sequence[Packed]) -> Any:
-        """The first row of the answer. Raises psycopg.Error. Cancelled, it cancels the statement, as the driver does."""
+    async def row(self, connection: Connection, parameters: Sequence[Packed]) -> list[bytes | None]:
+        """The columns of the first row of the answer, as PostgreSQL sends them: see `read_int8` and its like.
+
+        Raises psycopg.Error. Cancelled, it cancels the statement, as the driver does.
+        """
         server = connection.pgconn
         async with connection.lock:
             if connection not in self._prepared:
                 server.send_prepare(self._name, self._query, [each.oid for each in parameters])
                 await self._answer(connection)
                 self._prepared.add(connection)
-            formats = [Format.BINARY] * len(parameters)
-            server.send_query_prepared(self._name, [each.data for each in parameters], formats, Format.BINARY)
-            rows = Transformer(connection)
-            rows.set_pgresult(await self._answer(connection))
-            return rows.load_row(0, tuple)
+                self._formats = [Format.BINARY] * len(parameters)
+            server.send_query_prepared(self._name, [each.data for each in parameters], self._formats, Format.BINARY)
+            answer = await self._answer(connection)
+            return [answer.get_value(0, column) for column in range(answer.nfields)]
 
     async def _answer(self, connection: Connection) -> PGresult:
         result: PGresult = (await connection.wait(generators.execute(connection.pgconn)))[-1]

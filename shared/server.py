@@ -22,7 +22,7 @@ import grpc
 from google.protobuf import descriptor_pool, message_factory
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from shared.behaviours import Behaviour, Exchange, Proceed, Rpc, chain, standard_behaviours
 from shared.errors import Unavailable
@@ -89,8 +89,8 @@ class Server:
         self._health = health.aio.HealthServicer()
         self._on_drained: list[OnDrained] = []
         self._in_flight = 0
+        # Set when the last call ends; who waits for that clears it first.
         self._idle = asyncio.Event()
-        self._idle.set()
         self._reading: set[asyncio.Timeout] = set()
         self._draining = False
         self._refused_at = 0.0
@@ -120,13 +120,13 @@ class Server:
                 raise Misconfigured(f"no {name} are given for {', '.join(missing)}")
             if unknown := sorted(table - rpcs):
                 raise Misconfigured(f"{name} are given for unknown RPCs: {', '.join(unknown)}")
-        for service, methods in self._handlers.items():
-            self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))
-            self._server.add_registered_method_handlers(service, methods)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        plain = _Recorder()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, cast("aio.Server", plain))
         if self._settings.reflection:
-            names = (*self._handlers, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
-            reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), self._server)
+            names = (*self._handlers, *plain.services, reflection.SERVICE_NAME)
+            reflecting = reflection.aio.ReflectionServicer(names)
+            reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflecting, cast("aio.Server", plain))
+        self._server.add_generic_rpc_handlers((_Table({**self._handlers, **plain.services}),))
         await self.set_serving(serving)
         self.port = self._server.add_insecure_port(self._settings.listen)
         await self._server.start()
@@ -188,6 +188,9 @@ class Server:
             await asyncio.sleep(min(left_s, until - now))
 
     async def _until_idle(self, timeout_s: float) -> bool:
+        if not self._in_flight:
+            return True
+        self._idle.clear()
         try:
             async with asyncio.timeout(timeout_s):
                 await self._idle.wait()
@@ -224,7 +227,6 @@ class Server:
             if rpc.streams_requests:
                 exchange.request = self._while_serving(exchange, request)
             self._in_flight += 1
-            self._idle.clear()
             try:
                 return await passing(exchange)
             finally:
@@ -286,6 +288,21 @@ def _call(name: str, handler: Any) -> Proceed:
 
 def _shutting_down() -> Unavailable:
     return Unavailable("SHUTTING_DOWN", "this instance is being stopped: go on with another")
+
+
+class _Table(grpc.GenericRpcHandler):
+    """All methods, found by name as they are called.
+
+    Registered with gRPC one by one, they would be waited for one by one: grpc.aio then sets up and takes down as many
+    waits as there are methods at every call, 10 us for the 20 of a service.
+    """
+
+    def __init__(self, services: Mapping[str, Mapping[str, AnyHandler]]) -> None:
+        self._methods = {f"/{service}/{name}": each for service, methods in services.items() for name, each in methods.items()}
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> AnyHandler | None:
+        """The handler of a method; None if there is no such method."""
+        return self._methods.get(handler_call_details.method)
 
 
 class _Recorder:

@@ -16,12 +16,12 @@ import sys
 from collections.abc import MutableMapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, NamedTuple
 
 import orjson
 import structlog
 
-from shared.identity import current_call
+from shared.identity import Call, current_call
 
 _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
 _NO_TRACE = "0" * 32
@@ -31,18 +31,19 @@ _random = random.Random()  # noqa: S311 (of no secret)
 
 # What `annotate` adds to. The server gives each call a fresh one; outside of calls there is none.
 call_facts: ContextVar[dict[str, str | float]] = ContextVar("call_facts")
+_NO_FACTS: dict[str, str | float] = {}
 
 
 def configure(level: str = "info", *, service: str, stream: BinaryIO | None = None) -> None:
     """Sets up logging of the process, once, at its start. `service` is in every line."""
     level_number = logging.getLevelNamesMapping()[level.upper()]
-    lines = _Lines(stream or sys.stderr.buffer)
+    lines = _Lines(stream or sys.stderr.buffer, {"service": service, "pid": os.getpid()})
     atexit.register(lines.write_out)
     structlog.configure(
         # One processor: there is a line for every call, and each further one was felt there.
-        processors=[_Line(service, lines)],
+        processors=[_take_note],
         wrapper_class=structlog.make_filtering_bound_logger(level_number),
-        logger_factory=structlog.BytesLoggerFactory(cast("BinaryIO", lines)),
+        logger_factory=lambda *_: lines,
         cache_logger_on_first_use=stream is None,
     )
     # Libraries log through the standard library; what they warn of comes out as the same kind of line.
@@ -79,65 +80,74 @@ def trace_id(traceparent: str) -> str:
     return traceparent[3:35]
 
 
-class _Line:
-    """Makes a line: what is fixed, when, how bad, whose call it belongs to, what happened."""
+class _Note(NamedTuple):
+    """What a line will be made of: when, how bad, whose call it belongs to, what happened."""
 
-    def __init__(self, service: str, lines: _Lines) -> None:
-        self._fixed = {"service": service, "pid": os.getpid()}
-        self._lines = lines
+    time: datetime
+    level: str
+    call: Call | None
+    facts: dict[str, str | float]
+    event: MutableMapping[str, Any]
 
-    def __call__(self, _logger: object, level: str, event: MutableMapping[str, Any]) -> bytes:
-        line: dict[str, Any] = {"time": datetime.now(UTC), "level": level, **self._fixed}
-        if (call := current_call.get(None)) is not None:
-            line["tenant"] = call.identity.tenant
-            line["user"] = call.identity.user_id
-        if facts := call_facts.get(None):
-            line.update(facts)
-        if event.get("exc_info"):
-            event = structlog.processors.format_exc_info(_logger, level, event)
-        line.update(event)
-        self._lines.urgent = level not in ("debug", "info")
-        return orjson.dumps(line, default=str)
+
+def _take_note(_logger: object, level: str, event: MutableMapping[str, Any]) -> tuple[tuple[_Note], dict[str, Any]]:
+    """What is known now and not later, in the form in which structlog hands it on: as the arguments of a call."""
+    if event.get("exc_info"):
+        event = structlog.processors.format_exc_info(_logger, level, event)
+    return (_Note(datetime.now(UTC), level, current_call.get(None), call_facts.get(_NO_FACTS).copy(), event),), {}
 
 
 class _Lines:
-    """A stream of lines. Those of a moment are written together; a warning, and what came before it, at once.
+    """Makes lines of notes. Those of a moment are made and written together; a warning, and what came before it, at once.
 
-    Under load there are thousands a second, and a system call for each was felt. Who is killed takes the last
-    moment's lines along.
+    Under load there are thousands a second: a system call for each was felt, and so was making each between two other
+    things, with none of what it takes in the processor's caches. Who is killed takes the last moment's lines along.
     """
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: BinaryIO, fixed: dict[str, str | int]) -> None:
+        """`fixed` is in every line."""
         self._stream = stream
-        self._pending: list[bytes] = []
-        # Of the line that comes next.
-        self.urgent = False
+        self._fixed = fixed
+        self._pending: list[_Note] = []
         # The loop that will write what is pending; another one may never get to it.
         self._promised_by: asyncio.AbstractEventLoop | None = None
 
-    def write(self, line: bytes) -> None:
-        """Takes a line."""
-        self._pending.append(line)
+    def debug(self, note: _Note) -> None:
+        """Takes a note."""
+        self._pending.append(note)
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             self.write_out()
             return
-        if self.urgent:
-            self.write_out()
-        elif loop is not self._promised_by:
+        if loop is not self._promised_by:
             self._promised_by = loop
             loop.call_later(_MOMENT_S, self.write_out)
 
-    def flush(self) -> None:
-        """As a stream must have it; the lines are written when their moment is over."""
+    info = debug
+
+    def warning(self, note: _Note) -> None:
+        """Takes a note that cannot wait."""
+        self._pending.append(note)
+        self.write_out()
+
+    error = critical = exception = warning
 
     def write_out(self) -> None:
         """Writes what is pending."""
-        lines, self._pending, self._promised_by = self._pending, [], None
-        if lines:
-            self._stream.write(b"".join(lines))
+        notes, self._pending, self._promised_by = self._pending, [], None
+        if notes:
+            self._stream.write(b"".join([self._line(note) for note in notes]))
             self._stream.flush()
+
+    def _line(self, note: _Note) -> bytes:
+        line: dict[str, Any] = {"time": note.time, "level": note.level, **self._fixed}
+        if note.call is not None:
+            line["tenant"] = note.call.identity.tenant
+            line["user"] = note.call.identity.user_id
+        line.update(note.facts)
+        line.update(note.event)
+        return orjson.dumps(line, default=str, option=orjson.OPT_APPEND_NEWLINE)
 
 
 class _Forward(logging.Handler):
