@@ -1,7 +1,7 @@
 """What every call passes on its way to its handler: small behaviours in one visible list, `standard_behaviours`.
 
-A behaviour gets the exchange and what comes after it, and may answer, refuse, or do something before and after. Unary
-and streaming calls pass the same ones: a streaming handler writes its answers through its context.
+Most see a call on its way in: they note something in the exchange or refuse it. Some are around what comes after them.
+Unary and streaming calls pass the same ones: a streaming handler writes its answers through its context.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 from google.protobuf.message import DecodeError, Message
 from grpc.aio import AbortError, ServicerContext
@@ -66,31 +66,56 @@ class Exchange:
 Proceed = Callable[[Exchange], Awaitable[Any]]
 
 
-class Behaviour(Protocol):
-    """One thing that happens to every call. It raises a Refusal to refuse; whatever else it raises is a defect."""
+@runtime_checkable
+class Step(Protocol):
+    """One thing that happens to every call on its way in. It raises a Refusal to refuse; what else it raises is a defect."""
+
+    def enter(self, exchange: Exchange) -> None: ...
+
+
+class Around(Protocol):
+    """One thing that is around the rest of every call, and awaits it. It raises as a Step does."""
 
     async def __call__(self, exchange: Exchange, proceed: Proceed) -> Any: ...
+
+
+Behaviour = Step | Around
 
 
 def standard_behaviours(verifier: Verifier, settings: ServerSettings) -> tuple[Behaviour, ...]:
     """What every call passes, outermost first."""
     return (
         Answers(),
-        TraceContext(),
         CallLog(settings.slow_call_ms),
+        Deadline(settings.deadline_default_s, settings.deadline_max_s),
+        TraceContext(),
         Authentication(verifier),
         Authorization(),
-        Deadline(settings.deadline_default_s, settings.deadline_max_s),
         Contract(),
     )
 
 
 def chain(behaviours: Sequence[Behaviour], handler: Proceed) -> Proceed:
     """One function that passes an exchange through the behaviours, the first outermost, to the handler."""
-    following = handler
+    following, steps = handler, list[Callable[[Exchange], None]]()
     for behaviour in reversed(behaviours):
-        following = partial(behaviour, proceed=following)
-    return following
+        if isinstance(behaviour, Step):
+            steps.insert(0, behaviour.enter)
+        else:
+            following, steps = partial(behaviour, proceed=_after(steps, following)), []
+    return _after(steps, following)
+
+
+def _after(steps: Sequence[Callable[[Exchange], None]], following: Proceed) -> Proceed:
+    if not steps:
+        return following
+
+    async def proceed(exchange: Exchange) -> Any:
+        for enter in steps:
+            enter(exchange)
+        return await following(exchange)
+
+    return proceed
 
 
 class Answers:
@@ -126,12 +151,11 @@ class Answers:
 class TraceContext:
     """Takes the trace context from the caller, or begins a trace."""
 
-    async def __call__(self, exchange: Exchange, proceed: Proceed) -> Any:
+    def enter(self, exchange: Exchange) -> None:
         exchange.metadata = dict(exchange.context.invocation_metadata() or ())
         given = exchange.metadata.get("traceparent")
         exchange.traceparent = valid_traceparent(given if isinstance(given, str) else None) or new_traceparent()
         call_facts.set({"trace_id": trace_id(exchange.traceparent)})
-        return await proceed(exchange)
 
 
 class CallLog:
@@ -171,22 +195,20 @@ class Authentication:
     def __init__(self, verifier: Verifier) -> None:
         self._verifier = verifier
 
-    async def __call__(self, exchange: Exchange, proceed: Proceed) -> Any:
+    def enter(self, exchange: Exchange) -> None:
         header = exchange.metadata.get("authorization", "")
         scheme, _, token = header.partition(" ") if isinstance(header, str) else ("", "", "")
         identity: Identity = self._verifier.verify(token.strip() if scheme.lower() == "bearer" else "")
         current_call.set(Call(identity, exchange.rpc.name, exchange.traceparent))
-        return await proceed(exchange)
 
 
 class Authorization:
     """Whether the caller has one of the roles that the service's table asks for."""
 
-    async def __call__(self, exchange: Exchange, proceed: Proceed) -> Any:
+    def enter(self, exchange: Exchange) -> None:
         if exchange.rpc.roles.isdisjoint(current_call.get().identity.roles):
             needed = ", ".join(sorted(exchange.rpc.roles))
             raise Forbidden("ROLE_MISSING", f"this needs one of the roles: {needed}", roles=needed)
-        return await proceed(exchange)
 
 
 class Deadline:
@@ -216,7 +238,7 @@ class Deadline:
 class Contract:
     """Innermost: the bytes become a message that keeps the rules of its `.proto`."""
 
-    async def __call__(self, exchange: Exchange, proceed: Proceed) -> Any:
+    def enter(self, exchange: Exchange) -> None:
         rpc = exchange.rpc
         if rpc.streams_requests:
             exchange.request = _messages(rpc, exchange.request)
@@ -225,7 +247,6 @@ class Contract:
             exchange.request = request
             if rpc.is_command:
                 call_facts.get()["command_id"] = request.options.command_id
-        return await proceed(exchange)
 
 
 def read_message(rpc: Rpc, raw: bytes) -> Any:

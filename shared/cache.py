@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
 from shared.event_store import Key, Versioned
@@ -13,22 +12,24 @@ class Cache:
 
     def __init__(self, size_max: int) -> None:
         self._size_max = size_max
-        self._states: OrderedDict[Key, Versioned] = OrderedDict()
+        # From the least to the most recently used.
+        self._states: dict[Key, Versioned] = {}
 
     def get(self, key: Key) -> Versioned | None:
         """The state as it was last seen, if it is still here."""
-        at = self._states.get(key)
+        at = self._states.pop(key, None)
         if at is not None:
-            self._states.move_to_end(key)
+            self._states[key] = at
         return at
 
     def put(self, states: Mapping[Key, Versioned]) -> None:
         """Keeps states that are durable; the least recently used go."""
+        cached = self._states
         for key, at in states.items():
-            self._states[key] = at
-            self._states.move_to_end(key)
-        while len(self._states) > self._size_max:
-            self._states.popitem(last=False)
+            cached.pop(key, None)
+            cached[key] = at
+        while len(cached) > self._size_max:
+            del cached[next(iter(cached))]
 
     def drop(self, keys: Sequence[Key]) -> None:
         """Forgets states that may be stale."""

@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 
 from foldline.v1 import command_pb2
-from shared.bus import Route
+from shared.bus import Prepare, Route
 from shared.committer import Committer
 from shared.consistency import Token, encode
 from shared.decide import Command, Outcome, Sender
@@ -54,24 +54,26 @@ class Commands:
         route = self._committer.bus.route(request.DESCRIPTOR.full_name)
         assert route is not None  # a test holds the typed RPCs to the table
         command = _command(route, request, _sender(current_call.get()), self._clock())
-        outcome = await self._outcome(command)
+        if route.prepare is None:
+            [[outcome]] = await self._committer.submit([[command]])
+        else:
+            outcome = await self._prepared(command, route.prepare)
         if outcome.refusal is not None:
             if outcome.head:
                 outcome.refusal.facts["consistency_token"] = self._token(outcome.head)
             raise outcome.refusal
         return self._receipt(command, outcome)
 
-    async def _outcome(self, command: Command) -> Outcome:
-        """Prepares the command if it must be, and submits it.
+    async def _prepared(self, command: Command, prepare: Prepare) -> Outcome:
+        """Prepares a command and submits it.
 
         Preparing is dear, so a repeat is answered without: a caller who repeats one command costs one look-up.
         """
-        if (prepare := command.route.prepare) is not None:
-            async with self._reads.connection() as connection:
-                known = (await read_commands(connection, [command.key])).get(command.key)
-            if known is not None and is_final(known, command):
-                return outcome_again(known, command)
-            command = replace(command, content=await prepare(command.content))
+        async with self._reads.connection() as connection:
+            known = (await read_commands(connection, [command.key])).get(command.key)
+        if known is not None and is_final(known, command):
+            return outcome_again(known, command)
+        command = replace(command, content=await prepare(command.content))
         [[outcome]] = await self._committer.submit([[command]])
         return outcome
 

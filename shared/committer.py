@@ -219,7 +219,8 @@ class Committer:
                     plan = await self._plan(connection, batch)
                     if ahead:
                         self._next = self._batch(after=plan)
-                        asyncio.get_running_loop().call_soon(self._decide_ahead)  # when the statement is on its way
+                        if self._queue:
+                            asyncio.get_running_loop().call_soon(self._decide_ahead)  # when the statement is on its way
                     appended = await event_store.append(connection, self.shard, plan.batch)
                 except Clash:
                     # 2. Others have written. Once more with the lock taken first, which cannot clash again.

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 from uuid_utils import uuid7
@@ -32,8 +32,7 @@ Lookup = Callable[[Key], Versioned | None]
 """Gives the state of an aggregate, or None if it is not at hand."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sender:
+class Sender(NamedTuple):
     """On whose behalf a command is carried out, and in what course of things."""
 
     tenant: str

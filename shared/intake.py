@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -76,16 +77,14 @@ class Intake:
 
     def refuse_if_full(self, units: Sequence[list[Command]]) -> None:
         """Raises OverLimit (QUEUE_FULL, TENANT_OVER_QUOTA) if these are more than may be under way."""
-        limits, count, size = self._limits, len(self._under_way), self._bytes
-        tenants: dict[str, int] = {}
-        for unit in units:
-            for command in unit:
-                tenant = command.key[0]
-                tenants[tenant] = tenants.get(tenant, 0) + 1
-                count += 1
-                size += len(command.payload)
+        limits = self._limits
+        count = len(self._under_way) + sum([len(unit) for unit in units])
+        size = self._bytes + sum([len(command.payload) for unit in units for command in unit])
         if count > limits.queue_commands_max or size > limits.queue_bytes_max:
             raise OverLimit("QUEUE_FULL", "too many commands are waiting", retry_after_s=0.5)
+        if count <= limits.tenant_commands_max:
+            return  # all tenants together are not over the quota of one
+        tenants = Counter([command.key[0] for unit in units for command in unit])
         for tenant, more in tenants.items():
             if self._by_tenant.get(tenant, 0) + more > limits.tenant_commands_max:
                 raise OverLimit("TENANT_OVER_QUOTA", "too many commands of this tenant are waiting", retry_after_s=0.5)

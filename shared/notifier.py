@@ -10,7 +10,9 @@ from shared import postgres
 from shared.postgres import Connection, Prepared, text
 from shared.telemetry import logger
 
-PAUSE_S = 0.005
+PAUSE_S = 0.02
+"""Between two notifications. The listener that the first one woke looks by itself every few milliseconds for a while."""
+
 RETRY_S = 1.0
 
 _NOTIFY = Prepared("SELECT pg_notify($1, $2)")
@@ -19,7 +21,7 @@ log = logger(__name__)
 
 
 class Notifier:
-    """Sends one NOTIFY for all commits of the last few milliseconds, on a connection of its own.
+    """Sends a NOTIFY for the first commit after a pause, and one for all that came in the pause, on its own connection.
 
     Inside the commit it would take a lock that all databases of a server share, and hold up everybody's commits.
     """
