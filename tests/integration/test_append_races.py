@@ -20,7 +20,7 @@ from shared.event_store import Batch, Clash, Key, NewEvent, append, load, lock, 
 from shared.postgres import Connection, one
 from tests.support.history import check_line, commands_of, connected, events_of, somebody_waits
 from tests.support.replica import NOW, make_command, reasons
-from tests.support.trial import Add, Counter, GoOffDuty, build_bus
+from tests.support.trial import Add, Counter, GoOffDuty, build_bus, lone
 from tests.support.waiting import eventually
 
 BUS = build_bus()
@@ -50,6 +50,18 @@ async def write_ours(connection: Connection, chance: random.Random, writer: int,
         await pause(chance)
         events = [NewEvent(uuid4(), key, version, "trial.Added", b"", b"") for version in (1, 2)]
         await append(connection, 1, Batch(reads={key: 0}, events=events))
+        await pause(chance)
+        if chance.random() < 0.3:
+            raise Regret
+
+
+async def write_ones(connection: Connection, chance: random.Random, writer: int, nth: int) -> None:
+    """As commands of lone callers, each with its event."""
+    key = ("acme", "counter", f"{writer}-{nth}")
+    async with connection.transaction():
+        for version in (1, 2):
+            await pause(chance)
+            await append(connection, 1, lone(key, version))
         await pause(chance)
         if chance.random() < 0.3:
             raise Regret
@@ -122,9 +134,10 @@ async def followed(url: str, write: Write, read: Read) -> tuple[list[int], list[
         return seen, await read(reader, 0)
 
 
-async def test_a_follower_of_our_line_skips_nothing(write_db: Database) -> None:
+@pytest.mark.parametrize("write", [write_ours, write_ones])
+async def test_a_follower_of_our_line_skips_nothing(write_db: Database, write: Write) -> None:
     """It sees every position once, in order, while writers hold their transactions open and roll a third of them back."""
-    seen, there = await followed(write_db.app, write_ours, read_ours)
+    seen, there = await followed(write_db.app, write, read_ours)
     assert seen == there
     assert there == list(range(1, len(there) + 1))
     assert len(there) > WRITERS * ROUNDS

@@ -8,8 +8,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from operator import attrgetter
 from typing import Any, get_args, get_type_hints
+from uuid import UUID, uuid4
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.descriptor_pb2 import FieldDescriptorProto
@@ -19,7 +21,11 @@ from foldline.v1 import command_pb2, options_pb2
 from shared.aggregate import Aggregate, Credential, Decided, Meta, on
 from shared.bus import Bus
 from shared.errors import Rejected
+from shared.event_store import Batch, Key, NewCommand, NewEvent
 from shared.identity import Role
+
+ALL_BYTES = bytes(range(256))
+RECEIVED_AT = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 
 _TYPES = {str: FieldDescriptorProto.TYPE_STRING, int: FieldDescriptorProto.TYPE_INT64, bool: FieldDescriptorProto.TYPE_BOOL}
 
@@ -274,3 +280,29 @@ def build_bus(counter: Aggregate[Counter, CounterEvent] = COUNTER) -> Bus:
 def twice_as_much(counter: Counter, command: Add, meta: Meta) -> Sequence[CounterEvent]:
     """What a tenant may have instead of `add`."""
     return [Added(counter_id=command.counter_id, amount=2 * command.amount)]
+
+
+def lone(key: Key, version: int = 1, *, command: dict[str, Any] | None = None, event: dict[str, Any] | None = None) -> Batch:
+    """A command that was accepted and the event that it led to."""
+    row = NewCommand(
+        tenant=key[0],
+        command_id=str(uuid4()),
+        type="trial.Add",
+        category=key[1],
+        aggregate_id=key[2],
+        fingerprint=b"\x00\xff",
+        payload=ALL_BYTES,
+        status="completed",
+        user_id="alice",
+        on_behalf_of="bob",
+        correlation_id=str(UUID(int=7)),
+        causation_id=str(UUID(int=8)),
+        traceparent="00-1-2-01",
+        received_at=RECEIVED_AT,
+        version=version,
+        events_appended=1,
+        last_event=1,
+        error=None,
+    )
+    added = NewEvent(uuid4(), key, version, "trial.Added", ALL_BYTES, b"metadata")
+    return Batch(reads={key: version - 1}, commands=[row._replace(**command or {})], events=[added._replace(**event or {})])
