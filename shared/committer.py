@@ -16,12 +16,13 @@ from datetime import datetime
 
 import structlog
 
-from shared import event_store, postgres
+from shared import appending, event_store, postgres
+from shared.appending import Appended, Clash
 from shared.bus import Bus
 from shared.cache import Cache
 from shared.decide import Command, Outcome, Pass, Plan, decide
 from shared.errors import Defect, Unavailable
-from shared.event_store import Appended, Clash, CommandKey, Key, Versioned
+from shared.event_store import CommandKey, Key, Versioned
 from shared.intake import Intake, Limits, Unit, Waiter
 from shared.postgres import Connection
 
@@ -221,7 +222,7 @@ class Committer:
                         self._next = self._batch(after=plan)
                         if self._queue:
                             asyncio.get_running_loop().call_soon(self._decide_ahead)  # when the statement is on its way
-                    appended = await event_store.append(connection, self.shard, plan.batch)
+                    appended = await appending.append(connection, self.shard, plan.batch)
                 except Clash:
                     # 2. Others have written. Once more with the lock taken first, which cannot clash again.
                     self._call_off()
@@ -254,7 +255,7 @@ class Committer:
         """Lock, read, decide, append, in one transaction. Returns the units that were still to be carried out."""
         self._cache.drop(list(clashed.deciding.plan.batch.reads))
         async with connection.transaction():
-            await event_store.lock(connection, self.shard)
+            await appending.lock(connection, self.shard)
             stored = await event_store.read_commands(connection, _keys(clashed.units))
             units = self._intake.settle_known(clashed.units, stored)
             if not units:
@@ -262,7 +263,7 @@ class Committer:
             batch = _Batch(Pass(self.bus, lambda key: None), self._cache, units)
             try:
                 plan = await self._plan(connection, batch)
-                appended = await event_store.append(connection, self.shard, plan.batch, again=True)
+                appended = await appending.append(connection, self.shard, plan.batch, again=True)
             except Clash as clash:
                 raise RuntimeError("a clash under the lock: somebody writes past append_batch") from clash
         return units, plan, appended
@@ -302,7 +303,7 @@ class Committer:
                 await self._disconnect()
                 connection = await self._connected()
                 async with connection.transaction():
-                    await event_store.lock(connection, self.shard)
+                    await appending.lock(connection, self.shard)
                     stored = await event_store.read_commands(connection, _keys(units))
                 return self._intake.settle_known(units, stored)
         except Exception as error:  # noqa: BLE001 - still away; the callers are told by ours

@@ -17,9 +17,10 @@ from uuid_utils import uuid7
 
 from foldline.v1 import event_store_pb2
 from shared.aggregate import Aggregate, Decided, Meta
+from shared.appending import Batch, NewCommand, NewCredential, NewEvent, NewSnapshot
 from shared.bus import Bus, Route
 from shared.errors import Code, Defect, OverLimit, Refusal, Undone, VersionMismatch
-from shared.event_store import Batch, CommandKey, Key, NewCommand, NewCredential, NewEvent, NewSnapshot, Versioned
+from shared.event_store import CommandKey, Key, Versioned
 from shared.identity import Role
 from shared.status import to_status
 

@@ -11,7 +11,8 @@ import pytest
 
 from deploy.bootstrap import Database
 from shared import event_store
-from shared.event_store import Batch, Clash, Key, NewCommand, NewCredential, NewEvent, NewSnapshot, append
+from shared.appending import Batch, Clash, NewCommand, NewCredential, NewEvent, NewSnapshot, append
+from shared.event_store import Key
 from shared.postgres import Connection
 from tests.support.history import commands_of, connected, events_of
 from tests.support.waiting import eventually

@@ -13,8 +13,9 @@ import psycopg
 import pytest
 
 from deploy.bootstrap import Database
-from shared import event_store
-from shared.event_store import Batch, Clash, Key, NewCredential, NewSnapshot, append
+from shared import appending
+from shared.appending import Batch, Clash, NewCredential, NewSnapshot, append
+from shared.event_store import Key
 from tests.support.history import commands_of, connected, events_of
 from tests.support.trial import ALL_BYTES, lone
 
@@ -32,7 +33,7 @@ async def test_it_stores_what_a_batch_stores(write_db: Database, command: dict[s
     ours, theirs = lone(A, command=command), lone(B, command=command, event={"payload": b""})
     async with connected(write_db.app) as connection:
         first = await append(connection, 1, ours)
-        await event_store._APPEND.row(connection, event_store._arrays(1, False, theirs))
+        await appending._APPEND.row(connection, appending._arrays(1, False, theirs))
     log = await commands_of(write_db)
     (mine,), (other,) = ours.commands, theirs.commands
     stored, like = log["acme", mine.command_id], log["acme", other.command_id]
@@ -58,8 +59,8 @@ async def test_it_stores_what_a_batch_stores(write_db: Database, command: dict[s
 
 def test_only_a_command_with_its_one_event_is_one() -> None:
     """Whatever needs more than the two rows is a batch, above all what was decided on another aggregate as well."""
-    assert event_store._is_one(lone(A))
-    assert event_store._is_one(replace(lone(A), reads={}))
+    assert appending._is_one(lone(A))
+    assert appending._is_one(replace(lone(A), reads={}))
     twice = lone(A)
     more = {
         "a second event": replace(lone(A), events=[*lone(A).events, *lone(A, 2).events]),
@@ -75,7 +76,7 @@ def test_only_a_command_with_its_one_event_is_one() -> None:
         "the command has an error": lone(A, command={"error": b"\x01"}),
         "the command answers with another version": lone(A, command={"version": 2}),
     }
-    assert {what for what, batch in more.items() if event_store._is_one(batch)} == set()
+    assert {what for what, batch in more.items() if appending._is_one(batch)} == set()
 
 
 async def test_positions_go_on_from_it_and_to_it(write_db: Database) -> None:
@@ -109,7 +110,7 @@ async def test_what_was_decided_on_an_old_world_writes_nothing(write_db: Databas
             lone(B, command={"command_id": known.commands[0].command_id, "fingerprint": b"other"}) for known in outcomes.values()
         ]
         for batch in stale:
-            assert event_store._is_one(batch)
+            assert appending._is_one(batch)
             with pytest.raises(Clash):
                 await append(connection, 1, batch)
         assert len(await events_of(write_db)) == 1
@@ -160,7 +161,7 @@ async def test_a_row_that_is_refused_leaves_nothing(write_db: Database) -> None:
     ]
     async with connected(write_db.app) as connection:
         for batch, error in bad:
-            assert event_store._is_one(batch)
+            assert appending._is_one(batch)
             with pytest.raises(error):
                 await append(connection, 1, batch)
         assert (await commands_of(write_db), await events_of(write_db)) == ({}, [])

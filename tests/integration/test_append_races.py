@@ -15,8 +15,9 @@ from uuid import uuid4
 import pytest
 
 from deploy.bootstrap import Database
+from shared.appending import Batch, Clash, NewEvent, append, lock
 from shared.decide import Command, Plan, decide
-from shared.event_store import Batch, Clash, Key, NewEvent, append, load, lock, read_commands
+from shared.event_store import Key, load, read_commands
 from shared.postgres import Connection, one
 from tests.support.history import check_line, commands_of, connected, events_of, somebody_waits
 from tests.support.replica import NOW, make_command, reasons

@@ -10,7 +10,8 @@ import pytest
 from psycopg import sql
 
 from deploy.bootstrap import Database, with_database
-from shared.event_store import TABLES, Batch, append
+from shared.appending import Batch, append
+from shared.event_store import TABLES
 from shared.postgres import UnsafeDatabase, refuse_unsafe
 from tests.integration.test_append import A, event, row
 from tests.support.engines import Engines

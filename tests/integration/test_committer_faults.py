@@ -12,10 +12,10 @@ import pytest
 import structlog
 
 from deploy.bootstrap import Database
-from shared import event_store
+from shared import appending
+from shared.appending import lock
 from shared.decide import Command, Outcome
 from shared.errors import Code, OverLimit, Unavailable
-from shared.event_store import lock
 from shared.intake import Limits
 from shared.postgres import Connection
 from tests.support.engines import Engines
@@ -243,17 +243,17 @@ async def test_a_commit_whose_answer_was_lost_is_acknowledged_all_the_same(
 ) -> None:
     """The statement went through, the connection broke before the answer: the log is asked, and knows."""
 
-    async def append_and_lose(connection: Connection, shard: int, batch: event_store.Batch) -> event_store.Appended:
+    async def append_and_lose(connection: Connection, shard: int, batch: appending.Batch) -> appending.Appended:
         monkeypatch.undo()
-        await event_store.append(connection, shard, batch)
+        await appending.append(connection, shard, batch)
         await connection.close()
         raise psycopg.OperationalError("the connection is lost")
 
     async with replica(write_db, BUS) as one:
         await one.ask(adding(1))
-        monkeypatch.setattr(event_store, "append", append_and_lose)
+        monkeypatch.setattr(appending, "append", append_and_lose)
         outcomes = await one.ask(adding(5), adding(-100))
-        assert event_store.append is not append_and_lose
+        assert appending.append is not append_and_lose
         assert reasons(outcomes) == ["completed", "BELOW_ZERO"]
         assert outcomes[0] == Outcome("completed", 2, 1, 2, 2)
         assert reasons(await one.ask(adding(-6))) == ["completed"]

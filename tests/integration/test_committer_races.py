@@ -8,9 +8,9 @@ import itertools
 import pytest
 
 from deploy.bootstrap import Database
+from shared.appending import lock
 from shared.committer import Committer
 from shared.decide import Command
-from shared.event_store import lock
 from shared.intake import Limits
 from tests.support.history import check_line, commands_of, connected, somebody_waits
 from tests.support.replica import Replica, make_command, reasons, refusal, replica

@@ -17,8 +17,9 @@ from deploy.bootstrap import Database
 from foldline.v1 import event_store_pb2
 from shared import event_store
 from shared.aggregate import Aggregate
+from shared.appending import Batch, NewEvent, NewSnapshot, append
 from shared.bus import Bus
-from shared.event_store import Batch, Head, Key, NewEvent, NewSnapshot, Versioned, append, load
+from shared.event_store import Head, Key, Versioned, load
 from tests.support.engines import Engines
 from tests.support.history import connected, events_of
 from tests.support.replica import replica

@@ -19,9 +19,10 @@ from google.protobuf.message import Message
 
 from foldline.v1 import command_pb2, options_pb2
 from shared.aggregate import Aggregate, Credential, Decided, Meta, on
+from shared.appending import Batch, NewCommand, NewEvent
 from shared.bus import Bus
 from shared.errors import Rejected
-from shared.event_store import Batch, Key, NewCommand, NewEvent
+from shared.event_store import Key
 from shared.identity import Role
 
 ALL_BYTES = bytes(range(256))
