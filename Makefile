@@ -51,7 +51,7 @@ baseline: $(STAMP)  ## take the contracts as they are for what buf breaking comp
 	$(BIN)/python protos/generate.py --image protos/baseline.binpb
 
 # The peer's environment is made unless the rows that are named, by how they begin, all do without it.
-ROWS_ALONE := unary% send% stream% catch% whole% gathering% --list
+ROWS_ALONE := unary% send% stream% catch% whole% gathering% heal% --list
 PEER_IF_NEEDED = $(if $(filter transfers%,$(ARGS)),$(PEER),$(if $(filter $(ROWS_ALONE),$(ARGS)),,$(PEER)))
 
 bench: $(STAMP)  ## measure against the bare ceilings and DBOS; writes out/bench.json

@@ -7,6 +7,7 @@
 - `bare_write.py`: the ceiling of writes: psycopg statements that put the same rows into the same tables.
 - `bare_catch_up.py`: the ceiling of projections: one loop that reads, folds and writes the same tables.
 - `transfers.py`, `peer_dbos.py`, `versus_dbos.py`: transfers, beside those of DBOS in an environment of its own.
+- `healing.py`: how long a process that was killed is missed.
 - `workload.py`: the requests and rows that all of them use. `children.py`: processes, and what they cost.
 - `stage.py`: engines, databases and Foldline's processes. `rows.py`: what is measured. `report.py`: what is printed.
 """
