@@ -147,7 +147,11 @@ class _Lines:
             line["user"] = note.call.identity.user_id
         line.update(note.facts)
         line.update(note.event)
-        return orjson.dumps(line, default=str, option=orjson.OPT_APPEND_NEWLINE)
+        try:
+            return orjson.dumps(line, default=str, option=orjson.OPT_APPEND_NEWLINE)
+        except orjson.JSONEncodeError:
+            # Half a character, for one. The others of its moment must not be lost with it.
+            return orjson.dumps({name: ascii(value) for name, value in line.items()}, option=orjson.OPT_APPEND_NEWLINE)
 
 
 class _Forward(logging.Handler):

@@ -72,6 +72,21 @@ def test_a_traceback_and_odd_values_make_one_line_of_json(stream: io.BytesIO) ->
     assert line["text"] == "a\nb"
 
 
+def test_a_line_that_cannot_be_made_takes_no_other_along() -> None:
+    """A text that is no text, in the middle of a moment: it is told as well as it can be, and so are its neighbours."""
+    stream = CountingStream()
+    telemetry.configure("info", service="test", stream=stream)
+    log = telemetry.logger("m")
+
+    async def a_moment() -> None:
+        for text in ("before", "half a character: \ud800", "after"):
+            log.info("event", text=text)
+        await eventually(lambda: stream.writes == 1)
+
+    asyncio.run(a_moment())
+    assert [line["text"] for line in lines(stream)] == ["before", "'half a character: \\ud800'", "after"]
+
+
 def test_what_libraries_warn_of_is_a_line_too(stream: io.BytesIO) -> None:
     """One format for all; what libraries say below a warning is left out."""
     logging.getLogger("some.library").warning("%s is odd", "this")
