@@ -107,9 +107,14 @@ def _field(field: FieldDescriptor, given: str, names: dict[str, Any], outer: tup
     rules: Any = field.GetOptions().Extensions[_RULES]
     value = f"{given}.{field.name}"
     wanted: list[str] = []
-    for rule, content in rules.ListFields():
-        if rule.name not in ("required", "ignore"):
-            wanted += _conditions(field, rule, content, value, names)
+    try:
+        for rule, content in rules.ListFields():
+            if rule.name not in ("required", "ignore"):
+                wanted += _conditions(field, rule, content, value, names)
+    except _Unusual:
+        if rules.ignore != _IGNORE["IGNORE_IF_ZERO_VALUE"] or field.has_presence:
+            raise
+        return f"not {value}"  # whatever the rule is, it does not hold for that
     if field.message_type is not None:
         if field.message_type.GetOptions().map_entry:
             raise _Unusual

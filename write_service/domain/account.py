@@ -255,7 +255,15 @@ def evolve(account: Account, event: AccountEvent) -> Account:
         case AccountOpened():
             return replace(account, opened=True, owner_id=event.owner_id, currency=event.currency)
         case MoneyDeposited() | MoneyWithdrawn():
-            return replace(account, balance_minor=event.balance_after_minor)
+            # What `replace` would do, at half its price: every payment passes here.
+            return Account(
+                opened=account.opened,
+                owner_id=account.owner_id,
+                currency=account.currency,
+                balance_minor=event.balance_after_minor,
+                frozen=account.frozen,
+                closed=account.closed,
+            )
         case AccountFrozen():
             return replace(account, frozen=True)
         case AccountUnfrozen():
