@@ -182,11 +182,11 @@ class CallLog:
             code = "ABORTED_BY_HANDLER"
             raise
         finally:
-            took_ms = round((time.perf_counter() - started) * 1000, 2)
+            took_ms = (time.perf_counter() - started) * 1000
             slow = took_ms > self._slow_ms
             write = self._log.warning if slow or code == "INTERNAL" else self._log.info
             why = {"reason": reason} if reason else {}
-            write("slow call" if slow else "call", method=exchange.rpc.name, code=code, took_ms=took_ms, **why)
+            write("slow call" if slow else "call", method=exchange.rpc.name, code=code, took_ms=round(took_ms, 2), **why)
 
 
 class Authentication:

@@ -5,16 +5,14 @@ The ceiling is no bare machinery but a promise: within 5 s. Most of it is a Pyth
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator
-
-import grpc.aio
 
 from deploy.system import PROJECTOR, READ, RELAY, WRITE, System
 from tests.bench.rows import Row, Sample
 from tests.bench.stage import Stage
 from tests.support.bank import Bank, channels
+from tests.support.waiting import eventually
 
 PROMISED_S = 5.0
 GIVE_UP_S = 60.0
@@ -41,17 +39,11 @@ async def _killed(system: System, name: str, token: str, account_id: str) -> flo
     system.start(name)
     async with channels(system) as (write, read):
         bank = Bank(write, read, token)
-        while (took_s := time.monotonic() - began) < GIVE_UP_S:
-            try:
-                receipt = await bank.deposit(account_id, 1)
-                await bank.account(account_id, receipt.consistency_token)
-            except grpc.aio.AioRpcError as error:
-                if error.code() is not grpc.StatusCode.UNAVAILABLE:
-                    raise
-                await asyncio.sleep(0.02)
-            else:
-                return time.monotonic() - began
-    raise RuntimeError(f"{name} was not back after {took_s:.0f} s")
+        try:
+            await eventually(lambda: bank.round_trip(account_id), GIVE_UP_S, every_s=0.02)
+        except AssertionError as error:
+            raise RuntimeError(f"{name} was not back after {GIVE_UP_S:.0f} s") from error
+        return time.monotonic() - began
 
 
 ROW = Row(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 
-import grpc.aio
 import pytest
 
 from deploy.system import PROJECTOR, READ, RELAY, WRITE
@@ -43,18 +42,7 @@ async def heal(stack: Stack, traffic: Traffic) -> None:
     """Returns when a new command is answered and a query has it seen."""
     async with channels(stack) as (write, read):
         bank = Bank(write, read, traffic.banks[0].token)
-
-        async def round_trip() -> bool:
-            try:
-                receipt = await bank.deposit(traffic.accounts[0], 1)
-                summary = await bank.account(traffic.accounts[0], receipt.consistency_token)
-            except grpc.aio.AioRpcError as error:
-                if error.code() is grpc.StatusCode.UNAVAILABLE:
-                    return False
-                raise
-            return summary.version >= receipt.version
-
-        await eventually(round_trip, GIVE_UP_S, every_s=0.02)
+        await eventually(lambda: bank.round_trip(traffic.accounts[0]), GIVE_UP_S, every_s=0.02)
 
 
 async def test_everything_killed_at_once(stack: Stack) -> None:

@@ -165,6 +165,17 @@ class Bank:
         )
         return receipt
 
+    async def round_trip(self, account_id: str) -> bool:
+        """Whether a deposit is answered and seen by a query; not while anything on the way is UNAVAILABLE."""
+        try:
+            receipt = await self.deposit(account_id, 1)
+            summary = await self.account(account_id, receipt.consistency_token)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.UNAVAILABLE:
+                return False
+            raise
+        return summary.version >= receipt.version
+
     async def withdraw(self, account_id: str, amount_minor: int, currency: str = "USD") -> command_pb2.CommandReceipt:
         """Takes money from an account."""
         receipt: command_pb2.CommandReceipt = await self.call(
