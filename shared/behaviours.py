@@ -1,6 +1,5 @@
-"""What every call passes on its way to its handler: small behaviours in one visible list, `standard_behaviours`.
+"""What happens to every call on its way to its handler and back: small behaviours in one visible list, `standard_behaviours`.
 
-Most see a call on its way in: they note something in the exchange or refuse it. Some are around what comes after them.
 Unary and streaming calls pass the same ones: a streaming handler writes its answers through its context.
 """
 
@@ -8,15 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Protocol, cast, runtime_checkable
 
 from google.protobuf.message import DecodeError, Message
 from grpc.aio import AbortError, ServicerContext
 
-from shared.errors import Forbidden, Invalid, Late, OverLimit, Refusal
+from shared.errors import Forbidden, Invalid, OverLimit, Refusal
 from shared.identity import Call, Identity, Role, current_call
 from shared.settings import ServerSettings
 from shared.status import to_status, trailers
@@ -56,36 +54,38 @@ class Exchange:
     rpc: Rpc
     request: Any
     context: Context
+    # As time.perf_counter says.
+    began: float
     # What came with the call, once the TraceContext behaviour has looked.
     metadata: dict[str, str | bytes] = field(init=False)
     traceparent: str = ""
+    # How long the handler may take, if that is for us to see to.
+    within_s: float | None = None
     # Set if the caller's stream was ended by us.
     cut_short: bool = False
 
 
-Proceed = Callable[[Exchange], Awaitable[Any]]
-
-
 @runtime_checkable
-class Step(Protocol):
-    """One thing that happens to every call on its way in. It raises a Refusal to refuse; what else it raises is a defect."""
+class Entered(Protocol):
+    """Sees every call on its way in, in the order of the list. It raises a Refusal to refuse; what else it raises is a defect."""
 
     def enter(self, exchange: Exchange) -> None: ...
 
 
-class Around(Protocol):
-    """One thing that is around the rest of every call, and awaits it. It raises as a Step does."""
+@runtime_checkable
+class Left(Protocol):
+    """Sees how every call ended, the last of the list first: `error` is what was raised, by the handler or on the way in."""
 
-    async def __call__(self, exchange: Exchange, proceed: Proceed) -> Any: ...
+    def leave(self, exchange: Exchange, error: BaseException | None) -> None: ...
 
 
-Behaviour = Step | Around
+Behaviour = Entered | Left
+"""Plain functions rather than wrappers: each coroutine around a handler was felt, at its start and whenever it waits."""
 
 
 def standard_behaviours(verifier: Verifier, settings: ServerSettings) -> tuple[Behaviour, ...]:
-    """What every call passes, outermost first."""
+    """What every call passes."""
     return (
-        Answers(),
         CallLog(settings.slow_call_ms),
         Deadline(settings.deadline_default_s, settings.deadline_max_s),
         TraceContext(),
@@ -95,57 +95,22 @@ def standard_behaviours(verifier: Verifier, settings: ServerSettings) -> tuple[B
     )
 
 
-def chain(behaviours: Sequence[Behaviour], handler: Proceed) -> Proceed:
-    """One function that passes an exchange through the behaviours, the first outermost, to the handler."""
-    following, steps = handler, list[Callable[[Exchange], None]]()
-    for behaviour in reversed(behaviours):
-        if isinstance(behaviour, Step):
-            steps.insert(0, behaviour.enter)
-        else:
-            following, steps = partial(behaviour, proceed=_after(steps, following)), []
-    return _after(steps, following)
-
-
-def _after(steps: Sequence[Callable[[Exchange], None]], following: Proceed) -> Proceed:
-    if not steps:
-        return following
-
-    async def proceed(exchange: Exchange) -> Any:
-        for enter in steps:
-            enter(exchange)
-        return await following(exchange)
-
-    return proceed
-
-
-class Answers:
-    """Outermost: whatever is raised, the caller gets a status of ours, and of a defect nothing but that there is one.
+async def answer_error(exchange: Exchange, error: BaseException) -> Any:
+    """Whatever was raised, the caller gets a status of ours, and of a defect nothing but that there is one.
 
     gRPC by itself would send an exception's text to the caller, and would not answer at all to a CancelledError that
-    nobody asked for.
+    nobody asked for. Raises AbortError, as gRPC wants it, or what was raised if nobody waits for an answer.
     """
-
-    async def __call__(self, exchange: Exchange, proceed: Proceed) -> Any:
-        try:
-            return await proceed(exchange)
-        except AbortError:
-            raise  # already answered, by the handler
-        except Refusal as refusal:
-            # Not as the cause of what is raised next, which gRPC may log.
-            status = to_status(refusal)
-        except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise  # the caller went away, or the server is being stopped: nobody waits for an answer
-            status = self._defect(exchange, error)
-        except Exception as error:  # noqa: BLE001 (logged, and answered as INTERNAL)
-            status = self._defect(exchange, error)
-        code, text, trailing = trailers(status)
-        return await exchange.context.abort(code, text, trailing)
-
-    def _defect(self, exchange: Exchange, error: BaseException) -> Any:
+    if isinstance(error, AbortError) or not isinstance(error, (Exception, asyncio.CancelledError)):
+        raise error  # answered already, by the handler; or the process is coming to its end
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise error  # the caller went away, or the server is being stopped: nobody waits for an answer
+    if not isinstance(error, Refusal):
         log.error("defect", method=exchange.rpc.name, exc_info=error)
-        return to_status(error)
+    code, text, trailing = trailers(to_status(error))
+    return await exchange.context.abort(code, text, trailing)
 
 
 class TraceContext:
@@ -165,28 +130,20 @@ class CallLog:
         self._slow_ms = slow_ms
         self._log = log.bind()  # found once, not anew for every line
 
-    async def __call__(self, exchange: Exchange, proceed: Proceed) -> Any:
-        started = time.perf_counter()
-        code, reason = "INTERNAL", None
-        try:
-            response = await proceed(exchange)
-            code = "OK"
-            return response
-        except Refusal as refusal:
-            code, reason = refusal.code.name, refusal.reason
-            raise
-        except asyncio.CancelledError:
+    def leave(self, exchange: Exchange, error: BaseException | None) -> None:
+        took_ms = (time.perf_counter() - exchange.began) * 1000
+        code, why = "OK", dict[str, str]()
+        if isinstance(error, Refusal):
+            code, why = error.code.name, {"reason": error.reason}
+        elif isinstance(error, asyncio.CancelledError):
             code = "CANCELLED"
-            raise
-        except AbortError:
+        elif isinstance(error, AbortError):
             code = "ABORTED_BY_HANDLER"
-            raise
-        finally:
-            took_ms = (time.perf_counter() - started) * 1000
-            slow = took_ms > self._slow_ms
-            write = self._log.warning if slow or code == "INTERNAL" else self._log.info
-            why = {"reason": reason} if reason else {}
-            write("slow call" if slow else "call", method=exchange.rpc.name, code=code, took_ms=round(took_ms, 2), **why)
+        elif error is not None:
+            code = "INTERNAL"
+        slow = took_ms > self._slow_ms
+        write = self._log.warning if slow or code == "INTERNAL" else self._log.info
+        write("slow call" if slow else "call", method=exchange.rpc.name, code=code, took_ms=round(took_ms, 2), **why)
 
 
 class Authentication:
@@ -222,21 +179,16 @@ class Deadline:
         self._default_s = default_s
         self._max_s = max_s
 
-    async def __call__(self, exchange: Exchange, proceed: Proceed) -> Any:
+    def enter(self, exchange: Exchange) -> None:
         asked_s = cast("float | None", exchange.context.time_remaining())
-        if asked_s is not None and asked_s <= self._max_s:
-            return await proceed(exchange)
-        try:
-            async with asyncio.timeout(min(self._default_s, self._max_s) if asked_s is None else self._max_s) as scope:
-                return await proceed(exchange)
-        except TimeoutError:
-            if not scope.expired():
-                raise  # somebody's own, let out by mistake
-            raise Late("DEADLINE_EXCEEDED", "the call took longer than it may; it may still have happened") from None
+        if asked_s is None:
+            exchange.within_s = min(self._default_s, self._max_s)
+        elif asked_s > self._max_s:
+            exchange.within_s = self._max_s
 
 
 class Contract:
-    """Innermost: the bytes become a message that keeps the rules of its `.proto`."""
+    """Last on the way in: the bytes become a message that keeps the rules of its `.proto`."""
 
     def enter(self, exchange: Exchange) -> None:
         rpc = exchange.rpc

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, TypeAlias, TypeVar, cast
@@ -24,8 +25,8 @@ from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from shared.behaviours import Behaviour, Exchange, Proceed, Rpc, chain, standard_behaviours
-from shared.errors import Unavailable
+from shared.behaviours import Behaviour, Entered, Exchange, Left, Rpc, answer_error, standard_behaviours
+from shared.errors import Late, Unavailable
 from shared.identity import Role
 from shared.process import stop_requested
 from shared.settings import ServerSettings
@@ -217,19 +218,36 @@ class Server:
             else given.unary_stream if given.response_streaming
             else given.unary_unary
         )  # fmt: skip
-        passing = chain(self._behaviours, _call(name, handler))
+        handle = _handle(name, handler)
+        on_way_in = [behaviour.enter for behaviour in self._behaviours if isinstance(behaviour, Entered)]
+        on_way_out = [behaviour.leave for behaviour in reversed(self._behaviours) if isinstance(behaviour, Left)]
 
         async def serve(request: Any, context: Any) -> Any:
             if self._draining:
                 self._refused_at = asyncio.get_running_loop().time()
                 return await context.abort(*trailers(to_status(_shutting_down())))
-            exchange = Exchange(rpc, request, context)
+            exchange = Exchange(rpc, request, context, time.perf_counter())
             if rpc.streams_requests:
                 exchange.request = self._while_serving(exchange, request)
             self._in_flight += 1
+            response, failure = None, None
             try:
-                return await passing(exchange)
+                try:
+                    for enter in on_way_in:
+                        enter(exchange)
+                    if exchange.within_s is None:
+                        response = await handle(exchange.request, context)
+                    else:
+                        response = await _within(exchange.within_s, handle(exchange.request, context))
+                    if exchange.cut_short:
+                        raise _shutting_down()
+                except BaseException as error:  # noqa: BLE001 (answered below, where it is not the context of what gRPC may log)
+                    failure = error
+                for leave in on_way_out:
+                    leave(exchange, failure)
+                return response if failure is None else await answer_error(exchange, failure)
             finally:
+                failure = None  # it knows this frame
                 self._in_flight -= 1
                 if not self._in_flight:
                     self._idle.set()
@@ -264,26 +282,31 @@ class Server:
         exchange.cut_short = True
 
 
-def _call(name: str, handler: Any) -> Proceed:
-    """The end of the chain: the servicer's method, with the decoded request."""
-    if not (inspect.iscoroutinefunction(handler) or inspect.isasyncgenfunction(handler)):
+def _handle(name: str, handler: Any) -> Callable[[Any, Any], Awaitable[Any]]:
+    """The servicer's method; one that yields its answers writes them instead."""
+    if inspect.iscoroutinefunction(handler):
+        return cast("Callable[[Any, Any], Awaitable[Any]]", handler)
+    if not inspect.isasyncgenfunction(handler):
         raise Misconfigured(f"{name} is not implemented, or not by an async function")
-    yields = inspect.isasyncgenfunction(handler)
 
-    async def answer(exchange: Exchange) -> Any:
-        response = None
-        if yields:
-            # Closed at once if the caller goes away, not when the collector finds it: it may hold a connection.
-            async with aclosing(handler(exchange.request, exchange.context)) as parts:
-                async for part in parts:
-                    await exchange.context.write(part)
-        else:
-            response = await handler(exchange.request, exchange.context)
-        if exchange.cut_short:
-            raise _shutting_down()
-        return response
+    async def write(request: Any, context: Any) -> None:
+        # Closed at once if the caller goes away, not when the collector finds it: it may hold a connection.
+        async with aclosing(handler(request, context)) as parts:
+            async for part in parts:
+                await context.write(part)
 
-    return answer
+    return write
+
+
+async def _within(seconds: float, answer: Awaitable[Any]) -> Any:
+    """The answer; raises Late if it takes longer."""
+    try:
+        async with asyncio.timeout(seconds) as scope:
+            return await answer
+    except TimeoutError:
+        if not scope.expired():
+            raise  # somebody's own, let out by mistake
+        raise Late("DEADLINE_EXCEEDED", "the call took longer than it may; it may still have happened") from None
 
 
 def _shutting_down() -> Unavailable:
