@@ -18,7 +18,7 @@ from shared.errors import Forbidden, Invalid, OverLimit, Refusal
 from shared.identity import Call, Identity, Role, current_call
 from shared.settings import ServerSettings
 from shared.status import to_status, trailers
-from shared.telemetry import call_facts, logger, new_traceparent, trace_id, valid_traceparent
+from shared.telemetry import call_facts, logger, new_traceparent, quick_info, trace_id, valid_traceparent
 from shared.tokens import Verifier
 from shared.validation import refuse_invalid
 
@@ -128,22 +128,27 @@ class CallLog:
 
     def __init__(self, slow_ms: float) -> None:
         self._slow_ms = slow_ms
-        self._log = log.bind()  # found once, not anew for every line
+        self._info = quick_info(__name__)
 
     def leave(self, exchange: Exchange, error: BaseException | None) -> None:
         took_ms = (time.perf_counter() - exchange.began) * 1000
-        code, why = "OK", dict[str, str]()
-        if isinstance(error, Refusal):
-            code, why = error.code.name, {"reason": error.reason}
-        elif isinstance(error, asyncio.CancelledError):
-            code = "CANCELLED"
-        elif isinstance(error, AbortError):
-            code = "ABORTED_BY_HANDLER"
-        elif error is not None:
-            code = "INTERNAL"
+        code = "OK" if error is None else _code(error)
         slow = took_ms > self._slow_ms
-        write = self._log.warning if slow or code == "INTERNAL" else self._log.info
-        write("slow call" if slow else "call", method=exchange.rpc.name, code=code, took_ms=round(took_ms, 2), **why)
+        facts: dict[str, Any] = {"method": exchange.rpc.name, "code": code, "took_ms": round(took_ms, 2)}
+        if isinstance(error, Refusal):
+            facts["reason"] = error.reason
+        if slow or code == "INTERNAL":
+            log.warning("slow call" if slow else "call", **facts)
+        else:
+            self._info("call", facts)
+
+
+def _code(error: BaseException) -> str:
+    if isinstance(error, Refusal):
+        return error.code.name
+    if isinstance(error, asyncio.CancelledError):
+        return "CANCELLED"
+    return "ABORTED_BY_HANDLER" if isinstance(error, AbortError) else "INTERNAL"
 
 
 class Authentication:

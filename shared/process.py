@@ -17,7 +17,7 @@ def run(main: Callable[[], Coroutine[Any, Any, None]], *, fast_loop: bool = True
     # objects die young and without it, it need not come after every few hundred of them.
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
+    gc.set_threshold(10_000, 20, 20)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop if fast_loop else None) as runner:
         runner.run(main())
 
