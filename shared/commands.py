@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -206,10 +205,7 @@ class Commands:
 
 
 def _command(route: Route, request: Any, sender: Sender, now: datetime) -> Command:
-    """The command of a valid request. Takes the options and secrets out of the request: it is not used again.
-
-    The fingerprint tells a repeat from another command under the same id: it covers what is asked and by whom.
-    """
+    """The command of a valid request. Takes the options and secrets out of the request: it is not used again."""
     if route.roles.isdisjoint(sender.roles):
         # Checked here and not by the RPC alone, because any command can also come packed.
         needed = ", ".join(sorted(route.roles))
@@ -223,15 +219,12 @@ def _command(route: Route, request: Any, sender: Sender, now: datetime) -> Comma
     request.ClearField("options")
     for name in pair.redacted:
         request.ClearField(name)
-    payload = request.SerializeToString(deterministic=True)
-    identity = f"{pair.type_name}\n{sender.user_id}\n{sender.on_behalf_of}\n".encode()
     return Command(
         key=(sender.tenant, command_id),
         route=route,
         aggregate=(sender.tenant, handler.aggregate.category, handler.key(content)),
         content=content,
-        payload=payload,
-        fingerprint=hashlib.sha256(identity + payload).digest(),
+        payload=request.SerializeToString(deterministic=True),
         expected_version=expected_version,
         correlation_id=correlation_id,
         sender=sender,
@@ -241,14 +234,7 @@ def _command(route: Route, request: Any, sender: Sender, now: datetime) -> Comma
 
 def _sender(call: Call) -> Sender:
     identity = call.identity
-    return Sender(
-        tenant=identity.tenant,
-        user_id=identity.user_id,
-        on_behalf_of="",
-        roles=identity.roles,
-        causation_id=None,
-        traceparent=call.traceparent,
-    )
+    return Sender(identity.tenant, identity.user_id, "", identity.roles, None, call.traceparent)
 
 
 def _sender_of_item(item: command_pb2.BatchItem, sender: Sender) -> Sender:

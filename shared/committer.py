@@ -29,8 +29,6 @@ from shared.postgres import Connection
 # So many share the fixed cost of a commit well enough, and fewer than so many are not worth waiting for.
 ENOUGH, FEW = 48, 3
 GATHER_WAIT_S_EACH = 0.0005
-# So many are decided ahead together.
-AT_ONCE = 16
 
 log = structlog.get_logger()
 
@@ -151,23 +149,26 @@ class Committer:
         A lone caller never waits. Under load the callers of the last batch, answered a moment ago, are about to come
         back: waiting for as many as there were, beside those who came meanwhile, makes one batch of what would else
         become several, up to where a commit is cheap enough for each. They are let in and decided meanwhile, so no
-        processor idles; how long that takes, and so how long it is worth waiting, goes by how many they are. Who comes
-        later than that, comes alone.
+        processor idles; how long that takes goes by how many they are. As long as some are still coming in, a slow
+        machine is waited for; who comes later than that, comes alone.
         """
         self._wanted = min(self._wanted + self._waiting, ENOUGH)
         worth_s = min((self._wanted - FEW) * GATHER_WAIT_S_EACH, self._limits.gather_wait_s_max)
         loop = asyncio.get_running_loop()
         until = loop.time() + worth_s
+        at_most_until, before = loop.time() + self._limits.gather_wait_s_max, 0
         while not self._waiting:
             if self._closing:
                 return False
             self._arrived.clear()
             await self._arrived.wait()
-        if self._waiting < self._wanted and loop.time() < until and not self._closing:
+        while before < self._waiting < self._wanted and loop.time() < until and not self._closing:
+            before = self._waiting
             self._enough.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(until):
                     await self._enough.wait()
+            until = min(loop.time() + worth_s / 2, at_most_until)
         return True
 
     def _take_batch(self) -> _Batch:
@@ -197,7 +198,7 @@ class Committer:
         Several at a time: one decision between two calls has none of what it takes in the processor's caches.
         """
         batch = self._next
-        if batch is None or self._waiting - batch.commands < AT_ONCE:
+        if batch is None or self._waiting - batch.commands < self._limits.decide_ahead_min:
             return
         now = self._clock()
         while self._queue and batch.has_room(self._queue[0], self._limits) and not batch.deciding.plan.missing:

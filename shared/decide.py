@@ -6,6 +6,7 @@ decides the whole batch again, which is safe because decisions have no effects.
 
 from __future__ import annotations
 
+import hashlib
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -56,7 +57,6 @@ class Command:
     aggregate: Key
     content: Any
     payload: bytes
-    fingerprint: bytes
     expected_version: int | None
     correlation_id: str
     sender: Sender
@@ -66,6 +66,12 @@ class Command:
     def type(self) -> str:
         """The full name of its message."""
         return self.route.pair.type_name
+
+    @property
+    def fingerprint(self) -> bytes:
+        """Tells a repeat from another command under the same id: it covers what is asked and by whom."""
+        asked_by = f"{self.type}\n{self.sender.user_id}\n{self.sender.on_behalf_of}\n"
+        return hashlib.sha256(asked_by.encode() + self.payload).digest()
 
 
 @dataclass(slots=True)

@@ -25,7 +25,9 @@ class Limits:
     queue_bytes_max: int = 64 * 1024 * 1024
     tenant_commands_max: int = 4096
     cached_aggregates_max: int = 20_000
-    gather_wait_s_max: float = 0.03
+    gather_wait_s_max: float = 0.05
+    # So many commands must wait undecided, for any of them to be decided before it is their turn.
+    decide_ahead_min: int = 16
     commit_timeout_s: float = 10.0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
@@ -115,6 +116,31 @@ async def test_callers_that_come_back_are_waited_for(write_db: Database, monkeyp
         async with asyncio.timeout(60):
             await asyncio.gather(*(ask_ten_times() for _ in range(10)))
     assert heads == list(range(10, 101, 10))
+
+
+async def test_a_crowd_that_comes_in_slowly_is_waited_for(write_db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten came, and come back one by one: each time that the wait is over there is one more, until all ten are there."""
+    monkeypatch.setattr(committer, "GATHER_WAIT_S_EACH", 5)
+    heads: list[int] = []
+    came: list[asyncio.Task[Any]] = []
+    async with replica(write_db, BUS, limits=Limits(gather_wait_s_max=60)) as one:
+        one.committer._committed = heads.append
+        await one.ask(*(adding(1) for _ in range(10)))
+
+        def comes() -> None:
+            came.append(asyncio.create_task(one.ask(adding(1))))
+
+        def over_soon(when: float) -> asyncio.Timeout:
+            if len(came) < 10:
+                comes()
+            return asyncio.timeout(0.01)
+
+        monkeypatch.setattr(asyncio, "timeout_at", over_soon)
+        comes()
+        async with asyncio.timeout(60):
+            await eventually(lambda: len(came) == 10)
+            await asyncio.gather(*came)
+    assert heads == [10, 20]
 
 
 async def test_who_comes_when_the_crowd_is_gone_does_not_wait_for_it(write_db: Database, monkeypatch: pytest.MonkeyPatch) -> None:

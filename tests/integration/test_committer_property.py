@@ -167,16 +167,16 @@ def commands_of(rounds: list[list[list[list[Asked]]]], tenant: str) -> list[list
     return rounds_made
 
 
-@given(rounds=rounds, batch=st.integers(1, 9), cached=st.integers(0, 4))
+@given(rounds=rounds, batch=st.integers(1, 9), cached=st.integers(0, 4), ahead=st.integers(1, 4))
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_batches_come_to_the_same_as_one_after_another(
-    module_db: Database, rounds: list[list[list[list[Asked]]]], batch: int, cached: int
+    module_db: Database, rounds: list[list[list[list[Asked]]]], batch: int, cached: int, ahead: int
 ) -> None:
     """Same answers, same versions, same states: whatever the batches' limit and however little is cached."""
     tenant, model = next(_tenants), Model()
 
     async def example() -> None:
-        limits = Limits(batch_commands_max=batch, cached_aggregates_max=cached)
+        limits = Limits(batch_commands_max=batch, cached_aggregates_max=cached, decide_ahead_min=ahead)
         async with replica(module_db, BUS, limits=limits) as one:
             for callers in commands_of(BEGIN + rounds, tenant):
                 # Callers are taken in the order in which they come, so one after another is what they must come to.
@@ -208,7 +208,7 @@ def test_any_interleaving_of_two_replicas_keeps_what_is_always_true(
     tenant, chance = next(_tenants), random.Random(seed)
 
     async def example() -> None:
-        limits = Limits(batch_commands_max=chance.randint(1, 9), cached_aggregates_max=4)
+        limits = Limits(batch_commands_max=chance.randint(1, 9), cached_aggregates_max=4, decide_ahead_min=chance.randint(1, 4))
         async with replica(module_db, BUS, limits=limits) as one, replica(module_db, BUS, limits=limits) as two:
             for callers in commands_of(BEGIN + rounds, tenant):
                 singles = [command for units in callers for unit in units for command in unit]

@@ -164,7 +164,8 @@ async def test_what_was_decided_ahead_of_a_clash_is_decided_anew(write_db: Datab
     Of ten, all ten are to be taken, and then one. Before the first is committed another replica has taken five: the first
     is refused, and the second must not be, though it was when it seemed that nothing would be left.
     """
-    async with replica(write_db, BUS) as one, replica(write_db, BUS) as other, connected(write_db.owner) as owner:
+    at_once = Limits(decide_ahead_min=1)
+    async with replica(write_db, BUS, limits=at_once) as one, replica(write_db, BUS) as other, connected(write_db.owner) as owner:
         await one.ask(adding(10))
         await other.ask(adding(-5))
         async with owner.transaction():
@@ -183,7 +184,7 @@ async def test_what_is_decided_ahead_sees_what_is_being_committed(write_db: Data
     """Else it would collide, and be decided a second time under the lock."""
     clashes: list[object] = []
     monkeypatch.setattr(Committer, "_commit_locked", lambda self, connection, batch: clashes.append(batch))
-    async with replica(write_db, BUS) as one, connected(write_db.owner) as owner:
+    async with replica(write_db, BUS, limits=Limits(decide_ahead_min=1)) as one, connected(write_db.owner) as owner:
         await one.ask(adding(1))
         async with owner.transaction():
             await lock(owner, 1)

@@ -100,7 +100,6 @@ class Domain:
             aggregate=(TENANT, route.handler.aggregate.category, route.handler.key(content)),
             content=content,
             payload=payload,
-            fingerprint=b"",
             expected_version=None,
             correlation_id=id_,
             sender=Sender(

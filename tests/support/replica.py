@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -51,7 +50,6 @@ def make_command(
         aggregate=(tenant, route.handler.aggregate.category, route.handler.key(content)),
         content=content,
         payload=payload,
-        fingerprint=hashlib.sha256(f"{pair.type_name}\n{user_id}\n".encode() + payload).digest(),
         expected_version=expected_version,
         correlation_id=correlation_id or key[1],
         sender=Sender(
