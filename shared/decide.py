@@ -178,14 +178,7 @@ class Pass:
         at = self._state(command.aggregate, staged)
         if command.expected_version is not None and command.expected_version != at.version:
             raise VersionMismatch(command.expected_version, at.version)
-        meta = Meta(
-            command_id=command.key[1],
-            tenant=sender.tenant,
-            user_id=sender.user_id,
-            on_behalf_of=sender.on_behalf_of,
-            roles=sender.roles,
-            now=now,
-        )
+        meta = Meta(command.key[1], sender.tenant, sender.user_id, sender.on_behalf_of, sender.roles, now)
         metadata = _metadata(command)
         decision = route.decision(sender.tenant)
         wave = self._apply(route.handler.aggregate, command.aggregate, at, decision, command.content, meta, metadata, staged)
@@ -254,8 +247,9 @@ class Pass:
         batch = self.plan.batch
         self.plan.states.update(staged.states)
         batch.events += staged.events
-        batch.snapshots += staged.snapshots.values()
-        batch.credentials += staged.credentials
+        if staged.snapshots or staged.credentials:
+            batch.snapshots += staged.snapshots.values()
+            batch.credentials += staged.credentials
         for command, outcome in accepted:
             self._record(command, outcome, None)
 

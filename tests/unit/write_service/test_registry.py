@@ -7,6 +7,7 @@ import typing
 from typing import Any
 
 import pytest
+from google.protobuf import struct_pb2
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
@@ -195,6 +196,52 @@ def test_a_field_that_was_added_later_is_none_where_it_is_missing() -> None:
         payload = pair.encode(value)
         assert pair.decode(pair.message.FromString(payload)) == value
     assert pair.decode(pair.message.FromString(b"")) == Evolved(name="", nickname=None, age=None, account_ids=())
+
+
+def test_a_dataclass_with_its_own_way_of_being_made_is_made_that_way() -> None:
+    """What it checks or changes then is not passed over, with slots or without."""
+
+    @dataclasses.dataclass(frozen=True, slots=True)
+    class Checked:
+        amount_minor: int
+
+        def __post_init__(self) -> None:
+            if self.amount_minor > 3:
+                raise ValueError("too much")
+
+    @dataclasses.dataclass(init=False, slots=True)
+    class Doubled:
+        amount_minor: int
+
+        def __init__(self, *, amount_minor: int) -> None:
+            self.amount_minor = 2 * amount_minor
+
+    @dataclasses.dataclass(frozen=True)
+    class WithoutSlots:
+        amount_minor: int
+
+    @dataclasses.dataclass(frozen=True, slots=True)
+    class Inherits(Checked):
+        account_id: str
+
+    message, inherited = message_of(WithoutSlots), message_of(Inherits)
+    with pytest.raises(ValueError, match="too much"):
+        Pair(Checked, message).decode(message(amount_minor=4))
+    with pytest.raises(ValueError, match="too much"):
+        Pair(Inherits, inherited).decode(inherited(amount_minor=4))
+    assert Pair(Doubled, message).decode(message(amount_minor=4)).amount_minor == 8
+    assert Pair(WithoutSlots, message).decode(message(amount_minor=4)) == WithoutSlots(4)
+
+
+def test_a_map_is_refused() -> None:
+    """Its entries have no order, so the same content could be other bytes, and a repeat another command."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Mapped:
+        fields: dict[str, str]
+
+    with pytest.raises(TypeError, match="maps"):
+        Pair(Mapped, struct_pb2.Struct)
 
 
 def test_a_dataclass_or_type_that_was_never_added_is_unknown() -> None:
