@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from google.protobuf.any_pb2 import Any as Packed
 from google.protobuf.message import DecodeError
@@ -20,7 +20,7 @@ from shared.decide import Command, Outcome, Sender
 from shared.errors import Forbidden, Invalid, OverLimit, Refusal, Undone
 from shared.event_store import StoredCommand, read_commands, timestamp
 from shared.identity import Call, Role, current_call
-from shared.intake import is_final, outcome_again
+from shared.intake import Waiter, is_final, outcome_again
 from shared.postgres import Reads
 from shared.status import to_status
 from shared.telemetry import annotate, valid_traceparent
@@ -28,6 +28,8 @@ from shared.validation import refuse_invalid
 
 COMMAND_BYTES_MAX = 1024 * 1024
 STREAM_WINDOW = 256
+
+Receipts = list[command_pb2.CommandReceipt]
 
 STATUSES = {
     "scheduled": command_pb2.COMMAND_STATUS_SCHEDULED,
@@ -37,6 +39,14 @@ STATUSES = {
     "failed": command_pb2.COMMAND_STATUS_FAILED,
     "cancelled": command_pb2.COMMAND_STATUS_CANCELLED,
 }
+
+
+class _Submitted(NamedTuple):
+    """The items of a batch: each is among the commands that are waited for, in order, or was refused before."""
+
+    items: list[Command | Refusal]
+    commands: list[Command]
+    waiter: Waiter
 
 
 class Commands:
@@ -82,14 +92,16 @@ class Commands:
         annotate(command_id=request.options.command_id)
         return await self.send(request)
 
-    async def send_batch(
-        self, items: Sequence[command_pb2.BatchItem], *, atomic: bool = False
-    ) -> list[command_pb2.CommandReceipt]:
+    async def send_batch(self, items: Sequence[command_pb2.BatchItem], *, atomic: bool = False) -> Receipts:
         """Carries out packed commands and returns a receipt for each, in order.
 
         An item that is malformed or refused says so in its receipt. If the batch is atomic, that undoes all the others.
-        Raises Forbidden if an item names somebody else as its sender and the caller is no process.
+        Raises Forbidden if an item names somebody else as its sender and the caller is no process, and OverLimit or
+        Unavailable if the committer takes nothing more.
         """
+        return await self._receipts(self._submit(items, atomic=atomic))
+
+    def _submit(self, items: Sequence[command_pb2.BatchItem], *, atomic: bool = False) -> _Submitted:
         caller, now = _sender(current_call.get()), self._clock()
         taken: list[Command | Refusal] = []
         for nth, item in enumerate(items):
@@ -103,11 +115,15 @@ class Commands:
                 taken.append(refusal)
         commands = [one for one in taken if isinstance(one, Command)]
         if atomic and len(commands) < len(taken):
-            return [_refused(one if isinstance(one, Refusal) else Undone()) for one in taken]
-        units = [commands] if atomic else [[command] for command in commands]
-        outcomes = [outcome for unit in await self._committer.submit(units) for outcome in unit]
+            taken, commands = [one if isinstance(one, Refusal) else Undone() for one in taken], []
+        units = [commands] if atomic and commands else [[command] for command in commands]
+        return _Submitted(taken, commands, self._committer.submit(units))
+
+    async def _receipts(self, submitted: _Submitted) -> Receipts:
+        commands = submitted.commands
+        outcomes = [outcome for unit in await submitted.waiter for outcome in unit]
         receipts = iter([self._receipt(command, outcome) for command, outcome in zip(commands, outcomes, strict=True)])
-        return [_refused(one) if isinstance(one, Refusal) else next(receipts) for one in taken]
+        return [_refused(one) if isinstance(one, Refusal) else next(receipts) for one in submitted.items]
 
     async def send_stream(self, items: AsyncIterator[command_pb2.BatchItem]) -> AsyncIterator[command_pb2.CommandReceipt]:
         """Carries out packed commands as they come and yields their receipts in the same order.
@@ -115,31 +131,31 @@ class Commands:
         At most STREAM_WINDOW of them are under way at once: a client that does not read its receipts is not read from.
         Reading goes on beside answering, so a client may wait for each receipt before it sends the next command.
         """
-        under_way: asyncio.Queue[asyncio.Task[list[command_pb2.CommandReceipt]] | None] = asyncio.Queue()
+        under_way: asyncio.Queue[_Submitted | Refusal | None] = asyncio.Queue()
         room = asyncio.Semaphore(STREAM_WINDOW)
 
         async def take() -> None:
             try:
                 async for item in items:
                     await room.acquire()
-                    under_way.put_nowait(asyncio.create_task(self.send_batch([item])))
+                    try:
+                        under_way.put_nowait(self._submit([item]))
+                    except Refusal as refusal:
+                        under_way.put_nowait(refusal)
             finally:
                 under_way.put_nowait(None)
 
         taking = asyncio.create_task(take())
         try:
-            while (task := await under_way.get()) is not None:
-                yield (await task)[0]
+            while (submitted := await under_way.get()) is not None:
+                if isinstance(submitted, Refusal):
+                    raise submitted
+                yield (await self._receipts(submitted))[0]
                 room.release()
             await taking  # raises what ended it, for one a message that breaks the rules
         finally:
-            left: list[asyncio.Task[Any]] = [taking]
-            while not under_way.empty():
-                if (task := under_way.get_nowait()) is not None:
-                    left.append(task)
-            for one in left:
-                one.cancel()
-            await asyncio.gather(*left, return_exceptions=True)
+            taking.cancel()
+            await asyncio.gather(taking, return_exceptions=True)
 
     def _unpack(self, packed: Packed, *, within: str) -> tuple[Route, Any]:
         """Where the request inside goes, and the request, held to the rules of its fields."""

@@ -100,20 +100,19 @@ class Committer:
 
     # What callers see
 
-    async def submit(self, units: Sequence[list[Command]]) -> list[list[Outcome]]:
-        """The outcomes of units of commands, each unit all or nothing, once they are durable.
+    def submit(self, units: Sequence[list[Command]]) -> Waiter:
+        """Takes units of commands, each unit all or nothing; to be awaited for their outcomes, once they are durable.
 
         Raises OverLimit (QUEUE_FULL, TENANT_OVER_QUOTA) or Unavailable (SHUTTING_DOWN) before anything was taken.
-        Being cancelled cancels the wait only: what was taken is carried out.
+        Whoever cancels or forgets the wait, what was taken is carried out.
         """
         if self._closing:
             raise Unavailable("SHUTTING_DOWN", "the service is shutting down")
         self._intake.refuse_if_full(units)
-        waiter = Waiter(asyncio.get_running_loop().create_future())
-        taken = []
+        waiter = Waiter(asyncio.get_running_loop().create_future(), units)
         for commands in units:
             unit, is_new = self._intake.admit(commands)
-            taken.append(unit)
+            waiter.taken.append(unit)
             if is_new:
                 self._queue.append(unit)
                 self._waiting += len(unit.commands)
@@ -125,8 +124,7 @@ class Committer:
         self._arrived.set()
         if self._waiting >= self._wanted:
             self._enough.set()
-        await waiter.future
-        return [[unit.outcomes[command.key] for command in asked] for unit, asked in zip(taken, units, strict=True)]
+        return waiter
 
     def close(self) -> None:
         """Takes nothing more and lets `run` end once everything taken is answered."""

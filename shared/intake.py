@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from google.rpc import status_pb2
 
@@ -33,11 +34,21 @@ class Limits:
 
 @dataclass(slots=True, eq=False)
 class Waiter:
-    """One caller. A caller that goes away cancels its own future and nothing else."""
+    """One caller, to be awaited for the outcomes of its units.
+
+    A caller that goes away cancels its own future and nothing else.
+    """
 
     future: asyncio.Future[None]
+    asked: Sequence[list[Command]]
+    # The units that it waits for: its own, or those of others with the same commands.
+    taken: list[Unit] = field(default_factory=list)
     # One for the call itself, until all its units are taken.
     remaining: int = 1
+
+    def __await__(self) -> Generator[Any, None, list[list[Outcome]]]:
+        yield from self.future
+        return [[unit.outcomes[command.key] for command in asked] for unit, asked in zip(self.taken, self.asked, strict=True)]
 
     def one_done(self) -> None:
         """One unit fewer to wait for."""

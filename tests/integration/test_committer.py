@@ -309,13 +309,10 @@ async def test_a_full_queue_takes_nothing_more(write_db: Database) -> None:
     limits = Limits(queue_commands_max=10, tenant_commands_max=6, queue_bytes_max=200)
     committer = Committer(write_db.app, BUS, shard=1, clock=lambda: datetime.now(UTC), limits=limits)
     # Nothing runs yet: what is taken waits.
-    taken = [asyncio.create_task(committer.submit([[adding(1)] for _ in range(5)]))]
-    await asyncio.sleep(0)
-
+    taken = [committer.submit([[adding(1)] for _ in range(5)])]
     no = await refused_at_once(committer, adding(1), adding(1))
     assert (type(no), no.reason, no.retry_after_s) == (OverLimit, "TENANT_OVER_QUOTA", 0.5)
-    taken.append(asyncio.create_task(committer.submit([[adding(1, tenant="other")] for _ in range(5)])))
-    await asyncio.sleep(0)
+    taken.append(committer.submit([[adding(1, tenant="other")] for _ in range(5)]))
     no = await refused_at_once(committer, adding(1, tenant="third"))
     assert (type(no), no.reason, no.retry_after_s) == (OverLimit, "QUEUE_FULL", 0.5)
 
@@ -336,13 +333,10 @@ async def test_closing_answers_what_was_taken(write_db: Database) -> None:
     """A committer that is told to end while a thousand wait commits them all first."""
     committer = Committer(write_db.app, BUS, shard=1, clock=lambda: datetime.now(UTC))
     running = asyncio.create_task(committer.run())
-    async with asyncio.TaskGroup() as callers:
-        waiting = callers.create_task(committer.submit([[adding(1)] for _ in range(1000)]))
-        await asyncio.sleep(0)
-        committer.close()
+    waiting = committer.submit([[adding(1)] for _ in range(1000)])
+    committer.close()
     await running
-    outcomes = waiting.result()
-    assert {outcome.status for [outcome] in outcomes} == {"completed"}
+    assert {outcome.status for [outcome] in await waiting} == {"completed"}
     assert len(await check_line(write_db)) == 1000
 
 
