@@ -244,6 +244,26 @@ async def test_a_stream_answers_in_the_order_of_its_commands(bank: Bank) -> None
 # The log (B3)
 
 
+async def test_a_stream_that_is_refused_answers_what_came_before(bank: Bank) -> None:
+    """The items before the one that ends it are carried out and answered, in order; those behind it are not answered."""
+    blue = await blue_account(bank)
+    forbidden = item(deposit(blue, 7), on_behalf_of="somebody")
+    items = [item(deposit(blue, 5)), item(withdraw(blue, 6)), forbidden, item(deposit(blue, 1))]
+    requests = iter([command_pb2.SendStreamRequest(item=each) for each in items])
+    got: list[command_pb2.CommandReceipt] = []
+
+    async def read() -> None:
+        async for answer in bank.commands.SendStream(requests, metadata=bank.who, timeout=20):
+            got.append(answer.receipt)  # noqa: PERF401 - those before the end count, too
+
+    assert (await refused(read())).reason == "ROLE_MISSING"
+    assert reasons(got) == ["", "INSUFFICIENT_FUNDS"]
+    _, *deposits = await bank.stream("account", blue)
+    amounts = [account_pb2.MoneyDeposited.FromString(event.payload).amount_minor for event in deposits]
+    assert amounts[0] == 5
+    assert 7 not in amounts
+
+
 async def test_the_log_tells_what_became_of_a_command(bank: Bank) -> None:
     """Completed, without effect, and rejected: receipt, content without options, who, when, and why not."""
     blue = await blue_account(bank)
