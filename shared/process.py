@@ -13,8 +13,9 @@ import uvloop
 
 def run(main: Callable[[], Coroutine[Any, Any, None]], *, fast_loop: bool = True) -> None:
     """Runs `main` on the process's one event loop: uvloop, or asyncio's own if not `fast_loop`."""
-    # What was imported lives as long as the process. The collector need not look at it again, and under load, when most
-    # objects die young and without it, it need not come after every few hundred of them.
+    # What was imported lives as long as the process: the collector need not look at it again. Nor need it come after every
+    # few hundred objects, when most die young and without it. But grpc.aio leaves a cycle behind at every call, with the
+    # call's metadata in it: of 50,000 such objects it made pauses of 30 ms, and none were in the processor's caches.
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
