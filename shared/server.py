@@ -26,7 +26,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from shared.behaviours import Behaviour, Entered, Exchange, Left, Rpc, answer_error, standard_behaviours
-from shared.errors import Late, Unavailable
+from shared.errors import Late, OverLimit, Refusal, Unavailable
 from shared.identity import Role
 from shared.process import stop_requested
 from shared.settings import ServerSettings
@@ -41,6 +41,8 @@ OnDrained = Callable[[], Awaitable[None]]
 BATCH_SIZE_MAX = 4 * 1024 * 1024
 # What is a little too large is refused by us, with a name; what is much too large by gRPC, before it is all in memory.
 _SLACK = 64 * 1024
+# Watchers of health and readers of reflection, which pass us by, and calls that we are refusing.
+_OTHER_CALLS_MAX = 1000
 _QUIET_S, _QUIET_MAX_S = 0.05, 0.5
 _LAST_ANSWERS_S = 0.3
 _COMMAND_OPTIONS = "foldline.v1.CommandOptions"
@@ -86,7 +88,8 @@ class Server:
         self._sizes_max = dict(sizes_max or {})
         self._behaviours = standard_behaviours(_verifier(settings), settings) if behaviours is None else behaviours
         self._handlers: dict[str, dict[str, AnyHandler]] = {}
-        self._server = aio.server(options=OPTIONS, maximum_concurrent_rpcs=settings.calls_at_once_max)
+        self._calls_max = settings.calls_at_once_max
+        self._server = aio.server(options=OPTIONS, maximum_concurrent_rpcs=self._calls_max + _OTHER_CALLS_MAX)
         self._health = health.aio.HealthServicer()
         self._on_drained: list[OnDrained] = []
         self._in_flight = 0
@@ -223,9 +226,8 @@ class Server:
         on_way_out = [behaviour.leave for behaviour in reversed(self._behaviours) if isinstance(behaviour, Left)]
 
         async def serve(request: Any, context: Any) -> Any:
-            if self._draining:
-                self._refused_at = asyncio.get_running_loop().time()
-                return await context.abort(*trailers(to_status(_shutting_down())))
+            if (refusal := self._turned_away()) is not None:
+                return await context.abort(*trailers(to_status(refusal)))
             exchange = Exchange(rpc, request, context, time.perf_counter())
             if rpc.streams_requests:
                 exchange.request = self._while_serving(exchange, request)
@@ -260,6 +262,15 @@ class Server:
         )  # fmt: skip
         made: AnyHandler = make(cast("Any", serve), None, given.response_serializer)
         return made
+
+    def _turned_away(self) -> Refusal | None:
+        """Why no further call is let in; None if it is."""
+        if self._draining:
+            self._refused_at = asyncio.get_running_loop().time()
+            return _shutting_down()
+        if self._in_flight >= self._calls_max:
+            return OverLimit("TOO_MANY_CALLS", "this instance serves as many calls as it takes on", retry_after_s=0.5)
+        return None
 
     async def _while_serving(self, exchange: Exchange, requests: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """The caller's messages. They end early when the server is drained: what came is answered, then it ends."""

@@ -49,6 +49,7 @@ class ServerSettings(ProcessSettings):
     deadline_max_s: Annotated[float, Field(gt=0)] = 60
     # A request of more is refused, unless the table of RPCs gives it more room.
     request_size_max: Bytes = MEBIBYTE
+    # More calls at once are refused, to be tried again in a moment.
     calls_at_once_max: Annotated[int, Field(gt=0)] = 2000
     slow_call_ms: Annotated[float, Field(gt=0)] = 500
     # From SIGTERM to the end: how long calls in flight may take, and how long all of it may.

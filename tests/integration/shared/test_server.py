@@ -24,7 +24,7 @@ from bank.v1 import person_pb2, person_pb2_grpc
 from foldline.v1 import command_pb2, command_pb2_grpc, event_store_pb2_grpc
 from shared import telemetry
 from shared.client import bearer, channel
-from shared.errors import Refusal, Rejected
+from shared.errors import OverLimit, Refusal, Rejected
 from shared.identity import Call, Role, current_call
 from shared.server import Misconfigured, Server
 from shared.settings import ServerSettings
@@ -361,6 +361,29 @@ async def test_each_call_is_one_line_without_content_or_token(world: World) -> N
     text = world.log.getvalue().decode()
     assert "Liddell" not in text
     assert token not in text
+
+
+async def test_more_calls_than_it_takes_on_are_refused_by_name(make_world: MakeWorld) -> None:
+    """A call that comes while two are under way is told to come again; when one has ended, it may."""
+    world = await make_world(calls_at_once_max=2)
+    inside, over = asyncio.Semaphore(0), asyncio.Event()
+
+    async def wait(request: Any) -> command_pb2.CommandReceipt:
+        inside.release()
+        await over.wait()
+        return await receipt(request)
+
+    world.people.handle = wait
+    async with asyncio.timeout(30), asyncio.TaskGroup() as calls:
+        for _ in range(2):
+            calls.create_task(world.register(timeout=30))
+            await inside.acquire()
+        code, refusal = await refused(world.register())
+        assert (code, refusal.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS")
+        assert isinstance(refusal, OverLimit)
+        assert refusal.retry_after_s
+        over.set()
+    assert (await world.register()).command_id == ID
 
 
 async def test_a_slow_call_is_a_warning(make_world: MakeWorld) -> None:
