@@ -95,18 +95,20 @@ def standard_behaviours(verifier: Verifier, settings: ServerSettings) -> tuple[B
     )
 
 
+def nobody_waits(error: BaseException) -> bool:
+    """Whether an error needs no answer: the caller has one or is gone, or the process is coming to its end."""
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        return task is not None and task.cancelling() > 0  # else nobody asked for it, and it is a defect
+    return isinstance(error, AbortError) or not isinstance(error, Exception)
+
+
 async def answer_error(exchange: Exchange, error: BaseException) -> Any:
     """Whatever was raised, the caller gets a status of ours, and of a defect nothing but that there is one.
 
     gRPC by itself would send an exception's text to the caller, and would not answer at all to a CancelledError that
-    nobody asked for. Raises AbortError, as gRPC wants it, or what was raised if nobody waits for an answer.
+    nobody asked for. Raises AbortError, as gRPC wants it.
     """
-    if isinstance(error, AbortError) or not isinstance(error, (Exception, asyncio.CancelledError)):
-        raise error  # answered already, by the handler; or the process is coming to its end
-    if isinstance(error, asyncio.CancelledError):
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise error  # the caller went away, or the server is being stopped: nobody waits for an answer
     if not isinstance(error, Refusal):
         log.error("defect", method=exchange.rpc.name, exc_info=error)
     code, text, trailing = trailers(to_status(error))

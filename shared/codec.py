@@ -23,11 +23,7 @@ OPTIONS = "options"
 
 
 class Pair:
-    """A dataclass and the message that has the same fields.
-
-    Raises TypeError if they differ, or if one is a map: the same content must always give the same bytes, and a map's
-    entries have no order.
-    """
+    """A dataclass and the message that has the same fields; raises TypeError if they differ."""
 
     def __init__(self, dataclass: type, message: type[Message]) -> None:
         self.dataclass = dataclass
@@ -35,8 +31,6 @@ class Pair:
         self.type_name: str = message.DESCRIPTOR.full_name
         fields = [field for field in message.DESCRIPTOR.fields if field.name != OPTIONS]
         names = [field.name for field in fields]
-        if maps := [name for name, field in zip(names, fields, strict=True) if _is_map(field)]:
-            raise TypeError(f"{self.type_name} has maps: {maps}")
         if set(names) != {field.name for field in dataclasses.fields(dataclass)}:
             raise TypeError(f"{dataclass.__name__} and {self.type_name} differ: {names}")
         self.redacted = tuple(field.name for field in fields if field.GetOptions().Extensions[options_pb2.redacted])
@@ -46,7 +40,7 @@ class Pair:
 
     def encode(self, value: Any) -> bytes:
         """The message's bytes with the dataclass's values; the same value always gives the same bytes."""
-        return self._fill(value).SerializeToString()
+        return self._fill(value).SerializeToString(deterministic=True)
 
 
 # What one would write by hand for a type, compiled from names that a `.proto` compiler has let through: a loop over the
@@ -62,12 +56,14 @@ def _call(type_: type, values: dict[str, str]) -> Callable[[Any], Any]:
 def _maker(dataclass: type, values: dict[str, str]) -> Callable[[Any], Any]:
     """Does the same for a dataclass. One whose fields are all slots has them set directly, for half the price.
 
-    Unless it has its own way of being made, which is then called.
+    Unless it has its own way of being made, which is then called: by what its author wrote, not what `dataclass` did.
     """
     slots = {f"set_{name}": vars(dataclass).get(name) for name in values}
     names: dict[str, Any] = {name: slot.__set__ for name, slot in slots.items() if isinstance(slot, MemberDescriptorType)}
-    own_way = hasattr(dataclass, "__post_init__") or not cast("Any", dataclass).__dataclass_params__.init
-    if own_way or len(names) < len(slots):
+    generated = getattr(vars(dataclass).get("__init__"), "__code__", None)
+    own_init = generated is None or generated.co_filename != "<string>" or hasattr(dataclass, "__post_init__")
+    own_new = any("__new__" in vars(base) for base in dataclass.__mro__ if base is not object)
+    if own_init or own_new or len(names) < len(slots):
         return _call(dataclass, values)
     names |= {"new": object.__new__, "dataclass": dataclass}
     lines = [f"    set_{name}(made, {value})" for name, value in values.items()]
@@ -83,10 +79,6 @@ def _read(field: Any) -> str:
     if _is_uuid(field):
         value += ".lower()"
     return f'{value} if given.HasField("{field.name}") else None' if field.has_presence else value
-
-
-def _is_map(field: Any) -> bool:
-    return bool(field.message_type and field.message_type.GetOptions().map_entry)
 
 
 def _is_uuid(field: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -125,7 +125,7 @@ class Commands:
         receipts = iter([self._receipt(command, outcome) for command, outcome in zip(commands, outcomes, strict=True)])
         return [_refused(one) if isinstance(one, Refusal) else next(receipts) for one in submitted.items]
 
-    async def send_stream(self, items: AsyncIterator[command_pb2.BatchItem]) -> AsyncIterator[command_pb2.CommandReceipt]:
+    async def send_stream(self, items: AsyncIterator[command_pb2.BatchItem]) -> AsyncGenerator[command_pb2.CommandReceipt, None]:
         """Carries out packed commands as they come and yields their receipts in the same order.
 
         At most STREAM_WINDOW of them are under way at once: a client that does not read its receipts is not read from.
@@ -142,6 +142,7 @@ class Commands:
                         under_way.put_nowait(self._submit([item]))
                     except Refusal as refusal:
                         under_way.put_nowait(refusal)
+                        return  # nothing that comes behind it may happen before it
             finally:
                 under_way.put_nowait(None)
 
@@ -240,7 +241,7 @@ def _command(route: Route, request: Any, sender: Sender, now: datetime) -> Comma
         route=route,
         aggregate=(sender.tenant, handler.aggregate.category, handler.key(content)),
         content=content,
-        payload=request.SerializeToString(),
+        payload=request.SerializeToString(deterministic=True),
         expected_version=expected_version,
         correlation_id=correlation_id,
         sender=sender,

@@ -25,7 +25,7 @@ from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from shared.behaviours import Behaviour, Entered, Exchange, Left, Rpc, answer_error, standard_behaviours
+from shared.behaviours import Entered, Exchange, Left, Rpc, answer_error, nobody_waits, standard_behaviours
 from shared.errors import Late, OverLimit, Refusal, Unavailable
 from shared.identity import Role
 from shared.process import stop_requested
@@ -43,6 +43,7 @@ BATCH_SIZE_MAX = 4 * 1024 * 1024
 _SLACK = 64 * 1024
 # Watchers of health and readers of reflection, which pass us by, and calls that we are refusing.
 _OTHER_CALLS_MAX = 1000
+_WARN_EVERY_S = 1.0
 _QUIET_S, _QUIET_MAX_S = 0.05, 0.5
 _LAST_ANSWERS_S = 0.3
 _COMMAND_OPTIONS = "foldline.v1.CommandOptions"
@@ -76,7 +77,6 @@ class Server:
         *,
         roles: Mapping[str, Iterable[Role]],
         sizes_max: Mapping[str, int] | None = None,
-        behaviours: Sequence[Behaviour] | None = None,
     ) -> None:
         """`roles` has a row for every RPC, by its full name, bank.v1.PersonService/RegisterPerson; any one will do.
 
@@ -86,7 +86,7 @@ class Server:
         self._settings = settings
         self._roles = {name: frozenset(allowed) for name, allowed in roles.items()}
         self._sizes_max = dict(sizes_max or {})
-        self._behaviours = standard_behaviours(_verifier(settings), settings) if behaviours is None else behaviours
+        self._behaviours = standard_behaviours(_verifier(settings), settings)
         self._handlers: dict[str, dict[str, AnyHandler]] = {}
         self._calls_max = settings.calls_at_once_max
         self._server = aio.server(options=OPTIONS, maximum_concurrent_rpcs=self._calls_max + _OTHER_CALLS_MAX)
@@ -98,6 +98,7 @@ class Server:
         self._reading: set[asyncio.Timeout] = set()
         self._draining = False
         self._refused_at = 0.0
+        self._warned_at = -_WARN_EVERY_S
         self.port = 0
 
     def add(self, register: Callable[[ServicerT, aio.Server], None], servicer: ServicerT) -> None:
@@ -222,8 +223,8 @@ class Server:
             else given.unary_unary
         )  # fmt: skip
         handle = _handle(name, handler)
-        on_way_in = [behaviour.enter for behaviour in self._behaviours if isinstance(behaviour, Entered)]
-        on_way_out = [behaviour.leave for behaviour in reversed(self._behaviours) if isinstance(behaviour, Left)]
+        entering = [behaviour.enter for behaviour in self._behaviours if isinstance(behaviour, Entered)]
+        leaving = [behaviour.leave for behaviour in reversed(self._behaviours) if isinstance(behaviour, Left)]
 
         async def serve(request: Any, context: Any) -> Any:
             if (refusal := self._turned_away()) is not None:
@@ -235,7 +236,7 @@ class Server:
             response, failure = None, None
             try:
                 try:
-                    for enter in on_way_in:
+                    for enter in entering:
                         enter(exchange)
                     if exchange.within_s is None:
                         response = await handle(exchange.request, context)
@@ -245,9 +246,12 @@ class Server:
                         raise _shutting_down()
                 except BaseException as error:  # noqa: BLE001 (answered below, where it is not the context of what gRPC may log)
                     failure = error
-                for leave in on_way_out:
-                    leave(exchange, failure)
-                return response if failure is None else await answer_error(exchange, failure)
+                failure = _on_way_out(leaving, exchange, failure)
+                if failure is None:
+                    return response
+                if nobody_waits(failure):
+                    raise failure
+                return await answer_error(exchange, failure)
             finally:
                 failure = None  # it knows this frame
                 self._in_flight -= 1
@@ -269,6 +273,9 @@ class Server:
             self._refused_at = asyncio.get_running_loop().time()
             return _shutting_down()
         if self._in_flight >= self._calls_max:
+            if (now := asyncio.get_running_loop().time()) - self._warned_at >= _WARN_EVERY_S:
+                self._warned_at = now
+                log.warning("too many calls", in_flight=self._in_flight)
             return OverLimit("TOO_MANY_CALLS", "this instance serves as many calls as it takes on", retry_after_s=0.5)
         return None
 
@@ -291,6 +298,18 @@ class Server:
                 return
             yield raw
         exchange.cut_short = True
+
+
+def _on_way_out(
+    behaviours: Sequence[Callable[[Exchange, BaseException | None], None]], exchange: Exchange, failure: BaseException | None
+) -> BaseException | None:
+    """Tells the behaviours how the call ended; returns that, or the defect that one of them met."""
+    try:
+        for leave in behaviours:
+            leave(exchange, failure)
+    except Exception as error:  # noqa: BLE001 (answered as any other defect)
+        return error
+    return failure
 
 
 def _handle(name: str, handler: Any) -> Callable[[Any, Any], Awaitable[Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from bank.v1 import (
@@ -136,8 +137,9 @@ class CommandService(command_pb2_grpc.CommandServiceServicer):
     async def SendStream(
         self, request_iterator: AsyncIterator[command_pb2.SendStreamRequest], context: Any
     ) -> AsyncIterator[command_pb2.SendStreamResponse]:
-        async for receipt in self._commands.send_stream(request.item async for request in request_iterator):
-            yield command_pb2.SendStreamResponse(receipt=receipt)
+        async with aclosing(self._commands.send_stream(request.item async for request in request_iterator)) as receipts:
+            async for receipt in receipts:
+                yield command_pb2.SendStreamResponse(receipt=receipt)
 
     async def GetCommand(self, request: command_pb2.GetCommandRequest, context: Any) -> command_pb2.GetCommandResponse:
         key = (current_call.get().identity.tenant, request.command_id.lower())

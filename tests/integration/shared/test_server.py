@@ -23,6 +23,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from bank.v1 import person_pb2, person_pb2_grpc
 from foldline.v1 import command_pb2, command_pb2_grpc, event_store_pb2_grpc
 from shared import telemetry
+from shared.behaviours import CallLog
 from shared.client import bearer, channel
 from shared.errors import OverLimit, Refusal, Rejected
 from shared.identity import Call, Role, current_call
@@ -227,6 +228,19 @@ async def test_a_defect_reaches_the_log_and_nobody_else(world: World) -> None:
     assert (line["tenant"], line["command_id"]) == ("acme", ID)
 
 
+async def test_a_defect_on_the_way_out_is_one_too(make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log cannot be written, for one: gRPC would tell the caller why."""
+
+    def fail(self: CallLog, exchange: object, error: BaseException | None) -> None:
+        raise OSError("secret")
+
+    monkeypatch.setattr(CallLog, "leave", fail)
+    world = await make_world()
+    code, refusal = await refused(world.register())
+    assert code is grpc.StatusCode.INTERNAL
+    assert "secret" not in str(refusal)
+
+
 async def test_a_cancellation_that_nobody_asked_for_is_answered(world: World) -> None:
     """grpc.aio alone would leave the caller waiting for ever."""
 
@@ -382,6 +396,7 @@ async def test_more_calls_than_it_takes_on_are_refused_by_name(make_world: MakeW
         assert (code, refusal.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS")
         assert isinstance(refusal, OverLimit)
         assert refusal.retry_after_s
+        assert len(world.lines("too many calls")) == 1
         over.set()
     assert (await world.register()).command_id == ID
 
