@@ -68,11 +68,14 @@ class Waiter:
     `progress` reads the checkpoint: its epoch and position.
     """
 
-    def __init__(self, shard: int, progress: Callable[[], Awaitable[tuple[str, int]]], *, wait_max_s: float) -> None:
-        """`wait_max_s` is for calls without a deadline."""
+    def __init__(
+        self, shard: int, progress: Callable[[], Awaitable[tuple[str, int]]], *, wait_max_s: float, read_max_s: float = 5.0
+    ) -> None:
+        """`wait_max_s` is for calls without a deadline. A checkpoint that is not read within `read_max_s` cannot be read."""
         self._shard = shard
         self._progress = progress
         self._wait_max_s = wait_max_s
+        self._read_max_s = read_max_s
         self._seen = ("", 0)
         self._waiting = 0
         self._moved = asyncio.Event()
@@ -111,7 +114,9 @@ class Waiter:
     async def _until_reached(self, token: Token, deadline: float) -> None:
         while True:
             if self._poller is None or self._poller.done():
-                self._poller = asyncio.create_task(self._poll())
+                self._failure, self._poller = None, asyncio.create_task(self._poll())
+                # However it ends, nobody waits for a poller that is gone.
+                self._poller.add_done_callback(lambda _: self._wake())
             moved, left_s = self._moved, deadline - time.monotonic()
             try:
                 async with asyncio.timeout(max(left_s, 0.0)):
@@ -131,7 +136,8 @@ class Waiter:
         while self._waiting:
             before, failed_before = self._seen, self._failure is not None
             try:
-                self._seen, self._failure = await self._progress(), None
+                async with asyncio.timeout(self._read_max_s):
+                    self._seen, self._failure = await self._progress(), None
             except Exception as error:  # noqa: BLE001 (told to every waiter)
                 self._failure = error
             if self._failure is not None or failed_before or self._seen != before:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+import grpc
 import nats
 import psycopg
 from google.protobuf.message import Message
@@ -98,7 +99,12 @@ async def look(system: System, *, within_s: float = 15) -> Picture:
 
 async def _look(system: System) -> Picture | None:
     async with auditor(system) as reader:
-        line = await reader.line()
+        try:
+            line = await reader.line()
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                raise
+            return None  # channels to one address share a connection, and one was refused a moment ago
     head = line[-1].position if line else 0
     picture = Picture(line=line, stored=[], commands=[])
     # One snapshot for the checkpoint and the tables.

@@ -162,3 +162,33 @@ async def test_a_caller_that_goes_away_leaves_the_others_waiting() -> None:
         await first
     table.at = (EPOCH, 1)
     await second
+
+
+async def test_a_reading_that_hangs_is_given_up() -> None:
+    """The waits end as UNAVAILABLE, long before their deadline, and the next one reads anew."""
+    table, hangs = Table(position=5), True
+
+    async def progress() -> tuple[str, int]:
+        return await (asyncio.Event().wait() if hangs else table.progress())  # type: ignore[return-value]
+
+    shared = Waiter(1, progress, wait_max_s=30, read_max_s=0.05)
+    async with asyncio.timeout(30):
+        with pytest.raises(Unavailable):
+            await shared.wait(encode(Token(1, EPOCH, 5)), 60.0)
+        hangs = False
+        await shared.wait(encode(Token(1, EPOCH, 5)), 60.0)
+
+
+async def test_a_poller_that_ends_is_followed_by_another() -> None:
+    """Whatever ended it: here somebody cancels it, while a query waits."""
+    table = Table(position=5)
+    shared = waiter(table)
+    waiting = asyncio.create_task(shared.wait(encode(Token(1, EPOCH, 6)), 60.0))
+    await eventually(lambda: table.reads >= 1)
+    assert shared._poller is not None
+    shared._poller.cancel()
+    reads = table.reads
+    await eventually(lambda: table.reads > reads + 1)
+    table.at = (EPOCH, 6)
+    async with asyncio.timeout(30):
+        await waiting
