@@ -128,10 +128,10 @@ class Clash(Exception):
 # What refuses a batch that was decided on an old world; a clash of positions would be a defect.
 _CLASHES = ("commands_pkey", "events_tenant_category_aggregate_id_version_key")
 _APPEND = Prepared(
-    f"SELECT o_head, o_recorded_at FROM append_batch({', '.join(f'${n}' for n in range(1, 42))})"  # noqa: S608
+    f"SELECT o_head, o_recorded_at FROM append_batch({', '.join(f'${n}' for n in range(1, 42))})"  # noqa: S608 - of numbers alone
 )
 _APPEND_ONE = Prepared(
-    f"SELECT o_head, o_recorded_at FROM append_one({', '.join(f'${n}' for n in range(1, 20))})"  # noqa: S608
+    f"SELECT o_head, o_recorded_at FROM append_one({', '.join(f'${n}' for n in range(1, 20))})"  # noqa: S608 - of numbers alone
 )
 
 

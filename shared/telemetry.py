@@ -124,7 +124,7 @@ class _Lines:
     things, with none of what it takes in the processor's caches. Who is killed takes the last moment's lines along.
     """
 
-    def __init__(self, stream: BinaryIO, fixed: dict[str, str | int], *, takes_info: bool = True) -> None:
+    def __init__(self, stream: BinaryIO, fixed: dict[str, str | int], *, takes_info: bool) -> None:
         """`fixed` is in every line."""
         self.takes_info = takes_info
         self._stream = stream

@@ -241,9 +241,6 @@ async def test_a_stream_answers_in_the_order_of_its_commands(bank: Bank) -> None
     assert (await bank.account(blue, receipts[-1].consistency_token)).balance_minor == 19
 
 
-# The log (B3)
-
-
 async def test_a_stream_that_is_refused_answers_what_came_before(bank: Bank) -> None:
     """The items before the one that ends it are carried out and answered, in order; those behind it are not answered."""
     blue = await blue_account(bank)
@@ -262,6 +259,9 @@ async def test_a_stream_that_is_refused_answers_what_came_before(bank: Bank) -> 
     amounts = [account_pb2.MoneyDeposited.FromString(event.payload).amount_minor for event in deposits]
     assert amounts[0] == 5
     assert 7 not in amounts
+
+
+# The log (B3)
 
 
 async def test_the_log_tells_what_became_of_a_command(bank: Bank) -> None:

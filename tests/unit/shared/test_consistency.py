@@ -169,7 +169,9 @@ async def test_a_reading_that_hangs_is_given_up() -> None:
     table, hangs = Table(position=5), True
 
     async def progress() -> tuple[str, int]:
-        return await (asyncio.Event().wait() if hangs else table.progress())  # type: ignore[return-value]
+        if hangs:
+            await asyncio.Event().wait()
+        return await table.progress()
 
     shared = Waiter(1, progress, wait_max_s=30, read_max_s=0.05)
     async with asyncio.timeout(30):
