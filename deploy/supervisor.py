@@ -140,8 +140,9 @@ class Supervisor:
 
     async def kill9(self, name: str) -> None:
         """Kills a program with -9 and waits until it is gone. `keep_running` would start it again."""
+        child = self._children[name]  # the next one may run before we have looked
         self.send_signal(name, signal.SIGKILL)
-        await self._gone(name, 10)
+        await self._gone(child, 10)
 
     async def stop(self, name: str, timeout_s: float = 10) -> int:
         """Ends a program by SIGTERM, past the time-out by SIGKILL; returns its exit code. It stays down."""
@@ -150,9 +151,9 @@ class Supervisor:
         if child.poll() is None:
             child.send_signal(signal.SIGTERM)
             child.send_signal(signal.SIGCONT)  # a frozen one would not hear it
-            if not await self._gone(name, timeout_s):
+            if not await self._gone(child, timeout_s):
                 child.kill()
-                await self._gone(name, 10)
+                await self._gone(child, 10)
         return child.wait()
 
     async def restart(self, name: str, timeout_s: float = 30) -> None:
@@ -193,10 +194,10 @@ class Supervisor:
                     del due[name]
                     self.start(name)
 
-    async def _gone(self, name: str, timeout_s: float) -> bool:
+    async def _gone(self, child: subprocess.Popen[bytes], timeout_s: float) -> bool:
         """Whether the child ended within the time."""
         deadline = process.Deadline(timeout_s)
-        while self._children[name].poll() is None:
+        while child.poll() is None:
             if deadline.passed:
                 return False
             await asyncio.sleep(0.01)
