@@ -1,6 +1,8 @@
 """What the domain is made of: aggregates that evolve by events, and decisions that answer commands with events.
 
-Everything here is plain data and pure functions, so a domain module needs no import but this one and the errors.
+Everything here is plain data and pure functions, so a domain module needs no import but this one, the errors, and
+`msgspec.Struct` for its commands, events and states: classes as frozen dataclasses are, but made in a tenth of their time,
+and every command makes three.
 """
 
 from __future__ import annotations
@@ -8,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
+
+from msgspec import Struct
 
 State = TypeVar("State")
 Event = TypeVar("Event")
 
 
-class Meta(NamedTuple):
+class Meta(Struct, frozen=True):
     """What a decision may know beside the state and the command: who asks, for which tenant, and when.
 
     `now` is a moment in UTC, the same for all that one decision leads to, so a decision is repeatable.

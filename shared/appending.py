@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import UUID
 
 import uuid_utils
+from msgspec import Struct
+from msgspec.structs import astuple
 from psycopg.errors import SerializationFailure, UniqueViolation
 
 from shared.event_store import Key, packed_keys
@@ -43,7 +45,7 @@ LOCK_CLASS_APPEND = 1
 """The first key of the advisory lock that `append_batch` takes; the second is the shard."""
 
 
-class NewEvent(NamedTuple):
+class NewEvent(Struct, frozen=True):
     """An event to append."""
 
     event_id: UUID | uuid_utils.UUID
@@ -54,7 +56,7 @@ class NewEvent(NamedTuple):
     metadata: bytes
 
 
-class NewCommand(NamedTuple):
+class NewCommand(Struct, frozen=True):
     """A row of the command log to write. `last_event` counts from 1 within the batch; 0 if the command has none.
 
     The ids of commands are UUIDs as text.
@@ -99,15 +101,15 @@ class NewCredential:
     password_hash: str = field(repr=False)
 
 
-@dataclass(slots=True)
-class Batch:
+class Batch(Struct):
     """All that one append checks and writes. `reads` has the version of every aggregate that was looked at."""
 
-    reads: dict[Key, int] = field(default_factory=dict)
-    commands: list[NewCommand] = field(default_factory=list)
-    events: list[NewEvent] = field(default_factory=list)
-    snapshots: list[NewSnapshot] = field(default_factory=list)
-    credentials: list[NewCredential] = field(default_factory=list)
+    # Each batch has collections of its own: a struct shares no empty one that is its default.
+    reads: dict[Key, int] = {}
+    commands: list[NewCommand] = []
+    events: list[NewEvent] = []
+    snapshots: list[NewSnapshot] = []
+    credentials: list[NewCredential] = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,8 +201,8 @@ def _arrays(shard: int, again: bool, batch: Batch) -> tuple[Packed, ...]:
     # Of a subject that changes its password twice in one batch the last hash counts; one statement upserts a row once.
     credentials = list({(k.tenant, k.subject_id): k for k in batch.credentials}.values())
     snapshots = batch.snapshots
-    commands = _columns(batch.commands, NewCommand._fields)
-    events = _columns(batch.events, NewEvent._fields)
+    commands = _columns(batch.commands, NewCommand)
+    events = _columns(batch.events, NewEvent)
     return (
         int4(shard),
         boolean(again),
@@ -240,9 +242,10 @@ def _arrays(shard: int, again: bool, batch: Batch) -> tuple[Packed, ...]:
     )
 
 
-def _columns(rows: Sequence[tuple[Any, ...]], names: Sequence[str]) -> dict[str, Sequence[Any]]:
+def _columns(rows: Sequence[Struct], kind: type[Struct]) -> dict[str, Sequence[Any]]:
     """The values of rows by the names of their columns."""
-    return dict(zip(names, zip(*rows, strict=True) if rows else [()] * len(names), strict=True))
+    names = kind.__struct_fields__
+    return dict(zip(names, zip(*map(astuple, rows), strict=True) if rows else [()] * len(names), strict=True))
 
 
 async def lock(connection: Connection, shard: int) -> None:

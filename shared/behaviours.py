@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol, cast, runtime_checkable
 
 from google.protobuf.message import DecodeError, Message
 from grpc.aio import AbortError, ServicerContext
+from msgspec import Struct
 
 from shared.errors import Forbidden, Invalid, OverLimit, Refusal
 from shared.identity import Call, Identity, Role, current_call
@@ -43,8 +44,7 @@ class Rpc:
     is_command: bool
 
 
-@dataclass(slots=True)
-class Exchange:
+class Exchange(Struct):
     """One call on its way: what came, and what the behaviours made of it.
 
     `request` is what the handler will get: raw bytes until the Contract behaviour made it a message; for a client's
@@ -56,8 +56,8 @@ class Exchange:
     context: Context
     # As time.perf_counter says.
     began: float
-    # What came with the call, once the TraceContext behaviour has looked.
-    metadata: dict[str, str | bytes] = field(init=False)
+    # What came with the call.
+    metadata: dict[str, str | bytes]
     traceparent: str = ""
     # How long the handler may take, if that is for us to see to.
     within_s: float | None = None
@@ -119,7 +119,6 @@ class TraceContext:
     """Takes the trace context from the caller, or begins a trace."""
 
     def enter(self, exchange: Exchange) -> None:
-        exchange.metadata = dict(exchange.context.invocation_metadata() or ())
         given = exchange.metadata.get("traceparent")
         exchange.traceparent = valid_traceparent(given if isinstance(given, str) else None) or new_traceparent()
         call_facts.set({"trace_id": trace_id(exchange.traceparent)})

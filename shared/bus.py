@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from google.protobuf.message import Message
-from pydantic import TypeAdapter
+from msgspec import Struct, json
 
 from shared.aggregate import Aggregate, Decision, Handler
 from shared.codec import Codec, Pair
@@ -39,23 +39,21 @@ class Bus:
     def __init__(self) -> None:
         self.codec = Codec()
         self._aggregates: dict[str, Aggregate[Any, Any]] = {}
-        self._states: dict[str, TypeAdapter[Any]] = {}
         self._routes: dict[str, Route] = {}
         self._reactions: dict[type, list[Handler]] = {}
 
-    def aggregate(self, aggregate: Aggregate[Any, Any], events: Mapping[type, type[Message]]) -> None:
+    def aggregate(self, aggregate: Aggregate[Any, Any], events: Mapping[type[Struct], type[Message]]) -> None:
         """Adds a kind of aggregate with its events, each with the message it is stored as."""
         if aggregate.category in self._aggregates:
             raise TypeError(f"{aggregate.category} is registered twice")
         self._aggregates[aggregate.category] = aggregate
-        self._states[aggregate.category] = TypeAdapter(type(aggregate.initial))
-        for dataclass_, message in events.items():
-            self.codec.add(dataclass_, message)
+        for struct, message in events.items():
+            self.codec.add(struct, message)
 
     def register(
         self,
         message: type[Message],
-        command: type,
+        command: type[Struct],
         handler: Handler,
         roles: frozenset[Role],
         *,
@@ -69,9 +67,9 @@ class Bus:
         pair = self.codec.add(command, message)
         self._routes[pair.type_name] = Route(pair, handler, roles, prepare)
 
-    def override(self, command: type, decide: Decision, *, tenant: str) -> None:
+    def override(self, command: type[Struct], decide: Decision, *, tenant: str) -> None:
         """Replaces the decision on a command for one tenant."""
-        route = next((route for route in self._routes.values() if route.pair.dataclass is command), None)
+        route = next((route for route in self._routes.values() if route.pair.struct is command), None)
         if route is None:
             raise TypeError(f"{command.__name__} is not registered")
         if tenant in route.overrides:
@@ -110,10 +108,10 @@ class Bus:
         """The names of all kinds of aggregates, sorted."""
         return sorted(self._aggregates)
 
-    def dump_state(self, category: str, state: Any) -> bytes:
+    def dump_state(self, state: Any) -> bytes:
         """A state as a snapshot keeps it (JSON)."""
-        return self._states[category].dump_json(state)
+        return json.encode(state)
 
     def load_state(self, category: str, state: bytes) -> Any:
-        """The state of a snapshot; raises pydantic.ValidationError if it is not of this schema after all."""
-        return self._states[category].validate_json(state)
+        """The state of a snapshot; raises msgspec.ValidationError if it is not of this schema after all."""
+        return json.decode(state, type=type(self._aggregates[category].initial))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from dataclasses import replace
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 from google.protobuf.any_pb2 import Any as Packed
 from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
+from msgspec import Struct
+from msgspec.structs import replace
 
 from foldline.v1 import command_pb2
 from shared.bus import Prepare, Route
@@ -41,7 +42,7 @@ STATUSES = {
 }
 
 
-class _Submitted(NamedTuple):
+class _Submitted(Struct, frozen=True):
     """The items of a batch: each is among the commands that are waited for, in order, or was refused before."""
 
     items: list[Command | Refusal]

@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import traceback
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 import structlog
+from msgspec import Struct, field
 from uuid_utils import uuid7
 
 from foldline.v1 import event_store_pb2
@@ -34,7 +34,7 @@ Lookup = Callable[[Key], Versioned | None]
 """Gives the state of an aggregate, or None if it is not at hand."""
 
 
-class Sender(NamedTuple):
+class Sender(Struct, frozen=True):
     """On whose behalf a command is carried out, and in what course of things."""
 
     tenant: str
@@ -45,9 +45,8 @@ class Sender(NamedTuple):
     traceparent: str
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class Command:
-    """A valid command of a known caller, on its way to a decision. `content` is the domain's dataclass.
+class Command(Struct, kw_only=True, eq=False):
+    """A valid command of a known caller, on its way to a decision. `content` is the domain's struct.
 
     Ids are UUIDs as canonical text.
     """
@@ -74,8 +73,7 @@ class Command:
         return hashlib.sha256(asked_by.encode() + self.payload).digest()
 
 
-@dataclass(slots=True)
-class Outcome:
+class Outcome(Struct):
     """What became of a command. `head` is the end of the line that the outcome rests on; a `refusal` says why not.
 
     In a plan, `position` still counts from 1 within the batch, and `head` is not known: the append settles both.
@@ -89,24 +87,22 @@ class Outcome:
     refusal: Refusal | None = None
 
 
-@dataclass(slots=True)
-class Plan:
+class Plan(Struct):
     """What a batch comes to, if the world is still as it was: to be appended, then answered."""
 
     batch: Batch = field(default_factory=Batch)
-    states: dict[Key, Versioned] = field(default_factory=dict)
-    outcomes: dict[CommandKey, Outcome] = field(default_factory=dict)
-    missing: set[Key] = field(default_factory=set)
+    states: dict[Key, Versioned] = {}
+    outcomes: dict[CommandKey, Outcome] = {}
+    missing: set[Key] = set()
 
 
-@dataclass(slots=True)
-class _Staged:
+class _Staged(Struct):
     """What a unit adds, kept apart until all of it is accepted."""
 
-    states: dict[Key, Versioned] = field(default_factory=dict)
-    events: list[NewEvent] = field(default_factory=list)
-    snapshots: dict[Key, NewSnapshot] = field(default_factory=dict)
-    credentials: list[NewCredential] = field(default_factory=list)
+    states: dict[Key, Versioned] = {}
+    events: list[NewEvent] = []
+    snapshots: dict[Key, NewSnapshot] = {}
+    credentials: list[NewCredential] = []
 
 
 class _Missing(Exception):
@@ -227,7 +223,7 @@ class Pass:
             version, state = version + 1, aggregate.evolve(state, event)
             staged.events.append(NewEvent(uuid7(), key, version, pair.type_name, payload, metadata))
             if version % aggregate.snapshot_every == 0:
-                dump = self.bus.dump_state(aggregate.category, state)
+                dump = self.bus.dump_state(state)
                 staged.snapshots[key] = NewSnapshot(key, version, aggregate.schema, dump)
         staged.states[key] = Versioned(version, state)
         return list(decided)

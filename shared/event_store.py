@@ -6,12 +6,12 @@ Hand-written SQL on the driver, since loading is on the hot path. What writes is
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, LiteralString
 from uuid import UUID
 
 from google.protobuf.timestamp_pb2 import Timestamp
+from msgspec import Struct
 
 from foldline.v1 import event_store_pb2
 from shared.bus import Bus
@@ -33,8 +33,7 @@ CommandKey = tuple[str, str]
 """Names a command: tenant and command id, a UUID in its canonical form: lower case, with dashes."""
 
 
-@dataclass(frozen=True, slots=True)
-class StoredEvent:
+class StoredEvent(Struct, frozen=True):
     """An event as it was appended. `metadata` is a serialized foldline.v1.EventMetadata."""
 
     position: int
@@ -49,8 +48,7 @@ class StoredEvent:
     metadata: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(Struct, frozen=True):
     """The end of the line: position 0 and no event if it is empty."""
 
     position: int
@@ -59,8 +57,7 @@ class Head:
     shard: int
 
 
-@dataclass(slots=True)
-class Versioned:
+class Versioned(Struct):
     """A state and how many events it is the fold of."""
 
     version: int
@@ -172,8 +169,7 @@ async def read_head(connection: Connection) -> Head:
     return Head(position, event_id, epoch, shard)
 
 
-@dataclass(frozen=True, slots=True)
-class StoredCommand:
+class StoredCommand(Struct, frozen=True):
     """A row of the command log. `error` is a serialized google.rpc.Status."""
 
     tenant: str

@@ -5,7 +5,8 @@ from __future__ import annotations
 from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple
+
+from msgspec import Struct
 
 
 class Role(StrEnum):
@@ -27,7 +28,7 @@ class Identity:
     roles: frozenset[Role]
 
 
-class Call(NamedTuple):
+class Call(Struct, frozen=True):
     """One call: who makes it, by which full method name, in which W3C trace context."""
 
     identity: Identity

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from google.rpc import status_pb2
+from msgspec import Struct
 
 from shared.decide import Command, Outcome
 from shared.errors import Code, Invalid, OverLimit, Refusal, Unavailable, Undone
@@ -32,8 +33,7 @@ class Limits:
     commit_timeout_s: float = 10.0
 
 
-@dataclass(slots=True, eq=False)
-class Waiter:
+class Waiter(Struct, eq=False):
     """One caller, to be awaited for the outcomes of its units.
 
     A caller that goes away cancels its own future and nothing else.
@@ -42,7 +42,7 @@ class Waiter:
     future: asyncio.Future[None]
     asked: Sequence[list[Command]]
     # The units that it waits for: its own, or those of others with the same commands.
-    taken: list[Unit] = field(default_factory=list)
+    taken: list[Unit] = []
     # One for the call itself, until all its units are taken.
     remaining: int = 1
 
@@ -57,14 +57,13 @@ class Waiter:
             self.future.set_result(None)
 
 
-@dataclass(slots=True, eq=False)
-class Unit:
+class Unit(Struct, eq=False):
     """Commands that stand or fall together, and who waits for them."""
 
     commands: list[Command]
     size: int
-    outcomes: dict[CommandKey, Outcome] = field(default_factory=dict)
-    waiters: list[Waiter] = field(default_factory=list)
+    outcomes: dict[CommandKey, Outcome] = {}
+    waiters: list[Waiter] = []
     settled: bool = False
 
     def open(self) -> list[Command]:

@@ -17,6 +17,7 @@ import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
+from contextvars import ContextVar
 from typing import Any, TypeAlias, TypeVar, cast
 
 import grpc
@@ -229,7 +230,7 @@ class Server:
         async def serve(request: Any, context: Any) -> Any:
             if (refusal := self._turned_away()) is not None:
                 return await context.abort(*trailers(to_status(refusal)))
-            exchange = Exchange(rpc, request, context, time.perf_counter())
+            exchange = Exchange(rpc, request, context, time.perf_counter(), dict(_metadata.get()))
             if rpc.streams_requests:
                 exchange.request = self._while_serving(exchange, request)
             self._in_flight += 1
@@ -343,8 +344,12 @@ def _shutting_down() -> Unavailable:
     return Unavailable("SHUTTING_DOWN", "this instance is being stopped: go on with another")
 
 
+_metadata: ContextVar[Sequence[tuple[str, str | bytes]]] = ContextVar("_metadata", default=())
+"""What came with a call. gRPC has decoded it to find the handler, and would again if its context were asked."""
+
+
 class _Table(grpc.GenericRpcHandler):
-    """All methods, found by name as they are called.
+    """All methods, found by name as they are called, each in the task that then serves the call.
 
     Registered with gRPC one by one, they would be waited for one by one: grpc.aio then sets up and takes down as many
     waits as there are methods at every call, 10 us for the 20 of a service.
@@ -355,6 +360,7 @@ class _Table(grpc.GenericRpcHandler):
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> AnyHandler | None:
         """The handler of a method; None if there is no such method."""
+        _metadata.set(handler_call_details.invocation_metadata or ())
         return self._methods.get(handler_call_details.method)
 
 

@@ -16,10 +16,11 @@ import sys
 from collections.abc import Callable, MutableMapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import orjson
 import structlog
+from msgspec import Struct
 
 from shared.identity import Call, current_call
 
@@ -96,7 +97,7 @@ def trace_id(traceparent: str) -> str:
     return traceparent[3:35]
 
 
-class _Note(NamedTuple):
+class _Note(Struct, frozen=True):
     """What a line will be made of: when, how bad, whose call it belongs to, what happened."""
 
     time: datetime

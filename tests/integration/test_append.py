@@ -8,6 +8,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from msgspec.structs import replace
 
 from deploy.bootstrap import Database
 from shared import event_store
@@ -72,7 +73,7 @@ async def test_everything_of_a_batch_is_stored_as_it_was_given(write_db: Databas
     everything = bytes(range(256))
     events = [event(A, 1, everything), event(B, 1, b""), event(A, 2)]
     first = row(A, last_event=3)
-    second = row(B, status="rejected")._replace(causation_id=None, error=None, on_behalf_of="", traceparent="")
+    second = replace(row(B, status="rejected"), causation_id=None, error=None, on_behalf_of="", traceparent="")
     batch = Batch(
         reads={A: 0, B: 0},
         commands=[first, second],
@@ -199,14 +200,15 @@ async def test_an_outcome_is_final(write_db: Database) -> None:
             await append(connection, 1, Batch(commands=[first]))
             for again in (False, True):
                 with pytest.raises(Clash):
-                    await append(connection, 1, Batch(commands=[first._replace(version=99)]), again=again)
+                    await append(connection, 1, Batch(commands=[replace(first, version=99)]), again=again)
     assert {command.version for command in (await commands_of(write_db)).values()} == {3}
 
 
 async def test_only_a_failure_is_replaced(write_db: Database) -> None:
     """`failed` may be tried again with the same content; the row then is that of the new try, in every column."""
     first = row(A, status="failed")
-    second = row(B, command_id=first.command_id, last_event=1)._replace(
+    second = replace(
+        row(B, command_id=first.command_id, last_event=1),
         type="trial.Other",
         payload=b"p",
         user_id="carol",
@@ -221,7 +223,7 @@ async def test_only_a_failure_is_replaced(write_db: Database) -> None:
     )
     async with connected(write_db.app) as connection:
         await append(connection, 1, Batch(commands=[first]))
-        other = second._replace(fingerprint=b"another content")
+        other = replace(second, fingerprint=b"another content")
         for refused, again in ((other, False), (other, True), (second, False)):
             with pytest.raises(Clash):
                 await append(connection, 1, Batch(commands=[refused], events=[event(B, 1)]), again=again)
@@ -255,7 +257,7 @@ async def test_the_same_command_id_of_two_tenants_is_two_commands(write_db: Data
     first = row(A)
     async with connected(write_db.app) as connection:
         await append(connection, 1, Batch(commands=[first]))
-        await append(connection, 1, Batch(commands=[first._replace(tenant="other")]))
+        await append(connection, 1, Batch(commands=[replace(first, tenant="other")]))
     assert set(await commands_of(write_db)) == {("acme", first.command_id), ("other", first.command_id)}
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 import psycopg
 import pytest
+from msgspec.structs import replace
 
 from deploy.bootstrap import Database
 from shared import appending
@@ -105,7 +105,7 @@ async def test_what_was_decided_on_an_old_world_writes_nothing(write_db: Databas
         outcomes = {status: lone(B, command={"status": status}) for status in ("scheduled", "started", "rejected", "failed")}
         for batch in outcomes.values():
             await append(connection, 1, replace(batch, events=[], reads={}))
-        stale = [lone(A), replace(done, events=lone(A, 2).events, commands=[done.commands[0]._replace(version=2)])]
+        stale = [lone(A), replace(done, events=lone(A, 2).events, commands=[replace(done.commands[0], version=2)])]
         stale += [
             lone(B, command={"command_id": known.commands[0].command_id, "fingerprint": b"other"}) for known in outcomes.values()
         ]

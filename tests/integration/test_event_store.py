@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 from uuid import UUID, uuid4
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from deploy.bootstrap import Database
 from foldline.v1 import event_store_pb2
@@ -37,7 +39,7 @@ def added(key: Key, version: int, amount: int = 1, bus: Bus = BUS) -> NewEvent:
 
 def snapshot(key: Key, version: int, total: int, *, schema: int = 1) -> NewSnapshot:
     """A snapshot that says what it likes, so that it can be told from the events which it stands for."""
-    return NewSnapshot(key, version, schema, BUS.dump_state("counter", Counter(total=total)))
+    return NewSnapshot(key, version, schema, BUS.dump_state(Counter(total=total)))
 
 
 @dataclass
@@ -53,7 +55,7 @@ class Folds:
             self.count += 1
             return evolve(counter, event)
 
-        return build_bus(replace(aggregate, evolve=evolve_and_count))
+        return build_bus(dataclasses.replace(aggregate, evolve=evolve_and_count))
 
 
 async def test_an_absent_aggregate_is_at_version_0(write_db: Database) -> None:
@@ -105,7 +107,7 @@ async def test_a_snapshot_of_another_schema_is_passed_over(write_db: Database) -
         await append(connection, 1, batch)
         totals = {}
         for schema in (1, 2, 4):
-            bus = build_bus(replace(COUNTER, schema=schema))
+            bus = build_bus(dataclasses.replace(COUNTER, schema=schema))
             [at] = (await load(connection, bus, [A])).values()
             assert at.version == 30
             totals[schema] = at.state.total
@@ -146,7 +148,7 @@ _numbers = itertools.count()
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_loading_from_snapshots_equals_the_full_fold(module_db: Database, amounts: list[int], every: int, together: int) -> None:
     """Whatever the interval, and however many events an append has."""
-    bus = build_bus(replace(COUNTER, snapshot_every=every))
+    bus = build_bus(dataclasses.replace(COUNTER, snapshot_every=every))
     counter_id = f"c{next(_numbers)}"
     key: Key = ("acme", "counter", counter_id)
 
@@ -211,7 +213,7 @@ async def test_the_head_names_the_last_event_and_the_history(write_db: Database)
 async def test_an_envelope_has_all_of_a_stored_event(write_db: Database) -> None:
     """The payload's bytes are unchanged; the time keeps its microseconds."""
     metadata = event_store_pb2.EventMetadata(command_id="c", user_id="alice", traceparent="00-1-2-01")
-    event = added(A, 1)._replace(metadata=metadata.SerializeToString())
+    event = replace(added(A, 1), metadata=metadata.SerializeToString())
     async with connected(write_db.app) as connection:
         appended = await append(connection, 1, Batch(events=[event]))
     [stored] = await events_of(write_db)
@@ -235,7 +237,7 @@ async def test_an_envelope_has_all_of_a_stored_event(write_db: Database) -> None
 async def test_unknown_bytes_are_not_read_as_something_else(write_db: Database) -> None:
     """A stream with an event type that this service does not know cannot be loaded; nothing is passed over."""
     async with connected(write_db.app) as connection:
-        await append(connection, 1, Batch(events=[added(A, 1)._replace(type="trial.FromTheFuture")]))
+        await append(connection, 1, Batch(events=[replace(added(A, 1), type="trial.FromTheFuture")]))
         with pytest.raises(KeyError, match="FromTheFuture"):
             await load(connection, BUS, [A])
 

@@ -71,7 +71,7 @@ class Domain:
         return self._lookup((TENANT, category, id_)).state
 
     def ask(self, content: Any) -> Outcome:
-        """A user's command, of the domain's dataclass."""
+        """A user's command, of the domain's struct."""
         pair = self.bus.codec.of(content)
         return self._carry_out(str(uuid4()), pair.type_name, content, pair.encode(content), Role.USER)
 

@@ -14,19 +14,19 @@ from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
 
+from msgspec import Struct
+
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.process_manager import Answer, ProcessManager, Send, Step
 from tests.support.trial import message_of
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OrderPlaced:
+class OrderPlaced(Struct, frozen=True, kw_only=True):
     order_id: str
     amount: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OrderCommand:
+class OrderCommand(Struct, frozen=True, kw_only=True):
     order_id: str
     amount: int
 

@@ -35,7 +35,7 @@ def make_command(
     correlation_id: str = "",
     traceparent: str = "",
 ) -> Command:
-    """A valid command as the RPCs would make it, of a domain's dataclass."""
+    """A valid command as the RPCs would make it, of a domain's struct."""
     pair = bus.codec.of(content)
     route = bus.route(pair.type_name)
     assert route is not None

@@ -1,13 +1,11 @@
 """A domain for trying the kernel: it can be refused, change nothing, read others, swell, leak, chain and never end.
 
-Its messages are made here, from its dataclasses, so that no test's domain is among the generated code.
+Its messages are made here, from its structs, so that no test's domain is among the generated code.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from operator import attrgetter
 from typing import Any, get_args, get_type_hints
@@ -16,6 +14,8 @@ from uuid import UUID, uuid4
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.descriptor_pb2 import FieldDescriptorProto
 from google.protobuf.message import Message
+from msgspec import Struct
+from msgspec.structs import fields, replace
 
 from foldline.v1 import command_pb2, options_pb2
 from shared.aggregate import Aggregate, Credential, Decided, Meta, on
@@ -31,17 +31,17 @@ RECEIVED_AT = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 _TYPES = {str: FieldDescriptorProto.TYPE_STRING, int: FieldDescriptorProto.TYPE_INT64, bool: FieldDescriptorProto.TYPE_BOOL}
 
 
-def message_of(dataclass_: type, *, options: bool = False, redacted: tuple[str, ...] = (), name: str = "") -> type[Message]:
-    """A message with the fields of a dataclass, `trial.<its name>`; with command options and redacted fields if asked for."""
-    name = name or dataclass_.__name__
+def message_of(struct: type[Struct], *, options: bool = False, redacted: tuple[str, ...] = (), name: str = "") -> type[Message]:
+    """A message with the fields of a struct, `trial.<its name>`; with command options and redacted fields if asked for."""
+    name = name or struct.__name__
     file = descriptor_pb2.FileDescriptorProto(name=f"trial/{name}.proto", package="trial", syntax="proto3")
     file.dependency.extend([command_pb2.DESCRIPTOR.name, options_pb2.DESCRIPTOR.name])
     described = file.message_type.add(name=name)
     if options:
         kind, type_name = FieldDescriptorProto.TYPE_MESSAGE, ".foldline.v1.CommandOptions"
         described.field.add(name="options", number=1, type=kind, type_name=type_name, label=FieldDescriptorProto.LABEL_OPTIONAL)
-    hints = get_type_hints(dataclass_)
-    for number, field in enumerate(dataclasses.fields(dataclass_), start=2):
+    hints = get_type_hints(struct)
+    for number, field in enumerate(fields(struct), start=2):
         kind, *more = get_args(hints[field.name]) or [hints[field.name]]
         added = described.field.add(name=field.name, number=number, type=_TYPES[kind], label=FieldDescriptorProto.LABEL_OPTIONAL)
         if more == [type(None)]:  # str | None
@@ -59,32 +59,28 @@ def message_of(dataclass_: type, *, options: bool = False, redacted: tuple[str, 
 # Commands
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Add:
+class Add(Struct, frozen=True, kw_only=True):
     """Refused as BELOW_ZERO if the total would be; adding nothing changes nothing."""
 
     counter_id: str
     amount: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Blurt:
+class Blurt(Struct, frozen=True, kw_only=True):
     """Meets a defect whose text is not for anybody's ears."""
 
     counter_id: str
     text: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Swell:
+class Swell(Struct, frozen=True, kw_only=True):
     """Makes an event of about as many bytes as the amount, plus the total."""
 
     counter_id: str
     amount: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SetPassword:
+class SetPassword(Struct, frozen=True, kw_only=True):
     """Saves a hash of the password; refused as WEAK if that is empty."""
 
     counter_id: str
@@ -92,24 +88,21 @@ class SetPassword:
     word: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chain:
+class Chain(Struct, frozen=True, kw_only=True):
     """Causes events in as many rounds of reactions as `links`; without end if that is negative."""
 
     counter_id: str
     links: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GoOffDuty:
+class GoOffDuty(Struct, frozen=True, kw_only=True):
     """Refused as NOBODY_ON_DUTY if the colleague is off already: it reads an aggregate that it does not change."""
 
     counter_id: str
     colleague_id: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Move:
+class Move(Struct, frozen=True, kw_only=True):
     """Takes from one counter and adds to another, in one transaction."""
 
     counter_id: str
@@ -120,37 +113,31 @@ class Move:
 # Events
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Added:
+class Added(Struct, frozen=True, kw_only=True):
     counter_id: str
     amount: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Swollen:
+class Swollen(Struct, frozen=True, kw_only=True):
     counter_id: str
     text: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PasswordSet:
+class PasswordSet(Struct, frozen=True, kw_only=True):
     counter_id: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Linked:
+class Linked(Struct, frozen=True, kw_only=True):
     counter_id: str
     links: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WentOffDuty:
+class WentOffDuty(Struct, frozen=True, kw_only=True):
     counter_id: str
     colleague_id: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Moved:
+class Moved(Struct, frozen=True, kw_only=True):
     counter_id: str
     to_id: str
     amount: int
@@ -162,8 +149,7 @@ CounterEvent = Added | Swollen | PasswordSet | Linked | WentOffDuty | Moved
 # State
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Counter:
+class Counter(Struct, frozen=True, kw_only=True):
     total: int = 0
     off_duty: bool = False
 
@@ -250,7 +236,7 @@ def evolve(counter: Counter, event: CounterEvent) -> Counter:
 
 COUNTER = Aggregate(category="counter", initial=Counter(), evolve=evolve, snapshot_every=10)
 
-_COMMANDS: dict[type, tuple[type[Message], Any]] = {
+_COMMANDS: dict[type[Struct], tuple[type[Message], Any]] = {
     Add: (message_of(Add, options=True), add),
     Blurt: (message_of(Blurt, options=True), blurt),
     Swell: (message_of(Swell, options=True), swell),
@@ -259,7 +245,7 @@ _COMMANDS: dict[type, tuple[type[Message], Any]] = {
     GoOffDuty: (message_of(GoOffDuty, options=True), go_off_duty),
     Move: (message_of(Move, options=True), move),
 }
-_EVENTS: dict[type, type[Message]] = {
+_EVENTS: dict[type[Struct], type[Message]] = {
     event: message_of(event) for event in (Added, Swollen, PasswordSet, Linked, WentOffDuty, Moved)
 }
 
@@ -306,4 +292,4 @@ def lone(key: Key, version: int = 1, *, command: dict[str, Any] | None = None, e
         error=None,
     )
     added = NewEvent(uuid4(), key, version, "trial.Added", ALL_BYTES, b"metadata")
-    return Batch(reads={key: version - 1}, commands=[row._replace(**command or {})], events=[added._replace(**event or {})])
+    return Batch(reads={key: version - 1}, commands=[replace(row, **command or {})], events=[replace(added, **event or {})])

@@ -7,8 +7,10 @@ many ask at once.
 from __future__ import annotations
 
 import unicodedata
-from dataclasses import dataclass, replace
 from typing import assert_never
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from shared.aggregate import Aggregate, Meta
 from shared.errors import AlreadyExists, Invalid, Rejected
@@ -41,21 +43,18 @@ def login_id(tenant: str, login: str) -> str:
 # Commands
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReserveLogin:
+class ReserveLogin(Struct, frozen=True, kw_only=True):
     login_id: str
     user_id: str
     expires_at_ms: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConfirmLogin:
+class ConfirmLogin(Struct, frozen=True, kw_only=True):
     login_id: str
     user_id: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReleaseLogin:
+class ReleaseLogin(Struct, frozen=True, kw_only=True):
     login_id: str
     user_id: str
 
@@ -63,21 +62,18 @@ class ReleaseLogin:
 # Events
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoginReserved:
+class LoginReserved(Struct, frozen=True, kw_only=True):
     login_id: str
     user_id: str
     expires_at_ms: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoginConfirmed:
+class LoginConfirmed(Struct, frozen=True, kw_only=True):
     login_id: str
     user_id: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoginReleased:
+class LoginReleased(Struct, frozen=True, kw_only=True):
     login_id: str
     user_id: str
 
@@ -88,8 +84,7 @@ LoginEvent = LoginReserved | LoginConfirmed | LoginReleased
 # State
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Login:
+class Login(Struct, frozen=True, kw_only=True):
     holder_id: str = ""
     confirmed: bool = False
     expires_at_ms: int = 0

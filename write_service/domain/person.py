@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import assert_never
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from shared.aggregate import Aggregate, Meta
 from shared.errors import AlreadyExists, NotFound, Rejected
@@ -16,14 +18,12 @@ ACCOUNTS_MAX = 1000
 # Commands
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RegisterPerson:
+class RegisterPerson(Struct, frozen=True, kw_only=True):
     person_id: str
     name: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RenamePerson:
+class RenamePerson(Struct, frozen=True, kw_only=True):
     person_id: str
     name: str
 
@@ -31,26 +31,22 @@ class RenamePerson:
 # Events
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PersonRegistered:
+class PersonRegistered(Struct, frozen=True, kw_only=True):
     person_id: str
     name: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PersonRenamed:
+class PersonRenamed(Struct, frozen=True, kw_only=True):
     person_id: str
     name: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AccountAttached:
+class AccountAttached(Struct, frozen=True, kw_only=True):
     person_id: str
     account_id: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AccountDetached:
+class AccountDetached(Struct, frozen=True, kw_only=True):
     person_id: str
     account_id: str
 
@@ -61,8 +57,7 @@ PersonEvent = PersonRegistered | PersonRenamed | AccountAttached | AccountDetach
 # State
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Person:
+class Person(Struct, frozen=True, kw_only=True):
     registered: bool = False
     name: str = ""
     account_ids: tuple[str, ...] = ()

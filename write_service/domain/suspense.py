@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from msgspec import Struct
+from msgspec.structs import replace
 
 from shared.aggregate import Aggregate, Meta
 
 # Commands
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SuspendMoney:
+class SuspendMoney(Struct, frozen=True, kw_only=True):
     suspense_id: str
     transfer_id: str
     amount_minor: int
@@ -20,8 +20,7 @@ class SuspendMoney:
 # Events
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MoneySuspended:
+class MoneySuspended(Struct, frozen=True, kw_only=True):
     suspense_id: str
     transfer_id: str
     amount_minor: int
@@ -32,8 +31,7 @@ class MoneySuspended:
 # State
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Suspense:
+class Suspense(Struct, frozen=True, kw_only=True):
     balance_minor: int = 0
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import assert_never
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from shared.aggregate import Aggregate, Meta
 from shared.errors import AlreadyExists, NotFound, Rejected
@@ -28,8 +30,7 @@ class Compensation(IntEnum):
 # Commands
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StartTransfer:
+class StartTransfer(Struct, frozen=True, kw_only=True):
     transfer_id: str
     from_account_id: str
     to_account_id: str
@@ -37,13 +38,11 @@ class StartTransfer:
     currency: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CompleteTransfer:
+class CompleteTransfer(Struct, frozen=True, kw_only=True):
     transfer_id: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FailTransfer:
+class FailTransfer(Struct, frozen=True, kw_only=True):
     transfer_id: str
     reason: str
     compensation: int
@@ -52,8 +51,7 @@ class FailTransfer:
 # Events
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TransferStarted:
+class TransferStarted(Struct, frozen=True, kw_only=True):
     transfer_id: str
     from_account_id: str
     to_account_id: str
@@ -70,13 +68,11 @@ class TransferStarted:
     credit_not_after_ms: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TransferCompleted:
+class TransferCompleted(Struct, frozen=True, kw_only=True):
     transfer_id: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TransferFailed:
+class TransferFailed(Struct, frozen=True, kw_only=True):
     transfer_id: str
     reason: str
     compensation: int
@@ -88,8 +84,7 @@ TransferEvent = TransferStarted | TransferCompleted | TransferFailed
 # State
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Transfer:
+class Transfer(Struct, frozen=True, kw_only=True):
     started: bool = False
     ended: bool = False
 

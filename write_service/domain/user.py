@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
 from typing import assert_never
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from shared.aggregate import Aggregate, Credential, Decided, Meta
 from shared.errors import AlreadyExists, NotFound, Rejected
@@ -22,22 +24,22 @@ HASH_PREFIX = "$argon2id$"
 # Commands
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StartUserRegistration:
+class StartUserRegistration(Struct, frozen=True, kw_only=True):
     user_id: str
     login: str
     email: str
     # Its argon2id hash, by the time it is decided.
-    password: str = field(repr=False)
+    password: str
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(user_id={self.user_id!r})"  # whoever shows it shows no password
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConfirmUserRegistration:
+class ConfirmUserRegistration(Struct, frozen=True, kw_only=True):
     user_id: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FailUserRegistration:
+class FailUserRegistration(Struct, frozen=True, kw_only=True):
     user_id: str
     reason: str
 
@@ -45,8 +47,7 @@ class FailUserRegistration:
 # Events
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UserRegistrationStarted:
+class UserRegistrationStarted(Struct, frozen=True, kw_only=True):
     user_id: str
     login: str
     email: str
@@ -59,13 +60,11 @@ class UserRegistrationStarted:
     expires_at_ms: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UserRegistrationSucceeded:
+class UserRegistrationSucceeded(Struct, frozen=True, kw_only=True):
     user_id: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UserRegistrationFailed:
+class UserRegistrationFailed(Struct, frozen=True, kw_only=True):
     user_id: str
     reason: str
 
@@ -76,8 +75,7 @@ UserEvent = UserRegistrationStarted | UserRegistrationSucceeded | UserRegistrati
 # State
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class User:
+class User(Struct, frozen=True, kw_only=True):
     started: bool = False
     succeeded: bool = False
     failed: bool = False

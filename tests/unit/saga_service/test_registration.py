@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import pytest
 from google.protobuf.message import Message
 
@@ -149,7 +147,7 @@ def test_the_first_event_fixes_the_ids_of_all_steps_that_are_sent() -> None:
     fixed = {name: getattr(started, f"{name}_command_id") for name in ALL_STEPS}
     assert fixed == {name: str(step_id("registration", ID, name)) for name in ALL_STEPS}
     sent = {begun().send[0].step} | {step_of(command) for road in ROADS.values() for *_, command, _ in road if command}
-    ids = {field.name.removesuffix("_command_id") for field in fields(started) if field.name.endswith("_command_id")}
+    ids = {name.removesuffix("_command_id") for name in started.__struct_fields__ if name.endswith("_command_id")}
     assert ids == sent == set(ALL_STEPS)
 
 

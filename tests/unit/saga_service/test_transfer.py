@@ -196,7 +196,7 @@ def test_the_first_event_fixes_the_ids_of_all_steps_that_are_sent() -> None:
     fixed = {name: getattr(started, f"{name}_command_id") for name in ALL_STEPS}
     assert fixed == {name: str(step_id("transfer", ID, name)) for name in ALL_STEPS}
     sent = {begun().send[0].step} | {step_of(command) for road in ROADS.values() for *_, command, _, _ in road if command}
-    ids = {name.removesuffix("_command_id") for name in started.__dataclass_fields__ if name.endswith("_command_id")}
+    ids = {name.removesuffix("_command_id") for name in started.__struct_fields__ if name.endswith("_command_id")}
     assert ids == sent == set(ALL_STEPS)
 
 

@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from tests.support.scenario import META, given
 from write_service.domain.account import (
@@ -208,7 +209,7 @@ def test_refused(name: str) -> None:
 
 # A process may say more than a user, and its command may come too late. (what happened, decision, command, reason)
 NOW_MS = int(META.now.timestamp() * 1000)
-PROCESS = META._replace(roles=frozenset({"process"}))
+PROCESS = replace(META, roles=frozenset({"process"}))
 TOO_LATE: dict[str, tuple[list[Any], Any, Any, str]] = {
     "deposit: 2. expired": ([], deposit, deposit_of(1, "EUR", "t1", "a2", NOW_MS - 1), "COMMAND_EXPIRED"),
     "withdraw: 2. expired": ([], withdraw, withdrawal_of(1, "EUR", "t1", "a2", NOW_MS - 1), "COMMAND_EXPIRED"),
@@ -227,7 +228,7 @@ def test_a_process_moves_money_for_a_transfer_up_to_the_last_millisecond() -> No
     account = given(ACCOUNT, opened, deposited(100, 100))
     account.when(deposit, deposit_of(5, "USD", "t1", "a2", NOW_MS), PROCESS).then(deposited(5, 105, "t1", "a2"))
     account.when(withdraw, withdrawal_of(5, "USD", "t1", "a2", NOW_MS), PROCESS).then(withdrawn(5, 95, "t1", "a2"))
-    a_moment_later = PROCESS._replace(now=META.now + timedelta(milliseconds=1))
+    a_moment_later = replace(PROCESS, now=META.now + timedelta(milliseconds=1))
     account.when(withdraw, withdrawal_of(5, "USD", "t1", "a2", NOW_MS), a_moment_later).then_refused("COMMAND_EXPIRED")
 
 

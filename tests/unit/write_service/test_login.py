@@ -9,6 +9,7 @@ from typing import Any
 import hypothesis
 import pytest
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from shared.errors import Invalid
 from tests.support.scenario import META, given
@@ -203,9 +204,9 @@ def test_refused(name: str) -> None:
 
 def test_a_reservation_holds_to_its_last_millisecond() -> None:
     """A millisecond later it is free for the next; a confirmed login never becomes free by itself."""
-    last = META._replace(now=META.now + timedelta(minutes=5))
-    after = META._replace(now=last.now + timedelta(milliseconds=1))
-    years_after = META._replace(now=META.now + timedelta(days=3650))
+    last = replace(META, now=META.now + timedelta(minutes=5))
+    after = replace(META, now=last.now + timedelta(milliseconds=1))
+    years_after = replace(META, now=META.now + timedelta(days=3650))
     login = given(LOGIN, reserved)
     login.when(reserve, other_reserves, last).then_refused("LOGIN_TAKEN")
     login.when(reserve, other_reserves, after).then(other_reserved)
@@ -214,7 +215,7 @@ def test_a_reservation_holds_to_its_last_millisecond() -> None:
 
 def test_who_comes_late_may_still_confirm_if_nobody_else_came() -> None:
     """Expiry makes a login free for others; it takes it from nobody."""
-    after = META._replace(now=META.now + timedelta(days=1))
+    after = replace(META, now=META.now + timedelta(days=1))
     given(LOGIN, reserved).when(confirm, confirm_it, after).then(confirmed)
     given(LOGIN, reserved).when(reserve, reserve_it, after).then()
 
