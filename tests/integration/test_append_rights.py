@@ -16,6 +16,7 @@ from shared.postgres import UnsafeDatabase, refuse_unsafe
 from tests.integration.test_append import A, event, row
 from tests.support.engines import Engines
 from tests.support.history import connected
+from tests.support.trial import lone
 
 CHANGES = {
     "insert": "INSERT INTO {0} SELECT * FROM {0}",
@@ -76,6 +77,40 @@ async def test_a_temporary_table_does_not_stand_before_ours(filled: Database) ->
         await append(connection, 1, Batch(reads={A: 1}, commands=[row(A, last_event=1)], events=[event(A, 2)]))
         cursor = await connection.execute("SELECT (SELECT count(*) FROM public.events), (SELECT count(*) FROM public.commands)")
         assert await cursor.fetchall() == [(2, 2)]
+
+
+@pytest.mark.parametrize("commands", [1, 2], ids=["append_one", "append_batch"])
+async def test_nothing_on_the_callers_search_path_stands_before_ours(filled: Database, commands: int) -> None:
+    """The functions run with their owner's rights: what a caller made, and put first, is neither called nor written."""
+    with psycopg.connect(filled.admin, autocommit=True) as admin:
+        for statement in (
+            "CREATE SCHEMA theirs",
+            "CREATE TABLE theirs.calls (name text)",
+            *(f"CREATE TABLE theirs.{table} (LIKE public.{table} INCLUDING ALL)" for table in TABLES),
+            """CREATE FUNCTION theirs.told(name text) RETURNS void LANGUAGE sql AS
+               'INSERT INTO theirs.calls VALUES (name)'""",
+            """CREATE FUNCTION theirs.pg_advisory_xact_lock(integer, integer) RETURNS void LANGUAGE sql AS
+               $$ SELECT theirs.told('pg_advisory_xact_lock') $$""",
+            """CREATE FUNCTION theirs.clock_timestamp() RETURNS timestamptz LANGUAGE sql AS
+               $$ SELECT theirs.told('clock_timestamp'); SELECT timestamptz '2001-01-01 00:00Z' $$""",
+            """CREATE FUNCTION theirs.plus(bigint, integer) RETURNS bigint LANGUAGE sql AS
+               $$ SELECT theirs.told('+'); SELECT 1000::bigint $$""",
+            "CREATE OPERATOR theirs.+ (LEFTARG = bigint, RIGHTARG = integer, FUNCTION = theirs.plus)",
+            "GRANT ALL ON SCHEMA theirs TO PUBLIC",
+            "GRANT ALL ON ALL TABLES IN SCHEMA theirs TO PUBLIC",
+        ):
+            admin.execute(statement.encode())
+    one = lone(A, 2)
+    batch = one if commands == 1 else Batch(one.reads, [*one.commands, row(A)], one.events)
+    async with connected(filled.app) as connection:
+        await connection.execute("SET search_path = theirs, pg_catalog, public")
+        # The control: whoever names no schema gets theirs.
+        await connection.execute("SELECT clock_timestamp()")
+        appended = await append(connection, 1, batch)
+        cursor = await connection.execute("SELECT name FROM theirs.calls")
+        assert await cursor.fetchall() == [("clock_timestamp",)]
+        cursor = await connection.execute("SELECT count(*) FROM theirs.events UNION ALL SELECT count(*) FROM theirs.commands")
+        assert (appended.head, await cursor.fetchall()) == (2, [(0,), (0,)])
 
 
 async def test_the_application_may_read(filled: Database) -> None:
