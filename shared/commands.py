@@ -126,7 +126,9 @@ class Commands:
         receipts = iter([self._receipt(command, outcome) for command, outcome in zip(commands, outcomes, strict=True)])
         return [_refused(one) if isinstance(one, Refusal) else next(receipts) for one in submitted.items]
 
-    async def send_stream(self, items: AsyncIterator[command_pb2.BatchItem]) -> AsyncGenerator[command_pb2.CommandReceipt, None]:
+    async def send_stream(
+        self, requests: AsyncIterator[command_pb2.SendStreamRequest]
+    ) -> AsyncGenerator[command_pb2.CommandReceipt, None]:
         """Carries out packed commands as they come and yields their receipts in the same order.
 
         At most STREAM_WINDOW of them are under way at once: a client that does not read its receipts is not read from.
@@ -137,10 +139,10 @@ class Commands:
 
         async def take() -> None:
             try:
-                async for item in items:
+                async for request in requests:
                     await room.acquire()
                     try:
-                        under_way.put_nowait(self._submit([item]))
+                        under_way.put_nowait(self._submit([request.item]))
                     except Refusal as refusal:
                         under_way.put_nowait(refusal)
                         return  # nothing that comes behind it may happen before it

@@ -137,7 +137,7 @@ class CommandService(command_pb2_grpc.CommandServiceServicer):
     async def SendStream(
         self, request_iterator: AsyncIterator[command_pb2.SendStreamRequest], context: Any
     ) -> AsyncIterator[command_pb2.SendStreamResponse]:
-        async with aclosing(self._commands.send_stream(request.item async for request in request_iterator)) as receipts:
+        async with aclosing(self._commands.send_stream(request_iterator)) as receipts:
             async for receipt in receipts:
                 yield command_pb2.SendStreamResponse(receipt=receipt)
 
