@@ -9,6 +9,8 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import cycle
 
 import psycopg
 
@@ -16,7 +18,7 @@ from deploy.bootstrap import Database
 from deploy.process import tail
 from deploy.system import PROJECTOR, READ, RELAY, WRITE, System
 from tests.bench import echo, workload
-from tests.bench.children import Answer, Meter, memory_mib
+from tests.bench.children import Answer, Child, Meter, memory_mib
 from tests.bench.stage import Stage, head
 
 CATCH_UP_EVENTS = 60_000
@@ -96,36 +98,33 @@ def unary(callers: int, accounts: int) -> Measure:
     """DepositMoney, one command a call; the ceiling is an echo of the same bytes."""
 
     async def measure(stage: Stage, scale: float) -> AsyncGenerator[Sample, None]:
-        system = await stage.write_service()
+        systems = await stage.write_services()
         load: dict[str, float] = {"callers": callers, "accounts": accounts, "seconds": 2.0 * scale}
-        nth = 0
-        while True:
+        for nth, system in enumerate(cycle(systems)):
             ours, bare = await _in_turn(
                 nth,
-                lambda: _loaded(stage, system, "unary", workload.DEPOSIT, **load),
-                lambda: _echoed(stage, "unary", echo.UNARY, **load),
+                partial(_loaded, stage, system, "unary", workload.DEPOSIT, **load),
+                partial(_echoed, stage, "unary", echo.UNARY, **load),
             )
             notes = {"p50_ms": ours["p50_ms"], "p99_ms": ours["p99_ms"], "echo_p50_ms": bare["p50_ms"]}
             yield Sample(
                 figure=ours["per_s"], ceiling=bare["per_s"], cpu_us=_costs(ours), ceiling_cpu_us=_costs(bare), notes=notes
             )
-            nth += 1
 
     return measure
 
 
 async def lone_caller(stage: Stage, scale: float) -> AsyncGenerator[Sample, None]:
     """The median time of one caller's DepositMoney; the ceiling is that of an echo and of a bare commit, together."""
-    system = await stage.write_service()
+    systems = await stage.write_services()
     writer = await stage.child("bare_write", stage.engines.clone("write").owner)
     load: dict[str, float] = {"callers": 1, "accounts": 1000, "seconds": 1.2 * scale}
-    nth = 0
-    while True:
+    for nth, system in enumerate(cycle(systems)):
         ours, bare, commit = await _in_turn(
             nth,
-            lambda: _loaded(stage, system, "unary", workload.DEPOSIT, **load),
-            lambda: _echoed(stage, "unary", echo.UNARY, **load),
-            lambda: writer.ask({"kind": "commit", "seconds": 1.2 * scale, "batch": 1, "accounts": 1000}),
+            partial(_loaded, stage, system, "unary", workload.DEPOSIT, **load),
+            partial(_echoed, stage, "unary", echo.UNARY, **load),
+            partial(writer.ask, {"kind": "commit", "seconds": 1.2 * scale, "batch": 1, "accounts": 1000}),
         )
         yield Sample(
             figure=ours["p50_ms"],
@@ -134,7 +133,6 @@ async def lone_caller(stage: Stage, scale: float) -> AsyncGenerator[Sample, None
             ceiling_cpu_us=_costs(bare),
             notes={"p99_ms": ours["p99_ms"], "echo_p50_ms": bare["p50_ms"], "commit_p50_ms": commit["p50_ms"]},
         )
-        nth += 1
 
 
 async def batches(stage: Stage, scale: float) -> AsyncGenerator[Sample, None]:
@@ -142,18 +140,15 @@ async def batches(stage: Stage, scale: float) -> AsyncGenerator[Sample, None]:
 
     The service appends through one connection, so the bare loop has one as well.
     """
-    system = await stage.write_service()
+    systems = await stage.write_services()
     writer = await stage.child("bare_write", stage.engines.clone("write").owner)
     load: dict[str, float] = {"callers": 4, "accounts": 1000, "batch": 100, "seconds": 1.5 * scale}
-    nth = 0
-    while True:
+    for nth, system in enumerate(cycle(systems)):
         ours, bare = await _in_turn(
             nth,
-            lambda: _loaded(stage, system, "batch", workload.SEND_BATCH, **load),
-            lambda: _bare_append(stage, system, lambda: writer.ask(
-                {"kind": "append", "seconds": 1.5 * scale, "batch": 100, "accounts": 1000}
-            )),
-        )  # fmt: skip
+            partial(_loaded, stage, system, "batch", workload.SEND_BATCH, **load),
+            partial(_bare_append, stage, system, writer, seconds=1.5 * scale),
+        )
         yield Sample(
             figure=ours["per_s"],
             ceiling=bare["per_s"],
@@ -161,43 +156,38 @@ async def batches(stage: Stage, scale: float) -> AsyncGenerator[Sample, None]:
             ceiling_cpu_us=_costs(bare),
             notes={"batch_p50_ms": ours["p50_ms"], "bare_p50_ms": bare["p50_ms"]},
         )
-        nth += 1
 
 
-async def _bare_append(stage: Stage, system: System, write: Callable[[], Awaitable[Answer]]) -> Answer:
+async def _bare_append(stage: Stage, system: System, writer: Child, seconds: float) -> Answer:
     meter = Meter(stage.pids(system))
-    answer = await write()
+    answer = await writer.ask({"kind": "append", "seconds": seconds, "batch": 100, "accounts": 1000})
     return {**answer, "cpu_writer": answer["cpu_us"], "cpu_postgres": meter.per_command_us(answer["sent"])["postgres"]}
 
 
 async def streams(stage: Stage, scale: float) -> AsyncGenerator[Sample, None]:
     """SendStream, eight streams with eight commands under way on each; the ceiling is an echo of the same streams."""
-    system = await stage.write_service()
+    systems = await stage.write_services()
     load: dict[str, float] = {"callers": 8, "window": 8, "accounts": 1000, "seconds": 1.5 * scale}
-    nth = 0
-    while True:
+    for nth, system in enumerate(cycle(systems)):
         ours, bare = await _in_turn(
             nth,
-            lambda: _loaded(stage, system, "stream", workload.SEND_STREAM, **load),
-            lambda: _echoed(stage, "stream", echo.STREAM, **load),
+            partial(_loaded, stage, system, "stream", workload.SEND_STREAM, **load),
+            partial(_echoed, stage, "stream", echo.STREAM, **load),
         )
         yield Sample(figure=ours["per_s"], ceiling=bare["per_s"], cpu_us=_costs(ours), ceiling_cpu_us=_costs(bare))
-        nth += 1
 
 
 def gathering(callers: int) -> Measure:
     """DepositMoney with the committer's wait; the other side is the same service told never to wait."""
 
     async def measure(stage: Stage, scale: float) -> AsyncGenerator[Sample, None]:
-        waits = await stage.write_service()
-        hurries = await stage.write_service(gather_wait_s_max="0")
+        waits, hurries = await stage.write_services(), await stage.write_services(gather_wait_s_max="0")
         load: dict[str, float] = {"callers": callers, "accounts": 1000, "seconds": 0.7 * scale}
-        nth = 0
-        while True:
+        for nth, (waiting, hurrying) in enumerate(cycle(zip(waits, hurries, strict=True))):
             with_wait, without = await _in_turn(
                 nth,
-                lambda: _loaded(stage, waits, "unary", workload.DEPOSIT, **load),
-                lambda: _loaded(stage, hurries, "unary", workload.DEPOSIT, **load),
+                partial(_loaded, stage, waiting, "unary", workload.DEPOSIT, **load),
+                partial(_loaded, stage, hurrying, "unary", workload.DEPOSIT, **load),
             )
             yield Sample(
                 figure=with_wait["per_s"],
@@ -206,7 +196,6 @@ def gathering(callers: int) -> Measure:
                 ceiling_cpu_us=_costs(without),
                 notes={"p50_ms": with_wait["p50_ms"], "without_p50_ms": without["p50_ms"]},
             )
-            nth += 1
 
     return measure
 

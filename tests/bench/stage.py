@@ -18,6 +18,8 @@ from tests.bench.children import Answer, Child
 from tests.bench.load import Order
 from tests.support.engines import Engines
 
+WRITE_SERVICES = 3
+
 
 class Stage:
     """The engines, the load generator and the echo; databases and processes as the rows ask for them."""
@@ -30,7 +32,7 @@ class Stage:
         self.echo_address = echo_address
         self._children: list[Child] = []
         self._systems: list[System] = []
-        self._write_services: dict[tuple[tuple[str, str], ...], System] = {}
+        self._write_services: dict[tuple[tuple[str, str], ...], list[System]] = {}
 
     def pids(self, system: System, *programs: str) -> dict[str, int]:
         """The processes whose cost is of interest: these programs and all of PostgreSQL."""
@@ -59,16 +61,22 @@ class Stage:
             await system.wait_ready(name)
         return system
 
-    async def write_service(self, **settings: str) -> System:
-        """A write service with the workload's accounts open, started once for these settings and kept: many rows use it.
+    async def write_services(self, **settings: str) -> list[System]:
+        """Write services to take in turn, round after round: warm, with the workload's accounts open.
 
-        It runs alone with PostgreSQL, as it is shipped but for `settings`.
+        Started once for these settings and kept, since many rows use them. The one that is measured runs alone with
+        PostgreSQL, as it is shipped but for `settings`. There are several because processes of the same code differ by up
+        to 15 % for as long as they live, by where things happen to lie in memory.
         """
         key = tuple(sorted(settings.items()))
         if key not in self._write_services:
             extra = {f"FOLDLINE_{name.upper()}": value for name, value in settings.items()}
-            system = self._write_services[key] = await self.system(WRITE, settings=extra)
-            await self.order(system, "set_up", accounts=1000, batch=250)
+            systems = [await self.system(WRITE, settings=extra) for _ in range(WRITE_SERVICES)]
+            for system in systems:
+                await self.order(system, "set_up", accounts=1000, batch=250)
+                await self.order(system, "batch", method=workload.SEND_BATCH, callers=4, seconds=0.5)
+                await self.order(system, "unary", method=workload.DEPOSIT, callers=64, seconds=0.5)
+            self._write_services[key] = systems
         return self._write_services[key]
 
     async def child(self, name: str, *arguments: str) -> Child:
