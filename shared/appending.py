@@ -18,10 +18,8 @@ from msgspec.structs import astuple
 from psycopg.errors import SerializationFailure, UniqueViolation
 
 from shared.event_store import Key, packed_keys
-from shared.postgres import (
-    Connection,
+from shared.packing import (
     Packed,
-    Prepared,
     blob,
     blobs,
     boolean,
@@ -40,6 +38,7 @@ from shared.postgres import (
     uuid_texts,
     uuids,
 )
+from shared.postgres import Connection, Prepared
 
 LOCK_CLASS_APPEND = 1
 """The first key of the advisory lock that `append_batch` takes; the second is the shard."""

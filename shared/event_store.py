@@ -15,14 +15,8 @@ from msgspec import Struct
 
 from foldline.v1 import event_store_pb2
 from shared.bus import Bus
-from shared.postgres import (
-    Connection,
-    Packed,
-    int4s,
-    one,
-    texts,
-    uuid_texts,
-)
+from shared.packing import Packed, int4s, texts, uuid_texts
+from shared.postgres import Connection, one
 
 TABLES = ("line", "events", "commands", "snapshots", "credentials")
 

@@ -7,7 +7,8 @@ import asyncio
 import psycopg
 
 from shared import postgres
-from shared.postgres import Connection, Prepared, text
+from shared.packing import text
+from shared.postgres import Connection, Prepared
 from shared.telemetry import logger
 
 PAUSE_S = 0.02

@@ -1,29 +1,24 @@
-"""What every use of PostgreSQL here shares: safe connections, refused roles, and arrays packed in binary."""
+"""What every use of PostgreSQL here shares: safe connections, refused roles, and statements for the hot path."""
 
 from __future__ import annotations
 
-import struct
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
-from typing import Any, LiteralString, TypeVar
-from uuid import UUID
+from typing import Any, LiteralString
 from weakref import WeakSet
 
 import psycopg
-import uuid_utils
 from psycopg import generators
-from psycopg.adapt import Buffer, Dumper
 from psycopg.errors import error_from_result
 from psycopg.pq import ExecStatus, Format
 from psycopg.pq.abc import PGresult
 from psycopg_pool import AsyncConnectionPool
 
 from shared.errors import Unavailable
+from shared.packing import Packed, PackedDumper
 
 Connection = psycopg.AsyncConnection[Any]
-T = TypeVar("T")
 
 CONNECT_TIMEOUT_S = 3
 
@@ -65,7 +60,7 @@ async def connect(url: str, *, application_name: str) -> Connection:
 
 async def _prepare(connection: Connection) -> None:
     connection.prepare_threshold = 0
-    connection.adapters.register_dumper(Packed, _PackedDumper)
+    connection.adapters.register_dumper(Packed, PackedDumper)
 
 
 class Reads:
@@ -156,171 +151,6 @@ async def refuse_unsafe(connection: Connection, *, tables: Iterable[str]) -> Non
         reasons.append(f"the role may write {', '.join(writable)}")
     if reasons:
         raise UnsafeDatabase("; ".join(reasons))
-
-
-# Arrays, packed by hand: the driver converts a list element by element, which costs more than the insert itself.
-# Format: https://www.postgresql.org/docs/current/protocol-overview.html and src/backend/utils/adt/arrayfuncs.c
-# (array_recv): dimensions, has-null flag, element type, length, lower bound, then each element behind its length.
-
-_HEAD = struct.Struct("!IIIII")
-_LENGTH = struct.Struct("!i")
-_INT4 = struct.Struct("!ii")
-_INT8 = struct.Struct("!iq")
-_INT8_ALONE = struct.Struct("!q")
-_NULL = _LENGTH.pack(-1)
-_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
-
-BOOL, BYTEA, INT8, INT4, TEXT, TIMESTAMPTZ, UUID_OID = 16, 17, 20, 23, 25, 1184, 2950
-_ARRAY_OIDS = {BYTEA: 1001, INT8: 1016, INT4: 1007, TEXT: 1009, TIMESTAMPTZ: 1185, UUID_OID: 2951}
-
-
-class Packed:
-    """A parameter in PostgreSQL's binary form, most often an array. `oid` is its type; no `data` is NULL."""
-
-    __slots__ = ("data", "oid")
-
-    def __init__(self, oid: int, data: bytes | None) -> None:
-        self.oid = oid
-        self.data = data
-
-
-class _PackedDumper(Dumper):
-    """Hands the packed bytes to the driver as they are."""
-
-    format = Format.BINARY
-
-    def get_key(self, obj: Packed, format: Any) -> Any:  # noqa: A002 - the driver's name for it
-        return (self.cls, obj.oid)
-
-    def upgrade(self, obj: Packed, format: Any) -> Dumper:  # noqa: A002
-        dumper = _PackedDumper(self.cls, None)
-        dumper.oid = obj.oid
-        return dumper
-
-    def dump(self, obj: Packed) -> Buffer | None:
-        return obj.data
-
-
-_EMPTY = {oid: Packed(array_oid, struct.pack("!III", 0, 0, oid)) for oid, array_oid in _ARRAY_OIDS.items()}
-
-
-def _pack(
-    element_oid: int, values: Sequence[T], elements: Callable[[Sequence[T]], Iterable[bytes]], *, nulls: bool = False
-) -> Packed:
-    """`elements` makes each value's length and bytes. `nulls`: there may be some."""
-    length = len(values)
-    if not length:
-        return _EMPTY[element_oid]
-    if length > 1 and values.count(values[0]) == length:  # as in most columns of a batch: tenant, type, status, moment
-        data, nulls = b"".join(elements(values[:1])) * length, values[0] is None
-    else:
-        data, nulls = b"".join(elements(values)), nulls and None in values
-    return Packed(_ARRAY_OIDS[element_oid], _HEAD.pack(1, int(nulls), element_oid, length, 1) + data)
-
-
-def _sized(values: Sequence[bytes | None]) -> Iterable[bytes]:
-    pack = _LENGTH.pack
-    return [_NULL if value is None else pack(len(value)) + value for value in values]
-
-
-def int4(value: int) -> Packed:
-    """An integer."""
-    return Packed(INT4, _LENGTH.pack(value))
-
-
-def boolean(value: bool) -> Packed:
-    """A truth value."""
-    return Packed(BOOL, b"\x01" if value else b"\x00")
-
-
-def int8(value: int) -> Packed:
-    """A bigint."""
-    return Packed(INT8, _INT8_ALONE.pack(value))
-
-
-def text(value: str) -> Packed:
-    """A text."""
-    return Packed(TEXT, value.encode())
-
-
-def blob(value: bytes) -> Packed:
-    """A bytea."""
-    return Packed(BYTEA, value)
-
-
-def uuid_text(value: str | None) -> Packed:
-    """A uuid, from a UUID in its canonical form."""
-    return Packed(UUID_OID, None if value is None else bytes.fromhex(value.replace("-", "")))
-
-
-def uuid(value: UUID | uuid_utils.UUID) -> Packed:
-    """A uuid."""
-    return Packed(UUID_OID, value.bytes)
-
-
-def timestamptz(value: datetime) -> Packed:
-    """A timestamptz, from a datetime with a time zone."""
-    return Packed(TIMESTAMPTZ, _INT8_ALONE.pack(_microseconds(value)))
-
-
-def texts(values: Sequence[str]) -> Packed:
-    """text[]"""
-    return _pack(TEXT, values, lambda some: _sized([value.encode() for value in some]))
-
-
-def blobs(values: Sequence[bytes | None]) -> Packed:
-    """bytea[]"""
-    return _pack(BYTEA, values, _sized, nulls=True)
-
-
-def uuids(values: Sequence[UUID | uuid_utils.UUID]) -> Packed:
-    """uuid[]"""
-    return _pack(UUID_OID, [value.bytes for value in values], _sized)
-
-
-def uuid_texts(values: Sequence[str | None]) -> Packed:
-    """uuid[], from UUIDs in their canonical form"""
-    return _pack(UUID_OID, values, _uuid_texts, nulls=True)
-
-
-def _uuid_texts(values: Sequence[str | None]) -> Iterable[bytes]:
-    return _sized([None if value is None else bytes.fromhex(value.replace("-", "")) for value in values])
-
-
-def int4s(values: Sequence[int]) -> Packed:
-    """integer[]"""
-    return _pack(INT4, values, lambda some: [_INT4.pack(4, value) for value in some])
-
-
-def int8s(values: Sequence[int]) -> Packed:
-    """bigint[]"""
-    return _pack(INT8, values, lambda some: [_INT8.pack(8, value) for value in some])
-
-
-def timestamps(values: Sequence[datetime | None]) -> Packed:
-    """timestamptz[], from datetimes with a time zone"""
-    return _pack(TIMESTAMPTZ, values, lambda some: [_timestamp(value) for value in some], nulls=True)
-
-
-def _timestamp(value: datetime | None) -> bytes:
-    return _NULL if value is None else _INT8.pack(8, _microseconds(value))
-
-
-def _microseconds(value: datetime) -> int:
-    gap = value - _EPOCH
-    return (gap.days * 86_400 + gap.seconds) * 1_000_000 + gap.microseconds
-
-
-def read_int8(data: bytes | None) -> int:
-    """The bigint of an answer."""
-    assert data is not None  # only read where the statement gives one
-    value: int = _INT8_ALONE.unpack(data)[0]
-    return value
-
-
-def read_timestamptz(data: bytes | None) -> datetime:
-    """The timestamptz of an answer."""
-    return _EPOCH + timedelta(microseconds=read_int8(data))
 
 
 class Prepared:

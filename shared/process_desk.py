@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 from shared import process_store as store
 from shared.errors import Code, NotFound, Refusal, Rejected
-from shared.postgres import Connection, Reads, texts, timestamps
+from shared.packing import texts, timestamps
+from shared.postgres import Connection, Reads
 from shared.process_manager import CANCELLED_BY_OPERATOR, ProcessManager
 from shared.process_round import FOLD_FAILED, Answered, Entry, Key, Process, ProcessStatus, Round, kinds_of
 from shared.process_runner import CHECKPOINT

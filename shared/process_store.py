@@ -11,7 +11,8 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from shared.checkpoint import Checkpoint
-from shared.postgres import Connection, Packed, blobs, int4s, int8s, texts, timestamps, uuids
+from shared.packing import Packed, blobs, int4s, int8s, texts, timestamps, uuids
+from shared.postgres import Connection
 from shared.process_round import Answered, Entry, Key, Outgoing, Process, Round, Troubled, Waiting
 
 HISTORY_MAX = 5000

@@ -10,7 +10,8 @@ from typing import Any
 
 from sqlalchemy import BigInteger, Column, DateTime, Integer, Numeric, Text
 
-from shared.postgres import Connection, Packed, int4s, int8s, texts, timestamps
+from shared.packing import Packed, int4s, int8s, texts, timestamps
+from shared.postgres import Connection
 from shared.projection import Key, Projection
 
 PLANS = (

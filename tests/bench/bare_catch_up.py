@@ -21,7 +21,7 @@ from typing import Any
 import psycopg
 
 from bank.v1 import account_pb2, person_pb2
-from shared.postgres import Packed, _PackedDumper, int4s, int8s, texts, timestamps
+from shared.packing import Packed, PackedDumper, int4s, int8s, texts, timestamps
 
 BATCH = 500
 
@@ -133,7 +133,7 @@ def catch_up(write_url: str, read_url: str) -> dict[str, float]:
     """Follows the line to its end; how many events, how long, at what cost."""
     with psycopg.connect(write_url, autocommit=True) as source, psycopg.connect(read_url) as target:
         source.prepare_threshold = target.prepare_threshold = 0
-        target.adapters.register_dumper(Packed, _PackedDumper)
+        target.adapters.register_dumper(Packed, PackedDumper)
         target.execute("INSERT INTO checkpoints (name, shard) VALUES ('bare', 1)")
         target.commit()
         fold, position = Fold(), 0

@@ -20,7 +20,7 @@ from itertools import islice
 
 import psycopg
 
-from shared.postgres import Packed, _PackedDumper, blobs, int8s, texts, timestamps, uuids
+from shared.packing import Packed, PackedDumper, blobs, int8s, texts, timestamps, uuids
 from tests.bench.workload import TENANT, TRACEPARENT, USER, BareRow, bare_rows
 
 EVENT = "bank.v1.MoneyDeposited"
@@ -62,7 +62,7 @@ class BareWriter:
     def __init__(self, database_url: str) -> None:
         self._connection = psycopg.connect(database_url, autocommit=True)
         self._connection.prepare_threshold = 0
-        self._connection.adapters.register_dumper(Packed, _PackedDumper)
+        self._connection.adapters.register_dumper(Packed, PackedDumper)
         self._position = 1
         self._version = 1
 
