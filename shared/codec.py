@@ -22,7 +22,10 @@ OPTIONS = "options"
 
 
 class Pair:
-    """A struct and the message that has the same fields; raises TypeError if they differ."""
+    """A struct and the message that has the same fields; raises TypeError if they differ or one holds a message or map.
+
+    So the same value always gives the same bytes, which protobuf does not promise of maps.
+    """
 
     def __init__(self, struct: type[Struct], message: type[Message]) -> None:
         self.struct = struct
@@ -32,6 +35,8 @@ class Pair:
         names = [field.name for field in fields]
         if set(names) != set(struct.__struct_fields__):
             raise TypeError(f"{struct.__name__} and {self.type_name} differ: {names}")
+        if nested := [field.name for field in fields if field.message_type is not None]:
+            raise TypeError(f"{self.type_name} is not flat: {nested}")
         self.redacted = tuple(field.name for field in fields if field.GetOptions().Extensions[options_pb2.redacted])
         self.decode: Callable[[Any], Any] = _call(struct, {field.name: _read(field) for field in fields})
         """The struct with a message's values. UUIDs are compared as text, so they become lower case here."""
@@ -39,7 +44,7 @@ class Pair:
 
     def encode(self, value: Any) -> bytes:
         """The message's bytes with the struct's values; the same value always gives the same bytes."""
-        return self._fill(value).SerializeToString(deterministic=True)
+        return self._fill(value).SerializeToString()
 
 
 def _call(type_: type, values: dict[str, str]) -> Callable[[Any], Any]:

@@ -244,7 +244,7 @@ def _command(route: Route, request: Any, sender: Sender, now: datetime) -> Comma
         route=route,
         aggregate=(sender.tenant, handler.aggregate.category, handler.key(content)),
         content=content,
-        payload=request.SerializeToString(deterministic=True),
+        payload=request.SerializeToString(),
         expected_version=expected_version,
         correlation_id=correlation_id,
         sender=sender,

@@ -42,7 +42,7 @@ def make_command(
     message = pair.message.FromString(pair.encode(content))
     for name in pair.redacted:
         message.ClearField(name)
-    payload = message.SerializeToString(deterministic=True)
+    payload = message.SerializeToString()
     key = (tenant, id or str(uuid4()))
     return Command(
         key=key,

@@ -155,6 +155,20 @@ def test_a_mismatch_raises_in_both_directions(struct: type[Struct], message_like
         Codec().add(struct, message)
 
 
+def test_a_message_within_a_message_is_refused() -> None:
+    """Nor a map, which protobuf holds for many of them: the same content could have other bytes, and another fingerprint."""
+
+    class Item(Struct):
+        command: bytes
+        tenant: str
+        on_behalf_of: str
+        causation_id: str
+        traceparent: str
+
+    with pytest.raises(TypeError, match=r"not flat: \['command'\]"):
+        Pair(Item, command_pb2.BatchItem)
+
+
 @pytest.fixture(scope="module")
 def messages() -> tuple[type[Message], type[Message]]:
     """Two messages with the same fields."""
