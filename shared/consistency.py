@@ -11,7 +11,8 @@ import base64
 import binascii
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from shared.errors import Invalid, Rejected, Unavailable
 
@@ -22,8 +23,7 @@ MARGIN_S = 0.1
 """A wait ends this long before the call's deadline (or a tenth of it, if that is less), so that its answer arrives."""
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
+class Token(Struct, frozen=True):
     """How far the line of a shard was: every event up to `position` of the history `epoch`."""
 
     shard: int

@@ -15,6 +15,7 @@ from typing import Any
 from uuid import UUID
 
 import uuid_utils
+from msgspec import Struct
 from psycopg.adapt import Buffer, Dumper
 from psycopg.pq import Format
 
@@ -31,14 +32,11 @@ BOOL, BYTEA, INT8, INT4, TEXT, TIMESTAMPTZ, UUID_OID = 16, 17, 20, 23, 25, 1184,
 _ARRAY_OIDS = {BYTEA: 1001, INT8: 1016, INT4: 1007, TEXT: 1009, TIMESTAMPTZ: 1185, UUID_OID: 2951}
 
 
-class Packed:
+class Packed(Struct, eq=False):
     """A parameter in PostgreSQL's binary form, most often an array. `oid` is its type; no `data` is NULL."""
 
-    __slots__ = ("data", "oid")
-
-    def __init__(self, oid: int, data: bytes | None) -> None:
-        self.oid = oid
-        self.data = data
+    oid: int
+    data: bytes | None
 
 
 class PackedDumper(Dumper):
