@@ -10,7 +10,6 @@ from typing import Any
 from google.protobuf.any_pb2 import Any as Packed
 from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
-from msgspec import Struct
 from msgspec.structs import replace
 
 from foldline.v1 import command_pb2
@@ -40,14 +39,6 @@ STATUSES = {
     "failed": command_pb2.COMMAND_STATUS_FAILED,
     "cancelled": command_pb2.COMMAND_STATUS_CANCELLED,
 }
-
-
-class _Submitted(Struct, frozen=True):
-    """The items of a batch: each is among the commands that are waited for, in order, or was refused before."""
-
-    items: list[Command | Refusal]
-    commands: list[Command]
-    waiter: Waiter
 
 
 class Commands:
@@ -100,31 +91,26 @@ class Commands:
         Raises Forbidden if an item names somebody else as its sender and the caller is no process, and OverLimit or
         Unavailable if the committer takes nothing more.
         """
-        return await self._receipts(self._submit(items, atomic=atomic))
-
-    def _submit(self, items: Sequence[command_pb2.BatchItem], *, atomic: bool = False) -> _Submitted:
         caller, now = _sender(current_call.get()), self._clock()
-        taken: list[Command | Refusal] = []
-        for nth, item in enumerate(items):
-            sender = _sender_of_item(item, caller)
-            try:
-                route, request = self._unpack(item.command, within=f"items[{nth}].command.")
-                if route.prepare is not None:
-                    raise Invalid("NOT_IN_A_BATCH", "this command holds a secret and is sent by itself")
-                taken.append(_command(route, request, sender, now))
-            except Refusal as refusal:
-                taken.append(refusal)
+        taken = [self._take(item, caller, now, within=f"items[{nth}].") for nth, item in enumerate(items)]
         commands = [one for one in taken if isinstance(one, Command)]
         if atomic and len(commands) < len(taken):
             taken, commands = [one if isinstance(one, Refusal) else Undone() for one in taken], []
         units = [commands] if atomic and commands else [[command] for command in commands]
-        return _Submitted(taken, commands, self._committer.submit(units))
-
-    async def _receipts(self, submitted: _Submitted) -> Receipts:
-        commands = submitted.commands
-        outcomes = [outcome for unit in await submitted.waiter for outcome in unit]
+        outcomes = [outcome for unit in await self._committer.submit(units) for outcome in unit]
         receipts = iter([self._receipt(command, outcome) for command, outcome in zip(commands, outcomes, strict=True)])
-        return [_refused(one) if isinstance(one, Refusal) else next(receipts) for one in submitted.items]
+        return [_refused(one) if isinstance(one, Refusal) else next(receipts) for one in taken]
+
+    def _take(self, item: command_pb2.BatchItem, caller: Sender, now: datetime, *, within: str) -> Command | Refusal:
+        """The command of an item, or why there is none. Raises Forbidden if the caller may not name such a sender."""
+        sender = _sender_of_item(item, caller)
+        try:
+            route, request = self._unpack(item.command, within=within + "command.")
+            if route.prepare is not None:
+                raise Invalid("NOT_IN_A_BATCH", "this command holds a secret and is sent by itself")
+            return _command(route, request, sender, now)
+        except Refusal as refusal:
+            return refusal
 
     async def send_stream(
         self, requests: AsyncIterator[command_pb2.SendStreamRequest]
@@ -134,27 +120,32 @@ class Commands:
         At most STREAM_WINDOW of them are under way at once: a client that does not read its receipts is not read from.
         Reading goes on beside answering, so a client may wait for each receipt before it sends the next command.
         """
-        under_way: asyncio.Queue[_Submitted | Refusal | None] = asyncio.Queue()
+        # A receipt, what one will be made of, or what ends the stream.
+        under_way: asyncio.Queue[command_pb2.CommandReceipt | tuple[Command, Waiter] | Refusal | None] = asyncio.Queue()
         room = asyncio.Semaphore(STREAM_WINDOW)
+        caller = _sender(current_call.get())
 
         async def take() -> None:
             try:
                 async for request in requests:
                     await room.acquire()
-                    try:
-                        under_way.put_nowait(self._submit([request.item]))
-                    except Refusal as refusal:
-                        under_way.put_nowait(refusal)
-                        return  # nothing that comes behind it may happen before it
+                    one = self._take(request.item, caller, self._clock(), within="item.")
+                    under_way.put_nowait((one, self._committer.submit([[one]])) if isinstance(one, Command) else _refused(one))
+            except Refusal as refusal:
+                under_way.put_nowait(refusal)  # nothing that comes behind it may happen before it
             finally:
                 under_way.put_nowait(None)
 
         taking = asyncio.create_task(take())
         try:
-            while (submitted := await under_way.get()) is not None:
-                if isinstance(submitted, Refusal):
-                    raise submitted
-                yield (await self._receipts(submitted))[0]
+            while (next_ := await under_way.get()) is not None:
+                if isinstance(next_, Refusal):
+                    raise next_
+                if isinstance(next_, tuple):
+                    command, waiter = next_
+                    [[outcome]] = await waiter
+                    next_ = self._receipt(command, outcome)
+                yield next_
                 room.release()
             await taking  # raises what ended it, for one a message that breaks the rules
         finally:

@@ -241,6 +241,17 @@ async def test_a_stream_answers_in_the_order_of_its_commands(bank: Bank) -> None
     assert (await bank.account(blue, receipts[-1].consistency_token)).balance_minor == 19
 
 
+async def test_a_command_that_breaks_its_rules_is_refused_in_its_turn_and_the_stream_goes_on(bank: Bank) -> None:
+    """Its receipt says which field, as a caller of the stream knows it."""
+    blue = await blue_account(bank)
+    items = [item(deposit(blue, 5)), item(deposit(blue, 0)), item(deposit(blue, 2))]
+    requests = iter([command_pb2.SendStreamRequest(item=each) for each in items])
+    receipts = [answer.receipt async for answer in bank.commands.SendStream(requests, metadata=bank.who, timeout=20)]
+    assert reasons(receipts) == ["", "INVALID_REQUEST", ""]
+    assert read_status(receipts[1].error).fields == ("item.command.amount_minor",)
+    assert (await bank.account(blue, receipts[-1].consistency_token)).balance_minor == 7
+
+
 async def test_a_stream_that_is_refused_answers_what_came_before(bank: Bank) -> None:
     """The items before the one that ends it are carried out and answered, in order; those behind it are not answered."""
     blue = await blue_account(bank)
