@@ -92,6 +92,20 @@ async def test_a_child_that_dies_is_started_again_unless_it_was_stopped(supervis
         watching.cancel()
 
 
+async def test_who_kills_does_not_wait_for_the_next_one_of_that_name(supervisor: Supervisor) -> None:
+    """It may be running before the killer has looked."""
+    first = await started(supervisor, "meek")
+
+    async def start_again() -> None:
+        while supervisor.alive("meek"):
+            await asyncio.sleep(0)
+        supervisor.start("meek")
+
+    async with asyncio.timeout(8):  # it would be 10 s until the killer gives up on a child that lives
+        await asyncio.gather(supervisor.kill9("meek"), start_again())
+    assert supervisor.pid("meek") != first
+
+
 async def test_a_child_that_ends_at_once_is_reported_with_its_log(supervisor: Supervisor) -> None:
     """What it said last is the first thing that whoever started it wants to know."""
     supervisor.add(Program(name="missing", module="no.such.module", settings={}, port=free_port()))
