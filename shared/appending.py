@@ -41,7 +41,7 @@ from shared.packing import (
 from shared.postgres import Connection, Prepared
 
 LOCK_CLASS_APPEND = 1
-"""The first key of the advisory lock that `append_batch` takes; the second is the shard."""
+"""The first key of the advisory lock that whatever appends takes; the second is the shard."""
 
 
 class NewEvent(Struct, frozen=True):
@@ -81,8 +81,7 @@ class NewCommand(Struct, frozen=True):
     error: bytes | None
 
 
-@dataclass(slots=True)
-class NewSnapshot:
+class NewSnapshot(Struct, frozen=True):
     """A state to keep."""
 
     key: Key

@@ -44,7 +44,7 @@ class Rpc:
     is_command: bool
 
 
-class Exchange(Struct):
+class Exchange(Struct, eq=False):
     """One call on its way: what came, and what the behaviours made of it.
 
     `request` is what the handler will get: raw bytes until the Contract behaviour made it a message; for a client's

@@ -113,5 +113,5 @@ class Bus:
         return json.encode(state)
 
     def load_state(self, category: str, state: bytes) -> Any:
-        """The state of a snapshot; raises msgspec.ValidationError if it is not of this schema after all."""
+        """The state of a snapshot; raises msgspec.DecodeError if it is not of this schema after all."""
         return json.decode(state, type=type(self._aggregates[category].initial))

@@ -120,8 +120,8 @@ class Commands:
         At most STREAM_WINDOW of them are under way at once: a client that does not read its receipts is not read from.
         Reading goes on beside answering, so a client may wait for each receipt before it sends the next command.
         """
-        # A receipt, what one will be made of, or what ends the stream.
-        under_way: asyncio.Queue[command_pb2.CommandReceipt | tuple[Command, Waiter] | Refusal | None] = asyncio.Queue()
+        # What is waited for, the receipt of what was never taken, or what ends the stream.
+        under_way: asyncio.Queue[Waiter | command_pb2.CommandReceipt | Refusal | None] = asyncio.Queue()
         room = asyncio.Semaphore(STREAM_WINDOW)
         caller = _sender(current_call.get())
 
@@ -130,7 +130,7 @@ class Commands:
                 async for request in requests:
                     await room.acquire()
                     one = self._take(request.item, caller, self._clock(), within="item.")
-                    under_way.put_nowait((one, self._committer.submit([[one]])) if isinstance(one, Command) else _refused(one))
+                    under_way.put_nowait(self._committer.submit([[one]]) if isinstance(one, Command) else _refused(one))
             except Refusal as refusal:
                 under_way.put_nowait(refusal)  # nothing that comes behind it may happen before it
             finally:
@@ -138,16 +138,16 @@ class Commands:
 
         taking = asyncio.create_task(take())
         try:
-            while (next_ := await under_way.get()) is not None:
-                if isinstance(next_, Refusal):
-                    raise next_
-                if isinstance(next_, tuple):
-                    command, waiter = next_
-                    [[outcome]] = await waiter
-                    next_ = self._receipt(command, outcome)
-                yield next_
+            while (entry := await under_way.get()) is not None:
+                if isinstance(entry, Waiter):
+                    [[command]], [[outcome]] = entry.asked, await entry
+                    yield self._receipt(command, outcome)
+                elif isinstance(entry, Refusal):
+                    raise entry
+                else:
+                    yield entry
                 room.release()
-            await taking  # raises what ended it, for one a message that breaks the rules
+            await taking  # raises the defect that ended it, if one did
         finally:
             taking.cancel()
             await asyncio.gather(taking, return_exceptions=True)

@@ -96,7 +96,7 @@ class Plan(Struct):
     missing: set[Key] = set()
 
 
-class _Staged(Struct):
+class _Staged(Struct, eq=False):
     """What a unit adds, kept apart until all of it is accepted."""
 
     states: dict[Key, Versioned] = {}

@@ -41,7 +41,7 @@ T = TypeVar("T")
 class LockClass(IntEnum):
     """The first key of every advisory lock; the second is the shard. Each database has locks of its own."""
 
-    APPEND = 1  # taken by the function append_batch for the length of its transaction; nobody else takes it
+    APPEND = 1  # taken by whatever appends, for the length of its transaction
     RELAY = 2
     PROJECTOR = 3
     SAGA = 4

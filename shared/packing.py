@@ -7,10 +7,10 @@ Format: https://www.postgresql.org/docs/current/protocol-overview.html and src/b
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from struct import Struct as Layout
 from typing import Any
 from uuid import UUID
 
@@ -19,11 +19,11 @@ from msgspec import Struct
 from psycopg.adapt import Buffer, Dumper
 from psycopg.pq import Format
 
-_HEAD = struct.Struct("!IIIII")
-_LENGTH = struct.Struct("!i")
-_INT4 = struct.Struct("!ii")
-_INT8 = struct.Struct("!iq")
-_INT8_ALONE = struct.Struct("!q")
+_HEAD = Layout("!IIIII")
+_LENGTH = Layout("!i")
+_INT4 = Layout("!ii")
+_INT8 = Layout("!iq")
+_INT8_ALONE = Layout("!q")
 _NULL = _LENGTH.pack(-1)
 _UUID_LENGTH = "00000010"
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
@@ -56,7 +56,7 @@ class PackedDumper(Dumper):
         return obj.data
 
 
-_EMPTY = {oid: Packed(array_oid, struct.pack("!III", 0, 0, oid)) for oid, array_oid in _ARRAY_OIDS.items()}
+_EMPTY = {oid: Packed(array_oid, Layout("!III").pack(0, 0, oid)) for oid, array_oid in _ARRAY_OIDS.items()}
 
 
 # One value
@@ -147,7 +147,7 @@ def _array(oid: int, values: Sequence[Any], elements: Callable[[Any], bytes], *,
         return _EMPTY[oid]
     first = values[0]
     if length > 1 and values.count(first) == length:  # as in most columns of a batch: tenant, type, status, moment
-        nulls = first is None
+        nulls = nulls and first is None
         data = (_NULL if nulls else elements(values[:1])) * length
     elif nulls and None in values:
         data = b"".join([_NULL if value is None else elements((value,)) for value in values])
@@ -168,6 +168,8 @@ def _sized(values: Sequence[bytes]) -> bytes:
 
 def _uuid_texts(values: Sequence[str]) -> bytes:
     """The same, of UUIDs as text: all become bytes at once, and their lengths with them."""
+    if set(map(len, values)) != {36}:
+        raise ValueError("not a UUID in its canonical form")  # it would shift its neighbours
     return bytes.fromhex((_UUID_LENGTH + _UUID_LENGTH.join(values)).replace("-", ""))
 
 

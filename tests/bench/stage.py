@@ -75,6 +75,7 @@ class Stage:
             for system in systems:
                 await self.order(system, "set_up", accounts=1000, batch=250)
                 await self.order(system, "batch", method=workload.SEND_BATCH, callers=4, seconds=0.5)
+                await self.order(system, "stream", method=workload.SEND_STREAM, callers=8, seconds=0.5)
                 await self.order(system, "unary", method=workload.DEPOSIT, callers=64, seconds=0.5)
             self._write_services[key] = systems
         return self._write_services[key]

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from google.protobuf.any_pb2 import Any as Packed
+from msgspec import structs
 
 from bank.v1 import account_pb2, account_query_pb2, person_pb2
 from foldline.v1 import command_pb2
@@ -587,7 +588,7 @@ def _get(place: Place, token: str) -> account_query_pb2.GetAccountRequest:
 
 def _token(place: Place, **changes: Any) -> str:
     """A real consistency token with something changed in it."""
-    return consistency.encode(replace(consistency.decode(place.consistency_token), **changes))
+    return consistency.encode(structs.replace(consistency.decode(place.consistency_token), **changes))
 
 
 def _accounts_query(place: Place) -> tuple[str, ...]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 
 import grpc.aio
 import pytest
+from msgspec.structs import replace
 
 from deploy.system import READ, WRITE
 from shared import consistency

@@ -39,6 +39,12 @@ async def filled(write_db: Database) -> Database:
     return write_db
 
 
+def batch_of(commands: int) -> Batch:
+    """The second event of an aggregate and its command, which `append_one` takes; `append_batch`, if there is another."""
+    one = lone(A, 2)
+    return one if commands == 1 else Batch(one.reads, [*one.commands, row(A)], one.events)
+
+
 async def test_the_application_can_change_no_table(filled: Database) -> None:
     """Whatever it tries, it has no right to."""
     assert set(COLUMNS) == set(TABLES)
@@ -66,7 +72,8 @@ async def test_the_application_can_make_nothing_that_stands_before_our_tables(fi
                 await connection.execute(statement)
 
 
-async def test_a_temporary_table_does_not_stand_before_ours(filled: Database) -> None:
+@pytest.mark.parametrize("commands", [1, 2], ids=["append_one", "append_batch"])
+async def test_a_temporary_table_does_not_stand_before_ours(filled: Database, commands: int) -> None:
     """PostgreSQL looks among temporary tables first, unless told otherwise: an append into one would be lost."""
     with psycopg.connect(filled.admin, autocommit=True) as admin:
         admin.execute(sql.SQL("GRANT TEMPORARY ON DATABASE {} TO PUBLIC").format(sql.Identifier(filled.name)))
@@ -74,9 +81,9 @@ async def test_a_temporary_table_does_not_stand_before_ours(filled: Database) ->
         for table in ("line", "events", "commands", "snapshots"):
             name = sql.Identifier(table)
             await connection.execute(sql.SQL("CREATE TEMPORARY TABLE {0} (LIKE public.{0} INCLUDING ALL)").format(name))
-        await append(connection, 1, Batch(reads={A: 1}, commands=[row(A, last_event=1)], events=[event(A, 2)]))
+        await append(connection, 1, batch_of(commands))
         cursor = await connection.execute("SELECT (SELECT count(*) FROM public.events), (SELECT count(*) FROM public.commands)")
-        assert await cursor.fetchall() == [(2, 2)]
+        assert await cursor.fetchall() == [(2, 1 + commands)]
 
 
 @pytest.mark.parametrize("commands", [1, 2], ids=["append_one", "append_batch"])
@@ -100,13 +107,11 @@ async def test_nothing_on_the_callers_search_path_stands_before_ours(filled: Dat
             "GRANT ALL ON ALL TABLES IN SCHEMA theirs TO PUBLIC",
         ):
             admin.execute(statement.encode())
-    one = lone(A, 2)
-    batch = one if commands == 1 else Batch(one.reads, [*one.commands, row(A)], one.events)
     async with connected(filled.app) as connection:
         await connection.execute("SET search_path = theirs, pg_catalog, public")
         # The control: whoever names no schema gets theirs.
         await connection.execute("SELECT clock_timestamp()")
-        appended = await append(connection, 1, batch)
+        appended = await append(connection, 1, batch_of(commands))
         cursor = await connection.execute("SELECT name FROM theirs.calls")
         assert await cursor.fetchall() == [("clock_timestamp",)]
         cursor = await connection.execute("SELECT count(*) FROM theirs.events UNION ALL SELECT count(*) FROM theirs.commands")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import assert_never
+from typing import Any, assert_never
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -31,8 +31,13 @@ class StartUserRegistration(Struct, frozen=True, kw_only=True):
     # Its argon2id hash, by the time it is decided.
     password: str
 
+    # Whoever shows it shows no password.
+
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(user_id={self.user_id!r})"  # whoever shows it shows no password
+        return f"{type(self).__name__}(user_id={self.user_id!r})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [("user_id", self.user_id)]
 
 
 class ConfirmUserRegistration(Struct, frozen=True, kw_only=True):

@@ -6,6 +6,7 @@ import typing
 from typing import Any
 
 import pytest
+from google.protobuf import struct_pb2
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from msgspec import Struct
@@ -93,6 +94,16 @@ def _optional(pair: Pair) -> list[str]:
     return [field.name for field in pair.message.DESCRIPTOR.fields if field.has_presence and field.name != OPTIONS]
 
 
+@pytest.mark.parametrize("type_name", [name for name, pair in PAIRS.items() if pair.redacted])
+def test_what_is_redacted_is_not_shown(type_name: str) -> None:
+    """Neither by whoever formats the command nor by what prints prettily."""
+    pair = PAIRS[type_name]
+    shown: Any = pair.struct(**{name: f"the {name}" for name in pair.struct.__struct_fields__})
+    for text in (repr(shown), str(list(shown.__rich_repr__()))):
+        assert "the user_id" in text
+        assert not any(f"the {name}" in text for name in pair.redacted)
+
+
 def test_every_message_of_the_contracts_is_registered() -> None:
     """What RPCs answer with a receipt are commands, and so are the requests that have no RPC, which processes send.
 
@@ -165,8 +176,13 @@ def test_a_message_within_a_message_is_refused() -> None:
         causation_id: str
         traceparent: str
 
+    class Map(Struct):
+        fields: dict[str, str]
+
     with pytest.raises(TypeError, match=r"not flat: \['command'\]"):
         Pair(Item, command_pb2.BatchItem)
+    with pytest.raises(TypeError, match=r"not flat: \['fields'\]"):
+        Pair(Map, struct_pb2.Struct)
 
 
 @pytest.fixture(scope="module")
@@ -293,6 +309,7 @@ def test_a_state_survives_its_snapshot(category: str) -> None:
         "user": {"started": True, "succeeded": True, "failed": True},
     }
     initial = BUS.aggregate_of(category).initial
+    assert initial.__struct_config__.frozen  # many may hold it at once
     assert set(initial.__struct_fields__) == set(states[category])
     for state in (initial, replace(initial, **states[category])):
         assert BUS.load_state(category, BUS.dump_state(state)) == state
