@@ -44,6 +44,7 @@ async def measure(
                 console.print(f"  [red]{row.name} failed:[/] {error}", highlight=False)
             else:
                 console.print(f"  {row.name}: {report.ratio(results[row.name]):.2f}", highlight=False)
+            await stage.end_row()
     return results
 
 

@@ -80,6 +80,13 @@ class Stage:
             self._write_services[key] = systems
         return self._write_services[key]
 
+    async def end_row(self) -> None:
+        """Ends the processes that a row started for itself: two relays would copy two lines into the broker's one stream."""
+        kept = [system for systems in self._write_services.values() for system in systems]
+        for system in self._systems:
+            if system not in kept:
+                await system.stop_all(3)
+
     async def child(self, name: str, *arguments: str) -> Child:
         """A process of the bench."""
         child = await Child.start(name, *arguments)
