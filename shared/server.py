@@ -96,7 +96,7 @@ class Server:
         self._in_flight = 0
         # Set when the last call ends; who waits for that clears it first.
         self._idle = asyncio.Event()
-        self._reading: set[asyncio.Timeout] = set()
+        self._readers: set[_Reader] = set()
         self._draining = False
         self._refused_at = 0.0
         self._warned_at = -_WARN_EVERY_S
@@ -167,8 +167,8 @@ class Server:
         self._draining = True
         self._refused_at = loop.time()
         await self._health.enter_graceful_shutdown()
-        for scope in self._reading:
-            scope.reschedule(loop.time())  # a stream that waits for its caller's next message waits no longer
+        for reader in self._readers:
+            reader.wait_no_longer()
         calls_until = loop.time() + self._settings.drain_calls_s
         await self._until_idle(self._settings.drain_calls_s)
         await self._until_quiet(min(_QUIET_MAX_S, calls_until - loop.time()))
@@ -282,22 +282,21 @@ class Server:
 
     async def _while_serving(self, exchange: Exchange, requests: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """The caller's messages. They end early when the server is drained: what came is answered, then it ends."""
-        stream = aiter(requests)
-        while not self._draining:
-            try:
-                async with asyncio.timeout(None) as scope:
-                    self._reading.add(scope)
-                    try:
-                        raw = await anext(stream, None)
-                    finally:
-                        self._reading.discard(scope)
-            except TimeoutError:
-                if not scope.expired():
-                    raise
-                break
-            if raw is None:
-                return
-            yield raw
+        reader, stream = _Reader(), aiter(requests)
+        self._readers.add(reader)
+        try:
+            while not self._draining:
+                reader.waits = True
+                raw = await anext(stream, None)
+                reader.waits = False
+                if raw is None:
+                    return
+                yield raw
+        except asyncio.CancelledError:
+            if not reader.takes_back():
+                raise
+        finally:
+            self._readers.discard(reader)
         exchange.cut_short = True
 
 
@@ -342,6 +341,24 @@ async def _within(seconds: float, answer: Awaitable[Any]) -> Any:
 
 def _shutting_down() -> Unavailable:
     return Unavailable("SHUTTING_DOWN", "this instance is being stopped: go on with another")
+
+
+class _Reader:
+    """The task that reads a client's stream. It can be told to wait no longer; a timeout for each message was felt."""
+
+    def __init__(self) -> None:
+        self.waits = False
+        self._task = cast("asyncio.Task[Any]", asyncio.current_task())
+        self._cancelled = False
+
+    def wait_no_longer(self) -> None:
+        """Cancels the wait for the next message, if there is one."""
+        if self.waits:
+            self._cancelled = self._task.cancel()
+
+    def takes_back(self) -> bool:
+        """Whether nobody else has cancelled the task: then it goes on as if it had not been."""
+        return self._cancelled and self._task.uncancel() == 0
 
 
 _metadata: ContextVar[Sequence[tuple[str, str | bytes]]] = ContextVar("_metadata", default=())

@@ -619,11 +619,11 @@ COMMAND_RPCS = [f"foldline.v1.CommandService/{name}" for name in ("Send", "SendB
 class StreamWorld:
     """A server with a streaming service."""
 
-    def __init__(self, folder: Path, servicer: Streams) -> None:
+    def __init__(self, folder: Path, servicer: Streams, **settings: Any) -> None:
         issuer = DevelopmentIssuer(folder)
         telemetry.configure("info", service="test", stream=io.BytesIO())
         self.server = Server(
-            ServerSettings(jwks_file=issuer.jwks_file),
+            ServerSettings(jwks_file=issuer.jwks_file, **settings),
             roles=dict.fromkeys(COMMAND_RPCS, USERS),
             sizes_max={"foldline.v1.CommandService/SendBatch": 4 * 1024 * 1024},
         )
@@ -698,6 +698,16 @@ async def test_draining_ends_a_stream_that_waits_for_its_caller(streaming: Strea
     assert time.monotonic() - began < 5.5
     code, refusal = await refused(call.read())
     assert (first.receipt.command_id, code, refusal.reason) == ("one", grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
+
+
+@pytest.mark.parametrize("servicer", [Streams, WritingStreams])
+async def test_a_stream_without_a_deadline_is_given_one(tmp_path: Path, servicer: type[Streams]) -> None:
+    """It ends while it waits for its caller, and is told so: it is not taken for the caller's end, nor for ours."""
+    async with StreamWorld(tmp_path, servicer(), deadline_default_s=0.2) as world:
+        call = world.stub.SendStream(metadata=world.metadata)
+        await call.write(item("one"))
+        got, refusal = await collect(call)
+    assert (got, refusal and refusal.reason) == (["one"], "DEADLINE_EXCEEDED")
 
 
 async def test_a_larger_size_is_given_by_the_table(streaming: StreamWorld) -> None:
