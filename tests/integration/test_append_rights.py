@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 
 import psycopg
 import pytest
@@ -102,6 +103,11 @@ async def test_nothing_on_the_callers_search_path_stands_before_ours(filled: Dat
                $$ SELECT theirs.told('clock_timestamp'); SELECT timestamptz '2001-01-01 00:00Z' $$""",
             """CREATE FUNCTION theirs.plus(bigint, integer) RETURNS bigint LANGUAGE sql AS
                $$ SELECT theirs.told('+'); SELECT 1000::bigint $$""",
+            "CREATE FUNCTION theirs.greater(bigint, bigint) RETURNS bigint LANGUAGE sql AS 'SELECT 1000::bigint'",
+            "CREATE AGGREGATE theirs.max(bigint) (SFUNC = theirs.greater, STYPE = bigint)",
+            """CREATE FUNCTION theirs.later(timestamptz, timestamptz) RETURNS timestamptz LANGUAGE sql AS
+               $$ SELECT timestamptz '2999-01-01 00:00Z' $$""",
+            "CREATE AGGREGATE theirs.max(timestamptz) (SFUNC = theirs.later, STYPE = timestamptz)",
             "CREATE OPERATOR theirs.+ (LEFTARG = bigint, RIGHTARG = integer, FUNCTION = theirs.plus)",
             "GRANT ALL ON SCHEMA theirs TO PUBLIC",
             "GRANT ALL ON ALL TABLES IN SCHEMA theirs TO PUBLIC",
@@ -116,6 +122,7 @@ async def test_nothing_on_the_callers_search_path_stands_before_ours(filled: Dat
         assert await cursor.fetchall() == [("clock_timestamp",)]
         cursor = await connection.execute("SELECT count(*) FROM theirs.events UNION ALL SELECT count(*) FROM theirs.commands")
         assert (appended.head, await cursor.fetchall()) == (2, [(0,), (0,)])
+        assert appended.recorded_at < datetime.now(UTC) + timedelta(minutes=1)
 
 
 async def test_the_application_may_read(filled: Database) -> None:

@@ -1,4 +1,6 @@
-"""`append_one` names everything in full instead of setting its search path: that took a tenth of a lone caller's commit.
+"""`append_one` in fewer statements, and with full names instead of a search path of its own.
+
+Together these took a fifth of a lone caller's commit.
 
 Revision ID: 0004
 Revises: 0003
@@ -15,6 +17,8 @@ depends_on = None
 
 # It runs with its owner's rights, so nothing in it may be looked for along the caller's search path: every table, function
 # and operator has its schema before it. (COALESCE and GREATEST are no functions, and compare by the type's own order.)
+# The lock comes in a statement of its own, before the one that finds the head: on a fresh snapshot, that is. The aggregates
+# make a row of an empty line as well.
 APPEND_ONE = """
 CREATE OR REPLACE FUNCTION append_one(
   p_shard integer, p_tenant text, p_category text, p_aggregate_id text, p_version bigint,
@@ -27,9 +31,13 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 AS $$
 BEGIN
   PERFORM pg_catalog.pg_advisory_xact_lock(1, p_shard);
-  SELECT e.position, e.recorded_at INTO o_head, o_recorded_at FROM public.events e ORDER BY e.position DESC LIMIT 1;
-  o_head := coalesce(o_head, 0) OPERATOR(pg_catalog.+) 1;
-  o_recorded_at := greatest(pg_catalog.clock_timestamp(), o_recorded_at);
+  INSERT INTO public.events (
+    position, event_id, tenant, category, aggregate_id, version, type, payload, recorded_at, metadata)
+  SELECT
+    coalesce(pg_catalog.max(l.position), 0) OPERATOR(pg_catalog.+) 1, e_event_id, p_tenant, p_category, p_aggregate_id,
+    p_version, e_type, e_payload, greatest(pg_catalog.clock_timestamp(), pg_catalog.max(l.recorded_at)), e_metadata
+  FROM (SELECT e.position, e.recorded_at FROM public.events e ORDER BY e.position DESC LIMIT 1) l
+  RETURNING position, recorded_at INTO o_head, o_recorded_at;
   INSERT INTO public.commands (
     tenant, command_id, type, category, aggregate_id, fingerprint, payload, status, user_id, on_behalf_of, correlation_id,
     causation_id, traceparent, received_at, finished_at, version, events_appended, position, head)
@@ -37,10 +45,6 @@ BEGIN
     p_tenant, c_command_id, c_type, p_category, p_aggregate_id, c_fingerprint, c_payload, 'completed', c_user_id,
     c_on_behalf_of, c_correlation_id, c_causation_id, c_traceparent, c_received_at, o_recorded_at, p_version, 1, o_head,
     o_head);
-  INSERT INTO public.events (
-    position, event_id, tenant, category, aggregate_id, version, type, payload, recorded_at, metadata)
-  VALUES (
-    o_head, e_event_id, p_tenant, p_category, p_aggregate_id, p_version, e_type, e_payload, o_recorded_at, e_metadata);
 END $$;
 """
 
