@@ -217,13 +217,8 @@ class Server:
             streams_requests=bool(given.request_streaming),
             is_command=bool(options and options.message_type and options.message_type.full_name == _COMMAND_OPTIONS),
         )
-        handler = (
-            given.stream_stream if given.request_streaming and given.response_streaming
-            else given.stream_unary if given.request_streaming
-            else given.unary_stream if given.response_streaming
-            else given.unary_unary
-        )  # fmt: skip
-        handle = _handle(name, handler)
+        kind = "_".join("stream" if streams else "unary" for streams in (given.request_streaming, given.response_streaming))
+        handle = _handle(name, getattr(given, kind))
         entering = [behaviour.enter for behaviour in self._behaviours if isinstance(behaviour, Entered)]
         leaving = [behaviour.leave for behaviour in reversed(self._behaviours) if isinstance(behaviour, Left)]
 
@@ -259,13 +254,7 @@ class Server:
                 if not self._in_flight:
                     self._idle.set()
 
-        make = (
-            grpc.stream_stream_rpc_method_handler if given.request_streaming and given.response_streaming
-            else grpc.stream_unary_rpc_method_handler if given.request_streaming
-            else grpc.unary_stream_rpc_method_handler if given.response_streaming
-            else grpc.unary_unary_rpc_method_handler
-        )  # fmt: skip
-        made: AnyHandler = make(cast("Any", serve), None, given.response_serializer)
+        made: AnyHandler = getattr(grpc, f"{kind}_rpc_method_handler")(serve, None, given.response_serializer)
         return made
 
     def _turned_away(self) -> Refusal | None:
