@@ -47,7 +47,7 @@ class PackedDumper(Dumper):
     def get_key(self, obj: Packed, format: Any) -> Any:  # noqa: A002 - the driver's name for it
         return (self.cls, obj.oid)
 
-    def upgrade(self, obj: Packed, format: Any) -> Dumper:  # noqa: A002
+    def upgrade(self, obj: Packed, format: Any) -> Dumper:  # noqa: A002 - here as well
         dumper = PackedDumper(self.cls, None)
         dumper.oid = obj.oid
         return dumper
