@@ -42,9 +42,9 @@ from foldline.v1 import (
     projection_pb2,
     projection_pb2_grpc,
 )
-from shared.client import bearer, channel
-from shared.errors import Refusal
-from shared.status import from_rpc_error, from_status
+from shared.folds.errors import Refusal
+from shared.rpc.client import bearer, channel
+from shared.rpc.status import from_rpc_error, from_status
 
 TIMEOUT_S = 10
 BEYOND_THE_LINE = 2**62

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from cli import endpoints
 from cli.endpoints import Endpoints, NotRunning, UsageError
-from shared.identity import Role
+from shared.platform.identity import Role
 
 OK, REFUSED, USAGE, UNAVAILABLE = 0, 1, 2, 3
 AWAY = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED")
@@ -128,7 +128,7 @@ def dev(
       foldline dev --ephemeral
       foldline dev --data /tmp/second      (beside the first)
     """
-    from deploy import dev as deploy_dev
+    from deploy.local import dev as deploy_dev
 
     raise typer.Exit(deploy_dev.run(data, ephemeral=ephemeral))
 
@@ -138,7 +138,7 @@ def demo(
     out: Annotated[Path, typer.Option("--out", help="Where the outcome is written, as JSON.")] = Path("out/demo.json"),
 ) -> None:
     """Play the reference scenarios on a fresh system, kill it under load, and show that nothing is lost."""
-    from deploy import demo as deploy_demo
+    from deploy.demo import demo as deploy_demo
 
     raise typer.Exit(deploy_demo.run(out))
 
@@ -160,7 +160,7 @@ def token(
       foldline token --tenant umbrella --user ada --role user --role tenant_admin
       buf curl -H "authorization: Bearer $(foldline token)" ...
     """
-    from shared.tokens import DevelopmentIssuer
+    from shared.platform.tokens import DevelopmentIssuer
 
     roles = role or [Role.USER]
     try:

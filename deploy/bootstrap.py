@@ -22,7 +22,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import psycopg
 from psycopg import sql
 
-from shared.migrate import migrate
+from shared.platform.migrate import migrate
 
 ROOT = Path(__file__).resolve().parent.parent
 SERVICES = {"write": ("owner", "app"), "read": ("owner", "app", "query"), "saga": ("owner", "app")}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 
 from read_service.app import TABLES, ReadSettings, build
-from shared import process, startup
-from shared.leader import until
-from shared.postgres import Reads
+from shared.platform import process, startup
+from shared.platform.leader import until
+from shared.platform.postgres import Reads
 
 
 async def serve(settings: ReadSettings) -> None:

@@ -28,11 +28,12 @@ from read_service.projections import transfers, users
 from read_service.projections.accounts import ACTIVE, CLOSED, FROZEN
 from read_service.projections.people import fold_name
 from read_service.queries import Order
-from shared import checkpoint, pages
-from shared.consistency import Waiter
-from shared.errors import NotFound
-from shared.identity import Role, current_call
-from shared.postgres import Reads
+from shared.folds.errors import NotFound
+from shared.line import checkpoint
+from shared.line.consistency import ConsistencyGate
+from shared.platform.identity import Role, current_call
+from shared.platform.postgres import Reads
+from shared.rpc import pages
 
 CALLERS = frozenset({Role.USER, Role.TENANT_ADMIN, Role.OPERATOR})
 ADMINISTRATORS = frozenset({Role.TENANT_ADMIN, Role.OPERATOR})
@@ -97,7 +98,7 @@ STATES = {
 class PersonQueryService(person_query_pb2_grpc.PersonQueryServiceServicer):
     """bank.v1.PersonQueryService."""
 
-    def __init__(self, reads: Reads, waiter: Waiter) -> None:
+    def __init__(self, reads: Reads, waiter: ConsistencyGate) -> None:
         self._reads = reads
         self._waiter = waiter
 
@@ -125,7 +126,7 @@ class PersonQueryService(person_query_pb2_grpc.PersonQueryServiceServicer):
 class AccountQueryService(account_query_pb2_grpc.AccountQueryServiceServicer):
     """bank.v1.AccountQueryService."""
 
-    def __init__(self, reads: Reads, waiter: Waiter) -> None:
+    def __init__(self, reads: Reads, waiter: ConsistencyGate) -> None:
         self._reads = reads
         self._waiter = waiter
 
@@ -179,7 +180,7 @@ class AccountQueryService(account_query_pb2_grpc.AccountQueryServiceServicer):
 class TransferQueryService(transfer_query_pb2_grpc.TransferQueryServiceServicer):
     """bank.v1.TransferQueryService."""
 
-    def __init__(self, reads: Reads, waiter: Waiter) -> None:
+    def __init__(self, reads: Reads, waiter: ConsistencyGate) -> None:
         self._reads = reads
         self._waiter = waiter
 
@@ -212,7 +213,7 @@ class TransferQueryService(transfer_query_pb2_grpc.TransferQueryServiceServicer)
 class UserQueryService(user_query_pb2_grpc.UserQueryServiceServicer):
     """bank.v1.UserQueryService."""
 
-    def __init__(self, reads: Reads, waiter: Waiter) -> None:
+    def __init__(self, reads: Reads, waiter: ConsistencyGate) -> None:
         self._reads = reads
         self._waiter = waiter
 

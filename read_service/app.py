@@ -22,11 +22,11 @@ from read_service.projections.people import people, person_totals
 from read_service.projections.transfers import transfers
 from read_service.projections.users import users
 from read_service.registry import SUMMARIES
-from shared import checkpoint
-from shared.consistency import Waiter
-from shared.postgres import Reads
-from shared.server import Server
-from shared.settings import ServerSettings
+from shared.line import checkpoint
+from shared.line.consistency import ConsistencyGate
+from shared.platform.postgres import Reads
+from shared.platform.settings import ServerSettings
+from shared.rpc.server import Server
 
 TABLES = (people.name, person_totals.name, accounts.name, movements.name, transfers.name, users.name, "checkpoints")
 
@@ -46,7 +46,7 @@ def build(settings: ReadSettings, reads: Reads) -> Server:
         async with reads.connection() as connection:
             return await checkpoint.read_position(connection, SUMMARIES.name, settings.shard)
 
-    waiter = Waiter(settings.shard, progress, wait_max_s=settings.deadline_default_s)
+    waiter = ConsistencyGate(settings.shard, progress, wait_max_s=settings.deadline_default_s)
     server = Server(settings, roles=ROLES)
     server.add(add_PersonQueryServiceServicer_to_server, PersonQueryService(reads, waiter))
     server.add(add_AccountQueryServiceServicer_to_server, AccountQueryService(reads, waiter))

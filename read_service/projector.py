@@ -14,14 +14,14 @@ from pathlib import Path
 from pydantic import Field, SecretStr
 
 from read_service.registry import SUMMARIES
-from shared import process, startup, telemetry
-from shared.follower import Follower
-from shared.leader import LockClass, lead
-from shared.postgres import Connection, connect, refuse_unsafe
-from shared.projection import Group
-from shared.projector import Projector, Tables
-from shared.settings import ProcessSettings
-from shared.sources import StoreLine, StreamFeed, open_channel
+from shared.folds.projection import Group
+from shared.line.follower import Follower
+from shared.line.sources import StoreLine, StreamFeed, open_channel
+from shared.platform import process, startup, telemetry
+from shared.platform.leader import LockClass, lead
+from shared.platform.postgres import Connection, connect, refuse_unsafe
+from shared.platform.settings import ProcessSettings
+from shared.projections.projector import Projector, Tables
 
 log = telemetry.logger(__name__)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from shared.postgres import Reads
+from shared.platform.postgres import Reads
 
 Page = Sequence[Any] | None
 """The sort keys of the last row that was shown, the id last; None for the first page."""

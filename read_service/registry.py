@@ -6,7 +6,7 @@ from read_service.projections.accounts import ACCOUNTS, MOVEMENTS
 from read_service.projections.people import PEOPLE, PERSON_TOTALS
 from read_service.projections.transfers import TRANSFERS
 from read_service.projections.users import USERS
-from shared.projection import Group
+from shared.folds.projection import Group
 
 SUMMARIES = Group("summaries", (PEOPLE, PERSON_TOTALS, ACCOUNTS, MOVEMENTS, TRANSFERS, USERS))
 """Tables that share a checkpoint, and so are always at the same position of the line."""

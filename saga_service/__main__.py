@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 
 from saga_service.app import Leading, SagaSettings, build
-from shared import process, startup
-from shared.leader import until
-from shared.postgres import Reads
-from shared.process_store import TABLES
+from shared.platform import process, startup
+from shared.platform.leader import until
+from shared.platform.postgres import Reads
+from shared.processes.store import TABLES
 
 
 async def serve(settings: SagaSettings) -> None:

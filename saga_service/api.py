@@ -10,10 +10,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import status_pb2
 
 from foldline.v1 import process_pb2, process_pb2_grpc
-from shared import pages
-from shared.identity import Role
-from shared.process_desk import Case, Desk, Place
-from shared.process_round import Entry, Process, ProcessStatus
+from shared.platform.identity import Role
+from shared.processes.admin import Case, Place, ProcessAdmin
+from shared.processes.round import Entry, Process, ProcessStatus
+from shared.rpc import pages
 
 OPERATORS = frozenset({Role.OPERATOR})
 
@@ -35,7 +35,7 @@ STATUS_OF = {status: str(text) for text, status in STATUSES.items()}
 class ProcessService(process_pb2_grpc.ProcessServiceServicer):
     """foldline.v1.ProcessService."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: ProcessAdmin) -> None:
         self._desk = desk
 
     async def GetProcess(self, request: process_pb2.GetProcessRequest, context: Any) -> process_pb2.GetProcessResponse:

@@ -15,17 +15,18 @@ from foldline.v1.command_pb2_grpc import CommandServiceStub
 from foldline.v1.process_pb2_grpc import add_ProcessServiceServicer_to_server
 from saga_service.api import ROLES, ProcessService
 from saga_service.registry import PROCESSES
-from shared import client, postgres
-from shared.dispatcher import Dispatcher
-from shared.follower import Follower
-from shared.leader import LockClass, lead, until
-from shared.postgres import Connection, Reads, refuse_unsafe
-from shared.process_desk import Desk
-from shared.process_manager import ProcessManager
-from shared.process_runner import ProcessRunner
-from shared.server import Server
-from shared.settings import ServerSettings
-from shared.sources import StoreLine, StreamFeed, open_channel
+from shared.folds.process import ProcessDefinition
+from shared.line.follower import Follower
+from shared.line.sources import StoreLine, StreamFeed, open_channel
+from shared.platform import postgres
+from shared.platform.leader import LockClass, lead, until
+from shared.platform.postgres import Connection, Reads, refuse_unsafe
+from shared.platform.settings import ServerSettings
+from shared.processes.admin import ProcessAdmin
+from shared.processes.dispatcher import Dispatcher
+from shared.processes.runner import ProcessRunner
+from shared.rpc import client
+from shared.rpc.server import Server
 
 
 class SagaSettings(ServerSettings):
@@ -46,7 +47,7 @@ class SagaSettings(ServerSettings):
 class Leading:
     """The part of the service that one instance does at a time: follows the line, runs processes, sends commands."""
 
-    def __init__(self, settings: SagaSettings, managers: Iterable[ProcessManager[Any]] = PROCESSES) -> None:
+    def __init__(self, settings: SagaSettings, managers: Iterable[ProcessDefinition[Any]] = PROCESSES) -> None:
         self._settings = settings
         self._managers = tuple(managers)
         self._runner: ProcessRunner | None = None
@@ -94,7 +95,7 @@ class Leading:
 def build(
     settings: SagaSettings,
     reads: Reads,
-    managers: Iterable[ProcessManager[Any]] = PROCESSES,
+    managers: Iterable[ProcessDefinition[Any]] = PROCESSES,
     *,
     wake: Callable[[], None] = lambda: None,
     clock: Callable[[], datetime] | None = None,
@@ -104,7 +105,7 @@ def build(
     `wake` is called when an operator made something due.
     """
     server = Server(settings, roles=ROLES)
-    desk = Desk(reads, managers, settings.shard, clock=clock or utc_now, wake=wake)
+    desk = ProcessAdmin(reads, managers, settings.shard, clock=clock or utc_now, wake=wake)
     server.add(add_ProcessServiceServicer_to_server, ProcessService(desk))
     return server
 

@@ -18,7 +18,7 @@ from operator import attrgetter
 
 from bank.v1 import user_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
-from shared.process_manager import CANCELLED_BY_OPERATOR, Answer, ProcessManager, Send, Step
+from shared.folds.process import CANCELLED_BY_OPERATOR, Answer, ProcessDefinition, Send, Step
 
 RESERVING, HOLDING, CONFIRMING, RELEASING, FAILING = "reserving", "holding", "confirming", "releasing", "failing"
 SUCCEEDED, FAILED = "succeeded", "failed"
@@ -98,7 +98,7 @@ def _go(registration: Registration, phase: str, send: Send) -> Step[Registration
     return Step(state=replace(registration, phase=phase), send=(send,))
 
 
-REGISTRATION = ProcessManager(
+REGISTRATION = ProcessDefinition(
     type="registration",
     initial=Registration(),
     key={user_pb2.UserRegistrationStarted: attrgetter("user_id")},

@@ -6,6 +6,6 @@ from typing import Any
 
 from saga_service.registration import REGISTRATION
 from saga_service.transfer import TRANSFER
-from shared.process_manager import ProcessManager
+from shared.folds.process import ProcessDefinition
 
-PROCESSES: tuple[ProcessManager[Any], ...] = (TRANSFER, REGISTRATION)
+PROCESSES: tuple[ProcessDefinition[Any], ...] = (TRANSFER, REGISTRATION)

@@ -20,7 +20,7 @@ from operator import attrgetter
 
 from bank.v1 import account_pb2, transfer_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
-from shared.process_manager import CANCELLED_BY_OPERATOR, Answer, ProcessManager, Send, Step, Timer
+from shared.folds.process import CANCELLED_BY_OPERATOR, Answer, ProcessDefinition, Send, Step, Timer
 
 # Phases, and the steps of the same process that they wait for.
 DEBITING, CREDITING, REFUNDING, SUSPENDING, COMPLETING, FAILING = (
@@ -182,7 +182,7 @@ def _attention(transfer: Transfer) -> str:
     return MONEY_IN_SUSPENSE if transfer.compensation == transfer_pb2.COMPENSATION_SUSPENDED else ""
 
 
-TRANSFER = ProcessManager(
+TRANSFER = ProcessDefinition(
     type="transfer",
     initial=Transfer(),
     key={transfer_pb2.TransferStarted: attrgetter("transfer_id")},

@@ -10,9 +10,9 @@ import pytest
 import structlog
 
 from deploy.bootstrap import Database, Databases
-from deploy.nats import Nats
-from tests.support.engines import Engines
-from tests.support.stack import Stack
+from deploy.engines.nats import Nats
+from tests.support.system.engines import Engines
+from tests.support.system.stack import Stack
 
 
 @pytest.fixture(autouse=True)

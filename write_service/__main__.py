@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from shared import process, startup
-from shared.event_store import TABLES
-from shared.leader import until
-from shared.postgres import Reads
+from shared.line.event_store import TABLES
+from shared.platform import process, startup
+from shared.platform.leader import until
+from shared.platform.postgres import Reads
 from write_service.app import WriteSettings, build
 
 

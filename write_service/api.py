@@ -18,14 +18,15 @@ from bank.v1 import (
     user_pb2_grpc,
 )
 from foldline.v1 import command_pb2, command_pb2_grpc, event_store_pb2, event_store_pb2_grpc
-from shared import event_store
-from shared.commands import Commands
-from shared.errors import NotFound
-from shared.identity import Role, current_call
-from shared.postgres import Reads
-from shared.server import BATCH_SIZE_MAX
-from write_service.passwords import Door
-from write_service.registry import CALLERS, WARDENS
+from shared.commands import log as command_log
+from shared.commands.bus import CommandBus
+from shared.folds.errors import NotFound
+from shared.line import event_store
+from shared.platform.identity import Role, current_call
+from shared.platform.postgres import Reads
+from shared.rpc.server import BATCH_SIZE_MAX
+from write_service.passwords import PasswordVerifier
+from write_service.registry import ADMINS, CALLERS
 
 READERS = frozenset({Role.READER})
 
@@ -35,12 +36,12 @@ ROLES: dict[str, frozenset[Role]] = {
     "bank.v1.AccountService/OpenAccount": CALLERS,
     "bank.v1.AccountService/DepositMoney": CALLERS,
     "bank.v1.AccountService/WithdrawMoney": CALLERS,
-    "bank.v1.AccountService/FreezeAccount": WARDENS,
-    "bank.v1.AccountService/UnfreezeAccount": WARDENS,
-    "bank.v1.AccountService/CloseAccount": WARDENS,
+    "bank.v1.AccountService/FreezeAccount": ADMINS,
+    "bank.v1.AccountService/UnfreezeAccount": ADMINS,
+    "bank.v1.AccountService/CloseAccount": ADMINS,
     "bank.v1.TransferService/StartTransfer": CALLERS,
-    "bank.v1.UserService/StartUserRegistration": WARDENS,
-    "bank.v1.UserService/VerifyPassword": WARDENS,
+    "bank.v1.UserService/StartUserRegistration": ADMINS,
+    "bank.v1.UserService/VerifyPassword": ADMINS,
     "foldline.v1.CommandService/Send": CALLERS,
     "foldline.v1.CommandService/SendBatch": CALLERS,
     "foldline.v1.CommandService/SendStream": CALLERS,
@@ -58,7 +59,7 @@ CHUNK_EVENTS = 500
 class PersonService(person_pb2_grpc.PersonServiceServicer):
     """bank.v1.PersonService."""
 
-    def __init__(self, commands: Commands) -> None:
+    def __init__(self, commands: CommandBus) -> None:
         self._send = commands.send
 
     async def RegisterPerson(self, request: person_pb2.RegisterPersonRequest, context: Any) -> command_pb2.CommandReceipt:
@@ -71,7 +72,7 @@ class PersonService(person_pb2_grpc.PersonServiceServicer):
 class AccountService(account_pb2_grpc.AccountServiceServicer):
     """bank.v1.AccountService."""
 
-    def __init__(self, commands: Commands) -> None:
+    def __init__(self, commands: CommandBus) -> None:
         self._send = commands.send
 
     async def OpenAccount(self, request: account_pb2.OpenAccountRequest, context: Any) -> command_pb2.CommandReceipt:
@@ -96,7 +97,7 @@ class AccountService(account_pb2_grpc.AccountServiceServicer):
 class TransferService(transfer_pb2_grpc.TransferServiceServicer):
     """bank.v1.TransferService."""
 
-    def __init__(self, commands: Commands) -> None:
+    def __init__(self, commands: CommandBus) -> None:
         self._send = commands.send
 
     async def StartTransfer(self, request: transfer_pb2.StartTransferRequest, context: Any) -> command_pb2.CommandReceipt:
@@ -106,7 +107,7 @@ class TransferService(transfer_pb2_grpc.TransferServiceServicer):
 class UserService(user_pb2_grpc.UserServiceServicer):
     """bank.v1.UserService."""
 
-    def __init__(self, commands: Commands, door: Door) -> None:
+    def __init__(self, commands: CommandBus, door: PasswordVerifier) -> None:
         self._send = commands.send
         self._door = door
 
@@ -123,7 +124,7 @@ class UserService(user_pb2_grpc.UserServiceServicer):
 class CommandService(command_pb2_grpc.CommandServiceServicer):
     """foldline.v1.CommandService."""
 
-    def __init__(self, commands: Commands, reads: Reads) -> None:
+    def __init__(self, commands: CommandBus, reads: Reads) -> None:
         self._commands = commands
         self._reads = reads
 
@@ -144,7 +145,7 @@ class CommandService(command_pb2_grpc.CommandServiceServicer):
     async def GetCommand(self, request: command_pb2.GetCommandRequest, context: Any) -> command_pb2.GetCommandResponse:
         key = (current_call.get().identity.tenant, request.command_id.lower())
         async with self._reads.connection() as connection:
-            found = await event_store.read_commands(connection, [key])
+            found = await command_log.read_commands(connection, [key])
         if key not in found:
             raise NotFound("COMMAND_NOT_FOUND", "there is no command with this id")
         return command_pb2.GetCommandResponse(command=self._commands.record(found[key]))

@@ -9,13 +9,13 @@ from pydantic import Field, SecretStr
 
 from bank.v1 import account_pb2_grpc, person_pb2_grpc, transfer_pb2_grpc, user_pb2_grpc
 from foldline.v1 import command_pb2_grpc, event_store_pb2_grpc
-from shared.commands import Commands
-from shared.committer import Committer
-from shared.intake import Limits
-from shared.notifier import Notifier
-from shared.postgres import Reads
-from shared.server import Server
-from shared.settings import Seconds, ServerSettings
+from shared.commands.bus import CommandBus
+from shared.commands.committer import Committer
+from shared.commands.intake import Limits
+from shared.line.notifier import Notifier
+from shared.platform.postgres import Reads
+from shared.platform.settings import Seconds, ServerSettings
+from shared.rpc.server import Server
 from write_service.api import (
     ROLES,
     SIZES_MAX,
@@ -26,8 +26,8 @@ from write_service.api import (
     TransferService,
     UserService,
 )
-from write_service.passwords import Door, Passwords
-from write_service.registry import build_bus
+from write_service.passwords import Passwords, PasswordVerifier
+from write_service.registry import build_registry
 
 
 class WriteSettings(ServerSettings):
@@ -49,7 +49,7 @@ def build(settings: WriteSettings, reads: Reads) -> Server:
     database_url = settings.database_url.get_secret_value()
     notifier = Notifier(database_url, channel="line")
     passwords = Passwords()
-    bus = build_bus(passwords)
+    bus = build_registry(passwords)
     committer = Committer(
         database_url,
         bus,
@@ -58,13 +58,13 @@ def build(settings: WriteSettings, reads: Reads) -> Server:
         committed=notifier.notify,
         limits=Limits(gather_wait_s_max=settings.gather_wait_s_max),
     )
-    commands = Commands(committer, reads, clock=utc_now)
+    commands = CommandBus(committer, reads, clock=utc_now)
 
     server = Server(settings, roles=ROLES, sizes_max=SIZES_MAX)
     server.add(person_pb2_grpc.add_PersonServiceServicer_to_server, PersonService(commands))
     server.add(account_pb2_grpc.add_AccountServiceServicer_to_server, AccountService(commands))
     server.add(transfer_pb2_grpc.add_TransferServiceServicer_to_server, TransferService(commands))
-    server.add(user_pb2_grpc.add_UserServiceServicer_to_server, UserService(commands, Door(bus, reads, passwords)))
+    server.add(user_pb2_grpc.add_UserServiceServicer_to_server, UserService(commands, PasswordVerifier(bus, reads, passwords)))
     server.add(command_pb2_grpc.add_CommandServiceServicer_to_server, CommandService(commands, reads))
     server.add(event_store_pb2_grpc.add_EventStoreServiceServicer_to_server, EventStoreService(reads))
 

@@ -19,10 +19,11 @@ from msgspec.structs import replace
 from pwdlib.exceptions import PwdlibError
 from pwdlib.hashers.argon2 import Argon2Hasher
 
-from shared.bus import Bus
-from shared.errors import Invalid, OverLimit, Unauthenticated
-from shared.event_store import load, read_password_hash
-from shared.postgres import Reads
+from shared.commands.log import read_password_hash
+from shared.commands.registry import CommandRegistry
+from shared.commands.states import load
+from shared.folds.errors import Invalid, OverLimit, Unauthenticated
+from shared.platform.postgres import Reads
 from write_service.domain.login import LOGIN, Login, login_id
 from write_service.domain.user import StartUserRegistration
 
@@ -73,14 +74,14 @@ class Passwords:
         await asyncio.to_thread(self._threads.shutdown)
 
 
-class Door:
+class PasswordVerifier:
     """Tells whose login it is if the password is right, and nothing else to anybody.
 
     An unknown login takes the same two look-ups and the same hash as a known one. Tries are counted in this process: with
     several instances a guesser gets as many times more.
     """
 
-    def __init__(self, bus: Bus, reads: Reads, passwords: Passwords) -> None:
+    def __init__(self, bus: CommandRegistry, reads: Reads, passwords: Passwords) -> None:
         self._bus = bus
         self._reads = reads
         self._passwords = passwords

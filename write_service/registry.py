@@ -5,9 +5,9 @@ from __future__ import annotations
 from operator import attrgetter
 
 from bank.v1 import account_pb2, person_pb2, transfer_pb2, user_pb2
-from shared.aggregate import on
-from shared.bus import Bus
-from shared.identity import Role
+from shared.commands.registry import CommandRegistry
+from shared.folds.aggregate import on
+from shared.platform.identity import Role
 from write_service.domain import account, login, person, suspense, transfer, user
 from write_service.domain.account import ACCOUNT
 from write_service.domain.login import LOGIN
@@ -29,12 +29,12 @@ login_id = attrgetter("login_id")
 
 CALLERS = frozenset({Role.USER, Role.TENANT_ADMIN, Role.OPERATOR, Role.PROCESS})
 PROCESSES = frozenset({Role.PROCESS})
-WARDENS = frozenset({Role.TENANT_ADMIN, Role.OPERATOR, Role.PROCESS})
+ADMINS = frozenset({Role.TENANT_ADMIN, Role.OPERATOR, Role.PROCESS})
 
 
-def build_bus(passwords: Passwords) -> Bus:
+def build_registry(passwords: Passwords) -> CommandRegistry:
     """The bank's table: aggregates with their events, commands with their decisions, and what follows an event."""
-    bus = Bus()
+    bus = CommandRegistry()
 
     bus.aggregate(
         PERSON,
@@ -62,9 +62,9 @@ def build_bus(passwords: Passwords) -> Bus:
     bus.register(account_pb2.OpenAccountRequest, account.OpenAccount, on(ACCOUNT, account_id, account.open_account), CALLERS)
     bus.register(account_pb2.DepositMoneyRequest, account.DepositMoney, on(ACCOUNT, account_id, account.deposit), CALLERS)
     bus.register(account_pb2.WithdrawMoneyRequest, account.WithdrawMoney, on(ACCOUNT, account_id, account.withdraw), CALLERS)
-    bus.register(account_pb2.FreezeAccountRequest, account.FreezeAccount, on(ACCOUNT, account_id, account.freeze), WARDENS)
-    bus.register(account_pb2.UnfreezeAccountRequest, account.UnfreezeAccount, on(ACCOUNT, account_id, account.unfreeze), WARDENS)
-    bus.register(account_pb2.CloseAccountRequest, account.CloseAccount, on(ACCOUNT, account_id, account.close), WARDENS)
+    bus.register(account_pb2.FreezeAccountRequest, account.FreezeAccount, on(ACCOUNT, account_id, account.freeze), ADMINS)
+    bus.register(account_pb2.UnfreezeAccountRequest, account.UnfreezeAccount, on(ACCOUNT, account_id, account.unfreeze), ADMINS)
+    bus.register(account_pb2.CloseAccountRequest, account.CloseAccount, on(ACCOUNT, account_id, account.close), ADMINS)
 
     bus.aggregate(SUSPENSE, events={suspense.MoneySuspended: account_pb2.MoneySuspended})
     bus.register(account_pb2.SuspendMoneyRequest, suspense.SuspendMoney, on(SUSPENSE, suspense_id, suspense.suspend), PROCESSES)
@@ -95,7 +95,7 @@ def build_bus(passwords: Passwords) -> Bus:
         user_pb2.StartUserRegistrationRequest,
         user.StartUserRegistration,
         on(USER, user_id, user.start_registration),
-        WARDENS,
+        ADMINS,
         prepare=passwords.prepare,
     )
     bus.register(

@@ -12,10 +12,11 @@ import sys
 import structlog
 from pydantic import Field, SecretStr
 
-from shared import broker, process, startup
-from shared.leader import LockClass, lead, until
-from shared.relay import Relay, Retention, WrongShard
-from shared.settings import ProcessSettings
+from shared.line import broker
+from shared.line.relay import Relay, Retention, WrongShard
+from shared.platform import process, startup
+from shared.platform.leader import LockClass, lead, until
+from shared.platform.settings import ProcessSettings
 
 log = structlog.get_logger(__name__)
 

@@ -13,7 +13,7 @@ from sqlalchemy import BigInteger, Column, DateTime, Integer, MetaData, Numeric,
 
 from bank.v1 import account_pb2, person_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
-from shared.projection import Projection, existing, recorded_at, storable
+from shared.folds.projection import Projection, existing, recorded_at, storable
 
 metadata = MetaData()
 

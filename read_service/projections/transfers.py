@@ -12,7 +12,7 @@ from sqlalchemy import BigInteger, Column, DateTime, Integer, MetaData, Table, T
 
 from bank.v1 import account_pb2, transfer_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
-from shared.projection import Key, Projection, existing, recorded_at, storable
+from shared.folds.projection import Projection, RowKey, existing, recorded_at, storable
 
 metadata = MetaData()
 
@@ -69,7 +69,7 @@ def transfer_of(
     | transfer_pb2.TransferCompleted
     | transfer_pb2.TransferFailed,
     _: EventEnvelope,
-) -> Key | None:
+) -> RowKey | None:
     """The transfer that an event belongs to; most money moves without one."""
     return (event.transfer_id,) if event.transfer_id else None
 

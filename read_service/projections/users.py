@@ -12,7 +12,7 @@ from sqlalchemy import Column, DateTime, MetaData, Table, Text
 
 from bank.v1 import user_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
-from shared.projection import Projection, existing, recorded_at, storable
+from shared.folds.projection import Projection, existing, recorded_at, storable
 
 metadata = MetaData()
 

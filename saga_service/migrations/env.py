@@ -1,5 +1,5 @@
-"""Runs the saga database's history; see shared/migrate.py."""
+"""Runs the saga database's history; see shared/platform/migrate.py."""
 
-from shared.migrate import run_in_env
+from shared.platform.migrate import run_in_env
 
 run_in_env()

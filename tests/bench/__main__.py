@@ -16,7 +16,7 @@ from tests.bench.rows import ROWS as CEILINGS
 from tests.bench.rows import Row, Sample
 from tests.bench.stage import Stage, on_stage, own_engines, own_folder
 from tests.bench.versus_dbos import ROW as VERSUS_DBOS
-from tests.support.engines import Engines
+from tests.support.system.engines import Engines
 
 ROWS = (*CEILINGS, healing.ROW, VERSUS_DBOS)
 

@@ -21,7 +21,7 @@ from typing import Any
 import psycopg
 
 from bank.v1 import account_pb2, person_pb2
-from shared.packing import Packed, PackedDumper, int4s, int8s, texts, timestamps
+from shared.platform.packing import Packed, PackedDumper, int4s, int8s, texts, timestamps
 
 BATCH = 500
 

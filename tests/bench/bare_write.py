@@ -20,7 +20,7 @@ from itertools import islice
 
 import psycopg
 
-from shared.packing import Packed, PackedDumper, blobs, int8s, texts, timestamps, uuids
+from shared.platform.packing import Packed, PackedDumper, blobs, int8s, texts, timestamps, uuids
 from tests.bench.workload import TENANT, TRACEPARENT, USER, BareRow, bare_rows
 
 EVENT = "bank.v1.MoneyDeposited"

@@ -8,11 +8,11 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator
 
-from deploy.system import PROJECTOR, READ, RELAY, WRITE, System
+from deploy.local.system import PROJECTOR, READ, RELAY, WRITE, System
 from tests.bench.rows import Row, Sample
 from tests.bench.stage import Stage
-from tests.support.bank import Bank, channels
-from tests.support.waiting import eventually
+from tests.support.clients.bank import Bank, channels
+from tests.support.system.waiting import eventually
 
 PROMISED_S = 5.0
 GIVE_UP_S = 60.0

@@ -15,8 +15,8 @@ from itertools import cycle
 import psycopg
 
 from deploy.bootstrap import Database
-from deploy.process import tail
-from deploy.system import PROJECTOR, READ, RELAY, WRITE, System
+from deploy.engines.child import tail
+from deploy.local.system import PROJECTOR, READ, RELAY, WRITE, System
 from tests.bench import echo, workload
 from tests.bench.children import Answer, Child, Meter, memory_mib
 from tests.bench.stage import Stage, head

@@ -11,12 +11,12 @@ from typing import Any
 import psycopg
 
 from deploy.bootstrap import Database
-from deploy.system import WRITE, System
-from shared.identity import Role
+from deploy.local.system import WRITE, System
+from shared.platform.identity import Role
 from tests.bench import workload
 from tests.bench.children import Answer, Child
 from tests.bench.load import Order
-from tests.support.engines import Engines
+from tests.support.system.engines import Engines
 
 WRITE_SERVICES = 3
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import psycopg
 
 from deploy.bootstrap import with_database
-from deploy.system import PROJECTOR, READ, RELAY, SAGA, WRITE, System
-from shared.identity import Role
+from deploy.local.system import PROJECTOR, READ, RELAY, SAGA, WRITE, System
+from shared.platform.identity import Role
 from tests.bench import workload
 from tests.bench.children import Answer, Child, Meter, memory_mib
 from tests.bench.rows import Row, Sample, _costs, _in_turn

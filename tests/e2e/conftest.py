@@ -11,12 +11,12 @@ import grpc
 import grpc.aio
 import pytest
 
-from deploy.system import SAGA, bearer
+from deploy.local.system import SAGA, bearer
 from foldline.v1 import process_pb2, process_pb2_grpc
-from shared.identity import Role
-from tests.support.bank import Bank, channels
-from tests.support.stack import Stack
-from tests.support.waiting import eventually
+from shared.platform.identity import Role
+from tests.support.clients.bank import Bank, channels
+from tests.support.system.stack import Stack
+from tests.support.system.waiting import eventually
 
 Caller = Callable[..., Bank]
 
@@ -50,7 +50,7 @@ def bank(caller: Caller) -> Bank:
     return caller()
 
 
-class Desk:
+class ProcessAdmin:
     """An operator's, or somebody else's, look at the processes."""
 
     def __init__(self, stub: process_pb2_grpc.ProcessServiceStub, token: str) -> None:
@@ -87,14 +87,14 @@ class Desk:
 
 
 @asynccontextmanager
-async def desk_of(stack: Stack, roles: Iterable[Role] = (Role.OPERATOR,)) -> AsyncIterator[Desk]:
+async def desk_of(stack: Stack, roles: Iterable[Role] = (Role.OPERATOR,)) -> AsyncIterator[ProcessAdmin]:
     """A desk with a channel of its own."""
     async with stack.channel(SAGA) as channel:
-        yield Desk(process_pb2_grpc.ProcessServiceStub(channel), stack.token("operators", "olga", roles))
+        yield ProcessAdmin(process_pb2_grpc.ProcessServiceStub(channel), stack.token("operators", "olga", roles))
 
 
 @pytest.fixture
-async def desk(shared_stack: Stack) -> AsyncIterator[Desk]:
+async def desk(shared_stack: Stack) -> AsyncIterator[ProcessAdmin]:
     """An operator's desk."""
     async with desk_of(shared_stack) as desk:
         yield desk

@@ -12,9 +12,9 @@ import grpc.aio
 
 from bank.v1 import account_query_pb2, person_query_pb2
 from foldline.v1 import command_pb2, event_store_pb2
-from shared.identity import Role
-from tests.support.bank import Bank, channels, deposit, new_id
-from tests.support.stack import Stack
+from shared.platform.identity import Role
+from tests.support.clients.bank import Bank, channels, deposit, new_id
+from tests.support.system.stack import Stack
 
 BALANCE_MINOR = 10_000
 ACCOUNT_VERSION = 2

@@ -14,9 +14,9 @@ from uuid import uuid4
 
 import pytest
 
-from deploy.system import READ, SAGA, WRITE
-from shared.identity import Role
-from tests.support.stack import Stack
+from deploy.local.system import READ, SAGA, WRITE
+from shared.platform.identity import Role
+from tests.support.system.stack import Stack
 
 Foldline = Callable[..., tuple[int, Any]]
 

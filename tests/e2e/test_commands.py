@@ -9,9 +9,9 @@ import pytest
 
 from bank.v1 import account_pb2, person_pb2
 from foldline.v1 import command_pb2
-from shared.identity import Role
+from shared.platform.identity import Role
 from tests.e2e.conftest import Caller
-from tests.support.bank import Bank, deposit, freeze, item, new_id, packed, read_status, refused, register, withdraw
+from tests.support.clients.bank import Bank, deposit, freeze, item, new_id, packed, read_status, refused, register, withdraw
 
 COMPLETED = command_pb2.COMMAND_STATUS_COMPLETED
 REJECTED = command_pb2.COMMAND_STATUS_REJECTED

@@ -17,10 +17,11 @@ from msgspec import structs
 
 from bank.v1 import account_pb2, account_query_pb2, person_pb2
 from foldline.v1 import command_pb2
-from shared import consistency, pages
-from shared.identity import Role
+from shared.line import consistency
+from shared.platform.identity import Role
+from shared.rpc import pages
 from tests.e2e.scene import ACCOUNT_VERSION, BALANCE_MINOR, Place, Scene, build
-from tests.support.bank import (
+from tests.support.clients.bank import (
     Bank,
     Refused,
     channels,
@@ -36,7 +37,7 @@ from tests.support.bank import (
     unfreeze,
     withdraw,
 )
-from tests.support.stack import Stack
+from tests.support.system.stack import Stack
 
 INT64_MAX = 2**63 - 1
 MEBIBYTE = 1024 * 1024

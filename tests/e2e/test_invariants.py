@@ -1,4 +1,4 @@
-"""The controls of tests.support.invariants: each check must fail on a picture in which one thing is wrong."""
+"""The controls of tests.support.checks.invariants: each check must fail on a picture in which one thing is wrong."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from bank.v1 import account_pb2, transfer_pb2, user_pb2
-from tests.support.bank import Bank, refused, withdraw
-from tests.support.invariants import Acknowledged, Picture, all_have_ended, check, look
-from tests.support.stack import Stack
+from tests.support.checks.invariants import Acknowledged, Picture, all_have_ended, check, look
+from tests.support.clients.bank import Bank, refused, withdraw
+from tests.support.system.stack import Stack
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ import pytest
 
 from bank.v1 import account_query_pb2, person_query_pb2
 from foldline.v1 import projection_pb2
-from shared import consistency
-from shared.identity import Role
+from shared.line import consistency
+from shared.platform.identity import Role
 from tests.e2e.conftest import Caller
-from tests.support.bank import Bank, deposit, item, new_id, open_account, refused, register, withdraw
+from tests.support.clients.bank import Bank, deposit, item, new_id, open_account, refused, register, withdraw
 
 Page = Callable[..., Awaitable[Any]]
 

@@ -10,12 +10,12 @@ from google.protobuf import descriptor_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from deploy.system import READ, WRITE
+from deploy.local.system import READ, WRITE
 from foldline.v1 import event_store_pb2
-from shared.identity import Role
+from shared.platform.identity import Role
 from tests.e2e.conftest import Caller
-from tests.support.bank import Bank, deposit, item
-from tests.support.stack import Stack
+from tests.support.clients.bank import Bank, deposit, item
+from tests.support.system.stack import Stack
 
 SERVICES = {
     WRITE: {

@@ -6,7 +6,7 @@ import pytest
 
 from bank.v1 import account_query_pb2, person_pb2
 from tests.e2e.conftest import Caller
-from tests.support.bank import Bank, new_id, open_account, refused
+from tests.support.clients.bank import Bank, new_id, open_account, refused
 
 ACTIVE = account_query_pb2.ACCOUNT_STATUS_ACTIVE
 FROZEN = account_query_pb2.ACCOUNT_STATUS_FROZEN

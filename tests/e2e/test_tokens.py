@@ -15,11 +15,11 @@ import pytest
 from joserfc import jwt
 from joserfc.jwk import OKPKey
 
-from deploy.system import READ, WRITE
-from shared.identity import Role
+from deploy.local.system import READ, WRITE
+from shared.platform.identity import Role
 from tests.e2e.conftest import Caller
-from tests.support.bank import Refused, channels, item, new_id, read_refusal, register
-from tests.support.stack import Stack
+from tests.support.clients.bank import Refused, channels, item, new_id, read_refusal, register
+from tests.support.system.stack import Stack
 
 METHODS = {
     WRITE: "/bank.v1.AccountService/DepositMoney",

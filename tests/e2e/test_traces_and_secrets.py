@@ -10,13 +10,13 @@ import psycopg
 import pytest
 
 from bank.v1 import person_query_pb2
-from deploy.system import PROJECTOR, READ, RELAY, WRITE
+from deploy.local.system import PROJECTOR, READ, RELAY, WRITE
 from foldline.v1 import command_pb2
-from shared.broker import stream_name
+from shared.line.broker import stream_name
 from tests.e2e.conftest import Caller
-from tests.support.bank import Bank, item, new_id, packed, refused, register, rename
-from tests.support.stack import Stack
-from tests.support.waiting import eventually
+from tests.support.clients.bank import Bank, item, new_id, packed, refused, register, rename
+from tests.support.system.stack import Stack
+from tests.support.system.waiting import eventually
 
 TRACE_ID, SPAN_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 TRACEPARENT = f"00-{TRACE_ID}-{SPAN_ID}-01"

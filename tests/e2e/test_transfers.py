@@ -9,12 +9,12 @@ import orjson
 import pytest
 
 from bank.v1 import account_pb2, account_query_pb2, transfer_pb2, transfer_query_pb2
-from deploy.system import SAGA
+from deploy.local.system import SAGA
 from foldline.v1 import command_pb2, process_pb2
-from shared.identity import Role
-from shared.process_ids import step_id
-from tests.e2e.conftest import Caller, Desk, desk_of
-from tests.support.bank import (
+from shared.folds.ids import step_id
+from shared.platform.identity import Role
+from tests.e2e.conftest import Caller, ProcessAdmin, desk_of
+from tests.support.clients.bank import (
     Bank,
     channels,
     close,
@@ -28,7 +28,7 @@ from tests.support.bank import (
     start_transfer,
     withdraw,
 )
-from tests.support.stack import Stack
+from tests.support.system.stack import Stack
 
 COMPLETED = transfer_query_pb2.TRANSFER_STATUS_COMPLETED
 FAILED = transfer_query_pb2.TRANSFER_STATUS_FAILED
@@ -347,7 +347,7 @@ async def test_a_page_token_belongs_to_its_question_and_its_tenant(caller: Calle
 # Operators
 
 
-async def test_an_operator_sees_every_event_command_and_answer(desk: Desk, bank: Bank, tenant: str) -> None:
+async def test_an_operator_sees_every_event_command_and_answer(desk: ProcessAdmin, bank: Bank, tenant: str) -> None:
     """Of a transfer that was refunded: ids as its first event fixed them, the refusal in the answer, times in order."""
     blue, red = await blue_and_red(bank)
     await bank.freeze(red)
@@ -418,7 +418,7 @@ async def test_processes_are_for_operators(shared_stack: Stack, roles: list[Role
             assert (told.code, told.reason) == ("PERMISSION_DENIED", "ROLE_MISSING")
 
 
-async def test_what_an_operator_cannot_do(desk: Desk, bank: Bank, tenant: str) -> None:
+async def test_what_an_operator_cannot_do(desk: ProcessAdmin, bank: Bank, tenant: str) -> None:
     """A process that has ended is neither retried nor cancelled; one that is not there is not found."""
     blue, red = await blue_and_red(bank)
     transfer_id, _ = await bank.transfer(blue, red, 1)

@@ -17,13 +17,13 @@ from psycopg import sql
 from bank.v1 import user_pb2, user_query_pb2
 from deploy.bootstrap import Database
 from foldline.v1 import command_pb2
-from shared.broker import stream_name
-from shared.identity import Role
-from shared.process_ids import step_id
-from tests.e2e.conftest import Caller, Desk
-from tests.support.bank import Bank, Refused, item, new_id, packed, read_status, refused, register, start_registration
-from tests.support.stack import Stack
-from tests.support.waiting import eventually
+from shared.folds.ids import step_id
+from shared.line.broker import stream_name
+from shared.platform.identity import Role
+from tests.e2e.conftest import Caller, ProcessAdmin
+from tests.support.clients.bank import Bank, Refused, item, new_id, packed, read_status, refused, register, start_registration
+from tests.support.system.stack import Stack
+from tests.support.system.waiting import eventually
 
 SUCCEEDED = user_query_pb2.REGISTRATION_STATUS_SUCCEEDED
 FAILED = user_query_pb2.REGISTRATION_STATUS_FAILED
@@ -79,7 +79,9 @@ async def test_of_many_at_once_exactly_one_succeeds(bank: Bank) -> None:
     assert moments == sorted(moments, reverse=True)
 
 
-async def test_a_registrations_commands_have_the_ids_that_its_first_event_fixed(desk: Desk, bank: Bank, tenant: str) -> None:
+async def test_a_registrations_commands_have_the_ids_that_its_first_event_fixed(
+    desk: ProcessAdmin, bank: Bank, tenant: str
+) -> None:
     """And an operator sees them all, with their answers; nothing of it names the login or the e-mail."""
     user_id, receipt = await bank.register_user("Tweedle", PASSWORD)
     told = await desk.ended(tenant, "registration", user_id)
@@ -318,7 +320,7 @@ async def broker_has(stack: Stack, position: int) -> None:
 
 @pytest.mark.timeout(240)
 async def test_a_password_and_its_hash_are_in_the_credentials_table_alone(
-    shared_stack: Stack, caller: Caller, bank: Bank, desk: Desk, tenant: str
+    shared_stack: Stack, caller: Caller, bank: Bank, desk: ProcessAdmin, tenant: str
 ) -> None:
     """After registrations that succeeded, failed and were refused in every way, and after checks that were right and wrong.
 

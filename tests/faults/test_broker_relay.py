@@ -14,13 +14,13 @@ from nats.js import JetStreamContext
 from nats.js.errors import APIError
 
 from deploy.bootstrap import Database
-from deploy.nats import Nats
-from deploy.supervisor import Program, Supervisor
-from shared import broker
-from shared.leader import LockClass, hold_lease
-from tests.support.proxy import Proxy
-from tests.support.relaying import grow, in_step, reaches, read_copy
-from tests.support.waiting import eventually
+from deploy.engines.nats import Nats
+from deploy.local.supervisor import Program, Supervisor
+from shared.line import broker
+from shared.platform.leader import LockClass, hold_lease
+from tests.support.fakes.relaying import grow, in_step, reaches, read_copy
+from tests.support.system.proxy import Proxy
+from tests.support.system.waiting import eventually
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ async def test_what_a_woken_relay_still_had_in_its_buffers(
 
     client = await broker.connect(nats_server.url, "listener")
     async with Proxy(nats_server.url).serving() as proxy:
-        module = "write_service.relay" if fenced else "tests.support.unfenced_relay"
+        module = "write_service.relay" if fenced else "tests.support.fakes.unfenced_relay"
         settings = {"FOLDLINE_DATABASE_URL": write_db.app, "FOLDLINE_NATS_URL": proxy.url}
         relays.add(Program(name="one", module=module, settings=settings))
         await led(relays)

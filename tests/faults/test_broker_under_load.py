@@ -1,7 +1,7 @@
 """What is done to the broker and the relay while the whole system works. The projector follows the line regardless.
 
 Each test ends with what is always true: positions dense, every acknowledged command kept, every table the fold of the
-line (tests/support/invariants.py), and the stream a faithful copy again.
+line (tests/support/checks/invariants.py), and the stream a faithful copy again.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import nats.errors
 import pytest
 from nats.aio.client import Client
 
-from deploy.system import PROJECTOR, RELAY
-from shared import broker
-from tests.support.bank import Bank, channels, deposit, new_id
-from tests.support.invariants import Acknowledged, check, look
-from tests.support.relaying import STREAM, in_step
-from tests.support.stack import Stack
-from tests.support.waiting import eventually
+from deploy.local.system import PROJECTOR, RELAY
+from shared.line import broker
+from tests.support.checks.invariants import Acknowledged, check, look
+from tests.support.clients.bank import Bank, channels, deposit, new_id
+from tests.support.fakes.relaying import STREAM, in_step
+from tests.support.system.stack import Stack
+from tests.support.system.waiting import eventually
 
 TENANT = "acme"
 CALLERS = 8

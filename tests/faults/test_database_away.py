@@ -8,13 +8,13 @@ import grpc.aio
 import pytest
 from msgspec.structs import replace
 
-from deploy.system import READ, WRITE
-from shared import consistency
-from tests.support.bank import Bank, channels, new_id, read_refusal, refused, register
-from tests.support.invariants import check, look, published
-from tests.support.stack import Stack
-from tests.support.traffic import running
-from tests.support.waiting import eventually
+from deploy.local.system import READ, WRITE
+from shared.line import consistency
+from tests.support.checks.invariants import check, look, published
+from tests.support.clients.bank import Bank, channels, new_id, read_refusal, refused, register
+from tests.support.clients.traffic import running
+from tests.support.system.stack import Stack
+from tests.support.system.waiting import eventually
 
 ANSWERED_WITHIN_S = 25.0
 """A call that meets an absent database is answered, not left waiting."""

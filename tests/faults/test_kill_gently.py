@@ -9,13 +9,13 @@ from typing import Any
 
 import grpc.aio
 
-from deploy.system import PROJECTOR, READ, RELAY, SAGA, WRITE
+from deploy.local.system import PROJECTOR, READ, RELAY, SAGA, WRITE
 from foldline.v1 import command_pb2
-from tests.support.bank import Bank, channels, deposit, item, read_refusal
-from tests.support.invariants import Acknowledged, check, look, published
-from tests.support.stack import Stack
-from tests.support.traffic import running
-from tests.support.waiting import eventually
+from tests.support.checks.invariants import Acknowledged, check, look, published
+from tests.support.clients.bank import Bank, channels, deposit, item, read_refusal
+from tests.support.clients.traffic import running
+from tests.support.system.stack import Stack
+from tests.support.system.waiting import eventually
 
 # The services end themselves within 10 s of work; a machine that stands still meanwhile is given more.
 DRAINS_WITHIN_S = 30.0

@@ -6,12 +6,12 @@ import asyncio
 
 import pytest
 
-from deploy.system import PROJECTOR, READ, RELAY, WRITE
-from tests.support.bank import Bank, channels
-from tests.support.invariants import check, look, published
-from tests.support.stack import Stack
-from tests.support.traffic import Traffic, running
-from tests.support.waiting import eventually
+from deploy.local.system import PROJECTOR, READ, RELAY, WRITE
+from tests.support.checks.invariants import check, look, published
+from tests.support.clients.bank import Bank, channels
+from tests.support.clients.traffic import Traffic, running
+from tests.support.system.stack import Stack
+from tests.support.system.waiting import eventually
 
 KILLS = 2
 # When to give up, not a measurement: it takes a few seconds, most of which are a Python process starting.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from deploy.system import WRITE
-from tests.support.invariants import check, look
-from tests.support.stack import Stack
-from tests.support.traffic import running
+from deploy.local.system import WRITE
+from tests.support.checks.invariants import check, look
+from tests.support.clients.traffic import running
+from tests.support.system.stack import Stack
 
 
 async def test_two_replicas_and_one_is_killed(stack: Stack) -> None:

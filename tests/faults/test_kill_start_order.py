@@ -9,13 +9,13 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from deploy.nats import Nats
-from deploy.system import PROJECTOR, READ, RELAY, SAGA, WRITE
-from tests.support.bank import Bank, channels
-from tests.support.engines import Engines
-from tests.support.invariants import check, look, published
-from tests.support.stack import Stack
-from tests.support.waiting import eventually
+from deploy.engines.nats import Nats
+from deploy.local.system import PROJECTOR, READ, RELAY, SAGA, WRITE
+from tests.support.checks.invariants import check, look, published
+from tests.support.clients.bank import Bank, channels
+from tests.support.system.engines import Engines
+from tests.support.system.stack import Stack
+from tests.support.system.waiting import eventually
 
 POSTGRES, NATS = "postgres", "nats"
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
-from deploy.system import PROJECTOR
+from deploy.local.system import PROJECTOR
 from foldline.v1 import projection_pb2, projection_pb2_grpc
-from shared.identity import Role
-from tests.support.bank import Bank, channels
-from tests.support.stack import Stack
-from tests.support.waiting import eventually
+from shared.platform.identity import Role
+from tests.support.clients.bank import Bank, channels
+from tests.support.system.stack import Stack
+from tests.support.system.waiting import eventually
 
 BALANCE = 5
 

@@ -1,7 +1,7 @@
 """Transfers and registrations, while every process is killed in turn and the broker loses all it holds.
 
 Each caller keeps to its command, under one id, until it is answered. Then everything has ended, money is right at every
-position, each login has one user, and every table is the fold of the line (tests/support/invariants.py).
+position, each login has one user, and every table is the fold of the line (tests/support/checks/invariants.py).
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ import psycopg
 import pytest
 
 from bank.v1 import transfer_pb2, transfer_query_pb2, user_query_pb2
-from deploy.system import PROJECTOR, READ, RELAY, SAGA, WRITE
+from deploy.local.system import PROJECTOR, READ, RELAY, SAGA, WRITE
 from foldline.v1 import process_pb2
 from tests.e2e.conftest import desk_of
-from tests.support.bank import Bank, channels, freeze, new_id, read_refusal, start_registration, start_transfer, unfreeze
-from tests.support.invariants import Acknowledged, all_have_ended, check, folded_login, look, published
-from tests.support.stack import Stack
-from tests.support.waiting import eventually
+from tests.support.checks.invariants import Acknowledged, all_have_ended, check, folded_login, look, published
+from tests.support.clients.bank import Bank, channels, freeze, new_id, read_refusal, start_registration, start_transfer, unfreeze
+from tests.support.system.stack import Stack
+from tests.support.system.waiting import eventually
 
 TENANT = "storm"
 TRANSFERS = REGISTRATIONS = 300

@@ -7,8 +7,8 @@ from typing import assert_never
 from msgspec import Struct
 from msgspec.structs import replace
 
-from shared.aggregate import Aggregate, Meta
-from shared.errors import AlreadyExists, NotFound, Rejected
+from shared.folds.aggregate import Aggregate, Meta
+from shared.folds.errors import AlreadyExists, NotFound, Rejected
 from write_service.domain.transfer import TransferStarted
 
 BALANCE_MINOR_MAX = 2**63 - 1

@@ -12,9 +12,9 @@ from typing import assert_never
 from msgspec import Struct
 from msgspec.structs import replace
 
-from shared.aggregate import Aggregate, Meta
-from shared.errors import AlreadyExists, Invalid, Rejected
-from shared.process_ids import derived_id
+from shared.folds.aggregate import Aggregate, Meta
+from shared.folds.errors import AlreadyExists, Invalid, Rejected
+from shared.folds.ids import derived_id
 
 # Characters that show nothing and are not of a category that says so: Unicode's Default_Ignorable_Code_Point beyond
 # the format characters (DerivedCoreProperties.txt).

@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 from msgspec.structs import replace
 
-from shared.aggregate import Aggregate, Meta
+from shared.folds.aggregate import Aggregate, Meta
 
 # Commands
 

@@ -8,9 +8,9 @@ from typing import assert_never
 from msgspec import Struct
 from msgspec.structs import replace
 
-from shared.aggregate import Aggregate, Meta
-from shared.errors import AlreadyExists, NotFound, Rejected
-from shared.process_ids import derived_id, step_id
+from shared.folds.aggregate import Aggregate, Meta
+from shared.folds.errors import AlreadyExists, NotFound, Rejected
+from shared.folds.ids import derived_id, step_id
 
 PROCESS = "transfer"
 """The type of the process that takes it on: the ids of the later steps are made of it."""

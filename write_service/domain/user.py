@@ -7,9 +7,9 @@ from typing import Any, assert_never
 from msgspec import Struct
 from msgspec.structs import replace
 
-from shared.aggregate import Aggregate, Credential, Decided, Meta
-from shared.errors import AlreadyExists, NotFound, Rejected
-from shared.process_ids import step_id
+from shared.folds.aggregate import Aggregate, Credential, Decided, Meta
+from shared.folds.errors import AlreadyExists, NotFound, Rejected
+from shared.folds.ids import step_id
 from write_service.domain.login import login_id
 
 PROCESS = "registration"

@@ -15,8 +15,8 @@ from cli.calls import COMMANDS, build, fields_of, plain
 from cli.endpoints import UsageError
 from cli.main import ABOUT, SEND, app, read_secret
 from foldline.v1 import command_pb2
-from shared.identity import Role
-from shared.tokens import KeyFile, Verifier
+from shared.platform.identity import Role
+from shared.platform.tokens import KeyFile, Verifier
 
 ID = "0190e4a0-0000-7000-8000-000000000000"
 

@@ -14,14 +14,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from bank.v1 import account_pb2, transfer_pb2, user_pb2
 from saga_service.registry import PROCESSES
-from shared.process_round import ProcessStatus
-from tests.support.interleaving import Clock, Domain, Saga, later, message_of
-from tests.support.line import uid
+from shared.processes.round import ProcessStatus
+from tests.support.fakes.interleaving import Clock, Domain, Saga, later, message_of
+from tests.support.fakes.line import uid
 from write_service.domain import account, person, transfer, user
 from write_service.passwords import Passwords
-from write_service.registry import build_bus
+from write_service.registry import build_registry
 
-BUS = build_bus(Passwords())
+BUS = build_registry(Passwords())
 OWNER = uid(1)
 ACCOUNTS = [uid(number) for number in (11, 12, 13)]
 EUROS = uid(14)

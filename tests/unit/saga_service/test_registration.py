@@ -8,10 +8,10 @@ from google.protobuf.message import Message
 from bank.v1 import user_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
 from saga_service.registration import REGISTRATION, Registration
-from shared.process_ids import step_id
-from shared.process_manager import Answer, Send, Step
-from tests.support.line import uid
-from tests.support.scenario import META
+from shared.folds.ids import step_id
+from shared.folds.process import Answer, Send, Step
+from tests.support.checks.scenario import META
+from tests.support.fakes.line import uid
 from write_service.domain import user as domain
 
 ID, LOGIN = uid(1), uid(2)

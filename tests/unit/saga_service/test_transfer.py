@@ -10,11 +10,11 @@ from google.protobuf.message import Message
 from bank.v1 import account_pb2, transfer_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
 from saga_service.transfer import TRANSFER, Transfer
-from shared.process_ids import step_id
-from shared.process_manager import Answer, Send, Step
-from tests.support.interleaving import BEGIN
-from tests.support.line import uid
-from tests.support.scenario import META
+from shared.folds.ids import step_id
+from shared.folds.process import Answer, Send, Step
+from tests.support.checks.scenario import META
+from tests.support.fakes.interleaving import BEGIN
+from tests.support.fakes.line import uid
 from write_service.domain import transfer as domain
 
 ID, BLUE, RED, SUSPENSE = uid(1), uid(2), uid(3), uid(4)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from tests.support.scenario import META, given
+from tests.support.checks.scenario import META, given
 from write_service.domain.account import (
     ACCOUNT,
     BALANCE_MINOR_MAX,

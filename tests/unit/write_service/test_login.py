@@ -11,8 +11,8 @@ import pytest
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from shared.errors import Invalid
-from tests.support.scenario import META, given
+from shared.folds.errors import Invalid
+from tests.support.checks.scenario import META, given
 from write_service.domain.login import (
     LOGIN,
     ConfirmLogin,

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from shared.errors import OverLimit, Refusal, Unauthenticated
+from shared.folds.errors import OverLimit, Refusal, Unauthenticated
 from write_service import passwords
 from write_service.domain.login import Login, login_id
 from write_service.domain.user import StartUserRegistration
-from write_service.passwords import NOBODY, THREADS, WAITING_MAX, Door, Passwords
+from write_service.passwords import NOBODY, THREADS, WAITING_MAX, Passwords, PasswordVerifier
 
 RIGHT, WRONG = "correct horse battery", "correct horse batteries"
 
@@ -64,7 +64,7 @@ class House:
         self.hasher = CountingHasher(self.passwords._hasher)
         self.passwords._hasher = self.hasher  # type: ignore[assignment]
         self.reads = FakeReads()
-        self.door = Door(None, self.reads, self.passwords)  # type: ignore[arg-type]
+        self.door = PasswordVerifier(None, self.reads, self.passwords)  # type: ignore[arg-type]
         self.looked_up: Counter[str] = Counter()
         holders = {
             login_id("acme", "alice"): Login(holder_id="u-alice", confirmed=True),
@@ -141,7 +141,7 @@ async def test_a_hash_of_another_kind_lets_nobody_in(house: House) -> None:
     assert not await house.passwords.matches(RIGHT, "")
 
 
-async def refusals(door: Door, times: int, login: Callable[[int], str], tenant: str = "acme") -> Counter[str]:
+async def refusals(door: PasswordVerifier, times: int, login: Callable[[int], str], tenant: str = "acme") -> Counter[str]:
     """What so many tries are answered with."""
     reasons: Counter[str] = Counter()
     for nth in range(times):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.support.scenario import given
+from tests.support.checks.scenario import given
 from write_service.domain.account import AccountOpened
 from write_service.domain.person import (
     ACCOUNTS_MAX,

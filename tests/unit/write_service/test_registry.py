@@ -14,17 +14,17 @@ from msgspec.structs import replace
 
 from bank.v1 import account_pb2, person_pb2, transfer_pb2, user_pb2
 from foldline.v1 import command_pb2
-from shared.aggregate import Aggregate, on
-from shared.bus import Bus
-from shared.codec import OPTIONS, Codec, Pair
-from shared.identity import Role
-from tests.support import trial
-from tests.support.trial import message_of
+from shared.commands.codec import OPTIONS, Codec, Pair
+from shared.commands.registry import CommandRegistry
+from shared.folds.aggregate import Aggregate, on
+from shared.platform.identity import Role
+from tests.support.domains import trial
+from tests.support.domains.trial import message_of
 from write_service.domain.transfer import Compensation
 from write_service.passwords import Passwords
-from write_service.registry import build_bus
+from write_service.registry import build_registry
 
-BUS = build_bus(Passwords())
+BUS = build_registry(Passwords())
 PAIRS = {pair.type_name: pair for pair in BUS.codec.pairs()}
 FILES = (account_pb2, person_pb2, transfer_pb2, user_pb2)
 
@@ -249,7 +249,7 @@ ELSEWHERE = Aggregate(category="elsewhere", initial=trial.Counter(), evolve=tria
 
 def test_registering_twice_or_for_an_unknown_aggregate_raises() -> None:
     """A table with two answers is found at the start of the service, not by its users."""
-    bus, roles = trial.build_bus(), frozenset({Role.USER})
+    bus, roles = trial.build_registry(), frozenset({Role.USER})
     add_message = bus.codec.of(trial.Add(counter_id="c", amount=1)).message
     with pytest.raises(TypeError, match="counter is registered twice"):
         bus.aggregate(trial.COUNTER, events={})
@@ -266,7 +266,7 @@ def test_registering_twice_or_for_an_unknown_aggregate_raises() -> None:
 
 def test_the_same_reaction_twice_raises() -> None:
     """Else money would move twice for one event."""
-    bus = trial.build_bus()
+    bus = trial.build_registry()
     handler = on(trial.COUNTER, trial.counter_id, trial.link)
     with pytest.raises(TypeError, match="twice"):
         bus.react(trial.Linked, handler)
@@ -275,12 +275,12 @@ def test_the_same_reaction_twice_raises() -> None:
 def test_an_override_of_a_command_that_nobody_registered_raises() -> None:
     """A misspelt or forgotten row is found at the start of the service."""
     with pytest.raises(TypeError, match="not registered"):
-        Bus().override(trial.Add, trial.twice_as_much, tenant="umbrella")
+        CommandRegistry().override(trial.Add, trial.twice_as_much, tenant="umbrella")
 
 
 def test_an_override_is_for_its_tenant_alone() -> None:
     """Everybody else is decided for as before."""
-    bus = trial.build_bus()
+    bus = trial.build_registry()
     bus.override(trial.Add, trial.twice_as_much, tenant="umbrella")
     add, chain = bus.route("trial.Add"), bus.route("trial.Chain")
     assert add is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.support.scenario import given
+from tests.support.checks.scenario import given
 from write_service.domain.suspense import SUSPENSE, MoneySuspended, SuspendMoney, Suspense, suspend
 
 first = MoneySuspended(suspense_id="s1", transfer_id="t1", amount_minor=69, currency="USD", balance_after_minor=69)

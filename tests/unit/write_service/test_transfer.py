@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from bank.v1 import transfer_pb2
-from shared.process_ids import step_id
-from tests.support.scenario import META, given
+from shared.folds.ids import step_id
+from tests.support.checks.scenario import META, given
 from write_service.domain.transfer import (
     TRANSFER,
     Compensation,

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from shared.aggregate import Credential, Decided
-from shared.errors import Refusal
-from shared.process_ids import step_id
-from tests.support.scenario import META, given
+from shared.folds.aggregate import Credential, Decided
+from shared.folds.errors import Refusal
+from shared.folds.ids import step_id
+from tests.support.checks.scenario import META, given
 from write_service.domain.login import login_id
 from write_service.domain.user import (
     USER,

@@ -1,0 +1,1 @@
+"""The reference scenarios, played over gRPC on a system of their own."""

@@ -1,0 +1,118 @@
+"""Foldline's own processes over given databases and a given NATS: what `dev`, `demo` and the tests all run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import grpc
+import grpc.aio
+
+from deploy.bootstrap import Databases
+from deploy.engines.child import free_port
+from deploy.local.supervisor import Program, Supervisor
+from shared.platform.identity import Role
+from shared.platform.tokens import DevelopmentIssuer
+
+WRITE, RELAY, READ, PROJECTOR, SAGA = "write_service", "relay", "read_service", "projector", "saga_service"
+MONTH_S = 30 * 24 * 3600.0
+
+
+class System(Supervisor):
+    """The processes of Foldline as children, with an issuer of tokens that they believe.
+
+    Logs and keys are kept in `folder`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        databases: Databases,
+        nats_url: str,
+        *,
+        ports: Mapping[str, int] | None = None,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
+        """`ports` for the three services are chosen if not given. `settings` go to every process."""
+        super().__init__(folder / "logs")
+        self.databases = databases
+        self.issuer = DevelopmentIssuer(folder / "keys")
+        write_port = (ports or {}).get(WRITE) or free_port()
+        read_port = (ports or {}).get(READ) or free_port()
+        saga_port = (ports or {}).get(SAGA) or free_port()
+        token_file = self._token_file("projector", [Role.READER])
+        saga_token_file = self._token_file("saga", [Role.READER, Role.PROCESS])
+        # From SIGTERM to the end in 6 s, so that both waves end within the 10 s that a user is promised.
+        drain = {"FOLDLINE_DRAIN_CALLS_S": "4", "FOLDLINE_DRAIN_S": "6"}
+        common = {**drain, "FOLDLINE_JWKS_FILE": str(self.issuer.jwks_file), "FOLDLINE_NATS_URL": nats_url}
+        write = {**common, "FOLDLINE_DATABASE_URL": databases.write.app}
+        read = {**common, "FOLDLINE_QUERY_DATABASE_URL": databases.read.query or "", "FOLDLINE_DATABASE_URL": databases.read.app}
+        source = {"FOLDLINE_WRITE_ADDRESS": f"127.0.0.1:{write_port}", "FOLDLINE_TOKEN_FILE": str(token_file)}
+        saga = {**common, **source, "FOLDLINE_DATABASE_URL": databases.saga.app, "FOLDLINE_TOKEN_FILE": str(saga_token_file)}
+        extra = settings or {}
+        self.add(
+            Program(
+                name=WRITE,
+                module="write_service",
+                port=write_port,
+                settings={**write, "FOLDLINE_LISTEN": f"127.0.0.1:{write_port}", **extra},
+            )
+        )
+        self.add(Program(name=RELAY, module="write_service.relay", wave=1, settings={**write, **extra}))
+        self.add(
+            Program(
+                name=READ,
+                module="read_service",
+                port=read_port,
+                settings={**read, "FOLDLINE_LISTEN": f"127.0.0.1:{read_port}", **extra},
+            )
+        )
+        self.add(Program(name=PROJECTOR, module="read_service.projector", wave=1, settings={**read, **source, **extra}))
+        self.add(
+            Program(
+                name=SAGA,
+                module="saga_service",
+                port=saga_port,
+                settings={**saga, "FOLDLINE_LISTEN": f"127.0.0.1:{saga_port}", **extra},
+            )
+        )
+
+    def _token_file(self, user_id: str, roles: Iterable[Role]) -> Path:
+        """A token of one of our processes, in a file that it reads anew for every call."""
+        file = self.issuer.jwks_file.with_name(f"{user_id}.token")
+        file.touch(mode=0o600)
+        file.write_text(self.token("foldline", user_id, roles, lifetime_s=MONTH_S))
+        return file
+
+    def replica(self, name: str, *, settings: Mapping[str, str] | None = None) -> str:
+        """Makes another instance of a program known, on a port of its own, and returns its name; `start` starts it."""
+        like = self.programs[name]
+        port = None if like.port is None else free_port()
+        listen = {} if port is None else {"FOLDLINE_LISTEN": f"127.0.0.1:{port}"}
+        number = sum(program.module == like.module for program in self.programs.values()) + 1
+        copy = replace(like, name=f"{name}-{number}", port=port, settings={**like.settings, **listen, **(settings or {})})
+        self.add(copy)
+        return copy.name
+
+    def token(
+        self,
+        tenant: str = "acme",
+        user_id: str = "alice",
+        roles: Iterable[Role] = (Role.USER, Role.TENANT_ADMIN),
+        *,
+        lifetime_s: float = 12 * 3600,
+    ) -> str:
+        """A bearer token that every process of this system believes."""
+        return self.issuer.issue(tenant=tenant, user_id=user_id, roles=roles, lifetime_s=lifetime_s)
+
+    def channel(self, name: str) -> grpc.aio.Channel:
+        """A channel to a program that serves gRPC. The caller closes it."""
+        # Reconnects at once after a restart, rather than after the 1 s and more that gRPC would wait.
+        options = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 500)]
+        return grpc.aio.insecure_channel(self.programs[name].address, options=options)
+
+
+def bearer(token: str) -> tuple[tuple[str, str], ...]:
+    """The metadata that carries a token: `await stub.Call(request, metadata=bearer(token))`."""
+    return (("authorization", f"Bearer {token}"),)

@@ -1,0 +1,302 @@
+"""Decides a batch of commands in memory: pure but for the ids of new events.
+
+A decision that needs an aggregate that is not at hand stops its unit; the caller loads all that were missing and
+decides the whole batch again, which is safe because decisions have no effects.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
+from typing import Any
+
+import structlog
+from msgspec import Struct, field
+from uuid_utils import uuid7
+
+from foldline.v1 import event_store_pb2
+from shared.commands.append import Batch, NewCommand, NewCredential, NewEvent, NewSnapshot
+from shared.commands.log import CommandKey
+from shared.commands.registry import CommandRegistry, Route
+from shared.commands.states import Versioned
+from shared.folds.aggregate import Aggregate, Decided, Meta
+from shared.folds.errors import BatchAborted, Code, InternalError, OverLimit, Refusal, VersionMismatch
+from shared.line.event_store import AggregateKey
+from shared.platform.identity import Role
+from shared.rpc.status import to_status
+
+REACTIONS_DEPTH_MAX = 16
+EVENT_BYTES_MAX = 256 * 1024
+
+log = structlog.get_logger()
+
+Lookup = Callable[[AggregateKey], Versioned | None]
+"""Gives the state of an aggregate, or None if it is not at hand."""
+
+
+class Sender(Struct, frozen=True):
+    """On whose behalf a command is carried out, and in what course of things."""
+
+    tenant: str
+    user_id: str
+    on_behalf_of: str
+    roles: frozenset[Role]
+    causation_id: str | None
+    traceparent: str
+
+
+class Command(Struct, kw_only=True, eq=False):
+    """A valid command of a known caller, on its way to a decision. `content` is the domain's struct.
+
+    Ids are UUIDs as canonical text.
+    """
+
+    key: CommandKey
+    route: Route
+    aggregate: AggregateKey
+    content: Any
+    payload: bytes
+    expected_version: int | None
+    correlation_id: str
+    sender: Sender
+    received_at: datetime
+
+    @property
+    def type(self) -> str:
+        """The full name of its message."""
+        return self.route.pair.type_name
+
+    @property
+    def fingerprint(self) -> bytes:
+        """Tells a repeat from another command under the same id: it covers what is asked and by whom."""
+        asked_by = f"{self.type}\n{self.sender.user_id}\n{self.sender.on_behalf_of}\n"
+        return hashlib.sha256(asked_by.encode() + self.payload).digest()
+
+
+class Outcome(Struct):
+    """What became of a command. `head` is the end of the line that the outcome rests on; a `refusal` says why not.
+
+    In a plan, `position` still counts from 1 within the batch, and `head` is not known: the append settles both.
+    """
+
+    status: str
+    version: int
+    events_appended: int
+    position: int
+    head: int
+    refusal: Refusal | None = None
+
+
+class Plan(Struct):
+    """What a batch comes to, if the world is still as it was: to be appended, then answered."""
+
+    batch: Batch = field(default_factory=Batch)
+    states: dict[AggregateKey, Versioned] = {}
+    outcomes: dict[CommandKey, Outcome] = {}
+    missing: set[AggregateKey] = set()
+
+
+class _Staged(Struct, eq=False):
+    """What a unit adds, kept apart until all of it is accepted."""
+
+    states: dict[AggregateKey, Versioned] = {}
+    events: list[NewEvent] = []
+    snapshots: dict[AggregateKey, NewSnapshot] = {}
+    credentials: list[NewCredential] = []
+
+
+class _Missing(Exception):
+    """An aggregate is not at hand."""
+
+
+def decide(bus: CommandRegistry, units: Iterable[list[Command]], lookup: Lookup, now: datetime) -> Plan:
+    """Decides units one after another, each seeing what those before it changed.
+
+    If the plan's `missing` is not empty, the plan is void: load those and decide again.
+    """
+    deciding = BatchDecider(bus, lookup)
+    for unit in units:
+        deciding.take(unit, now)
+    return deciding.plan
+
+
+class BatchDecider:
+    """Makes one plan of units that are taken one after another, each seeing what those before it changed."""
+
+    def __init__(self, bus: CommandRegistry, lookup: Lookup) -> None:
+        self.bus = bus
+        self.plan = Plan()
+        self._lookup = lookup
+        self._learned: dict[AggregateKey, Versioned] = {}
+
+    def at(self, key: AggregateKey) -> Versioned | None:
+        """The aggregate as the next unit will see it; None if it is not at hand."""
+        return self.plan.states.get(key) or self._learned.get(key) or self._lookup(key)
+
+    def learn(self, states: Mapping[AggregateKey, Versioned]) -> None:
+        """Puts aggregates that were missing at hand."""
+        self._learned.update(states)
+        self.plan.missing.clear()
+
+    def take(self, unit: list[Command], now: datetime) -> bool:
+        """Adds what a unit comes to, all of it or nothing but a refusal.
+
+        False if an aggregate is not at hand: it is among the plan's `missing` then, and the unit is to be taken again.
+        """
+        staged = _Staged()
+        accepted: list[tuple[Command, Outcome]] = []
+        for command in unit:
+            try:
+                accepted.append((command, self._command(command, staged, now)))
+            except _Missing:
+                return False
+            except Refusal as refusal:
+                self._refuse(unit, command, "rejected", refusal)
+                return True
+            except Exception as defect:  # noqa: BLE001 - a handler's defect undoes its own command alone
+                # The text of the exception may hold anything, a secret too: it goes nowhere, nor its traceback.
+                log.error(  # noqa: TRY400
+                    "command_failed",
+                    command_id=command.key[1],
+                    tenant=command.key[0],
+                    type=command.type,
+                    defect=type(defect).__name__,
+                    where=traceback.format_tb(defect.__traceback__)[-4:],
+                )
+                self._refuse(unit, command, "failed", InternalError())
+                return True
+        self._accept(staged, accepted)
+        return True
+
+    def _command(self, command: Command, staged: _Staged, now: datetime) -> Outcome:
+        route, sender = command.route, command.sender
+        before = len(staged.events)
+        at = self._state(command.aggregate, staged)
+        if command.expected_version is not None and command.expected_version != at.version:
+            raise VersionMismatch(command.expected_version, at.version)
+        meta = Meta(command.key[1], sender.tenant, sender.user_id, sender.on_behalf_of, sender.roles, now)
+        metadata = _metadata(command)
+        decision = route.decision(sender.tenant)
+        wave = self._apply(route.handler.aggregate, command.aggregate, at, decision, command.content, meta, metadata, staged)
+        for _ in range(REACTIONS_DEPTH_MAX):
+            if not (wave := self._react(wave, meta, metadata, staged)):
+                break
+        else:
+            raise RecursionError(f"reactions to {command.type} go on beyond {REACTIONS_DEPTH_MAX} rounds")
+        last = len(self.plan.batch.events) + len(staged.events) if len(staged.events) > before else 0
+        return Outcome("completed", staged.states[command.aggregate].version, len(staged.events) - before, last, 0)
+
+    def _react(self, wave: list[Any], meta: Meta, metadata: bytes, staged: _Staged) -> list[Any]:
+        """One round of in-transaction reactions: what the events of the round before cause."""
+        caused: list[Any] = []
+        for event in wave:
+            for handler in self.bus.reactions(type(event)):
+                key = (meta.tenant, handler.aggregate.category, handler.key(event))
+                at = self._state(key, staged)
+                caused += self._apply(handler.aggregate, key, at, handler.decide, event, meta, metadata, staged)
+        return caused
+
+    def _apply(
+        self,
+        aggregate: Aggregate[Any, Any],
+        key: AggregateKey,
+        at: Versioned,
+        decision: Callable[[Any, Any, Meta], Any],
+        content: Any,
+        meta: Meta,
+        metadata: bytes,
+        staged: _Staged,
+    ) -> list[Any]:
+        """Asks for one decision and folds its events; returns them."""
+        decided = decision(at.state, content, meta)
+        if isinstance(decided, Decided):
+            staged.credentials += [
+                NewCredential(meta.tenant, credential.subject_id, credential.password_hash) for credential in decided.credentials
+            ]
+            decided = decided.events
+        version, state = at.version, at.state
+        for event in decided:
+            pair = self.bus.codec.of(event)
+            payload = pair.encode(event)
+            if len(payload) > EVENT_BYTES_MAX:
+                raise OverLimit("EVENT_TOO_LARGE", f"an event may have {EVENT_BYTES_MAX} bytes, this has {len(payload)}")
+            version, state = version + 1, aggregate.evolve(state, event)
+            staged.events.append(NewEvent(uuid7(), key, version, pair.type_name, payload, metadata))
+            if version % aggregate.snapshot_every == 0:
+                dump = self.bus.dump_state(state)
+                staged.snapshots[key] = NewSnapshot(key, version, aggregate.schema, dump)
+        staged.states[key] = Versioned(version, state)
+        return list(decided)
+
+    def _state(self, key: AggregateKey, staged: _Staged) -> Versioned:
+        """The aggregate as this unit sees it. What is read from outside the batch is noted, to be checked again."""
+        at = staged.states.get(key) or self.plan.states.get(key)
+        if at is None:
+            at = self._learned.get(key) or self._lookup(key)
+            if at is None:
+                self.plan.missing.add(key)
+                raise _Missing
+            self.plan.batch.reads.setdefault(key, at.version)
+        return at
+
+    def _accept(self, staged: _Staged, accepted: list[tuple[Command, Outcome]]) -> None:
+        batch = self.plan.batch
+        self.plan.states.update(staged.states)
+        batch.events += staged.events
+        if staged.snapshots or staged.credentials:
+            batch.snapshots += staged.snapshots.values()
+            batch.credentials += staged.credentials
+        for command, outcome in accepted:
+            self._record(command, outcome, None)
+
+    def _refuse(self, unit: list[Command], culprit: Command, status: str, refusal: Refusal) -> None:
+        for command in unit:
+            if command is not culprit:
+                self.plan.outcomes[command.key] = Outcome("rejected", 0, 0, 0, 0, BatchAborted())
+        at = self.at(culprit.aggregate)
+        outcome = Outcome(status, at.version if at else 0, 0, 0, 0, refusal)
+        if refusal.code is Code.RESOURCE_EXHAUSTED:
+            # Too large to keep is too large to keep in the log as well.
+            self.plan.outcomes[culprit.key] = outcome
+        else:
+            self._record(culprit, outcome, to_status(refusal).SerializeToString())
+
+    def _record(self, command: Command, outcome: Outcome, error: bytes | None) -> None:
+        sender = command.sender
+        self.plan.outcomes[command.key] = outcome
+        self.plan.batch.commands.append(
+            NewCommand(
+                command.key[0],
+                command.key[1],
+                command.type,
+                command.aggregate[1],
+                command.aggregate[2],
+                command.fingerprint,
+                command.payload,
+                outcome.status,
+                sender.user_id,
+                sender.on_behalf_of,
+                command.correlation_id,
+                sender.causation_id,
+                sender.traceparent,
+                command.received_at,
+                outcome.version,
+                outcome.events_appended,
+                outcome.position,
+                error,
+            )
+        )
+
+
+def _metadata(command: Command) -> bytes:
+    sender = command.sender
+    return event_store_pb2.EventMetadata(
+        command_id=command.key[1],
+        correlation_id=command.correlation_id,
+        causation_id=sender.causation_id or "",
+        user_id=sender.user_id,
+        on_behalf_of=sender.on_behalf_of,
+        traceparent=sender.traceparent,
+    ).SerializeToString()

@@ -1,0 +1,1 @@
+"""What a pure fold may import: aggregates, projections, processes, their ids and refusals."""

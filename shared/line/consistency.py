@@ -1,0 +1,168 @@
+"""Read your writes: a token says how far the line was, and a query waits until its tables are that far.
+
+A token comes from a command's receipt. It names a shard, the epoch of its history and a position, and is opaque to
+clients. A forged one can only make its owner's own query wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import time
+from collections.abc import Awaitable, Callable
+
+from msgspec import Struct
+
+from shared.folds.errors import Invalid, Rejected, Unavailable
+
+FORMAT = "1"
+POLL_S = 0.002
+POLL_MAX_S = 0.02
+MARGIN_S = 0.1
+"""A wait ends this long before the call's deadline (or a tenth of it, if that is less), so that its answer arrives."""
+
+
+class Token(Struct, frozen=True):
+    """How far the line of a shard was: every event up to `position` of the history `epoch`."""
+
+    shard: int
+    epoch: str
+    position: int
+
+
+def encode(token: Token) -> str:
+    """The token as clients see it."""
+    text = f"{FORMAT} {token.shard} {token.position} {token.epoch}"
+    return base64.urlsafe_b64encode(text.encode()).rstrip(b"=").decode()
+
+
+def decode(text: str) -> Token:
+    """The token of a request; raises Invalid for anything that `encode` did not make."""
+    try:
+        plain = base64.b64decode(text.encode("ascii") + b"=" * (-len(text) % 4), altchars=b"-_", validate=True).decode("ascii")
+        version, shard, position, epoch = plain.split(" ")
+        if version == FORMAT:
+            return Token(int(shard), epoch, int(position))
+    except (UnicodeError, binascii.Error, ValueError):
+        pass
+    raise Invalid(
+        "CONSISTENCY_TOKEN_MALFORMED",
+        "the consistency token is not one of ours",
+        violations=(("consistency_token", "must be the token of a receipt, unchanged"),),
+    )
+
+
+def continues(token_epoch: str, epoch: str) -> bool:
+    """Whether `epoch` can still become, or is, the token's: not if it is a later timeline of the same history."""
+    token_id, _, token_timeline = token_epoch.partition("/")
+    history_id, _, timeline = epoch.partition("/")
+    if token_id != history_id or not (token_timeline.isdigit() and timeline.isdigit()):
+        return True
+    return int(timeline) <= int(token_timeline)
+
+
+class ConsistencyGate:
+    """Lets queries wait for the checkpoint of their tables. One poller for all of them, only while somebody waits.
+
+    `progress` reads the checkpoint: its epoch and position.
+    """
+
+    def __init__(
+        self, shard: int, progress: Callable[[], Awaitable[tuple[str, int]]], *, wait_max_s: float, read_max_s: float = 5.0
+    ) -> None:
+        """`wait_max_s` is for calls without a deadline. A checkpoint that is not read within `read_max_s` cannot be read."""
+        self._shard = shard
+        self._progress = progress
+        self._wait_max_s = wait_max_s
+        self._read_max_s = read_max_s
+        self._seen = ("", 0)
+        self._waiting = 0
+        self._moved = asyncio.Event()
+        self._poller: asyncio.Task[None] | None = None
+        self._failure: Exception | None = None
+
+    async def wait(self, text: str, remaining_s: float | None) -> None:
+        """Returns when the tables hold what the token names; at once for an empty one.
+
+        Raises Invalid for a malformed token, and Rejected (NOT_YET_CONSISTENT, with the lag in events) when the call's
+        deadline is near, `remaining_s` from now.
+        """
+        if not text:
+            return
+        token = decode(text)
+        if token.shard != self._shard:
+            raise Invalid(
+                "CONSISTENCY_TOKEN_OF_ANOTHER_SHARD",
+                "the consistency token is of another shard",
+                violations=(("consistency_token", f"is of shard {token.shard}, this is shard {self._shard}"),),
+            )
+        if self._reached(token):
+            return
+        budget_s = self._wait_max_s if remaining_s is None else max(remaining_s, 0.0)
+        deadline = time.monotonic() + budget_s - min(MARGIN_S, budget_s / 10)
+        self._waiting += 1
+        try:
+            await self._until_reached(token, deadline)
+        finally:
+            self._waiting -= 1
+
+    def _reached(self, token: Token) -> bool:
+        epoch, position = self._seen
+        return position >= token.position and epoch == token.epoch
+
+    async def _until_reached(self, token: Token, deadline: float) -> None:
+        while True:
+            if self._poller is None or self._poller.done():
+                self._failure, self._poller = None, asyncio.create_task(self._poll())
+                # However it ends, nobody waits for a poller that is gone.
+                self._poller.add_done_callback(lambda _: self._wake())
+            moved, left_s = self._moved, deadline - time.monotonic()
+            try:
+                async with asyncio.timeout(max(left_s, 0.0)):
+                    await moved.wait()
+            except TimeoutError:
+                raise self._not_yet(token) from None
+            if self._reached(token):
+                return
+            if self._failure is not None:
+                raise Unavailable("DATABASE_UNAVAILABLE", "the query tables cannot be read now") from self._failure
+            if not continues(token.epoch, self._seen[0]):
+                raise self._not_yet(token)
+
+    async def _poll(self) -> None:
+        """Reads the checkpoint again and again, a little slower each time nothing moved, while somebody waits."""
+        pause_s = POLL_S
+        while self._waiting:
+            before, failed_before = self._seen, self._failure is not None
+            try:
+                async with asyncio.timeout(self._read_max_s):
+                    self._seen, self._failure = await self._progress(), None
+            except Exception as error:  # noqa: BLE001 (told to every waiter)
+                self._failure = error
+            if self._failure is not None or failed_before or self._seen != before:
+                pause_s = POLL_S
+            self._wake()
+            if self._failure is not None:
+                return
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 1.1, POLL_MAX_S)
+
+    def _wake(self) -> None:
+        self._moved.set()
+        self._moved = asyncio.Event()
+
+    def _not_yet(self, token: Token) -> Rejected:
+        epoch, position = self._seen
+        if epoch and not continues(token.epoch, epoch):
+            text = "the token is of an earlier history of this database; ask again without it"
+        else:
+            text = "the query tables have not followed the line that far yet; ask again"
+        return Rejected(
+            "NOT_YET_CONSISTENT",
+            text,
+            retry_after_s=0.1,
+            wanted=token.position,
+            reached=position,
+            lag=max(0, token.position - position),
+        )

@@ -1,0 +1,99 @@
+"""The event store, read: streams of single aggregates, and the line of all events. `shared/commands/append.py` writes it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import LiteralString
+from uuid import UUID
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from msgspec import Struct
+
+from foldline.v1 import event_store_pb2
+from shared.platform.postgres import Connection, one
+
+TABLES = ("line", "events", "commands", "snapshots", "credentials")
+
+AggregateKey = tuple[str, str, str]
+"""Names an aggregate: tenant, category, aggregate id."""
+
+
+class StoredEvent(Struct, frozen=True):
+    """An event as it was appended. `metadata` is a serialized foldline.v1.EventMetadata."""
+
+    position: int
+    event_id: UUID
+    tenant: str
+    category: str
+    aggregate_id: str
+    version: int
+    type: str
+    payload: bytes
+    recorded_at: datetime
+    metadata: bytes
+
+
+class Head(Struct, frozen=True):
+    """The end of the line: position 0 and no event if it is empty."""
+
+    position: int
+    event_id: UUID | None
+    epoch: str
+    shard: int
+
+
+_EVENT_COLUMNS: LiteralString = (
+    "position, event_id, tenant, category, aggregate_id, version, type, payload, recorded_at, metadata"
+)
+
+
+async def read_line(connection: Connection, *, after: int, limit: int) -> list[StoredEvent]:
+    """Up to `limit` events with the positions after + 1, after + 2 …"""
+    cursor = await connection.execute(
+        f"SELECT {_EVENT_COLUMNS} FROM events WHERE position > %s ORDER BY position LIMIT %s",  # noqa: S608
+        (after, limit),
+    )
+    return [StoredEvent(*row) for row in await cursor.fetchall()]
+
+
+def envelope(event: StoredEvent) -> event_store_pb2.EventEnvelope:
+    """A stored event as it is sent to other processes."""
+    return event_store_pb2.EventEnvelope(
+        position=event.position,
+        event_id=str(event.event_id),
+        tenant=event.tenant,
+        aggregate_type=event.category,
+        aggregate_id=event.aggregate_id,
+        version=event.version,
+        type=event.type,
+        payload=event.payload,
+        recorded_at=timestamp(event.recorded_at),
+        metadata=event_store_pb2.EventMetadata.FromString(event.metadata),
+    )
+
+
+def timestamp(moment: datetime) -> Timestamp:
+    """A moment as messages carry it."""
+    stamp = Timestamp()
+    stamp.FromDatetime(moment)
+    return stamp
+
+
+async def read_stream(connection: Connection, key: AggregateKey, *, after: int, limit: int) -> list[StoredEvent]:
+    """Up to `limit` events of one aggregate with the versions after + 1, after + 2 …"""
+    cursor = await connection.execute(
+        f"""SELECT {_EVENT_COLUMNS} FROM events
+            WHERE tenant = %s AND category = %s AND aggregate_id = %s AND version > %s ORDER BY version LIMIT %s""",  # noqa: S608
+        (*key, after, limit),
+    )
+    return [StoredEvent(*row) for row in await cursor.fetchall()]
+
+
+async def read_head(connection: Connection) -> Head:
+    """Where the line ends now."""
+    shard, epoch, position, event_id = await one(
+        connection,
+        """SELECT l.shard, line_epoch(), coalesce(e.position, 0), e.event_id
+           FROM line l LEFT JOIN (SELECT position, event_id FROM events ORDER BY position DESC LIMIT 1) e ON true""",
+    )
+    return Head(position, event_id, epoch, shard)

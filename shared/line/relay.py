@@ -1,0 +1,328 @@
+"""Copies the line of events from PostgreSQL into a JetStream stream, in order, without a gap.
+
+The stream's sequence *is* the position: the stream is created with `first_seq` = head + 1, and every publish says which
+sequence must be the last one before it. So whatever the stream accepts is the right event at the right place.
+
+The races this defeats:
+- A relay is stopped (SIGSTOP, a paused machine) with publishes in its buffers, its lease goes to another, which
+  publishes on; then the first wakes up and finishes what it had begun. Every one of its publishes expects a sequence
+  that has passed, and is refused. Two relays that both believe to lead take turns, and the stream is still in order.
+- An acknowledgement is lost (time-out, reconnect): the event may be stored or not. We do not guess and do not send it
+  again on suspicion: we read where the stream ends, and go on from there.
+- Somebody else's message takes the place of an event: ours is refused, we look at what is in its place, and make the
+  stream anew. No ids for de-duplication: after a purge the broker answers "duplicate" and stores nothing. No atomic
+  batches: one duplicate refuses all of it.
+
+What is not fenced is deleting a stream: a relay that was stopped between looking at the stream and deleting it deletes
+a good one. Nothing is lost by it, since consumers trust nothing that comes from here and read the store instead.
+
+Killed anywhere, what is left? The stream, which is the only checkpoint there is: the next relay reads its end. What was
+published and not acknowledged is in it or is published again, at the same place. Killed between deleting and creating:
+no stream, and the next relay creates it at the head.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import nats.errors
+import psycopg
+import structlog
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig, StreamInfo
+from nats.js.errors import NotFoundError
+
+from shared.line import broker
+from shared.line.event_store import TABLES, Head, envelope, read_head, read_line
+from shared.platform.postgres import Connection, connect, refuse_unsafe
+
+log = structlog.get_logger(__name__)
+
+BATCH_EVENTS_MAX = 256  # an event is at most 256 KiB, so a batch is at most 64 MiB
+WINDOW_EVENTS_MAX = 2048
+ACK_TIMEOUT_S = 5.0
+API_TIMEOUT_S = 5.0
+BUSY_POLL_S, IDLE_POLL_S = 0.002, 0.2
+CHECK_S = 1.0  # how often an idle relay looks whether its stream is still there and its own
+RETRY_MIN_S, RETRY_MAX_S = 0.02, 1.0
+REPEAT_LOG_S = 10.0
+EMPTY_BEHIND_MAX = 10_000  # an empty stream that is further behind is made anew: consumers read the store faster
+
+CHANNEL = "line"
+"""What the committer notifies after a commit. A hint: it may be lost, so the relay polls behind it."""
+
+
+class StreamOutOfSync(Exception):
+    """We no longer know where the stream ends. Look, and go on from there.
+
+    `place` is where we were refused: somebody has been there before us, and it may not have been a relay. 0 if nowhere.
+    """
+
+    def __init__(self, text: str, place: int = 0) -> None:
+        super().__init__(text)
+        self.place = place
+
+
+class WrongShard(Exception):
+    """The database holds another shard than the relay was told: a mistake in the settings."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retention:
+    """How much of the line the stream keeps: the newest messages within both limits. Older events are in the store."""
+
+    age_max_s: float = 24 * 3600.0
+    bytes_max: int = 1024 * 1024 * 1024
+    replicas: int = 1
+
+
+class Relay:
+    """Copies one shard's line. Keeps nothing that it could not read again."""
+
+    def __init__(self, database_url: str, client: Client, shard: int, retention: Retention | None = None) -> None:
+        self.database_url = database_url
+        self.client = client
+        self.shard = shard
+        self.retention = retention or Retention()
+        self.published = 0  # events that this relay has seen acknowledged, for whoever watches
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Copies until `stopping` is set, through every absence of the database and of the broker.
+
+        Raises WrongShard and UnsafeDatabase, which no waiting mends.
+        """
+        told, told_at, pause_s, place = "", 0.0, RETRY_MIN_S, 0
+        while not stopping.is_set():
+            began = self.published
+            try:
+                async with _opened(self.database_url) as store, _hints(self.database_url) as hint:
+                    await self._copy(store, hint, stopping, place)
+                return
+            except StreamOutOfSync as doubt:
+                what, error, place = "relay_in_doubt", str(doubt), doubt.place
+            except psycopg.Error as failure:
+                what, error = "relay_waits_for_database", str(failure).strip()
+            except (nats.errors.Error, TimeoutError, OSError) as failure:
+                what, error = "relay_waits_for_broker", str(failure) or repr(failure)
+            if self.published > began:
+                told = ""  # it worked meanwhile, so this is a new trouble
+            if what != told or time.monotonic() - told_at > REPEAT_LOG_S:
+                told, told_at = what, time.monotonic()
+                log.warning(what, shard=self.shard, error=error)
+            pause_s = RETRY_MIN_S if self.published > began else min(2 * pause_s, RETRY_MAX_S)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stopping.wait(), pause_s)
+
+    async def _copy(self, store: Connection, hint: asyncio.Event, stopping: asyncio.Event, place: int) -> None:
+        """The loop. Raises Doubt, and whatever the database and the broker raise; then it is begun again."""
+        # 1. The stream's end is where we go on.
+        epoch, sent = await self._fit(store, place)
+        log.info("relay_follows", shard=self.shard, position=sent, epoch=epoch)
+        async with _Window(self.client, self.shard, sent) as window:
+            pause_s, checked_at = BUSY_POLL_S, time.monotonic()
+            while not stopping.is_set():
+                # 2. What comes next in the line is published, each event to be accepted only behind its predecessor.
+                hint.clear()
+                events = await read_line(store, after=sent, limit=BATCH_EVENTS_MAX)
+                async with asyncio.timeout(ACK_TIMEOUT_S):
+                    for event in events:
+                        await window.publish(broker.to_message(self.shard, epoch, envelope(event)))
+                if events:
+                    sent = events[-1].position
+                    pause_s = BUSY_POLL_S
+                    # 3. We run ahead of the acknowledgements by a window, and no further.
+                    self.published += await window.acknowledged(sent - WINDOW_EVENTS_MAX)
+                    continue
+                # 4. Nothing new: wait for a hint, but not for long. From time to time see that the stream is ours still.
+                self.published += await window.acknowledged(sent)
+                if time.monotonic() - checked_at > CHECK_S:
+                    checked_at = time.monotonic()
+                    if await self._fit(store) != (epoch, sent):
+                        raise StreamOutOfSync("the stream does not end where we left it")
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(hint.wait(), pause_s)
+                pause_s = min(2 * pause_s, IDLE_POLL_S)
+            self.published += await window.acknowledged(sent)
+
+    async def _fit(self, store: Connection, place: int = 0) -> tuple[str, int]:
+        """The epoch, and the position at which the stream ends: a stream that does not fit is made anew at the head.
+
+        What the stream holds at its end must be our event, and also at `place`, if that is given.
+
+        The stream is looked at before the line: the line only grows, so a stream whose end is beyond it was beyond it
+        then, too, and is not merely fed by somebody faster.
+        """
+        streams = self.client.jetstream(timeout=API_TIMEOUT_S)
+        name = broker.stream_name(self.shard)
+        info: StreamInfo | None
+        try:
+            info = await streams.stream_info(name)
+        except NotFoundError:
+            info = None
+        head = await read_head(store)
+        if head.shard != self.shard:
+            raise WrongShard(f"the database holds shard {head.shard}, the relay was started for shard {self.shard}")
+        if info is not None:
+            misfit = await self._misfit(store, info, head, place)
+            if misfit is None:
+                if (info.config.max_age, info.config.max_bytes) != (self.retention.age_max_s, self.retention.bytes_max):
+                    await streams.update_stream(info.config, max_age=self.retention.age_max_s, max_bytes=self.retention.bytes_max)
+                return head.epoch, info.state.last_seq
+            log.warning("relay_recreates_stream", shard=self.shard, position=head.position, reason=misfit)
+            await streams.delete_stream(name)
+        await streams.add_stream(self._config(head))
+        log.info("relay_created_stream", shard=self.shard, position=head.position, epoch=head.epoch)
+        return head.epoch, head.position
+
+    def _config(self, head: Head) -> StreamConfig:
+        return StreamConfig(
+            name=broker.stream_name(self.shard),
+            subjects=[broker.stream_subjects(self.shard)],
+            first_seq=head.position + 1,
+            metadata={broker.STREAM_EPOCH: head.epoch},
+            retention=RetentionPolicy.LIMITS,
+            discard=DiscardPolicy.OLD,
+            storage=StorageType.FILE,
+            max_age=self.retention.age_max_s,
+            max_bytes=self.retention.bytes_max,
+            num_replicas=self.retention.replicas,
+        )
+
+    async def _misfit(self, store: Connection, info: StreamInfo, head: Head, place: int) -> str | None:
+        """Why the stream is not a copy of our line up to its end; None if it is one."""
+        end, behind = info.state.last_seq, head.position - info.state.last_seq
+        epoch = (info.config.metadata or {}).get(broker.STREAM_EPOCH)
+        if epoch != head.epoch:
+            return f"it copies the history {epoch}, ours is {head.epoch}"
+        wanted = self._config(head)
+        for name in ("subjects", "retention", "discard", "storage", "no_ack", "sealed"):
+            if getattr(info.config, name) != getattr(wanted, name):
+                return f"its {name} is {getattr(info.config, name)}"
+        if behind < 0:
+            return f"it ends at {end}, the line at {head.position}"
+        if info.state.messages == 0 and behind > EMPTY_BEHIND_MAX:
+            return f"it is empty and {behind} events behind"
+        for sequence in {end, min(place, end)} - {0}:
+            try:
+                message = await self.client.jetstream(timeout=API_TIMEOUT_S).get_msg(info.config.name or "", sequence)
+            except NotFoundError:  # none yet, or purged, expired or deleted since: its sequence stays taken
+                continue
+            found = (message.headers or {}).get(broker.ID)
+            events = await read_line(store, after=sequence - 1, limit=1)
+            if found != str(events[0].event_id):
+                return f"at {sequence} it holds {found}, the line {events[0].event_id}"
+        return None
+
+
+class _Window:
+    """Publishes under way: all up to `_acked` are in the stream. Any refusal is a doubt.
+
+    The client's own `publish_async` is of no use here: up to 2.16 it lets a refusal fall on the floor and its future
+    never ends. So replies come to an inbox of our own, one for each window: what an older window is still owed does
+    not reach us.
+    """
+
+    def __init__(self, client: Client, shard: int, end: int) -> None:
+        self._client = client
+        self._stream = broker.stream_name(shard)
+        self._acked = end
+        self._reported = end
+        self._doubt: StreamOutOfSync | None = None
+        self._news = asyncio.Event()
+        self._heard_at = 0.0
+        self._inbox = client.new_inbox()
+        self._reconnects = client.stats["reconnects"]
+
+    async def __aenter__(self) -> _Window:
+        self._subscription = await self._client.subscribe(self._inbox, cb=self._on_reply)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        with contextlib.suppress(nats.errors.Error):
+            await self._subscription.unsubscribe()
+
+    async def publish(self, message: broker.Message) -> None:
+        """Sends, and does not wait for the acknowledgement. Raises Doubt.
+
+        The client waits in a publish for as long as the broker is away, and a cancellation that meets it there is
+        swallowed: so we look before each.
+        """
+        if not self._client.is_connected:
+            raise StreamOutOfSync("the connection was lost")
+        await self._client.publish(message.subject, message.payload, self._inbox, message.headers)
+
+    async def acknowledged(self, position: int) -> int:
+        """Waits until all up to `position` is in the stream; returns how many more are since the last call.
+
+        Raises Doubt.
+        """
+        self._heard_at = time.monotonic()
+        while True:
+            self._news.clear()
+            if self._doubt is not None:
+                raise self._doubt
+            if self._client.stats["reconnects"] != self._reconnects or not self._client.is_connected:
+                raise StreamOutOfSync("the connection was lost")
+            if self._acked >= position:
+                newly, self._reported = self._acked - self._reported, self._acked
+                return newly
+            if time.monotonic() - self._heard_at > ACK_TIMEOUT_S:
+                raise StreamOutOfSync(f"no acknowledgement for {ACK_TIMEOUT_S} s")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), 0.1)
+
+    async def _on_reply(self, message: Msg) -> None:
+        self._heard_at = time.monotonic()
+        try:
+            reply = json.loads(message.data)
+            if "error" in reply or reply["stream"] != self._stream:
+                self._refused(str(reply))
+            else:
+                # A stream acknowledges in its own order, and each of ours was accepted only behind its predecessor.
+                self._acked = reply["seq"]
+        except (ValueError, KeyError):
+            self._refused(f"{message.headers} {message.data[:200]!r}")
+        self._news.set()
+
+    def _refused(self, text: str) -> None:
+        if self._doubt is None:
+            self._doubt = StreamOutOfSync(text, place=self._acked + 1)
+
+
+@contextlib.asynccontextmanager
+async def _opened(database_url: str) -> AsyncIterator[Connection]:
+    """A connection with a role that can read the line and cannot change it."""
+    connection = await connect(database_url, application_name="foldline-relay")
+    try:
+        await refuse_unsafe(connection, tables=TABLES)
+        yield connection
+    finally:
+        await connection.close()
+
+
+@contextlib.asynccontextmanager
+async def _hints(database_url: str) -> AsyncIterator[asyncio.Event]:
+    """An event that is set when somebody says that the line grew. It may stay silent: then polling must do."""
+    hint = asyncio.Event()
+
+    async def listen() -> None:
+        while True:
+            with contextlib.suppress(psycopg.Error):
+                async with await connect(database_url, application_name="foldline-relay-hints") as connection:
+                    await connection.execute(f"LISTEN {CHANNEL}")
+                    async for _ in connection.notifies():
+                        hint.set()
+            await asyncio.sleep(RETRY_MAX_S)
+
+    listening = asyncio.create_task(listen())
+    try:
+        yield hint
+    finally:
+        listening.cancel()
+        await asyncio.gather(listening, return_exceptions=True)

@@ -1,0 +1,57 @@
+"""How every service begins: its log, its loop, and a database that is there and safe."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any
+
+from psycopg.errors import UndefinedTable
+
+from shared.folds.errors import Unavailable
+from shared.platform import process, telemetry
+from shared.platform.postgres import Reads, UnsafeDatabase, refuse_unsafe
+from shared.platform.settings import ProcessSettings
+
+log = telemetry.logger(__name__)
+
+RETRY_S = 0.25
+REPEAT_LOG_S = 10.0
+
+
+def run(
+    service: str,
+    settings: ProcessSettings,
+    main: Callable[[], Coroutine[Any, Any, None]],
+    *,
+    refuses: tuple[type[Exception], ...] = (),
+) -> int:
+    """Runs a process to its end; returns its exit code. What it `refuses` to run on is told, not thrown."""
+    telemetry.configure(settings.log_level, service=service)
+    unfit: tuple[type[Exception], ...] = (UnsafeDatabase, *refuses)
+    try:
+        process.run(main, fast_loop=settings.uvloop)
+    except unfit as error:
+        log.error("process_refuses_to_run", error=str(error))  # noqa: TRY400 (a setting, not a defect)
+        return 1
+    return 0
+
+
+async def until_safe(reads: Reads, *, tables: Iterable[str] = (), written: Iterable[str] = ()) -> None:
+    """Waits for the database and its tables, and says so. The tables `written` are those that the role should write.
+
+    Raises UnsafeDatabase if the role could write the others or see past their policies, or a commit is not durable.
+    """
+    told_at = -REPEAT_LOG_S
+    while True:
+        try:
+            async with reads.connection() as connection:
+                for table in written:
+                    await connection.execute("SELECT %s::text::regclass", (table,))
+                return await refuse_unsafe(connection, tables=tables)
+        except (Unavailable, UndefinedTable) as error:
+            if time.monotonic() - told_at > REPEAT_LOG_S:
+                told_at = time.monotonic()
+                log.info("waiting_for_database", error=str(error).strip())
+            await asyncio.sleep(RETRY_S)

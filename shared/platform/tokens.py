@@ -1,0 +1,231 @@
+"""Bearer tokens: believing them, and issuing them for development.
+
+A token is a JWT signed with Ed25519 or ES256 by a key of the issuer's published set. Its claims: `iss`, `aud`, `sub`
+(the user), `exp`, optional `nbf`, `tenant`, `roles`. What is not exactly that is refused, always as UNAUTHENTICATED.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from joserfc import jwt
+from joserfc.errors import JoseError, SecurityWarning
+from joserfc.jwk import ECKey, GuestProtocol, KeySet, OKPKey
+
+from shared.folds.errors import Unauthenticated
+from shared.platform.identity import Identity, Role
+from shared.platform.telemetry import logger
+
+# Nothing symmetric and no "none": a public key must never pass as a secret. "EdDSA" is the older name of "Ed25519".
+ALGORITHMS = ("Ed25519", "EdDSA", "ES256")
+TENANT = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+USER_LENGTH_MAX = 128
+TOKEN_LENGTH_MAX = 4096
+_CACHE_SIZE_MAX = 10_000
+_ROLES = {role.value: role for role in Role}
+
+log = logger(__name__)
+
+Clock = Callable[[], float]
+
+
+class KeyFile:
+    """The issuer's public keys, from a file. It is read again when it changes: keys rotate without a restart."""
+
+    def __init__(self, path: Path, *, clock: Clock = time.monotonic) -> None:
+        """Raises OSError or ValueError if there is no usable set of keys at `path`."""
+        self._path = path
+        self._clock = clock
+        self._looked_at = clock()
+        self._stamp, self._keys = self._read()
+
+    def current(self) -> dict[str, ECKey | OKPKey]:
+        """The keys by their ids; always the same object until they change. Looks at the file at most once a second.
+
+        A file that is gone or broken leaves the last good keys in force, and says so in the log.
+        """
+        now = self._clock()
+        if now - self._looked_at >= 1:
+            self._looked_at = now
+            try:
+                if _stamp(self._path) != self._stamp:
+                    self._stamp, self._keys = self._read()
+                    log.info("keys reloaded", keys=sorted(self._keys))
+            except (OSError, ValueError) as error:
+                log.warning("keys not reloaded", file=str(self._path), error=str(error))
+        return self._keys
+
+    def _read(self) -> tuple[tuple[int, int, int], dict[str, ECKey | OKPKey]]:
+        stamp = _stamp(self._path)
+        try:
+            key_set = KeySet.import_key_set(json.loads(self._path.read_bytes()))
+        except (JoseError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{self._path} is not a set of keys") from error
+        keys: dict[str, ECKey | OKPKey] = {}
+        for key in key_set.keys:
+            if isinstance(key, ECKey | OKPKey) and key.kid and key.curve_name in ("P-256", "Ed25519"):
+                keys[key.kid] = key
+        if not keys:
+            raise ValueError(f"{self._path} holds no key that is Ed25519 or P-256 and has a kid")
+        return stamp, keys
+
+
+class Verifier:
+    """Tells who a token speaks for. A token that was believed is remembered until its end or until the keys change."""
+
+    def __init__(self, keys: KeyFile, *, issuer: str, audience: str, leeway_s: float = 30, clock: Clock = time.time) -> None:
+        self._keys = keys
+        self._issuer = issuer
+        self._audience = audience
+        self._leeway_s = leeway_s
+        self._clock = clock
+        self._known: dict[str, tuple[Identity, float]] = {}
+        self._known_by: object = None
+
+    def verify(self, token: str) -> Identity:
+        """Raises Unauthenticated: TOKEN_MISSING, TOKEN_EXPIRED or TOKEN_INVALID."""
+        keys = self._keys.current()
+        if keys is not self._known_by:
+            self._known, self._known_by = {}, keys
+        if found := self._known.get(token):
+            identity, expires_at = found
+            if self._clock() < expires_at + self._leeway_s:
+                return identity
+            del self._known[token]
+        if not token:
+            raise Unauthenticated("TOKEN_MISSING", "the call carries no bearer token")
+        identity, expires_at = self._identify(_claims(token, keys))
+        if len(self._known) >= _CACHE_SIZE_MAX:
+            self._known.clear()
+        self._known[token] = identity, expires_at
+        return identity
+
+    def _identify(self, claims: dict[str, Any]) -> tuple[Identity, float]:
+        now = self._clock()
+        expires_at, not_before, audience = claims.get("exp"), claims.get("nbf", 0), claims.get("aud")
+        if not _is_number(expires_at) or not _is_number(not_before):
+            raise _invalid("exp or nbf is not a time")
+        if now >= expires_at + self._leeway_s:
+            raise Unauthenticated("TOKEN_EXPIRED", "the token has expired")
+        if now < not_before - self._leeway_s:
+            raise _invalid("it is not valid yet")
+        if claims.get("iss") != self._issuer:
+            raise _invalid("it is from another issuer")
+        if self._audience not in (audience if isinstance(audience, list) else [audience]):
+            raise _invalid("it is for another audience")
+        tenant, user_id, roles = claims.get("tenant"), claims.get("sub"), claims.get("roles", [])
+        if not isinstance(tenant, str) or not TENANT.fullmatch(tenant):
+            raise _invalid("it names no tenant")
+        if not isinstance(user_id, str) or not 0 < len(user_id) <= USER_LENGTH_MAX or not user_id.isprintable():
+            raise _invalid("it names no user")
+        if not isinstance(roles, list):
+            raise _invalid("its roles are not a list")
+        # A role that we do not know gives nothing, and another system may know it.
+        known = frozenset(_ROLES[role] for role in roles if isinstance(role, str) and role in _ROLES)
+        return Identity(tenant=tenant, user_id=user_id, roles=known), expires_at
+
+
+class DevelopmentIssuer:
+    """Issues tokens with a key that it made itself. For development and tests: whoever reads its folder is anybody."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        issuer: str = "https://foldline.localhost",
+        audience: str = "foldline",
+        clock: Clock = time.time,
+    ) -> None:
+        """Opens the issuer of `folder`, or makes it: `issuer.json` (the private key, mode 0600) and `jwks.json`.
+
+        Two processes that do so at once end up with the same key: the first to finish wins, both use the winner's.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        self.jwks_file = folder / "jwks.json"
+        private = folder / "issuer.json"
+        if not private.exists():
+            made = OKPKey.generate_key("Ed25519", {"use": "sig", "alg": "Ed25519"}, private=True, auto_kid=True)
+            with suppress(FileExistsError):
+                _write(private, made.as_dict(private=True), replace=False)
+        self._key = OKPKey.import_key(json.loads(private.read_bytes()))
+        published = {"keys": [self._key.as_dict(private=False)]}
+        if not self.jwks_file.exists() or json.loads(self.jwks_file.read_bytes()) != published:
+            _write(self.jwks_file, published, replace=True)
+        self._issuer, self._audience, self._clock = issuer, audience, clock
+
+    def issue(self, *, tenant: str, user_id: str, roles: Iterable[Role], lifetime_s: float = 12 * 3600) -> str:
+        """A token for the user of the tenant. Raises ValueError for a name that no service would believe."""
+        if not TENANT.fullmatch(tenant):
+            raise ValueError(f"not a tenant's name: {tenant!r} (lower-case letters, digits, hyphens; 63 at the most)")
+        if not 0 < len(user_id) <= USER_LENGTH_MAX or not user_id.isprintable():
+            raise ValueError(f"not a user's name: {user_id!r}")
+        now = int(self._clock())
+        claims = {
+            "iss": self._issuer,
+            "aud": self._audience,
+            "sub": user_id,
+            "tenant": tenant,
+            "roles": sorted(roles),
+            "iat": now,
+            "nbf": now,
+            "exp": int(now + lifetime_s),
+        }
+        return jwt.encode({"alg": "Ed25519", "kid": self._key.kid}, claims, self._key, algorithms=["Ed25519"])
+
+
+def _claims(token: str, keys: dict[str, ECKey | OKPKey]) -> dict[str, Any]:
+    """What the token says, once its signature is believed."""
+
+    def find(guest: GuestProtocol) -> ECKey | OKPKey:
+        kid = guest.headers().get("kid")
+        key = keys.get(kid) if isinstance(kid, str) else None
+        if key is None:
+            raise _invalid("its key is unknown")
+        return key
+
+    if len(token) > TOKEN_LENGTH_MAX:
+        raise _invalid("it is too long")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SecurityWarning)  # of the older name of Ed25519
+            return jwt.decode(token, find, algorithms=ALGORITHMS).claims
+    # A token is the caller's text: whatever trips over it, it is not believed.
+    except (JoseError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise _invalid("it is malformed, or its signature is wrong") from error
+
+
+def _invalid(why: str) -> Unauthenticated:
+    return Unauthenticated("TOKEN_INVALID", f"the token is not believed: {why}")
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    found = path.stat()
+    return found.st_mtime_ns, found.st_ino, found.st_size
+
+
+def _write(path: Path, content: dict[str, Any], *, replace: bool) -> None:
+    """Writes a file that is there entirely or not at all, with mode 0600. Raises FileExistsError unless `replace`."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump(content, file)
+        if replace:
+            os.replace(name, path)
+        else:
+            os.link(name, path)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(name)

@@ -1,0 +1,200 @@
+"""The operators' desk: what processes do and have done, and the two things an operator can tell one: retry, cancel.
+
+What an operator says is taken like any other input: in a round, behind the fence, which it holds where it is. So it may
+be said to any instance, whoever leads: either the leader's round is written first and seen here, or this one is, and
+seen there. Said twice, the second finds nothing left to do, or does it once more under the same ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+from shared.folds.errors import Code, NotFound, Refusal, Rejected
+from shared.folds.process import CANCELLED_BY_OPERATOR, ProcessDefinition
+from shared.platform.packing import texts, timestamps
+from shared.platform.postgres import Connection, Reads
+from shared.processes import store
+from shared.processes.round import FOLD_FAILED, CommandResult, Entry, Process, ProcessKey, ProcessStatus, Round, process_types
+from shared.processes.runner import CHECKPOINT
+from shared.processes.store import Pending
+from shared.rpc.status import to_status
+
+_UNIX = datetime(1970, 1, 1, tzinfo=UTC)
+
+_LIST = """
+SELECT p.tenant, p.type, p.process_id, p.state, p.schema, p.status, p.trouble, p.attention, p.phase, p.correlation_id,
+  p.causation_id, p.on_behalf_of, p.traceparent, p.attempts, p.entries, p.started_at, p.moved_at
+FROM processes p
+WHERE (p.started_at, p.tenant, p.type, p.process_id) < (%(at)s, %(tenant_at)s, %(type_at)s, %(id_at)s)
+  AND (%(tenant)s = '' OR p.tenant = %(tenant)s) AND (%(type)s = '' OR p.type = %(type)s)
+  AND (%(status)s = '' OR p.status = %(status)s)
+"""
+_LIST_OPEN = " AND (p.status <> 'ended' OR p.trouble <> '' OR p.attention <> '')"
+_LIST_ATTENTION = """
+  AND (p.trouble <> '' OR p.attention <> '' OR p.status = 'running' AND EXISTS (
+    SELECT FROM unnest(%(kinds)s::text[], %(before)s::timestamptz[]) AS k (type, before)
+    WHERE k.type = p.type AND p.moved_at < k.before))
+"""
+_LIST_ORDER = " ORDER BY p.started_at DESC, p.tenant DESC, p.type DESC, p.process_id DESC LIMIT %(limit)s"
+
+
+class _Cancelled(Refusal):
+    """What a process is told of a command that an operator took back."""
+
+    code = Code.CANCELLED
+
+
+class Place(NamedTuple):
+    """Where a page of a list ends: the last process's start in microseconds since 1970, and its name."""
+
+    started_us: int
+    tenant: str
+    type: str
+    process_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """All that is known of a process."""
+
+    process: Process
+    history: Sequence[Entry]
+    commands: Sequence[Pending]
+    timers: Sequence[tuple[str, datetime]]
+
+
+class ProcessAdmin:
+    """Answers operators, beside the leader or anywhere else."""
+
+    def __init__(
+        self,
+        reads: Reads,
+        managers: Iterable[ProcessDefinition[Any]],
+        shard: int,
+        *,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        wake: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`wake` is called when there is something to send; a leader elsewhere finds it within a second."""
+        self._reads = reads
+        self._kinds = process_types(managers)
+        self._shard = shard
+        self._clock = clock
+        self._wake = wake
+
+    def is_stuck(self, process: Process) -> bool:
+        """Whether it runs, and has not moved for longer than its kind should need."""
+        kind = self._kinds.get(process.type)
+        return (
+            process.status == ProcessStatus.RUNNING
+            and kind is not None
+            and self._clock() - process.moved_at > kind.manager.stuck_after
+        )
+
+    def place(self, process: Process) -> Place:
+        """The place of a process in the list."""
+        return Place((process.started_at - _UNIX) // timedelta(microseconds=1), *process.key)
+
+    async def find(
+        self,
+        limit: int,
+        after: Place | None,
+        *,
+        tenant: str = "",
+        type_: str = "",
+        status: str = "",
+        attention: bool = False,
+    ) -> Sequence[Process]:
+        """Processes, the youngest first, from behind a place on; with `attention`, those that an operator should look at."""
+        query = _LIST
+        if attention or status in (ProcessStatus.RUNNING, ProcessStatus.PARKED):
+            query += _LIST_OPEN
+        if attention:
+            query += _LIST_ATTENTION
+        now = self._clock()
+        kinds = [(name, now - kind.manager.stuck_after) for name, kind in self._kinds.items()]
+        parameters = {
+            "at": datetime.max.replace(tzinfo=UTC) if after is None else _UNIX + timedelta(microseconds=after.started_us),
+            "tenant_at": "" if after is None else after.tenant,
+            "type_at": "" if after is None else after.type,
+            "id_at": "" if after is None else after.process_id,
+            "tenant": tenant,
+            "type": type_,
+            "status": status,
+            "kinds": texts([name for name, _ in kinds]),
+            "before": timestamps([before for _, before in kinds]),
+            "limit": limit,
+        }
+        async with self._reads.connection() as connection:
+            cursor = await connection.execute(query + _LIST_ORDER, parameters)
+            return [Process(*row) for row in await cursor.fetchall()]
+
+    async def get(self, key: ProcessKey) -> Case:
+        """One process. Raises NotFound (PROCESS_NOT_FOUND)."""
+        async with self._reads.connection() as connection, connection.transaction():
+            # One moment for all four: a process that moves between two of them would contradict itself.
+            await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            process = await self._process(connection, key)
+            history = await store.history_of(connection, key)
+            return Case(process, history, await store.commands_of(connection, key), await store.timers_of(connection, key))
+
+    async def retry(self, key: ProcessKey) -> Process:
+        """Lets a process go on: what it could not take it is given again, what waits or was given up is sent at once.
+
+        A command that was given up gets a new attempt, with a new id, if it certainly never happened; else it keeps its
+        id, under which it cannot happen twice. Raises NotFound (PROCESS_NOT_FOUND), Rejected (NOTHING_TO_RETRY).
+        """
+        async with self._turn(key) as (connection, process, commands, done):
+            if not commands and process.trouble != FOLD_FAILED:
+                raise Rejected("NOTHING_TO_RETRY", "the process waits for nothing")
+            done.operator(process, "retry")
+            for pending in commands:
+                again = pending.given_up and not pending.may_have_happened
+                after = done.again(process, pending.command) if again else pending.command
+                await store.send_again(connection, pending.command, after, done.now)
+            done.replay(process, await store.take_inputs(connection, key))
+        self._wake()
+        return process
+
+    async def cancel(self, key: ProcessKey) -> Process:
+        """Takes back the commands that wait: to the process they are refused with CANCELLED_BY_OPERATOR.
+
+        Raises NotFound (PROCESS_NOT_FOUND), Rejected (PROCESS_ENDED, NOTHING_TO_CANCEL, MAY_HAVE_HAPPENED).
+        """
+        async with self._turn(key) as (connection, process, commands, done):
+            if process.status == ProcessStatus.ENDED:
+                raise Rejected("PROCESS_ENDED", "the process has ended")
+            if not commands:
+                raise Rejected("NOTHING_TO_CANCEL", "the process waits for no command")
+            if sent := [pending.command.step for pending in commands if pending.may_have_happened]:
+                text = "a command that was sent and not answered may have been carried out; retry it until it is answered"
+                raise Rejected("MAY_HAVE_HAPPENED", text, steps=", ".join(sent))
+            done.operator(process, "cancel")
+            if process.trouble != FOLD_FAILED:
+                process.trouble, process.status = "", ProcessStatus.RUNNING
+            error = to_status(_Cancelled(CANCELLED_BY_OPERATOR, "an operator took the command back"))
+            for pending in commands:
+                await store.delete_command(connection, pending.command)
+                done.answer(CommandResult(pending.command, error, CANCELLED_BY_OPERATOR))
+        self._wake()
+        return process
+
+    async def _process(self, connection: Connection, key: ProcessKey) -> Process:
+        found = await store.read(await store.select(connection, [key]))
+        if key not in found:
+            raise NotFound("PROCESS_NOT_FOUND", f"there is no process {key[1]} {key[2]} in tenant {key[0]}")
+        return found[key]
+
+    @asynccontextmanager
+    async def _turn(self, key: ProcessKey) -> AsyncIterator[tuple[Connection, Process, list[Pending], Round]]:
+        """A round of one process behind the fence, written and committed at the end."""
+        async with self._reads.connection() as connection, connection.transaction():
+            await store.lock(connection, CHECKPOINT, self._shard)
+            process = await self._process(connection, key)
+            done = Round(self._kinds, self._clock(), {key: process})
+            yield connection, process, await store.commands_of(connection, key), done
+            await store.write(connection, done, due_at=done.now, handed_out=False)

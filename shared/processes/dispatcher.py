@@ -1,0 +1,241 @@
+"""Sends the commands of processes in batches, and tells what became of each: an answer, or a trouble and when to try again.
+
+It keeps nothing: what it is given is in the outgoing rows, and what it tells changes them. Killed anywhere, the rows are
+there still, and whoever leads next sends them again under the same ids; what had been carried out answers as it did.
+So do two dispatchers at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import traceback
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Protocol
+from uuid import UUID
+
+from google.protobuf.any_pb2 import Any as Packed
+from grpc.aio import AioRpcError, Metadata
+
+from foldline.v1 import command_pb2
+from shared.folds.errors import Code, Refusal
+from shared.platform.telemetry import logger
+from shared.processes.round import COMMAND_FAILED, CommandResult, DeliveryFailure, PendingCommand, ProcessKey
+from shared.rpc.client import bearer
+from shared.rpc.status import from_rpc_error, from_status
+
+BATCH_COMMANDS_MAX = 256
+BATCH_BYTES_MAX = 3 * 1024 * 1024
+CALL_TIMEOUT_S = 15.0
+
+# Answers that say nothing about the command but that it should be sent again.
+_LATER = frozenset({Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.CANCELLED})
+# Refusals of a whole call that may be the fault of one of its commands: each is sent by itself, to find out which.
+_SUSPICIOUS = frozenset({Code.INVALID_ARGUMENT, Code.INTERNAL, Code.RESOURCE_EXHAUSTED})
+# Refusals of a whole call before any of it was taken.
+_UNTAKEN = frozenset({Code.UNAUTHENTICATED, Code.PERMISSION_DENIED, Code.RESOURCE_EXHAUSTED, Code.INVALID_ARGUMENT})
+# Refusals that are no answer, because they contradict what we know: the same bytes under the same id, a known command.
+_ABSURD = frozenset({"COMMAND_ID_REUSED", "UNKNOWN_COMMAND"})
+
+log = logger(__name__)
+
+
+class SendBatch(Protocol):
+    """`CommandServiceStub.SendBatch`."""
+
+    def __call__(
+        self, request: command_pb2.SendBatchRequest, *, timeout: float, metadata: Metadata | tuple[tuple[str, str], ...]
+    ) -> Awaitable[command_pb2.SendBatchResponse]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """How long between tries, and how many defects of the other side before an operator is asked."""
+
+    first_s: float = 0.2
+    longest_s: float = 30.0
+    # While the other side is away, or has too much to do: it may be back any moment.
+    away_longest_s: float = 5.0
+    failures_max: int = 8
+    calls_max: int = 4
+    # A second call is opened beside one that is under way only for as many commands.
+    call_commands_min: int = 64
+
+    def wait_s(self, tries: int, *, away: bool) -> float:
+        """How long to wait after so many tries: doubled each time, and never the same for two."""
+        longest_s = self.away_longest_s if away else self.longest_s
+        return min(self.first_s * 2.0 ** min(tries - 1, 20), longest_s) * random.uniform(0.5, 1.0)  # noqa: S311
+
+
+class Dispatcher:
+    """Has a few calls under way at most: while they are, the next commands gather."""
+
+    def __init__(
+        self,
+        send_batch: SendBatch,
+        token_file: Path,
+        *,
+        clock: Callable[[], datetime],
+        news: asyncio.Event,
+        patience: RetryPolicy | None = None,
+    ) -> None:
+        """`news` is set when there is something to `take`. The token, of role `process`, is read anew for every call."""
+        self._send_batch = send_batch
+        self._token_file = token_file
+        self._clock = clock
+        self._news = news
+        self._patience = patience or RetryPolicy()
+        self._queue: deque[PendingCommand] = deque()
+        # To be sent one by one.
+        self._suspects: deque[PendingCommand] = deque()
+        # Waiting or under way: what is asked about again meanwhile is not sent twice.
+        self._known: set[tuple[ProcessKey, UUID]] = set()
+        self._told: list[CommandResult | DeliveryFailure] = []
+        self._calls: set[asyncio.Task[None]] = set()
+        self._work = asyncio.Event()
+        self._refused_in_a_row = 0
+
+    @property
+    def backlog(self) -> int:
+        """How many commands wait to be sent."""
+        return len(self._queue) + len(self._suspects)
+
+    def send(self, commands: Iterable[PendingCommand]) -> None:
+        """Takes commands; does not wait."""
+        for command in commands:
+            if (name := (command.key, command.command_id)) not in self._known:
+                self._known.add(name)
+                self._queue.append(command)
+        self._work.set()
+
+    def take(self) -> list[CommandResult | DeliveryFailure]:
+        """What was told since the last time."""
+        told, self._told = self._told, []
+        return told
+
+    async def run(self) -> None:
+        """Sends until cancelled. Calls under way are then given up; what they asked for may happen still."""
+        try:
+            while True:
+                await self._work.wait()
+                self._work.clear()
+                while self._may_call():
+                    call = asyncio.create_task(self._call(self._next()))
+                    self._calls.add(call)
+                    call.add_done_callback(self._done)
+        finally:
+            for call in self._calls:
+                call.cancel()
+            await asyncio.gather(*self._calls, return_exceptions=True)
+
+    def _may_call(self) -> bool:
+        calls, patience = len(self._calls), self._patience
+        if not self.backlog or calls >= patience.calls_max:
+            return False
+        # While calls are refused one at a time must do: it finds out when they are taken again.
+        return not calls or (self._refused_in_a_row == 0 and len(self._queue) >= patience.call_commands_min)
+
+    def _done(self, call: asyncio.Task[None]) -> None:
+        self._calls.discard(call)
+        self._work.set()
+
+    def _next(self) -> list[PendingCommand]:
+        if self._suspects:
+            return [self._suspects.popleft()]
+        batch: list[PendingCommand] = []
+        size = 0
+        while self._queue and len(batch) < BATCH_COMMANDS_MAX:
+            size += len(self._queue[0].payload) + 512
+            if batch and size > BATCH_BYTES_MAX:
+                break
+            batch.append(self._queue.popleft())
+        return batch
+
+    async def _call(self, batch: Sequence[PendingCommand]) -> None:
+        try:
+            await self._try(batch)
+        except Exception as defect:  # noqa: BLE001 (a defect of ours must not leave commands behind)
+            # The exception's text may hold a command: its kind and its place are told.
+            what, where = type(defect).__name__, traceback.format_tb(defect.__traceback__)[-4:]
+            log.error("dispatch_defect", commands=len(batch), error=what, where=where)  # noqa: TRY400
+            self._tell(self._trouble(command, f"DISPATCH_DEFECT: {what}", failed=True) for command in batch)
+
+    async def _try(self, batch: Sequence[PendingCommand]) -> None:
+        try:
+            metadata = bearer(self._token_file.read_text().strip())
+        except OSError as error:
+            await self._refused(batch, Refusal("NO_TOKEN", str(error)), Code.UNAUTHENTICATED)
+            return
+        request = command_pb2.SendBatchRequest(items=[_item(command) for command in batch])
+        try:
+            response = await self._send_batch(request, timeout=CALL_TIMEOUT_S, metadata=metadata)
+        except AioRpcError as error:
+            await self._refused(batch, from_rpc_error(error), error.code().value[0])
+            return
+        self._refused_in_a_row = 0
+        if len(response.receipts) != len(batch):
+            self._tell(self._trouble(command, "a receipt is missing", failed=True) for command in batch)
+            return
+        self._tell(self._judge(command, receipt) for command, receipt in zip(batch, response.receipts, strict=True))
+
+    def _judge(self, command: PendingCommand, receipt: command_pb2.CommandReceipt) -> CommandResult | DeliveryFailure:
+        """What a receipt says of its command."""
+        if receipt.status == command_pb2.COMMAND_STATUS_COMPLETED:
+            return CommandResult(command, None, "")
+        if not receipt.HasField("error"):
+            return self._trouble(command, command_pb2.CommandStatus.Name(receipt.status), failed=True)
+        refusal = from_status(receipt.error)
+        if receipt.status == command_pb2.COMMAND_STATUS_FAILED:
+            return self._trouble(command, _text(refusal), failed=True, undone=True)
+        waits = refusal.code == Code.RESOURCE_EXHAUSTED and refusal.retry_after_s is not None
+        if refusal.code in _LATER or waits:
+            return self._trouble(command, _text(refusal), undone=waits, wait_s=refusal.retry_after_s)
+        if refusal.reason in _ABSURD or receipt.status != command_pb2.COMMAND_STATUS_REJECTED:
+            return self._trouble(command, _text(refusal), failed=True)
+        return CommandResult(command, receipt.error, refusal.reason)
+
+    async def _refused(self, batch: Sequence[PendingCommand], refusal: Refusal, code: int) -> None:
+        """A whole call failed. Unless its commands may be at fault, all of them wait, and so do the next ones."""
+        text = _text(refusal)
+        if code in _SUSPICIOUS and refusal.retry_after_s is None:
+            if len(batch) > 1:
+                self._suspects.extend(batch)
+                self._work.set()
+            else:
+                self._tell([self._trouble(batch[0], text, failed=True, undone=code in _UNTAKEN)])
+            return
+        self._refused_in_a_row += 1
+        log.warning("commands_refused", commands=len(batch), error=text, times=self._refused_in_a_row)
+        self._tell(self._trouble(command, text, undone=code in _UNTAKEN, wait_s=refusal.retry_after_s) for command in batch)
+        await asyncio.sleep(self._patience.wait_s(self._refused_in_a_row, away=True))
+
+    def _trouble(
+        self, command: PendingCommand, error: str, *, undone: bool = False, failed: bool = False, wait_s: float | None = None
+    ) -> DeliveryFailure:
+        given_up = COMMAND_FAILED if failed and command.failures + 1 >= self._patience.failures_max else ""
+        due_at = self._clock() + timedelta(seconds=max(self._patience.wait_s(command.tries, away=not failed), wait_s or 0))
+        return DeliveryFailure(command, error, undone, failed, given_up, due_at)
+
+    def _tell(self, what: Iterable[CommandResult | DeliveryFailure]) -> None:
+        for told in what:
+            self._known.discard((told.command.key, told.command.command_id))
+            self._told.append(told)
+        self._news.set()
+
+
+def _item(command: PendingCommand) -> command_pb2.BatchItem:
+    return command_pb2.BatchItem(
+        command=Packed(type_url=f"type.googleapis.com/{command.command_type}", value=command.payload),
+        tenant=command.tenant,
+        on_behalf_of=command.on_behalf_of,
+        causation_id=command.causation_id,
+        traceparent=command.traceparent,
+    )
+
+
+def _text(refusal: Refusal) -> str:
+    return f"{refusal.reason}: {refusal.text}"

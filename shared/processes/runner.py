@@ -1,0 +1,318 @@
+"""Runs processes: gathers what has come (events, answers, due timers), and takes all of it in one transaction, again and again.
+
+    1. the fence: the checkpoint moves, or is found unmoved
+    2. the states that the round touches, in one query; answered commands and fired timers are deleted, and only those
+       that were there count: an answer or a timer that comes twice finds no row and changes nothing
+    3. the folds, in memory
+    4. states, commands, timers, histories, notices: a statement for each table; commit
+    5. the new commands go to the dispatcher, whose answers are the next round's
+
+While one round is written the next one gathers, so the busier it is, the larger are the rounds and the cheaper each input.
+
+Killed anywhere, what is left? A round as a whole, or nothing of it. A command that was under way is sent again by whoever
+leads next, under the same id, and its first answer comes back. Two at once: the fence lets one in after the other, and
+the second, if the line has moved, has nothing to write; if it has not, it finds the rows of what the first has taken
+gone. The same input again: an event is at or below the checkpoint, an answer or a timer has no row any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from google.protobuf.message import Message
+
+from foldline.v1.event_store_pb2 import EventEnvelope
+from shared.folds.process import Keys, ProcessDefinition
+from shared.line import checkpoint as checkpoints
+from shared.line.checkpoint import Checkpoint, Fenced
+from shared.line.consumer import Consumer, ConsumerFailed
+from shared.line.follower import Batch
+from shared.platform.postgres import Connection
+from shared.platform.telemetry import logger, trace_id
+from shared.processes import store
+from shared.processes.dispatcher import Dispatcher
+from shared.processes.round import CommandResult, DeliveryFailure, PendingCommand, ProcessKey, ProcessType, Round, process_types
+from shared.processes.store import DueTimer
+
+log = logger(__name__)
+
+CHECKPOINT = "processes"
+
+# A command that is handed out is asked about again after so long, whatever has become of it.
+ASKED_AGAIN_S = 60.0
+# How often to look for what others made due: an operator, for one.
+LOOK_S = 1.0
+TIMERS_MAX = 500
+# So many commands wait for the dispatcher at the most before no further event is taken.
+BACKLOG_MAX = 1000
+# More processes parked in a minute than this is a bad release.
+PARKED_MAX = 20
+
+There = dict[tuple[ProcessKey, UUID], bool]
+"""The commands of a round's answers and troubles whose rows are there, and whether the answer relieves the process of its
+trouble. An id alone names no command: two tenants may choose the same id for a process of theirs."""
+
+
+class ProcessesFailed(ConsumerFailed):
+    """Going on would do more harm than stopping. Nothing of the round was written."""
+
+    reason = "PROCESSES_FAILED"
+
+
+@dataclass(slots=True)
+class Inputs:
+    """What has come, and is not taken yet."""
+
+    events: list[tuple[ProcessType, str, Message, EventEnvelope]] = field(default_factory=list)
+    answers: list[CommandResult] = field(default_factory=list)
+    troubles: list[DeliveryFailure] = field(default_factory=list)
+    timers: list[DueTimer] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.events or self.answers or self.troubles or self.timers)
+
+    def keys(self) -> dict[ProcessKey, None]:
+        """The processes that are touched."""
+        keys: dict[ProcessKey, None] = {}
+        for kind, process_id, _, envelope in self.events:
+            keys[envelope.tenant, kind.manager.type, process_id] = None
+        for answer in self.answers:
+            keys[answer.command.key] = None
+        for trouble in self.troubles:
+            keys[trouble.command.key] = None
+        for timer in self.timers:
+            keys[timer.key] = None
+        return keys
+
+
+class ProcessRunner(Consumer):
+    """Follows the line for all processes of a shard, as long as it leads."""
+
+    failed = ProcessesFailed
+
+    def __init__(
+        self,
+        managers: Iterable[ProcessDefinition[Any]],
+        shard: int,
+        *,
+        follow: Callable[[Checkpoint], AsyncGenerator[Batch, None]],
+        connect: Callable[[], Awaitable[Connection]],
+        dispatcher: Callable[[asyncio.Event], Dispatcher],
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """`dispatcher` makes one that sets the event when there is something to take; there is one at a time."""
+        super().__init__(CHECKPOINT, shard, connect)
+        self._follow = follow
+        self._make_dispatcher = dispatcher
+        self._clock = clock
+        self.kinds = process_types(managers)
+        self._routes: dict[str, list[tuple[ProcessType, type[Message], Any]]] = {}
+        for kind in self.kinds.values():
+            keys: Keys = kind.manager.key
+            for event, key in keys.items():
+                self._routes.setdefault(event.DESCRIPTOR.full_name, []).append((kind, event, key))
+        self._news = asyncio.Event()
+        self._parked_at: deque[float] = deque()
+        # Where we are in the line, which is further than the checkpoint if nothing since concerned any process.
+        self._seen = Checkpoint()
+        self._look_at = 0.0
+
+    def wake(self) -> None:
+        """Lets it look for what is due now rather than within the second."""
+        self._look_at = 0.0
+        self._news.set()
+
+    async def _consume(self, connection: Connection) -> None:
+        self._news, self._seen, self._look_at = asyncio.Event(), self.at, 0.0
+        dispatcher = self._make_dispatcher(self._news)
+        async with aclosing(self._follow(self.at)) as batches:
+            # Nothing is sent before the store has shown that it holds what our processes rest on.
+            coming: asyncio.Future[Batch] = asyncio.ensure_future(anext(batches))
+            sending: asyncio.Task[None] | None = None
+            try:
+                await asyncio.wait({coming})
+                if not coming.exception():
+                    await self._take_over(connection)
+                    sending = asyncio.create_task(dispatcher.run())
+                while True:
+                    coming = await self._turn(connection, dispatcher, batches, coming)
+                    if sending is not None and sending.done():
+                        sending.result()
+            finally:
+                for task in (coming, sending):
+                    if task is not None:
+                        task.cancel()
+                await asyncio.gather(*(task for task in (coming, sending) if task is not None), return_exceptions=True)
+
+    async def _turn(
+        self,
+        connection: Connection,
+        dispatcher: Dispatcher,
+        batches: AsyncGenerator[Batch, None],
+        coming: asyncio.Future[Batch],
+    ) -> asyncio.Future[Batch]:
+        """Waits for something to do, and does all there is. Returns what is awaited from the line."""
+        full = dispatcher.backlog >= BACKLOG_MAX
+        await self._wait(None if full else coming)
+        inputs = Inputs()
+        came = coming.done() and not full
+        if came:
+            batch = coming.result()
+            inputs.events = self._route(batch.events)
+            self._seen = batch.after
+        for told in dispatcher.take():
+            if isinstance(told, CommandResult):
+                inputs.answers.append(told)
+            else:
+                inputs.troubles.append(told)
+                self._look_by(told.due_at)
+        looking = time.monotonic() >= self._look_at
+        if looking:
+            inputs.timers = await store.due_timers(connection, self._clock(), TIMERS_MAX)
+        if inputs or (looking and self._seen != self.at):
+            dispatcher.send(await self._round(connection, inputs))
+        if looking:
+            await self._look(connection, dispatcher)
+        # Asked for only now: it says that what came before is taken.
+        return asyncio.ensure_future(anext(batches)) if came else coming
+
+    async def _wait(self, coming: asyncio.Future[Batch] | None) -> None:
+        """Until there is an event, an answer, or the time to look for what is due."""
+        left_s = self._look_at - time.monotonic()
+        if left_s > 0 and not self._news.is_set() and not (coming is not None and coming.done()):
+            news = asyncio.ensure_future(self._news.wait())
+            waiting: set[asyncio.Future[Any]] = {news} if coming is None else {news, coming}
+            try:
+                await asyncio.wait(waiting, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                news.cancel()
+        self._news.clear()
+
+    def _route(self, events: Sequence[EventEnvelope]) -> list[tuple[ProcessType, str, Message, EventEnvelope]]:
+        """Which processes the events belong to. Most belong to none, and are not even read."""
+        routed = []
+        for envelope in events:
+            for kind, message, key in self._routes.get(envelope.type, ()):
+                try:
+                    event = message.FromString(envelope.payload)
+                    process_id = key(event)
+                except Exception as error:
+                    # No process can be parked for it, since it does not even say which.
+                    raise ProcessesFailed(
+                        f"event {envelope.event_id} ({envelope.type}) at position {envelope.position} names no process "
+                        f"{kind.manager.type}: {type(error).__name__}"
+                    ) from error
+                routed.append((kind, process_id, event, envelope))
+        return routed
+
+    async def _round(self, connection: Connection, inputs: Inputs) -> list[PendingCommand]:
+        """Takes the inputs, in one transaction; returns the commands to be sent. Raises Fenced or ProcessesFailed."""
+        async with connection.pipeline():
+            moved = await self._fence(connection)
+            processes = await store.select(connection, inputs.keys()) if inputs else None
+            answered = await store.delete_answered(connection, inputs.answers) if inputs.answers else None
+            troubled = await store.update_troubled(connection, inputs.troubles) if inputs.troubles else None
+            fired = await store.delete_fired(connection, inputs.timers) if inputs.timers else None
+        self._check(moved)
+        done = Round(self.kinds, self._clock(), {} if processes is None else await store.read(processes))
+        # Each id once: an answer that came twice is one answer.
+        rows = [row for cursor in (answered, troubled) if cursor is not None for row in await cursor.fetchall()]
+        there: There = {((tenant, type_, process_id), id_): relieved for tenant, type_, process_id, id_, relieved in rows}
+        timers = [] if fired is None else await fired.fetchall()
+        self._fold(done, inputs, there, timers)
+        async with connection.pipeline():
+            await store.write(connection, done, due_at=done.now + timedelta(seconds=ASKED_AGAIN_S), handed_out=True)
+            await connection.execute("COMMIT")
+        self._moved(self._seen)
+        for due_at in done.timers.values():
+            if due_at is not None:
+                self._look_by(due_at)
+        _tell(done)
+        return list(done.commands.values())
+
+    def _fold(self, done: Round, inputs: Inputs, there: There, timers: list[tuple[str, str, str, str]]) -> None:
+        for answer in inputs.answers:
+            if (name := (answer.command.key, answer.command.command_id)) in there:
+                done.answer(answer, relieved=there.pop(name))
+        for trouble in inputs.troubles:
+            if (name := (trouble.command.key, trouble.command.command_id)) in there:
+                del there[name]
+                done.trouble(trouble)
+        for tenant, type_, process_id, timer in timers:
+            done.timer((tenant, type_, process_id), timer)
+        for kind, process_id, event, envelope in inputs.events:
+            done.event(kind, process_id, event, envelope)
+        self._count_parked(done.parked)
+
+    async def _fence(self, connection: Connection) -> Any:
+        """Begins a transaction by moving the checkpoint to where we are, or holding it where it is; `_check` the answer.
+
+        Whatever is raised from here to the commit ends `_consume`, and with it the connection: nothing is written.
+        """
+        await connection.execute("BEGIN")
+        return await connection.execute(checkpoints.MOVE, checkpoints.move(self.name, self.shard, self.at, self._seen))
+
+    def _check(self, moved: Any) -> None:
+        if moved.rowcount != 1:
+            raise Fenced(f"{self.name} is not at position {self.at.position}")
+
+    async def _hand_out(self, connection: Connection, now: datetime, room: int) -> list[PendingCommand]:
+        """The commands that are due, noted as sent."""
+        self._check(await self._fence(connection))
+        claimed = await store.claim(connection, now, now + timedelta(seconds=ASKED_AGAIN_S), room)
+        await connection.execute("COMMIT")
+        self._moved(self._seen)
+        return claimed
+
+    async def _take_over(self, connection: Connection) -> None:
+        """What an earlier leader sent and may have no answer to is due at once."""
+        self._check(await self._fence(connection))
+        await store.reclaim(connection, self._clock())
+        await connection.execute("COMMIT")
+        self._moved(self._seen)
+
+    async def _look(self, connection: Connection, dispatcher: Dispatcher) -> None:
+        """Hands out the commands that are due, as many as there is room for, and finds out when to look again."""
+        now = self._clock()
+        command_due, timer_due = await store.next_due(connection)
+        room = BACKLOG_MAX - dispatcher.backlog
+        self._look_at = time.monotonic() + LOOK_S
+        if command_due is not None and command_due <= now and room > 0:
+            claimed = await self._hand_out(connection, now, room)
+            dispatcher.send(claimed)
+            command_due = now if len(claimed) == room else None
+        for due_at in (command_due, timer_due):
+            if due_at is not None and due_at > now:
+                self._look_by(due_at)
+        if timer_due is not None and timer_due <= now:
+            self._look_at = 0.0
+
+    def _look_by(self, due_at: datetime) -> None:
+        left_s = (due_at - self._clock()).total_seconds()
+        self._look_at = min(self._look_at, time.monotonic() + max(left_s, 0.0))
+
+    def _count_parked(self, parked: int) -> None:
+        now = time.monotonic()
+        self._parked_at.extend([now] * parked)
+        while self._parked_at and self._parked_at[0] < now - 60:
+            self._parked_at.popleft()
+        if len(self._parked_at) > PARKED_MAX:
+            raise ProcessesFailed(f"more than {PARKED_MAX} processes were parked within a minute")
+
+
+def _tell(done: Round) -> None:
+    """A line for each process that began or ended, in its own trace."""
+    for process in done.changed.values():
+        facts = {"process": process.type, "process_id": process.process_id, "trace_id": trace_id(process.traceparent)}
+        if process.started_at == done.now:
+            log.info("process_began", tenant=process.tenant, **facts)
+        if process.key in done.ended:
+            log.info("process_ended", tenant=process.tenant, phase=process.phase, attention=process.attention, **facts)

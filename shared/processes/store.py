@@ -1,0 +1,379 @@
+"""The tables of processes, and every statement that reads or writes them. Rows travel in bulk, as packed arrays.
+
+The callers bring the transaction, whose first statement is the checkpoint's fence (`shared/line/checkpoint.py`): it is what
+lets one of two writers in after the other. So whatever is read below, after it, is still true when it is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from shared.line.checkpoint import Checkpoint
+from shared.platform.packing import Packed, blobs, int4s, int8s, texts, timestamps, uuids
+from shared.platform.postgres import Connection
+from shared.processes.round import CommandResult, DeliveryFailure, Entry, PendingCommand, Process, ProcessKey, Round, Waiting
+
+HISTORY_MAX = 5000
+TABLES = ("processes", "process_inputs", "process_commands", "process_timers", "process_history", "notices", "checkpoints")
+
+_LOCK = "SELECT epoch, position, event_id FROM checkpoints WHERE name = %s AND shard = %s FOR UPDATE"
+
+_SELECT = """
+SELECT p.tenant, p.type, p.process_id, p.state, p.schema, p.status, p.trouble, p.attention, p.phase, p.correlation_id,
+  p.causation_id, p.on_behalf_of, p.traceparent, p.attempts, p.entries, p.started_at, p.moved_at
+FROM unnest(%s::text[], %s::text[], %s::text[]) AS k (tenant, type, process_id)
+JOIN processes p ON p.tenant = k.tenant AND p.type = k.type AND p.process_id = k.process_id
+"""
+
+# The subquery still sees what this statement deletes.
+_DELETE_ANSWERED = """
+WITH gone AS (
+  DELETE FROM process_commands c
+  USING unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::uuid[]) AS k (tenant, type, process_id, step, command_id)
+  WHERE c.tenant = k.tenant AND c.type = k.type AND c.process_id = k.process_id AND c.step = k.step
+    AND c.command_id = k.command_id
+  RETURNING c.tenant, c.type, c.process_id, c.command_id, c.given_up)
+SELECT g.tenant, g.type, g.process_id, g.command_id, g.given_up AND NOT EXISTS (
+  SELECT FROM process_commands o
+  WHERE o.tenant = g.tenant AND o.type = g.type AND o.process_id = g.process_id AND o.given_up
+    AND NOT EXISTS (SELECT FROM gone a WHERE a.tenant = o.tenant AND a.type = o.type AND a.process_id = o.process_id
+                                         AND a.command_id = o.command_id))
+FROM gone g
+"""
+
+_UPDATE_TROUBLED = """
+UPDATE process_commands c SET due_at = k.due_at, answered = c.answered + k.undone, failures = c.failures + k.failed,
+  given_up = c.given_up OR k.given_up <> '', last_error = k.error
+FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::uuid[], %s::timestamptz[], %s::int[], %s::int[], %s::text[],
+  %s::text[]) AS k (tenant, type, process_id, step, command_id, due_at, undone, failed, given_up, error)
+WHERE c.tenant = k.tenant AND c.type = k.type AND c.process_id = k.process_id AND c.step = k.step
+  AND c.command_id = k.command_id
+RETURNING c.tenant, c.type, c.process_id, c.command_id, false
+"""
+
+_DELETE_FIRED = """
+DELETE FROM process_timers t
+USING unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::timestamptz[]) AS k (tenant, type, process_id, name, due_at)
+WHERE t.tenant = k.tenant AND t.type = k.type AND t.process_id = k.process_id AND t.name = k.name AND t.due_at = k.due_at
+RETURNING t.tenant, t.type, t.process_id, t.name
+"""
+
+_UPSERT = """
+INSERT INTO processes (tenant, type, process_id, state, schema, status, trouble, attention, phase, correlation_id, causation_id,
+  on_behalf_of, traceparent, attempts, entries, started_at, moved_at)
+SELECT * FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::int[], %s::text[], %s::text[], %s::text[],
+  %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::int[], %s::timestamptz[], %s::timestamptz[])
+ON CONFLICT (tenant, type, process_id) DO UPDATE SET state = excluded.state, schema = excluded.schema,
+  status = excluded.status, trouble = excluded.trouble, attention = excluded.attention, phase = excluded.phase,
+  causation_id = excluded.causation_id, attempts = excluded.attempts, entries = excluded.entries, moved_at = excluded.moved_at
+"""
+
+# A step that waits already is the same command: it is left as it is.
+_INSERT_COMMANDS = """
+INSERT INTO process_commands (tenant, type, process_id, step, attempt, command_id, command_type, payload, causation_id,
+  on_behalf_of, traceparent, tries, due_at)
+SELECT k.*, %s, %s FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::int[], %s::uuid[], %s::text[], %s::bytea[],
+  %s::text[], %s::text[], %s::text[]) AS k
+ON CONFLICT (tenant, type, process_id, step) DO NOTHING
+"""
+
+_SET_TIMERS = """
+INSERT INTO process_timers (tenant, type, process_id, name, due_at)
+SELECT * FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::timestamptz[])
+ON CONFLICT (tenant, type, process_id, name) DO UPDATE SET due_at = excluded.due_at
+"""
+
+_CANCEL_TIMERS = """
+DELETE FROM process_timers t
+USING unnest(%s::text[], %s::text[], %s::text[], %s::text[]) AS k (tenant, type, process_id, name)
+WHERE t.tenant = k.tenant AND t.type = k.type AND t.process_id = k.process_id AND t.name = k.name
+"""
+
+_CLEAR_TIMERS = """
+DELETE FROM process_timers t USING unnest(%s::text[], %s::text[], %s::text[]) AS k (tenant, type, process_id)
+WHERE t.tenant = k.tenant AND t.type = k.type AND t.process_id = k.process_id
+"""
+
+_INSERT_HISTORY = """
+INSERT INTO process_history (tenant, type, process_id, number, happened_at, kind, name, step, id, position, attempts, error,
+  phase)
+SELECT * FROM unnest(%s::text[], %s::text[], %s::text[], %s::int[], %s::timestamptz[], %s::text[], %s::text[], %s::text[],
+  %s::text[], %s::bigint[], %s::int[], %s::bytea[], %s::text[])
+"""
+
+_INSERT_INPUTS = """
+INSERT INTO process_inputs (tenant, type, process_id, kind, name, content)
+SELECT tenant, type, process_id, kind, name, content
+FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::bytea[])
+  WITH ORDINALITY AS k (tenant, type, process_id, kind, name, content, place)
+ORDER BY place
+"""
+
+_INSERT_NOTICES = """
+INSERT INTO notices (tenant, type, process_id, name, data, created_at)
+SELECT k.*, %s FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::text[]) AS k
+"""
+
+_DUE_TIMERS = """
+SELECT tenant, type, process_id, name, due_at FROM process_timers WHERE due_at <= %s ORDER BY due_at LIMIT %s
+"""
+
+_RECLAIM = "UPDATE process_commands SET due_at = %s WHERE NOT given_up AND tries > answered AND due_at > %s"
+
+_CLAIM = """
+UPDATE process_commands c SET tries = c.tries + 1, due_at = %s
+FROM (SELECT tenant, type, process_id, step FROM process_commands WHERE NOT given_up AND due_at <= %s
+      ORDER BY due_at LIMIT %s) AS k
+WHERE c.tenant = k.tenant AND c.type = k.type AND c.process_id = k.process_id AND c.step = k.step
+RETURNING c.tenant, c.type, c.process_id, c.step, c.attempt, c.command_id, c.command_type, c.payload, c.causation_id,
+  c.on_behalf_of, c.traceparent, c.tries, c.failures
+"""
+
+_NEXT_DUE = """
+SELECT (SELECT min(due_at) FROM process_commands WHERE NOT given_up), (SELECT min(due_at) FROM process_timers)
+"""
+
+
+_TAKE_INPUTS = """
+WITH gone AS (DELETE FROM process_inputs WHERE tenant = %s AND type = %s AND process_id = %s
+              RETURNING number, tenant, type, process_id, kind, name, content)
+SELECT tenant, type, process_id, kind, name, content FROM gone ORDER BY number
+"""
+
+_COMMANDS_OF = """
+SELECT c.tenant, c.type, c.process_id, c.step, c.attempt, c.command_id, c.command_type, c.payload, c.causation_id,
+  c.on_behalf_of, c.traceparent, c.tries, c.failures, c.due_at, c.answered, c.given_up, c.last_error
+FROM process_commands c WHERE c.tenant = %s AND c.type = %s AND c.process_id = %s ORDER BY c.step
+"""
+
+_TIMERS_OF = """
+SELECT name, due_at FROM process_timers WHERE tenant = %s AND type = %s AND process_id = %s ORDER BY due_at, name
+"""
+
+_HISTORY_OF = """
+SELECT tenant, type, process_id, number, happened_at, kind, name, step, id, position, attempts, error, phase
+FROM process_history WHERE tenant = %s AND type = %s AND process_id = %s ORDER BY number DESC LIMIT %s
+"""
+
+_SEND_AGAIN = """
+UPDATE process_commands SET attempt = %s, command_id = %s, payload = %s, due_at = %s, given_up = false, failures = 0,
+  tries = CASE WHEN %s THEN 0 ELSE tries END, answered = CASE WHEN %s THEN 0 ELSE answered END
+WHERE tenant = %s AND type = %s AND process_id = %s AND step = %s
+"""
+
+_DELETE_COMMAND = """
+DELETE FROM process_commands WHERE tenant = %s AND type = %s AND process_id = %s AND step = %s
+"""
+
+
+class DueTimer(NamedTuple):
+    """A timer as its row has it."""
+
+    tenant: str
+    type: str
+    process_id: str
+    name: str
+    due_at: datetime
+
+    @property
+    def key(self) -> ProcessKey:
+        """The process it belongs to."""
+        return self.tenant, self.type, self.process_id
+
+
+async def lock(connection: Connection, name: str, shard: int) -> Checkpoint | None:
+    """The fence for a writer that follows nothing: holds the checkpoint as it is to the end of the transaction.
+
+    None if nothing has ever followed the line under this name.
+    """
+    cursor = await connection.execute(_LOCK, (name, shard))
+    row = await cursor.fetchone()
+    return None if row is None else Checkpoint(*row)
+
+
+# Reads and deletions that a round begins with. Each sends its statement; the answers are read when all are sent.
+
+
+async def select(connection: Connection, keys: Iterable[ProcessKey]) -> Any:
+    """Asks for the processes with these keys."""
+    return await connection.execute(_SELECT, _columns([texts, texts, texts], keys))
+
+
+async def read(cursor: Any) -> dict[ProcessKey, Process]:
+    """The answer of `select`. A process that is not there is left out."""
+    found = [Process(*row) for row in await cursor.fetchall()]
+    return {process.key: process for process in found}
+
+
+async def delete_answered(connection: Connection, answers: Sequence[CommandResult]) -> Any:
+    """Deletes the commands that are answered; tells process and id of those that were there, and whether they relieve it.
+
+    One does that was given up, unless another of its process still is.
+    """
+    rows = [(*it.command.key, it.command.step, it.command.command_id) for it in answers]
+    return await connection.execute(_DELETE_ANSWERED, _columns([texts, texts, texts, texts, uuids], rows))
+
+
+async def update_troubled(connection: Connection, troubles: Sequence[DeliveryFailure]) -> Any:
+    """Notes what went wrong with commands; tells process and id of those that are there."""
+    rows = [
+        (
+            *it.command.key,
+            it.command.step,
+            it.command.command_id,
+            it.due_at,
+            int(it.undone),
+            int(it.failed),
+            it.given_up,
+            it.error,
+        )
+        for it in troubles
+    ]
+    packs = [texts, texts, texts, texts, uuids, timestamps, int4s, int4s, texts, texts]
+    return await connection.execute(_UPDATE_TROUBLED, _columns(packs, rows))
+
+
+async def delete_fired(connection: Connection, timers: Sequence[DueTimer]) -> Any:
+    """Deletes timers, unless they were moved meanwhile; tells process and name of those that were there."""
+    return await connection.execute(_DELETE_FIRED, _columns([texts, texts, texts, texts, timestamps], timers))
+
+
+async def write(connection: Connection, done: Round, *, due_at: datetime, handed_out: bool) -> None:
+    """Sends all that a round comes to. Its commands are noted as sent for the first time if they are `handed_out`.
+
+    A command that is not answered by `due_at`, for whatever reason, is sent, or sent again.
+    """
+    if done.changed:
+        rows: Iterable[Any] = [
+            (
+                it.tenant,
+                it.type,
+                it.process_id,
+                it.state,
+                it.schema,
+                it.status,
+                it.trouble,
+                it.attention,
+                it.phase,
+                it.correlation_id,
+                it.causation_id,
+                it.on_behalf_of,
+                it.traceparent,
+                it.attempts,
+                it.entries,
+                it.started_at,
+                it.moved_at,
+            )
+            for it in done.changed.values()
+        ]
+        packs = [*[texts] * 4, int4s, *[texts] * 9, int4s, timestamps, timestamps]
+        await connection.execute(_UPSERT, _columns(packs, rows))
+    if done.commands:
+        packs = [texts, texts, texts, texts, int4s, uuids, texts, blobs, texts, texts, texts]
+        columns = _columns(packs, (command[:11] for command in done.commands.values()))
+        await connection.execute(_INSERT_COMMANDS, (int(handed_out), due_at, *columns))
+    await _write_timers(connection, done)
+    if done.history:
+        packs = [texts, texts, texts, int4s, timestamps, texts, texts, texts, texts, int8s, int4s, blobs, texts]
+        await connection.execute(_INSERT_HISTORY, _columns(packs, done.history))
+    if done.waiting:
+        await connection.execute(_INSERT_INPUTS, _columns([*[texts] * 5, blobs], done.waiting))
+    if done.notices:
+        await connection.execute(_INSERT_NOTICES, (done.now, *_columns([texts] * 5, done.notices)))
+
+
+async def _write_timers(connection: Connection, done: Round) -> None:
+    if done.ended:
+        await connection.execute(_CLEAR_TIMERS, _columns([texts, texts, texts], done.ended))
+    if due := [(*key, name, due_at) for (key, name), due_at in done.timers.items() if due_at is not None]:
+        await connection.execute(_SET_TIMERS, _columns([texts, texts, texts, texts, timestamps], due))
+    if gone := [(*key, name) for (key, name), due_at in done.timers.items() if due_at is None]:
+        await connection.execute(_CANCEL_TIMERS, _columns([texts, texts, texts, texts], gone))
+
+
+# What is due
+
+
+async def due_timers(connection: Connection, now: datetime, limit: int) -> list[DueTimer]:
+    """Timers that are due, the oldest first."""
+    cursor = await connection.execute(_DUE_TIMERS, (now, limit))
+    return [DueTimer(*row) for row in await cursor.fetchall()]
+
+
+async def reclaim(connection: Connection, now: datetime) -> None:
+    """Makes due what an earlier leader handed out and has no answer to that we could know of."""
+    await connection.execute(_RECLAIM, (now, now))
+
+
+async def claim(connection: Connection, now: datetime, asked_again_at: datetime, limit: int) -> list[PendingCommand]:
+    """Hands out commands that are due. That is noted before they are sent, so that nobody takes them for never sent."""
+    cursor = await connection.execute(_CLAIM, (asked_again_at, now, limit))
+    return [PendingCommand(*row) for row in await cursor.fetchall()]
+
+
+async def next_due(connection: Connection) -> tuple[datetime | None, datetime | None]:
+    """When the next command is due, and when the next timer."""
+    cursor = await connection.execute(_NEXT_DUE)
+    row = await cursor.fetchone()
+    assert row is not None  # a query of two scalars
+    return row[0], row[1]
+
+
+def _columns(packs: Sequence[Any], rows: Iterable[Sequence[Any]]) -> list[Packed]:
+    return [pack(column) for pack, column in zip(packs, zip(*rows, strict=True), strict=True)]
+
+
+async def take_inputs(connection: Connection, key: ProcessKey) -> list[Waiting]:
+    """Takes out the inputs that wait for a process, in their order."""
+    cursor = await connection.execute(_TAKE_INPUTS, key)
+    return [Waiting(*row) for row in await cursor.fetchall()]
+
+
+# One process
+
+
+class Pending(NamedTuple):
+    """A command as its row has it."""
+
+    command: PendingCommand
+    due_at: datetime
+    answered: int
+    given_up: bool
+    last_error: str
+
+    @property
+    def may_have_happened(self) -> bool:
+        """Whether any try of it was not answered, or was sent and has no answer yet."""
+        return self.command.tries > self.answered
+
+
+async def commands_of(connection: Connection, key: ProcessKey) -> list[Pending]:
+    """The commands of a process that are not answered."""
+    cursor = await connection.execute(_COMMANDS_OF, key)
+    return [Pending(PendingCommand(*row[:13]), *row[13:]) for row in await cursor.fetchall()]
+
+
+async def timers_of(connection: Connection, key: ProcessKey) -> list[tuple[str, datetime]]:
+    """The timers of a process."""
+    cursor = await connection.execute(_TIMERS_OF, key)
+    return list(await cursor.fetchall())
+
+
+async def history_of(connection: Connection, key: ProcessKey) -> list[Entry]:
+    """The last HISTORY_MAX lines of a process's history, in their order."""
+    cursor = await connection.execute(_HISTORY_OF, (*key, HISTORY_MAX))
+    return [Entry(*row) for row in reversed(await cursor.fetchall())]
+
+
+async def send_again(connection: Connection, before: PendingCommand, after: PendingCommand, now: datetime) -> None:
+    """Makes a command due at once; as one that was never sent, if it is another attempt."""
+    fresh = before.attempt != after.attempt
+    where = (*before.key, before.step)
+    await connection.execute(_SEND_AGAIN, (after.attempt, after.command_id, after.payload, now, fresh, fresh, *where))
+
+
+async def delete_command(connection: Connection, command: PendingCommand) -> None:
+    """Takes a command back."""
+    await connection.execute(_DELETE_COMMAND, (*command.key, command.step))

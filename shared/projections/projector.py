@@ -1,0 +1,198 @@
+"""Keeps the tables of a group: takes batches of the line, folds them in memory, writes each row once.
+
+One batch is one transaction: the fence, one query for the rows, the folds, one upsert for each table, commit. The
+statements travel together, so a batch waits for the database twice.
+
+Killed anywhere, what is left? The checkpoint and the rows change together, so the tables are always the fold of the
+line up to the checkpoint, and whoever leads next goes on from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from google.protobuf.message import Message
+
+from foldline.v1.event_store_pb2 import EventEnvelope
+from shared.folds.projection import Fold, Group, Projection, RowKey
+from shared.line import checkpoint as checkpoints
+from shared.line.checkpoint import Checkpoint, Fenced
+from shared.line.consumer import Consumer, ConsumerFailed
+from shared.line.follower import Batch
+from shared.platform.postgres import Connection
+from shared.projections.rows import Rows
+
+ROWS_KEPT_MAX = 10_000
+"""For each table, of those touched last."""
+
+
+class ProjectionFailed(ConsumerFailed):
+    """A fold raised. Nothing of its batch was written."""
+
+    reason = "PROJECTION_FAILED"
+
+
+@dataclass(slots=True)
+class _Touched:
+    """The rows of one table that a batch touches: as read, then as folded."""
+
+    keys: dict[RowKey, None]
+    rows: dict[RowKey, Any]
+    wanted: list[RowKey]
+    """The keys whose rows must be read."""
+
+
+Work = list[tuple[EventEnvelope, Message, int, RowKey, Fold[Any]]]
+"""What a batch asks for, in order: event, table, key, fold."""
+
+
+class Tables:
+    """The tables of a group, and which event goes to which fold.
+
+    The rows touched last are kept in memory, as they are at one checkpoint. The fence proves that the tables are still
+    there: whoever else writes rows moves the checkpoint, and then what was kept is forgotten.
+    """
+
+    def __init__(self, group: Group) -> None:
+        self.group = group
+        self._rows = [Rows(projection) for projection in group.projections]
+        self._append_only = [projection.append_only for projection in group.projections]
+        self._kept: list[dict[RowKey, Any]] = [{} for _ in self._rows]
+        self._kept_at: Checkpoint | None = None
+        self._routes: dict[str, tuple[type[Message], list[tuple[int, Projection[Any], Fold[Any]]]]] = {}
+        for at, projection in enumerate(group.projections):
+            for event, fold in projection.on.items():
+                self._routes.setdefault(event.DESCRIPTOR.full_name, (event, []))[1].append((at, projection, fold))
+
+    async def apply(self, connection: Connection, shard: int, before: Checkpoint, batch: Batch) -> None:
+        """Moves the tables and their checkpoint by one batch, in one transaction.
+
+        Raises Fenced or ProjectionFailed, with nothing written. After anything else, a cancellation too, the connection
+        is closed: half a transaction must not be committed by whoever uses it next.
+        """
+        if before != self._kept_at:
+            self._kept = [{} for _ in self._rows]
+        self._kept_at = None
+        try:
+            work, touched = self._route(batch.events)
+            self._recall(touched)
+            answers = await self._begin(connection, shard, before, batch.after, touched)
+            for rows, part, answer in zip(self._rows, touched, answers, strict=True):
+                if answer is not None:
+                    await rows.load(answer, part.rows)
+            self._fold(work, touched)
+            await self._write(connection, touched)
+        except (Fenced, ProjectionFailed):
+            await connection.execute("ROLLBACK")
+            raise
+        except BaseException:
+            await connection.close()
+            raise
+        self._keep(touched)
+        self._kept_at = batch.after
+
+    def _recall(self, touched: list[_Touched]) -> None:
+        """Fills in the rows that are known, and says which are wanted."""
+        for part, kept, append_only in zip(touched, self._kept, self._append_only, strict=True):
+            if not append_only:
+                part.rows.update((key, kept[key]) for key in part.keys if key in kept)
+                part.wanted = [key for key in part.keys if key not in kept]
+
+    def _keep(self, touched: list[_Touched]) -> None:
+        """Remembers the rows as they were written, and forgets those that were not touched for longest."""
+        for part, kept, append_only in zip(touched, self._kept, self._append_only, strict=True):
+            if append_only:
+                continue
+            for key, row in part.rows.items():
+                kept.pop(key, None)
+                if row is not None:
+                    kept[key] = row
+            for key in list(islice(kept, max(len(kept) - ROWS_KEPT_MAX, 0))):
+                del kept[key]
+
+    async def _begin(
+        self, connection: Connection, shard: int, before: Checkpoint, after: Checkpoint, touched: list[_Touched]
+    ) -> list[Any]:
+        """Passes the fence and asks for the rows. Raises Fenced."""
+        async with connection.pipeline():
+            await connection.execute("BEGIN")
+            moved = await connection.execute(checkpoints.MOVE, checkpoints.move(self.group.name, shard, before, after))
+            answers = [
+                await rows.select(connection, part.wanted) if part.wanted else None
+                for rows, part in zip(self._rows, touched, strict=True)
+            ]
+        if moved.rowcount != 1:
+            raise Fenced(f"{self.group.name} is not at position {before.position}")
+        return answers
+
+    async def _write(self, connection: Connection, touched: list[_Touched]) -> None:
+        """Writes each row once, and commits."""
+        async with connection.pipeline():
+            for rows, part in zip(self._rows, touched, strict=True):
+                if kept := [row for row in part.rows.values() if row is not None]:
+                    await rows.upsert(connection, kept)
+                if gone := [key for key, row in part.rows.items() if row is None]:
+                    await rows.delete(connection, gone)
+            await connection.execute("COMMIT")
+
+    def _route(self, events: Sequence[EventEnvelope]) -> tuple[Work, list[_Touched]]:
+        """Which folds the events go to, and the keys of the rows they need. Events that nobody asked for are passed over."""
+        work: Work = []
+        touched = [_Touched({}, {}, []) for _ in self._rows]
+        for envelope in events:
+            if (route := self._routes.get(envelope.type)) is None:
+                continue
+            try:
+                event = route[0].FromString(envelope.payload)
+                for at, projection, fold in route[1]:
+                    if (own := projection.key(event, envelope)) is None:
+                        continue
+                    key = (envelope.tenant, *own)
+                    touched[at].keys[key] = None
+                    work.append((envelope, event, at, key, fold))
+            except Exception as error:
+                raise _failed(envelope, error) from error
+        return work, touched
+
+    def _fold(self, work: Work, touched: list[_Touched]) -> None:
+        for envelope, event, at, key, fold in work:
+            rows = touched[at].rows
+            try:
+                rows[key] = fold(rows.get(key), event, envelope)
+            except Exception as error:
+                raise _failed(envelope, error) from error
+
+
+def _failed(envelope: EventEnvelope, error: Exception) -> ProjectionFailed:
+    # The exception's text may hold what is in the event; only its kind is told.
+    return ProjectionFailed(
+        f"event {envelope.event_id} ({envelope.type}) at position {envelope.position} raised {type(error).__name__}"
+    )
+
+
+class Projector(Consumer):
+    """Follows the line for one group, as long as it leads."""
+
+    failed = ProjectionFailed
+
+    def __init__(
+        self,
+        tables: Tables,
+        shard: int,
+        follow: Callable[[Checkpoint], AsyncGenerator[Batch, None]],
+        connect: Callable[[], Awaitable[Connection]],
+    ) -> None:
+        """`follow` gives the batches behind a checkpoint; `connect` opens a connection of the role that writes."""
+        super().__init__(tables.group.name, shard, connect)
+        self._tables = tables
+        self._follow = follow
+
+    async def _consume(self, connection: Connection) -> None:
+        async with aclosing(self._follow(self.at)) as batches:
+            async for batch in batches:
+                await self._tables.apply(connection, self.shard, self.at, batch)
+                self._moved(batch.after)

@@ -1,0 +1,93 @@
+"""Reads and writes rows of a projection in bulk: a few statements, made once from the table's description.
+
+Rows travel as one packed array for each column, through `unnest`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import BigInteger, Column, DateTime, Integer, Numeric, Text
+
+from shared.folds.projection import Projection, RowKey
+from shared.platform.packing import Packed, int4s, int8s, texts, timestamps
+from shared.platform.postgres import Connection
+
+
+def _numerics(values: Sequence[int]) -> Packed:
+    return texts([str(value) for value in values])
+
+
+def _kind(column: Column[Any]) -> tuple[str, Callable[[Any], Packed]]:
+    """The type of the column as an array's element, and how to pack one; raises TypeError for a type we cannot pack."""
+    match column.type:
+        case Text():
+            return "text", texts
+        case BigInteger():
+            return "bigint", int8s
+        case Integer():
+            return "integer", int4s
+        case DateTime(timezone=True):
+            return "timestamptz", timestamps
+        case Numeric():
+            return "numeric", _numerics
+    raise TypeError(f"{column.table.name}.{column.name}: {column.type!r} has no packed form")
+
+
+class Rows:
+    """The rows of one projection in the database."""
+
+    def __init__(self, projection: Projection[Any]) -> None:
+        table = projection.table
+        names = [column.name for column in table.columns]
+        keys = [column.name for column in table.primary_key]
+        kinds = [_kind(column) for column in table.columns]
+        self._make = projection.row
+        self._key_width = len(keys)
+        self._packs = [pack for _, pack in kinds]
+        self._numeric_at = [at for at, (kind, _) in enumerate(kinds) if kind == "numeric"]
+
+        # A numeric travels as text, in both directions: the driver has no int for it.
+        arrays = [f"%s::{'text' if kind == 'numeric' else kind}[]" for kind, _ in kinds]
+        read = [f"t.{name}::text" if kind == "numeric" else f"t.{name}" for name, (kind, _) in zip(names, kinds, strict=True)]
+        write = [f"r.{name}::numeric" if kind == "numeric" else f"r.{name}" for name, (kind, _) in zip(names, kinds, strict=True)]
+        wanted = f"unnest({', '.join(arrays[: len(keys)])}) AS k({', '.join(keys)})"
+        same = " AND ".join(f"t.{key} = k.{key}" for key in keys)
+        values = ", ".join(f"{name} = excluded.{name}" for name in names[len(keys) :])
+        self._select = f"SELECT {', '.join(read)} FROM {wanted} JOIN {table.name} t ON {same}"  # noqa: S608 (names of ours)
+        self._delete = f"DELETE FROM {table.name} t USING {wanted} WHERE {same}"  # noqa: S608
+        self._upsert = (
+            f"INSERT INTO {table.name} ({', '.join(names)}) SELECT {', '.join(write)} "  # noqa: S608
+            f"FROM unnest({', '.join(arrays)}) AS r({', '.join(names)})"
+        )
+        if not projection.append_only:
+            self._upsert += f" ON CONFLICT ({', '.join(keys)}) DO UPDATE SET {values}"
+
+    async def select(self, connection: Connection, keys: Sequence[RowKey]) -> Any:
+        """Sends the query for the rows with these keys; `load` reads the answer."""
+        return await connection.execute(self._select, self._pack_keys(keys))
+
+    async def load(self, cursor: Any, into: dict[RowKey, Any]) -> None:
+        """Puts the rows of an answer into `into`, by key. A key without a row is left out."""
+        make, width, numeric_at = self._make, self._key_width, self._numeric_at
+        for answer in await cursor.fetchall():
+            values = answer
+            if numeric_at:
+                values = list(answer)
+                for at in numeric_at:
+                    values[at] = int(values[at])
+            into[answer[:width]] = make(*values)
+
+    async def upsert(self, connection: Connection, rows: Iterable[Any]) -> None:
+        """Sends the rows: new ones are inserted, others replaced."""
+        columns = zip(*rows, strict=True)
+        packed = [pack(column) for pack, column in zip(self._packs, columns, strict=True)]
+        await connection.execute(self._upsert, packed)
+
+    async def delete(self, connection: Connection, keys: Sequence[RowKey]) -> None:
+        """Sends the deletion of the rows with these keys."""
+        await connection.execute(self._delete, self._pack_keys(keys))
+
+    def _pack_keys(self, keys: Sequence[RowKey]) -> list[Packed]:
+        return [pack(column) for pack, column in zip(self._packs, zip(*keys, strict=True), strict=False)]

@@ -1,0 +1,1 @@
+"""gRPC in and out: the server and its behaviours, statuses, validation, pages, channels."""

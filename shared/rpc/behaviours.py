@@ -1,0 +1,232 @@
+"""What happens to every call on its way to its handler and back: small behaviours in one visible list, `standard_behaviours`.
+
+Unary and streaming calls pass the same ones: a streaming handler writes its answers through its context.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any, Protocol, cast, runtime_checkable
+
+from google.protobuf.message import DecodeError, Message
+from grpc.aio import AbortError, ServicerContext
+from msgspec import Struct
+
+from shared.folds.errors import Forbidden, Invalid, OverLimit, Refusal
+from shared.platform.identity import Call, Identity, Role, current_call
+from shared.platform.settings import ServerSettings
+from shared.platform.telemetry import call_facts, logger, new_traceparent, quick_info, trace_id, valid_traceparent
+from shared.platform.tokens import Verifier
+from shared.rpc.status import to_status, trailers
+from shared.rpc.validation import refuse_invalid
+
+log = logger(__name__)
+
+Context = ServicerContext[Any, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rpc:
+    """What is known of an RPC before it is called."""
+
+    # As in the table of roles: bank.v1.PersonService/RegisterPerson.
+    name: str
+    # Any one of these will do.
+    roles: frozenset[Role]
+    request_type: type[Message]
+    # Of each request message, in bytes.
+    size_max: int
+    streams_requests: bool
+    # Whether the request begins with foldline.v1.CommandOptions.
+    is_command: bool
+
+
+class CallContext(Struct, eq=False):
+    """One call on its way: what came, and what the behaviours made of it.
+
+    `request` is what the handler will get: raw bytes until the Contract behaviour made it a message; for a client's
+    stream an async iterator, of bytes first and of messages then.
+    """
+
+    rpc: Rpc
+    request: Any
+    context: Context
+    # As time.perf_counter says.
+    began: float
+    # What came with the call.
+    metadata: dict[str, str | bytes]
+    traceparent: str = ""
+    # How long the handler may take, if that is for us to see to.
+    within_s: float | None = None
+    # Set if the caller's stream was ended by us.
+    cut_short: bool = False
+
+
+@runtime_checkable
+class RequestHook(Protocol):
+    """Sees every call on its way in, in the order of the list. It raises a Refusal to refuse; what else it raises is a defect."""
+
+    def enter(self, call: CallContext) -> None: ...
+
+
+@runtime_checkable
+class ResponseHook(Protocol):
+    """Sees how every call ended, the last of the list first: `error` is what was raised, by the handler or on the way in."""
+
+    def leave(self, call: CallContext, error: BaseException | None) -> None: ...
+
+
+Behaviour = RequestHook | ResponseHook
+"""Plain functions rather than wrappers: each coroutine around a handler was felt, at its start and whenever it waits."""
+
+
+def standard_behaviours(verifier: Verifier, settings: ServerSettings) -> tuple[Behaviour, ...]:
+    """What every call passes."""
+    return (
+        CallLog(settings.slow_call_ms),
+        Deadline(settings.deadline_default_s, settings.deadline_max_s),
+        TraceContext(),
+        Authentication(verifier),
+        Authorization(),
+        Contract(),
+    )
+
+
+def nobody_waits(error: BaseException) -> bool:
+    """Whether an error needs no answer: the caller has one or is gone, or the process is coming to its end."""
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        return task is not None and task.cancelling() > 0  # else nobody asked for it, and it is a defect
+    return isinstance(error, AbortError) or not isinstance(error, Exception)
+
+
+async def answer_error(call: CallContext, error: BaseException) -> Any:
+    """Whatever was raised, the caller gets a status of ours, and of a defect nothing but that there is one.
+
+    gRPC by itself would send an exception's text to the caller, and would not answer at all to a CancelledError that
+    nobody asked for. Raises AbortError, as gRPC wants it.
+    """
+    if not isinstance(error, Refusal):
+        log.error("defect", method=call.rpc.name, exc_info=error)
+    code, text, trailing = trailers(to_status(error))
+    return await call.context.abort(code, text, trailing)
+
+
+class TraceContext:
+    """Takes the trace context from the caller, or begins a trace."""
+
+    def enter(self, call: CallContext) -> None:
+        given = call.metadata.get("traceparent")
+        call.traceparent = valid_traceparent(given if isinstance(given, str) else None) or new_traceparent()
+        call_facts.set({"trace_id": trace_id(call.traceparent)})
+
+
+class CallLog:
+    """One line for each call: which, how it ended, how long it took. A warning if it was slow or met a defect."""
+
+    def __init__(self, slow_ms: float) -> None:
+        self._slow_ms = slow_ms
+        self._info = quick_info(__name__)
+
+    def leave(self, call: CallContext, error: BaseException | None) -> None:
+        took_ms = (time.perf_counter() - call.began) * 1000
+        code = "OK" if error is None else _code(error)
+        slow = took_ms > self._slow_ms
+        facts: dict[str, Any] = {"method": call.rpc.name, "code": code, "took_ms": round(took_ms, 2)}
+        if isinstance(error, Refusal):
+            facts["reason"] = error.reason
+        if slow or code == "INTERNAL":
+            log.warning("slow call" if slow else "call", **facts)
+        else:
+            self._info("call", facts)
+
+
+def _code(error: BaseException) -> str:
+    if isinstance(error, Refusal):
+        return error.code.name
+    if isinstance(error, asyncio.CancelledError):
+        return "CANCELLED"
+    return "ABORTED_BY_HANDLER" if isinstance(error, AbortError) else "INTERNAL"
+
+
+class Authentication:
+    """Who is calling, from the bearer token; found by the handler in `shared.platform.identity.current_call`."""
+
+    def __init__(self, verifier: Verifier) -> None:
+        self._verifier = verifier
+
+    def enter(self, call: CallContext) -> None:
+        header = call.metadata.get("authorization", "")
+        scheme, _, token = header.partition(" ") if isinstance(header, str) else ("", "", "")
+        identity: Identity = self._verifier.verify(token.strip() if scheme.lower() == "bearer" else "")
+        current_call.set(Call(identity, call.rpc.name, call.traceparent))
+
+
+class Authorization:
+    """Whether the caller has one of the roles that the service's table asks for."""
+
+    def enter(self, call: CallContext) -> None:
+        if call.rpc.roles.isdisjoint(current_call.get().identity.roles):
+            needed = ", ".join(sorted(call.rpc.roles))
+            raise Forbidden("ROLE_MISSING", f"this needs one of the roles: {needed}", roles=needed)
+
+
+class Deadline:
+    """Every call ends in time: a caller's missing or absurd deadline is replaced by ours.
+
+    A sensible deadline is left to gRPC, which cancels the handler when it passes: a timer of our own for each call was
+    felt, and the caller has its own answer by then.
+    """
+
+    def __init__(self, default_s: float, max_s: float) -> None:
+        self._default_s = default_s
+        self._max_s = max_s
+
+    def enter(self, call: CallContext) -> None:
+        asked_s = cast("float | None", call.context.time_remaining())
+        if asked_s is None:
+            call.within_s = min(self._default_s, self._max_s)
+        elif asked_s > self._max_s:
+            call.within_s = self._max_s
+
+
+class Contract:
+    """Last on the way in: the bytes become a message that keeps the rules of its `.proto`."""
+
+    def enter(self, call: CallContext) -> None:
+        rpc = call.rpc
+        if rpc.streams_requests:
+            call.request = _messages(rpc, call.request)
+        else:
+            request = read_message(rpc, call.request)
+            call.request = request
+            if rpc.is_command:
+                call_facts.get()["command_id"] = request.options.command_id
+
+
+def read_message(rpc: Rpc, raw: bytes) -> Any:
+    """The message that came as `raw`. Raises OverLimit (MESSAGE_TOO_LARGE) or Invalid (MALFORMED_MESSAGE, ...)."""
+    if len(raw) > rpc.size_max:
+        raise OverLimit(
+            "MESSAGE_TOO_LARGE",
+            f"the request has {len(raw)} bytes, {rpc.size_max} are allowed",
+            size=len(raw),
+            size_max=rpc.size_max,
+        )
+    try:
+        message = rpc.request_type.FromString(raw)
+    except (DecodeError, ValueError, RecursionError):
+        kind = rpc.request_type.DESCRIPTOR.full_name
+        raise Invalid(
+            "MALFORMED_MESSAGE", "the request cannot be read", violations=(("", f"these bytes are not a {kind}"),)
+        ) from None
+    refuse_invalid(message)
+    return message
+
+
+async def _messages(rpc: Rpc, stream: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+    async for raw in stream:
+        yield read_message(rpc, raw)

@@ -1,0 +1,71 @@
+"""Pages of a list: keyset pagination with opaque tokens that belong to one query.
+
+A token holds the sort keys of the last row shown, so a page costs the same wherever it is, and rows that come or go
+between two pages never shift the others. It is bound to its query (who asks, for what, in which order) by a digest,
+because the keys of one order mean nothing in another. It is no secret and gives no access: every row it leads to is
+read under the caller's own tenant.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import orjson
+
+from shared.folds.errors import Invalid
+
+Item = TypeVar("Item")
+
+SIZE_DEFAULT = 50
+
+
+def encode(query: Sequence[str], keys: Sequence[str | int]) -> str:
+    """The token that goes on behind the row with these sort keys."""
+    return base64.urlsafe_b64encode(orjson.dumps([_digest(query), *keys])).rstrip(b"=").decode()
+
+
+def decode(query: Sequence[str], token: str, kinds: Sequence[type]) -> list[Any] | None:
+    """The sort keys to go on behind, None for an empty token.
+
+    Raises Invalid for a token that was not made for this query or does not hold keys of these kinds.
+    """
+    if not token:
+        return None
+    try:
+        raw = base64.b64decode(token.encode("ascii") + b"=" * (-len(token) % 4), altchars=b"-_", validate=True)
+        digest, *keys = orjson.loads(raw)
+        values: list[Any] = keys
+    except (UnicodeError, binascii.Error, ValueError, TypeError) as error:
+        raise invalid("is not a page token") from error
+    if digest != _digest(query):
+        raise invalid("belongs to another query: every other field must be as it was")
+    if [type(value) for value in values] != list(kinds) or not all(map(_storable, values)):
+        raise invalid("is not a page token")
+    return values
+
+
+def cut(
+    rows: Sequence[Item], size: int, query: Sequence[str], keys: Callable[[Item], Sequence[str | int]]
+) -> tuple[Sequence[Item], str]:
+    """The rows of a page and the token of the next; `rows` has one more than `size` if there is a next page."""
+    if len(rows) <= size:
+        return rows, ""
+    return rows[:size], encode(query, keys(rows[size - 1]))
+
+
+def _storable(value: str | int) -> bool:
+    """Whether a key can be one of a row: a database takes neither the character NUL nor more than 64 bits."""
+    return "\0" not in value if isinstance(value, str) else -(2**63) <= value < 2**63
+
+
+def _digest(query: Sequence[str]) -> str:
+    return hashlib.sha256(orjson.dumps(list(query))).hexdigest()[:16]
+
+
+def invalid(description: str) -> Invalid:
+    """The refusal of a page token: `description` goes on from "page_token"."""
+    return Invalid("PAGE_TOKEN_INVALID", f"page_token {description}", violations=(("page_token", description),))

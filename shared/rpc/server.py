@@ -1,0 +1,394 @@
+"""The one way a process serves gRPC: behaviours around every RPC, roles checked at start-up, health, draining.
+
+    server = Server(settings, roles=ROLES)
+    server.add(add_PersonServiceServicer_to_server, PersonApi(commands))
+    server.on_drained(pool.close)
+    await server.run()                  # until SIGTERM or SIGINT, then drained
+
+gRPC's own machinery of interceptors is not used: it hands over messages that are already decoded, so malformed ones
+never get that far. Instead the generated `add_..._to_server` functions register with a recorder, and what it recorded
+is registered with the real server, wrapped in the behaviours and with raw bytes as requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
+from contextvars import ContextVar
+from typing import Any, TypeAlias, TypeVar, cast
+
+import grpc
+from google.protobuf import descriptor_pool, message_factory
+from grpc import aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+
+from shared.folds.errors import Late, OverLimit, Refusal, Unavailable
+from shared.platform.identity import Role
+from shared.platform.process import stop_requested
+from shared.platform.settings import ServerSettings
+from shared.platform.telemetry import logger
+from shared.platform.tokens import KeyFile, Verifier
+from shared.rpc.behaviours import CallContext, RequestHook, ResponseHook, Rpc, answer_error, nobody_waits, standard_behaviours
+from shared.rpc.status import to_status, trailers
+
+ServicerT = TypeVar("ServicerT")
+AnyHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+OnDrained = Callable[[], Awaitable[None]]
+
+BATCH_SIZE_MAX = 4 * 1024 * 1024
+# What is a little too large is refused by us, with a name; what is much too large by gRPC, before it is all in memory.
+_SLACK = 64 * 1024
+# Watchers of health and readers of reflection, which pass us by, and calls that we are refusing.
+_OTHER_CALLS_MAX = 1000
+_WARN_EVERY_S = 1.0
+_QUIET_S, _QUIET_MAX_S = 0.05, 0.5
+_LAST_ANSWERS_S = 0.3
+_COMMAND_OPTIONS = "foldline.v1.CommandOptions"
+
+OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_receive_message_length", BATCH_SIZE_MAX + _SLACK),
+    ("grpc.max_send_message_length", BATCH_SIZE_MAX + _SLACK),
+    # A second process on the same port is a mistake that should be seen.
+    ("grpc.so_reuseport", 0),
+    # A cut network is noticed within 30 s; clients may ask every 5 s whether we are there (ours do every 15 s).
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.max_ping_strikes", 5),
+)
+
+log = logger(__name__)
+
+
+class Misconfigured(Exception):
+    """The server's tables contradict each other: a defect of whoever wrote them, told before anything is served."""
+
+
+class Server:
+    """A gRPC server whose every call passes the behaviours."""
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        *,
+        roles: Mapping[str, Iterable[Role]],
+        sizes_max: Mapping[str, int] | None = None,
+    ) -> None:
+        """`roles` has a row for every RPC, by its full name, bank.v1.PersonService/RegisterPerson; any one will do.
+
+        `sizes_max` has a row for each RPC whose requests may have more bytes than usual. Raises OSError or ValueError
+        if the keys that tokens are believed by cannot be read.
+        """
+        self._settings = settings
+        self._roles = {name: frozenset(allowed) for name, allowed in roles.items()}
+        self._sizes_max = dict(sizes_max or {})
+        self._behaviours = standard_behaviours(_verifier(settings), settings)
+        self._handlers: dict[str, dict[str, AnyHandler]] = {}
+        self._calls_max = settings.calls_at_once_max
+        self._server = aio.server(options=OPTIONS, maximum_concurrent_rpcs=self._calls_max + _OTHER_CALLS_MAX)
+        self._health = health.aio.HealthServicer()
+        self._on_drained: list[OnDrained] = []
+        self._in_flight = 0
+        # Set when the last call ends; who waits for that clears it first.
+        self._idle = asyncio.Event()
+        self._readers: set[_Reader] = set()
+        self._draining = False
+        self._refused_at = 0.0
+        self._warned_at = -_WARN_EVERY_S
+        self.port = 0
+
+    def add(self, register: Callable[[ServicerT, aio.Server], None], servicer: ServicerT) -> None:
+        """Adds a service: `server.add(add_PersonServiceServicer_to_server, PersonApi(...))`."""
+        recorder = _Recorder()
+        register(servicer, cast("aio.Server", recorder))
+        for service, methods in recorder.services.items():
+            if service in self._handlers:
+                raise Misconfigured(f"{service} is added twice")
+            self._handlers[service] = {method: self._wrap(service, method, it) for method, it in methods.items()}
+
+    def on_drained(self, callback: OnDrained) -> None:
+        """Registers what to do when no call is left: the last registered is called first."""
+        self._on_drained.append(callback)
+
+    async def start(self, *, serving: bool = True) -> int:
+        """Listens; returns the port. Health says NOT_SERVING until `set_serving` if not `serving`.
+
+        Raises Misconfigured if an RPC has no row in a table, or a row no RPC; RuntimeError if the address is taken.
+        """
+        rpcs = {f"{service}/{method}" for service, methods in self._handlers.items() for method in methods}
+        for name, table in (("roles", set(self._roles)), ("sizes", set(self._sizes_max) | rpcs)):
+            if missing := sorted(rpcs - table):
+                raise Misconfigured(f"no {name} are given for {', '.join(missing)}")
+            if unknown := sorted(table - rpcs):
+                raise Misconfigured(f"{name} are given for unknown RPCs: {', '.join(unknown)}")
+        plain = _Recorder()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, cast("aio.Server", plain))
+        if self._settings.reflection:
+            names = (*self._handlers, *plain.services, reflection.SERVICE_NAME)
+            reflecting = reflection.aio.ReflectionServicer(names)
+            reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflecting, cast("aio.Server", plain))
+        self._server.add_generic_rpc_handlers((_Table({**self._handlers, **plain.services}),))
+        await self.set_serving(serving)
+        self.port = self._server.add_insecure_port(self._settings.listen)
+        await self._server.start()
+        log.info("listening", address=self._settings.listen, port=self.port)
+        return self.port
+
+    async def set_serving(self, serving: bool) -> None:
+        """What the health service says of this process and of each of its services."""
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        for service in ("", *self._handlers):
+            await self._health.set(service, status)
+
+    async def run(self) -> None:
+        """Starts unless started, serves until SIGTERM or SIGINT, then drains."""
+        stop = stop_requested()
+        if not self.port:
+            await self.start()
+        await stop.wait()
+        await self.drain()
+
+    async def drain(self) -> None:
+        """Ends within `drain_s`: no new calls, those in flight finish, then the registered callbacks are called.
+
+        New calls are refused by us at first, with UNAVAILABLE, and gRPC stops only when it has become quiet: a call that
+        reaches a stopping server of gRPC is told CANCELLED, which no client takes for a reason to try again.
+        `stop` of grpc.aio returns while handlers that it aborted are still running, so ours are counted, and nothing
+        that a handler may be using is closed before the last one ended.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._settings.drain_s
+        log.info("draining", in_flight=self._in_flight)
+        self._draining = True
+        self._refused_at = loop.time()
+        await self._health.enter_graceful_shutdown()
+        for reader in self._readers:
+            reader.wait_no_longer()
+        calls_until = loop.time() + self._settings.drain_calls_s
+        await self._until_idle(self._settings.drain_calls_s)
+        await self._until_quiet(min(_QUIET_MAX_S, calls_until - loop.time()))
+        stopping = asyncio.ensure_future(self._server.stop(max(calls_until - loop.time(), 0)))
+        await asyncio.wait({stopping}, timeout=_LAST_ANSWERS_S)  # a handler ends before its answer is on its way
+        await self._server.stop(0)  # what is left: watchers of health, and calls that took too long
+        await stopping
+        if not await self._until_idle(max(until - loop.time(), 0) / 2):
+            log.error("calls do not end", in_flight=self._in_flight)
+        for callback in reversed(self._on_drained):
+            try:
+                async with asyncio.timeout_at(until):
+                    await callback()
+            except Exception:
+                log.exception("not closed properly", what=getattr(callback, "__qualname__", repr(callback)))
+        log.info("drained")
+
+    async def _until_quiet(self, timeout_s: float) -> None:
+        """Waits until no new call has come for a moment."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + timeout_s
+        while (now := loop.time()) < until and (left_s := self._refused_at + _QUIET_S - now) > 0:  # noqa: ASYNC110
+            await asyncio.sleep(min(left_s, until - now))
+
+    async def _until_idle(self, timeout_s: float) -> bool:
+        if not self._in_flight:
+            return True
+        self._idle.clear()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _wrap(self, service: str, method: str, given: AnyHandler) -> AnyHandler:
+        """The handler that the real server gets: from raw bytes through the behaviours to the servicer's method."""
+        name = f"{service}/{method}"
+        described = descriptor_pool.Default().FindServiceByName(service).methods_by_name[method]
+        options = described.input_type.fields_by_name.get("options")
+        rpc = Rpc(
+            name=name,
+            roles=self._roles.get(name, frozenset()),
+            request_type=message_factory.GetMessageClass(described.input_type),
+            size_max=self._sizes_max.get(name, self._settings.request_size_max),
+            streams_requests=bool(given.request_streaming),
+            is_command=bool(options and options.message_type and options.message_type.full_name == _COMMAND_OPTIONS),
+        )
+        kind = "_".join("stream" if streams else "unary" for streams in (given.request_streaming, given.response_streaming))
+        handle = _handle(name, getattr(given, kind))
+        entering = [behaviour.enter for behaviour in self._behaviours if isinstance(behaviour, RequestHook)]
+        leaving = [behaviour.leave for behaviour in reversed(self._behaviours) if isinstance(behaviour, ResponseHook)]
+
+        async def serve(request: Any, context: Any) -> Any:
+            if (refusal := self._turned_away()) is not None:
+                return await context.abort(*trailers(to_status(refusal)))
+            call = CallContext(rpc, request, context, time.perf_counter(), dict(_metadata.get()))
+            if rpc.streams_requests:
+                call.request = self._while_serving(call, request)
+            self._in_flight += 1
+            response, failure = None, None
+            try:
+                try:
+                    for enter in entering:
+                        enter(call)
+                    if call.within_s is None:
+                        response = await handle(call.request, context)
+                    else:
+                        response = await _within(call.within_s, handle(call.request, context))
+                    if call.cut_short:
+                        raise _shutting_down()
+                except BaseException as error:  # noqa: BLE001 (answered below, where it is not the context of what gRPC may log)
+                    failure = error
+                failure = _on_way_out(leaving, call, failure)
+                if failure is None:
+                    return response
+                if nobody_waits(failure):
+                    raise failure
+                return await answer_error(call, failure)
+            finally:
+                failure = None  # it knows this frame
+                self._in_flight -= 1
+                if not self._in_flight:
+                    self._idle.set()
+
+        made: AnyHandler = getattr(grpc, f"{kind}_rpc_method_handler")(serve, None, given.response_serializer)
+        return made
+
+    def _turned_away(self) -> Refusal | None:
+        """Why no further call is let in; None if it is."""
+        if self._draining:
+            self._refused_at = asyncio.get_running_loop().time()
+            return _shutting_down()
+        if self._in_flight >= self._calls_max:
+            if (now := asyncio.get_running_loop().time()) - self._warned_at >= _WARN_EVERY_S:
+                self._warned_at = now
+                log.warning("too many calls", in_flight=self._in_flight)
+            return OverLimit("TOO_MANY_CALLS", "this instance serves as many calls as it takes on", retry_after_s=0.5)
+        return None
+
+    async def _while_serving(self, call: CallContext, requests: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """The caller's messages. They end early when the server is drained: what came is answered, then it ends."""
+        reader, stream = _Reader(), aiter(requests)
+        self._readers.add(reader)
+        try:
+            while not self._draining:
+                reader.waits = True
+                raw = await anext(stream, None)
+                reader.waits = False
+                if raw is None:
+                    return
+                yield raw
+        except asyncio.CancelledError:
+            if not reader.takes_back():
+                raise
+        finally:
+            self._readers.discard(reader)
+        call.cut_short = True
+
+
+def _on_way_out(
+    behaviours: Sequence[Callable[[CallContext, BaseException | None], None]],
+    call: CallContext,
+    failure: BaseException | None,
+) -> BaseException | None:
+    """Tells the behaviours how the call ended; returns that, or the defect that one of them met."""
+    try:
+        for leave in behaviours:
+            leave(call, failure)
+    except Exception as error:  # noqa: BLE001 (answered as any other defect)
+        return error
+    return failure
+
+
+def _handle(name: str, handler: Any) -> Callable[[Any, Any], Awaitable[Any]]:
+    """The servicer's method; one that yields its answers writes them instead."""
+    if inspect.iscoroutinefunction(handler):
+        return cast("Callable[[Any, Any], Awaitable[Any]]", handler)
+    if not inspect.isasyncgenfunction(handler):
+        raise Misconfigured(f"{name} is not implemented, or not by an async function")
+
+    async def write(request: Any, context: Any) -> None:
+        # Closed at once if the caller goes away, not when the collector finds it: it may hold a connection.
+        async with aclosing(handler(request, context)) as parts:
+            async for part in parts:
+                await context.write(part)
+
+    return write
+
+
+async def _within(seconds: float, answer: Awaitable[Any]) -> Any:
+    """The answer; raises Late if it takes longer."""
+    try:
+        async with asyncio.timeout(seconds) as scope:
+            return await answer
+    except TimeoutError:
+        if not scope.expired():
+            raise  # somebody's own, let out by mistake
+        raise Late("DEADLINE_EXCEEDED", "the call took longer than it may; it may still have happened") from None
+
+
+def _shutting_down() -> Unavailable:
+    return Unavailable("SHUTTING_DOWN", "this instance is being stopped: go on with another")
+
+
+class _Reader:
+    """The task that reads a client's stream. It can be told to wait no longer; a timeout for each message was felt."""
+
+    def __init__(self) -> None:
+        self.waits = False
+        self._task = cast("asyncio.Task[Any]", asyncio.current_task())
+        self._cancelled = False
+
+    def wait_no_longer(self) -> None:
+        """Cancels the wait for the next message, if there is one."""
+        if self.waits:
+            self._cancelled = self._task.cancel()
+
+    def takes_back(self) -> bool:
+        """Whether nobody else has cancelled the task: then it goes on as if it had not been."""
+        return self._cancelled and self._task.uncancel() == 0
+
+
+_metadata: ContextVar[Sequence[tuple[str, str | bytes]]] = ContextVar("_metadata", default=())
+"""What came with a call. gRPC has decoded it to find the handler, and would again if its context were asked."""
+
+
+class _Table(grpc.GenericRpcHandler):
+    """All methods, found by name as they are called, each in the task that then serves the call.
+
+    Registered with gRPC one by one, they would be waited for one by one: grpc.aio then sets up and takes down as many
+    waits as there are methods at every call, 10 us for the 20 of a service.
+    """
+
+    def __init__(self, services: Mapping[str, Mapping[str, AnyHandler]]) -> None:
+        self._methods = {f"/{service}/{name}": each for service, methods in services.items() for name, each in methods.items()}
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> AnyHandler | None:
+        """The handler of a method; None if there is no such method."""
+        _metadata.set(handler_call_details.invocation_metadata or ())
+        return self._methods.get(handler_call_details.method)
+
+
+class _Recorder:
+    """Stands in for a server when a generated function registers a servicer."""
+
+    def __init__(self) -> None:
+        self.services: dict[str, dict[str, AnyHandler]] = {}
+
+    def add_registered_method_handlers(self, service_name: str, method_handlers: dict[str, AnyHandler]) -> None:
+        self.services[service_name] = method_handlers
+
+    def add_generic_rpc_handlers(self, generic_rpc_handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        """The same handlers in another form, for older servers."""
+
+
+def _verifier(settings: ServerSettings) -> Verifier:
+    return Verifier(
+        KeyFile(settings.jwks_file),
+        issuer=settings.token_issuer,
+        audience=settings.token_audience,
+        leeway_s=settings.token_leeway_s,
+    )

@@ -1,0 +1,175 @@
+"""Holds every request to the rules in its `.proto`: in single calls, in batches and in streams alike.
+
+Protovalidate says what breaks which rule. But it takes 5 us to say that nothing does, which was a sixth of what a command
+in a batch cost. So a message is looked at first by what one would write by hand for its type: whatever that is sure of
+passes, and everything else, be it invalid or merely unusual, is the library's to judge. A test holds the two together.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, cast
+
+from buf.validate import validate_pb2
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import Message
+from protovalidate import Validator, Violation
+
+from shared.folds.errors import Invalid
+
+Look = Callable[[Any], bool]
+"""Whether a message keeps its rules for sure."""
+
+_RULES: Any = validate_pb2.DESCRIPTOR.extensions_by_name["field"]
+_MORE_RULES: Any = (
+    validate_pb2.DESCRIPTOR.extensions_by_name["message"],
+    validate_pb2.DESCRIPTOR.extensions_by_name["oneof"],
+)
+_IGNORE = {value.name: value.number for value in validate_pb2.DESCRIPTOR.enum_types_by_name["Ignore"].values}
+_UUID = re.compile("[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_CONDITIONS: dict[str, str] = {
+    "uuid": "uuid({value})",
+    "len": "len({value}) == {limit}",
+    "min_len": "len({value}) >= {limit}",
+    "max_len": "len({value}) <= {limit}",
+    "max_bytes": "len({value}.encode()) <= {limit}",
+    "not_contains": "{limit} not in {value}",
+    "gt": "{value} > {limit}",
+    "gte": "{value} >= {limit}",
+    "lt": "{value} < {limit}",
+    "lte": "{value} <= {limit}",
+    "in": "{value} in {limit}",
+    "not_in": "{value} not in {limit}",
+    "min_items": "len({value}) >= {limit}",
+    "max_items": "len({value}) <= {limit}",
+}
+"""What each rule asks for, where we know it: as an expression over the field's `value` and the rule's own `limit`."""
+
+_validator = Validator()
+_looks: dict[type[Message], Look] = {}
+
+
+def refuse_invalid(message: Message, *, within: str = "") -> None:
+    """Raises Invalid (INVALID_REQUEST) with a violation for each field that breaks a rule.
+
+    Field paths begin with `within`, for a message that lies inside another.
+    """
+    if plainly_valid(message):
+        return
+    if violations := _validator.collect_violations(message):
+        raise Invalid(
+            "INVALID_REQUEST",
+            "the request breaks the rules of its fields",
+            violations=tuple((within + _path(violation), _text(violation)) for violation in violations),
+        )
+
+
+def plainly_valid(message: Message) -> bool:
+    """Whether a message keeps its rules for sure: if not, it may do so all the same."""
+    kind = type(message)
+    if (look := _looks.get(kind)) is None:
+        look = _looks[kind] = _look(cast("Descriptor", kind.DESCRIPTOR))
+    return look(message)
+
+
+def _look(described: Descriptor) -> Look:
+    """Written in Python and compiled, once for each type of message: a loop over the fields would be as slow as the library."""
+    names: dict[str, Any] = {"uuid": _UUID.fullmatch}
+    try:
+        source = _message(described, "given", names, ())
+    except _Unusual:
+        source = "False"
+    return cast("Look", eval(f"lambda given: bool({source})", names))  # noqa: S307 - of names that a compiler let through
+
+
+class _Unusual(Exception):
+    """A rule that only the library knows."""
+
+
+def _message(described: Descriptor, given: str, names: dict[str, Any], outer: tuple[str, ...]) -> str:
+    """The expression for what the message `given` must be. Objects that it refers to are put into `names`."""
+    if described.full_name in outer or any(_has(described, rules) for rules in _MORE_RULES):
+        raise _Unusual
+    if any(_has(oneof, rules) for oneof in described.oneofs for rules in _MORE_RULES):
+        raise _Unusual
+    wanted = [_field(field, given, names, (*outer, described.full_name)) for field in described.fields]
+    return " and ".join(each for each in wanted if each) or "True"
+
+
+def _has(described: Any, rules: Any) -> bool:
+    options = described.GetOptions()
+    return any(found.full_name == rules.full_name for found, _ in options.ListFields())
+
+
+def _field(field: FieldDescriptor, given: str, names: dict[str, Any], outer: tuple[str, ...]) -> str:
+    """The expression for what one field must be; empty if it may be anything."""
+    rules: Any = field.GetOptions().Extensions[_RULES]
+    value = f"{given}.{field.name}"
+    wanted: list[str] = []
+    try:
+        for rule, content in rules.ListFields():
+            if rule.name not in ("required", "ignore"):
+                wanted += _conditions(field, rule, content, value, names)
+    except _Unusual:
+        if rules.ignore != _IGNORE["IGNORE_IF_ZERO_VALUE"] or field.has_presence:
+            raise
+        return f"not {value}"  # whatever the rule is, it does not hold for that
+    if field.message_type is not None:
+        if field.message_type.GetOptions().map_entry:
+            raise _Unusual
+        if field.is_repeated:
+            inner = _message(field.message_type, "each", names, outer)
+            wanted += [] if inner == "True" else [f"all([{inner} for each in {value}])"]
+        else:
+            # Taken out once: every access makes an object of its own.
+            taken = f"inner{len(names)}"
+            names[taken] = None
+            inner = _message(field.message_type, taken, names, outer)
+            wanted += [] if inner == "True" else [f"(({taken} := {value}) is not None and {inner})"]
+    condition = " and ".join(wanted)
+    is_there = f'{given}.HasField("{field.name}")' if field.has_presence else value
+    if rules.required:
+        return f"{is_there} and {condition}" if condition else is_there
+    if rules.ignore not in (_IGNORE["IGNORE_UNSPECIFIED"], _IGNORE["IGNORE_IF_ZERO_VALUE"]):
+        raise _Unusual
+    if condition and (field.has_presence or rules.ignore == _IGNORE["IGNORE_IF_ZERO_VALUE"]):
+        return f"(not {is_there} or {condition})"
+    return condition
+
+
+def _conditions(field: FieldDescriptor, rule: Any, content: Any, value: str, names: dict[str, Any]) -> list[str]:
+    """The expressions for the rules of a field's type, `content`, which has the name of the type."""
+    if rule.message_type is None or rule.name not in ("string", "int32", "int64", "enum", "repeated"):
+        raise _Unusual
+    limits: dict[str, Any] = {each.name: limit for each, limit in content.ListFields()}
+    lows = [limits[name] for name in ("gt", "gte") if name in limits]
+    if any(low >= limits[name] for low in lows for name in ("lt", "lte") if name in limits):
+        raise _Unusual  # it means: not in between
+    made = []
+    for name, limit in limits.items():
+        if name == "defined_only" and field.enum_type is not None:
+            name, limit = "in", tuple(field.enum_type.values_by_number)  # noqa: PLW2901
+        elif name in ("in", "not_in"):
+            limit = tuple(limit)  # noqa: PLW2901
+        if name not in _CONDITIONS or isinstance(limit, Message):
+            raise _Unusual
+        known_as = f"limit{len(names)}"
+        names[known_as] = limit
+        made.append(_CONDITIONS[name].format(value=value, limit=known_as))
+    return made
+
+
+def _path(violation: Violation) -> str:
+    path = violation.proto.field
+    if path is None:
+        return ""
+    names = []
+    for element in path.elements:
+        subscript = element.subscript
+        names.append(f"{element.field_name}[{subscript.value}]" if subscript else element.field_name)
+    return ".".join(names)
+
+
+def _text(violation: Violation) -> str:
+    return violation.proto.message or violation.proto.rule_id

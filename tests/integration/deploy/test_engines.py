@@ -1,0 +1,154 @@
+"""The embedded engines and the bootstrap."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import nats
+import psycopg
+import pytest
+
+from deploy.bootstrap import Database, bootstrap, drop, with_database
+from deploy.engines.child import free_port
+from deploy.engines.nats import Nats
+from tests.support.system.engines import Engines
+from tests.support.system.waiting import eventually
+
+TABLES = "SELECT count(*) FROM information_schema.tables WHERE table_schema = 'public'"
+
+
+def one(url: str, statement: str) -> object:
+    """The first column of the first row."""
+    with psycopg.connect(url) as connection:
+        row = connection.execute(statement.encode()).fetchone()
+        assert row is not None
+        return row[0]
+
+
+@pytest.fixture
+def prefix(engines: Engines) -> Iterator[str]:
+    """A prefix for databases and roles of one test's own."""
+    yield "trial"
+    drop(engines.admin_url, "trial")
+
+
+def test_committed_rows_survive_a_kill_and_a_stop(private_engines: Engines) -> None:
+    """After kill -9 and after a stop, PostgreSQL comes back at the same URL with what was committed."""
+    postgres = private_engines.postgres
+    url = postgres.url
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("CREATE TABLE kept (value integer)")
+        connection.execute("INSERT INTO kept VALUES (7)")
+    for end in (postgres.kill, postgres.stop):
+        end()
+        with pytest.raises(psycopg.OperationalError):
+            psycopg.connect(url, connect_timeout=2)
+        assert postgres.start() == url
+        assert one(url, "SELECT value FROM kept") == 7
+
+
+async def test_stored_messages_survive_a_kill_and_a_stop(nats_server: Nats) -> None:
+    """After kill -9 and after a stop, NATS comes back at the same URL with its streams."""
+    url = nats_server.url
+    client = await nats.connect(url)
+    await client.jetstream().add_stream(name="KEPT", subjects=["kept.>"])
+    await client.jetstream().publish("kept.one", b"1")
+    await client.close()
+    for end in (nats_server.kill, nats_server.stop):
+        end()
+        assert not nats_server.running
+        assert nats_server.start() == url
+        client = await nats.connect(url)
+        assert (await client.jetstream().stream_info("KEPT")).state.messages == 1
+        await client.close()
+
+
+def test_commits_are_durable_in_tests_too(engines: Engines) -> None:
+    """Tests run with the durability of production, else they would prove nothing about it."""
+    assert one(engines.admin_url, "SHOW fsync") == "on"
+    assert one(engines.admin_url, "SHOW synchronous_commit") == "on"
+
+
+def test_a_clone_has_the_tables_and_nobody_elses_roles_get_in(engines: Engines, write_db: Database, read_db: Database) -> None:
+    """A clone is like the real database: migrated, and closed to the other service's roles."""
+    assert one(write_db.owner, TABLES) == one(engines.templates.write.owner, TABLES) != 0
+    with pytest.raises(psycopg.OperationalError, match="permission denied for database"):
+        psycopg.connect(with_database(read_db.app, write_db.name))
+
+
+def test_the_application_can_make_nothing_and_does_not_idle_in_a_transaction(
+    write_db: Database, read_db: Database, saga_db: Database
+) -> None:
+    """Application roles cannot create tables, and their forgotten transactions end after 3 s."""
+    for database in (write_db, read_db, saga_db):
+        assert one(database.app, "SHOW idle_in_transaction_session_timeout") == "3s"
+        with psycopg.connect(database.app) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
+            connection.execute("CREATE TABLE mine (value integer)")
+
+
+def test_a_bootstrap_repeated_with_its_passwords_changes_nothing(engines: Engines, prefix: str) -> None:
+    """`foldline dev` runs it at every start: URLs stay, data stay."""
+    first = bootstrap(engines.admin_url, prefix)
+    with psycopg.connect(first.write.owner, autocommit=True) as connection:
+        connection.execute("CREATE TABLE kept (value integer)")
+    assert bootstrap(engines.admin_url, prefix, passwords=first.passwords) == first
+    assert one(first.write.owner, "SELECT count(*) FROM kept") == 0
+
+
+def test_two_bootstraps_at_once_do_no_harm(engines: Engines, prefix: str) -> None:
+    """Two replicas of a deployment job give the same databases, with the passwords that both were given."""
+    names = ("write_owner", "write_app", "read_owner", "read_app", "read_query", "saga_owner", "saga_app")
+    passwords = {f"{prefix}_{name}": "x" * 16 for name in names}
+    with ThreadPoolExecutor(2) as threads:
+        made = list(threads.map(lambda _: bootstrap(engines.admin_url, prefix, passwords=passwords), range(2)))
+    assert made[0] == made[1]
+    assert one(made[0].write.app, "SELECT current_user") == "trial_write_app"
+
+
+def test_an_administrator_need_not_be_superuser(engines: Engines, prefix: str) -> None:
+    """CREATEDB and CREATEROLE are enough, as managed servers give them."""
+    with psycopg.connect(engines.admin_url, autocommit=True) as admin:
+        admin.execute("CREATE ROLE manager LOGIN CREATEDB CREATEROLE PASSWORD 'secret'")
+    try:
+        url = with_database(engines.admin_url, "postgres", user="manager", password="secret")
+        assert one(bootstrap(url, prefix).write.app, TABLES) != 0
+    finally:
+        drop(engines.admin_url, prefix)
+        with psycopg.connect(engines.admin_url, autocommit=True) as admin:
+            admin.execute("DROP ROLE manager")
+
+
+def test_a_stale_pid_file_does_not_block_a_start(private_engines: Engines) -> None:
+    """A pid file left by a crash may name a program that has nothing to do with PostgreSQL."""
+    postgres = private_engines.postgres
+    postgres.kill()
+    status = postgres._cluster / "postmaster.pid"
+    lines = status.read_text().splitlines()
+    status.write_text("\n".join(["1", *lines[1:]]))
+    postgres.start()
+    assert one(postgres.url, "SELECT 1") == 1
+
+
+async def test_eventually_fails_with_the_last_answer() -> None:
+    """A condition that never comes true fails the test and says what it last was."""
+    with pytest.raises(AssertionError, match=r"not within 0.05 s, the last answer was \[\]"):
+        await eventually(list, 0.05)
+
+
+def test_a_chosen_port_is_kept(tmp_path: Path) -> None:
+    """A port given by the caller is the port of the URL."""
+    port = free_port()
+    server = Nats(tmp_path, port=port)
+    try:
+        assert server.start().endswith(f":{port}")
+    finally:
+        server.destroy()
+
+
+@pytest.mark.parametrize("prefix", ["", "Foldline", "a-b", 'a"; drop', "9lives", "x" * 41])
+def test_a_prefix_that_is_no_plain_name_is_refused(prefix: str) -> None:
+    """It becomes part of the names of databases and roles, in migrations too."""
+    with pytest.raises(ValueError, match="prefix"):
+        bootstrap("postgresql://nowhere", prefix)

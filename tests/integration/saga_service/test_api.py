@@ -1,0 +1,256 @@
+"""ProcessService over real gRPC and PostgreSQL, as `saga_service.app.build` makes it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from grpc import aio
+
+from deploy.bootstrap import Database
+from deploy.local.system import bearer
+from foldline.v1 import process_pb2, process_pb2_grpc
+from foldline.v1.process_pb2 import (
+    CancelProcessRequest,
+    GetProcessRequest,
+    ListProcessesRequest,
+    ProcessFilter,
+    ProcessSummary,
+    RetryProcessRequest,
+)
+from saga_service.app import SagaSettings, build
+from shared.folds.errors import InternalError, Refusal
+from shared.folds.ids import step_id
+from shared.platform.identity import Role
+from shared.platform.postgres import Reads, UnsafeDatabase
+from shared.platform.startup import until_safe
+from shared.platform.tokens import DevelopmentIssuer
+from shared.processes.store import TABLES
+from shared.rpc.status import from_rpc_error, from_status
+from tests.support.domains.gifts import GIFT, World, frozen
+from tests.support.fakes.line import uid
+from tests.support.system.waiting import eventually
+
+
+@dataclass
+class Service:
+    """A running service, its world and its issuer."""
+
+    world: World
+    issuer: DevelopmentIssuer
+    stub: process_pb2_grpc.ProcessServiceStub
+
+    def of(self, *roles: Role) -> Any:
+        """The metadata of a caller."""
+        return bearer(self.issuer.issue(tenant="operators", user_id="olga", roles=roles or (Role.OPERATOR,)))
+
+    async def get(self, number: int) -> process_pb2.GetProcessResponse:
+        """An account's process."""
+        return await self.stub.GetProcess(GetProcessRequest(**name(number)), metadata=self.of(), timeout=10)
+
+    async def find(self, *, size: int = 0, token: str = "", **wanted: Any) -> process_pb2.ListProcessesResponse:
+        """A page of the list."""
+        request = ListProcessesRequest(page_size=size, page_token=token, filter=ProcessFilter(**wanted))
+        return await self.stub.ListProcesses(request, metadata=self.of(), timeout=10)
+
+
+def name(number: int) -> dict[str, str]:
+    """The fields that name an account's process; ids are taken in any case."""
+    return {"tenant": "acme", "type": "gift", "process_id": uid(number).upper()}
+
+
+def ids(processes: Any) -> list[str]:
+    """What is in a list."""
+    return [process.process_id for process in processes]
+
+
+@pytest.fixture
+async def service(saga_db: Database, tmp_path: Path) -> AsyncIterator[Service]:
+    """The service over a fresh database."""
+    issuer = DevelopmentIssuer(tmp_path)
+    token_file = tmp_path / "token"
+    token_file.write_text("t0ken")
+    settings = SagaSettings(  # type: ignore[call-arg]
+        database_url=saga_db.app,  # type: ignore[arg-type]
+        jwks_file=issuer.jwks_file,
+        write_address="127.0.0.1:1",
+        nats_url="nats://127.0.0.1:1",  # type: ignore[arg-type]
+        token_file=token_file,
+    )
+    world = World(saga_db, token_file)
+    reads = Reads(saga_db.app, application_name="test-saga-api")
+    await reads.open()
+    await until_safe(reads, written=TABLES)
+    server = build(settings, reads, [GIFT], clock=world.clock)
+    server.on_drained(reads.close)
+    port = await server.start()
+    async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield Service(world, issuer, process_pb2_grpc.ProcessServiceStub(channel))
+    await server.drain()
+
+
+async def refused(call: Awaitable[Any]) -> Refusal:
+    """The refusal that a call is answered with."""
+    with pytest.raises(aio.AioRpcError) as error:
+        await call
+    return from_rpc_error(error.value)
+
+
+async def moved(service: Service, count: int, status: str) -> None:
+    """Waits for so many processes of a status."""
+
+    async def there() -> bool:
+        return (await service.world.statuses())[status] == count
+
+    await eventually(there, 30)
+
+
+async def test_a_process_tells_all_that_happened_to_it(service: Service) -> None:
+    """Event, commands, timer and answers, with ids, tries and phases; its state; nothing pending at the end."""
+    service.world.open(1)
+    async with service.world.running():
+        await moved(service, 1, "ended")
+    answer = await service.get(1)
+    told = answer.process
+    assert (told.tenant, told.type, told.process_id, told.status) == ("acme", "gift", uid(1), process_pb2.PROCESS_STATUS_ENDED)
+    assert (told.attention, told.phase, told.stuck) == ("", "given", False)
+    assert told.started_at.ToDatetime() <= told.moved_at.ToDatetime()
+    assert orjson.loads(answer.state_json) == {"phase": "given", "account_id": uid(1), "renames": []}
+    gift, bonus = str(step_id("gift", uid(1), "gift")), str(step_id("gift", uid(1), "bonus"))
+    deposit = "bank.v1.DepositMoneyRequest"
+    assert [(it.kind, it.name, it.step, it.id, it.position, it.attempts, it.phase) for it in answer.history] == [
+        ("event", "bank.v1.AccountOpened", "", service.world.store.events[0].event_id, 1, 0, "giving"),
+        ("command", deposit, "gift", gift, 0, 0, "giving"),
+        ("timer_set", "late", "", "", 0, 0, "giving"),
+        ("answer", deposit, "gift", gift, 0, 1, "topping up"),
+        ("command", deposit, "bonus", bonus, 0, 0, "topping up"),
+        ("answer", deposit, "bonus", bonus, 0, 1, "given"),
+    ]
+    assert (list(answer.commands), list(answer.timers)) == ([], [])
+
+
+async def test_what_a_process_waits_for_is_told(service: Service) -> None:
+    """The pending command with its tries and the last error, the timer; parked, until an operator lets it go on."""
+    service.world.write.decide = lambda command: InternalError()
+    service.world.open(1)
+    async with service.world.running():
+        await moved(service, 1, "parked")
+        answer = await service.get(1)
+        [command], [timer] = answer.commands, answer.timers
+        assert (command.step, command.attempt, command.tries) == ("gift", 1, 3)
+        assert command.last_error == "INTERNAL: the service met a defect; its log has the details"
+        assert not command.HasField("due_at")
+        assert timer.name == "late"
+        assert (answer.process.status, answer.process.attention) == (process_pb2.PROCESS_STATUS_PARKED, "COMMAND_FAILED")
+        assert from_status(answer.history[-1].error).text.startswith("INTERNAL")
+        service.world.write.decide = lambda command: None
+        retried = await service.stub.RetryProcess(RetryProcessRequest(**name(1)), metadata=service.of(), timeout=10)
+        assert (retried.process.status, retried.process.attention) == (process_pb2.PROCESS_STATUS_RUNNING, "")
+        await moved(service, 1, "ended")
+    refusal = await refused(service.stub.RetryProcess(RetryProcessRequest(**name(1)), metadata=service.of(), timeout=10))
+    assert refusal.reason == "NOTHING_TO_RETRY"
+
+
+async def test_cancel(service: Service) -> None:
+    """The process is told CANCELLED_BY_OPERATOR and compensates; ended, there is nothing to cancel."""
+    service.world.write.decide = lambda command: InternalError() if command.amount_minor == 500 else None
+    service.world.open(1)
+    async with service.world.running():
+        await moved(service, 1, "parked")
+        answer = await service.stub.CancelProcess(CancelProcessRequest(**name(1)), metadata=service.of(), timeout=10)
+        assert answer.process.phase == "sorry: CANCELLED_BY_OPERATOR"
+        await moved(service, 1, "ended")
+    history = (await service.get(1)).history
+    assert ("operator", "cancel") in [(it.kind, it.name) for it in history]
+    assert [from_status(it.error).reason for it in history if it.kind == "answer" and it.HasField("error")] == [
+        "CANCELLED_BY_OPERATOR"
+    ]
+    refusal = await refused(service.stub.CancelProcess(CancelProcessRequest(**name(1)), metadata=service.of(), timeout=10))
+    assert refusal.reason == "PROCESS_ENDED"
+
+
+async def test_the_list_in_pages_the_youngest_first(service: Service) -> None:
+    """Every process once, also of those that began in the same round; the token goes with its query."""
+    service.world.open(*range(1, 8))
+    async with service.world.running():
+        await moved(service, 7, "ended")
+        service.world.open(8)
+        await moved(service, 8, "ended")
+    seen, token = [], ""
+    while page := (answer := await service.find(size=3, token=token)).processes:
+        seen += ids(page)
+        if not (token := answer.next_page_token):
+            break
+    assert seen == [uid(number) for number in (8, 7, 6, 5, 4, 3, 2, 1)]
+    first = await service.find(size=3)
+    refusal = await refused(service.find(size=3, token=first.next_page_token, tenant="acme"))
+    assert refusal.reason == "PAGE_TOKEN_INVALID"
+
+
+async def test_the_list_by_tenant_type_status_and_attention(service: Service) -> None:
+    """What an operator should look at: parked, stuck, or said so by the process itself, ended or not."""
+    world = service.world
+    world.write.decide = lambda command: (
+        InternalError() if command.account_id == uid(1) else frozen(command) if command.account_id == uid(2) else None
+    )
+    world.open(1, 2, 3)
+    async with world.running():
+        await moved(service, 2, "ended")
+        await moved(service, 1, "parked")
+    world.open(4)
+    world.write.before = lambda request: asyncio.Event().wait()
+    async with world.running():
+        await moved(service, 1, "running")
+    assert ids((await service.find(attention=True)).processes) == [uid(2), uid(1)]
+    assert ids((await service.find(status=process_pb2.PROCESS_STATUS_ENDED)).processes) == [uid(3), uid(2)]
+    assert ids((await service.find(status=process_pb2.PROCESS_STATUS_RUNNING)).processes) == [uid(4)]
+    assert ids((await service.find(tenant="umbrella")).processes) == []
+    assert ids((await service.find(type="transfer")).processes) == []
+    assert len((await service.find(tenant="acme", type="gift")).processes) == 4
+    [summary] = [it for it in (await service.find()).processes if it.process_id == uid(2)]
+    assert isinstance(summary, ProcessSummary)
+    assert summary.attention == "GIFT_REFUSED"
+    await world.query("UPDATE processes SET moved_at = moved_at - %s RETURNING 1", timedelta(hours=2))
+    stuck = (await service.find(attention=True)).processes
+    assert ids(stuck) == [uid(4), uid(2), uid(1)]
+    assert [it.stuck for it in stuck] == [True, False, False]
+
+
+@pytest.mark.parametrize("method", ["GetProcess", "RetryProcess", "CancelProcess"])
+async def test_a_process_that_is_not_there(service: Service, method: str) -> None:
+    """PROCESS_NOT_FOUND, also where nothing has ever run."""
+    request = {"GetProcess": GetProcessRequest, "RetryProcess": RetryProcessRequest, "CancelProcess": CancelProcessRequest}[
+        method
+    ]
+    refusal = await refused(getattr(service.stub, method)(request(**name(1)), metadata=service.of(), timeout=10))
+    assert refusal.reason == "PROCESS_NOT_FOUND"
+
+
+@pytest.mark.parametrize("method", ["GetProcess", "ListProcesses", "RetryProcess", "CancelProcess"])
+async def test_operators_alone_may_call(service: Service, method: str) -> None:
+    """No other role will do, and none at all even less."""
+    request: Any = ListProcessesRequest()
+    if method != "ListProcesses":
+        request = getattr(process_pb2, f"{method}Request")(**name(1))
+    others = set(Role) - {Role.OPERATOR}
+    refusal = await refused(getattr(service.stub, method)(request, metadata=service.of(*others), timeout=10))
+    assert refusal.reason == "ROLE_MISSING"
+    refusal = await refused(getattr(service.stub, method)(request, timeout=10))
+    assert refusal.code.name == "UNAUTHENTICATED"
+
+
+async def test_it_refuses_to_run_as_somebody_who_may_do_anything(saga_db: Database) -> None:
+    """A superuser's URL is a mistake that is told at once."""
+    reads = Reads(saga_db.admin, application_name="test")
+    await reads.open()
+    try:
+        with pytest.raises(UnsafeDatabase):
+            await until_safe(reads, written=TABLES)
+    finally:
+        await reads.close()

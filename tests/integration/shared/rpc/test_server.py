@@ -1,0 +1,721 @@
+"""The server as a caller sees it: real gRPC, real tokens; only the services behind it are the test's own."""
+
+# ruff: noqa: N802 (methods are named as the RPCs are)
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc import aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from bank.v1 import person_pb2, person_pb2_grpc
+from foldline.v1 import command_pb2, command_pb2_grpc, event_store_pb2_grpc
+from shared.folds.errors import OverLimit, Refusal, Rejected
+from shared.platform import telemetry
+from shared.platform.identity import Call, Role, current_call
+from shared.platform.settings import ServerSettings
+from shared.platform.tokens import DevelopmentIssuer
+from shared.rpc.behaviours import CallLog
+from shared.rpc.client import bearer, channel
+from shared.rpc.server import Misconfigured, Server
+from shared.rpc.status import from_rpc_error
+from tests.support.system.waiting import eventually
+
+ID = "0190e4a0-0000-7000-8000-000000000000"
+REGISTER, RENAME = "bank.v1.PersonService/RegisterPerson", "bank.v1.PersonService/RenamePerson"
+USERS = frozenset({Role.USER})
+SECRET = "hunter2-is-a-secret"
+REGISTER_ROUTE = f"/{REGISTER}"
+OPTIONS = command_pb2.CommandOptions(command_id=ID)
+
+Handler = Callable[[Any], Awaitable[command_pb2.CommandReceipt]]
+
+
+async def receipt(request: Any) -> command_pb2.CommandReceipt:
+    """The plainest handler."""
+    return command_pb2.CommandReceipt(command_id=request.options.command_id)
+
+
+class People(person_pb2_grpc.PersonServiceServicer):
+    """Does what the test says."""
+
+    def __init__(self) -> None:
+        self.handle: Handler = receipt
+
+    async def RegisterPerson(self, request: person_pb2.RegisterPersonRequest, context: Any) -> command_pb2.CommandReceipt:
+        return await self.handle(request)
+
+    async def RenamePerson(self, request: person_pb2.RenamePersonRequest, context: Any) -> command_pb2.CommandReceipt:
+        return await self.handle(request)
+
+
+class World:
+    """A server with its issuer, its log and a channel to it."""
+
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        self.issuer = DevelopmentIssuer(folder)
+        self.log = io.BytesIO()
+        telemetry.configure("info", service="test", stream=self.log)
+        self.people = People()
+        self.settings = ServerSettings(jwks_file=self.issuer.jwks_file, **settings)
+        self.server = Server(self.settings, roles={REGISTER: USERS, RENAME: USERS})
+        self.server.add(person_pb2_grpc.add_PersonServiceServicer_to_server, self.people)
+        self.channel: aio.Channel
+
+    async def start(self) -> None:
+        await self.server.start()
+        self.channel = channel(f"127.0.0.1:{self.server.port}", retries=False)
+        self.stub = person_pb2_grpc.PersonServiceStub(self.channel)
+
+    def token(self, *roles: Role) -> str:
+        return self.issuer.issue(tenant="acme", user_id="alice", roles=roles or USERS)
+
+    def lines(self, event: str) -> list[dict[str, Any]]:
+        return [line for line in map(json.loads, self.log.getvalue().splitlines()) if line["event"] == event]
+
+    async def register(self, name: str = "Alice", *, token: str | None = None, **call: Any) -> command_pb2.CommandReceipt:
+        call.setdefault("timeout", 5)
+        call.setdefault("metadata", bearer(self.token() if token is None else token))
+        request = person_pb2.RegisterPersonRequest(options=OPTIONS, person_id=ID, name=name)
+        return await self.stub.RegisterPerson(request, **call)
+
+    async def send_bytes(self, raw: bytes) -> bytes:
+        method: aio.UnaryUnaryMultiCallable[bytes, bytes] = self.channel.unary_unary(REGISTER_ROUTE)
+        return await method(raw, metadata=bearer(self.token()), timeout=20)
+
+
+MakeWorld = Callable[..., Awaitable[World]]
+
+
+@pytest.fixture
+async def make_world(tmp_path: Path) -> AsyncIterator[MakeWorld]:
+    """Makes servers with settings of the test's choice."""
+    made: list[World] = []
+
+    async def make(**settings: Any) -> World:
+        world = World(tmp_path, **settings)
+        await world.start()
+        made.append(world)
+        return world
+
+    yield make
+    for world in made:
+        await world.channel.close()
+        await world.server.drain()
+
+
+@pytest.fixture
+async def world(make_world: MakeWorld) -> World:
+    """A server with the usual settings."""
+    return await make_world()
+
+
+async def refused(call: Awaitable[Any]) -> tuple[grpc.StatusCode, Refusal]:
+    """What a call is refused with."""
+    with pytest.raises(aio.AioRpcError) as caught:
+        await call
+    return caught.value.code(), from_rpc_error(caught.value)
+
+
+async def test_a_handler_finds_who_is_calling(world: World) -> None:
+    """The identity of the token, the method and the caller's trace are the handler's to read."""
+    seen: list[Call] = []
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+    async def handle(request: Any) -> command_pb2.CommandReceipt:
+        seen.append(current_call.get())
+        return await receipt(request)
+
+    world.people.handle = handle
+    assert (await world.register(metadata=bearer(world.token(), traceparent=trace))).command_id == ID
+    [call] = seen
+    assert (call.identity.tenant, call.identity.user_id, call.identity.roles) == ("acme", "alice", USERS)
+    assert (call.method, call.traceparent) == (REGISTER, trace)
+
+
+@pytest.mark.parametrize("given", ["", "garbage", f"00-{'0' * 32}-b7ad6b7169203331-01", f"ff-{'a' * 32}-{'b' * 16}-01"])
+async def test_a_trace_context_that_is_none_is_replaced_by_a_new_root(world: World, given: str) -> None:
+    """No caller can put its own text where a trace context belongs."""
+    seen: list[str] = []
+
+    async def handle(request: Any) -> command_pb2.CommandReceipt:
+        seen.append(current_call.get().traceparent)
+        return await receipt(request)
+
+    world.people.handle = handle
+    await world.register(metadata=bearer(world.token(), traceparent=given))
+    assert seen[0] != given
+    assert telemetry.valid_traceparent(seen[0]) == seen[0]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "reason"),
+    [
+        ((), "TOKEN_MISSING"),
+        ((("authorization", "Basic YWxpY2U6eA=="),), "TOKEN_MISSING"),
+        ((("authorization", "Bearer "),), "TOKEN_MISSING"),
+        ((("authorization", "Bearer rubbish"),), "TOKEN_INVALID"),
+    ],
+)
+async def test_a_call_without_a_believable_token_is_unauthenticated(world: World, metadata: Any, reason: str) -> None:
+    """Nobody is served who does not say who they are."""
+    code, refusal = await refused(world.register(metadata=metadata))
+    assert (code, refusal.reason) == (grpc.StatusCode.UNAUTHENTICATED, reason)
+
+
+async def test_a_call_without_a_needed_role_is_denied(world: World) -> None:
+    """A valid token is not enough: the table of roles decides."""
+    code, refusal = await refused(world.register(token=world.token(Role.READER)))
+    assert (code, refusal.reason) == (grpc.StatusCode.PERMISSION_DENIED, "ROLE_MISSING")
+
+
+async def test_bytes_that_are_no_message_are_refused_with_a_violation(world: World) -> None:
+    """Malformed protobuf is the caller's mistake and is told so, not UNKNOWN as gRPC would."""
+    code, refusal = await refused(world.send_bytes(b"\xff\xff\xff\xff"))
+    assert (code, refusal.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_MESSAGE")
+    assert refusal.violations == (("", "these bytes are not a bank.v1.RegisterPersonRequest"),)
+
+
+async def test_a_field_that_breaks_its_rule_is_named(world: World) -> None:
+    """The rules in the .proto are checked before the handler is called."""
+    code, refusal = await refused(world.register(""))
+    assert (code, refusal.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
+    assert [field for field, _ in refusal.violations] == ["name"]
+
+
+async def test_a_request_of_two_mebibytes_is_too_large(world: World) -> None:
+    """The refusal has a name and says how much is allowed."""
+    code, refusal = await refused(world.register("x" * 2 * 1024 * 1024))
+    assert (code, refusal.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "MESSAGE_TOO_LARGE")
+    assert refusal.facts["size_max"] == "1048576"
+
+
+async def test_a_request_of_five_mebibytes_is_refused_by_grpc(world: World) -> None:
+    """What is far too large never gets into memory; gRPC's own refusal has no reason but its code's name."""
+    code, refusal = await refused(world.register("x" * 5 * 1024 * 1024))
+    assert (code, refusal.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "RESOURCE_EXHAUSTED")
+
+
+async def test_a_defect_reaches_the_log_and_nobody_else(world: World) -> None:
+    """An exception's text may hold anything, so the caller is told INTERNAL and nothing of it."""
+
+    async def handle(request: Any) -> command_pb2.CommandReceipt:
+        raise RuntimeError(SECRET)
+
+    world.people.handle = handle
+    with pytest.raises(aio.AioRpcError) as caught:
+        await world.register()
+    error = caught.value
+    assert error.code() is grpc.StatusCode.INTERNAL
+    assert from_rpc_error(error).reason == "INTERNAL"
+    told = f"{error.details()} {error.debug_error_string()} {list(error.trailing_metadata() or ())} {error.initial_metadata()}"
+    assert SECRET not in told
+    assert "Traceback" not in told
+    [line] = world.lines("defect")
+    assert SECRET in line["exception"]
+    assert (line["tenant"], line["command_id"]) == ("acme", ID)
+
+
+async def test_a_defect_on_the_way_out_is_one_too(make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log cannot be written, for one: gRPC would tell the caller why."""
+
+    def fail(self: CallLog, exchange: object, error: BaseException | None) -> None:
+        raise OSError("secret")
+
+    monkeypatch.setattr(CallLog, "leave", fail)
+    world = await make_world()
+    code, refusal = await refused(world.register())
+    assert code is grpc.StatusCode.INTERNAL
+    assert "secret" not in str(refusal)
+
+
+async def test_a_cancellation_that_nobody_asked_for_is_answered(world: World) -> None:
+    """grpc.aio alone would leave the caller waiting for ever."""
+
+    async def handle(request: Any) -> command_pb2.CommandReceipt:
+        raise asyncio.CancelledError
+
+    world.people.handle = handle
+    code, refusal = await refused(world.register())
+    assert (code, refusal.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
+
+
+async def test_a_refusal_arrives_with_all_it_says(world: World) -> None:
+    """Code, reason, text, facts and when to try again travel in google.rpc.Status."""
+
+    async def handle(request: Any) -> command_pb2.CommandReceipt:
+        raise Rejected("INSUFFICIENT_FUNDS", "there is not enough money", retry_after_s=1.5, balance_minor=100)
+
+    world.people.handle = handle
+    code, refusal = await refused(world.register())
+    assert (code, refusal.reason, refusal.text) == (
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "INSUFFICIENT_FUNDS",
+        "there is not enough money",
+    )
+    assert (refusal.facts, refusal.retry_after_s) == ({"balance_minor": "100"}, 1.5)
+
+
+async def test_a_refusal_that_says_too_much_still_arrives(world: World) -> None:
+    """Trailers are limited; what is cut is never the reason."""
+
+    async def handle(request: Any) -> command_pb2.CommandReceipt:
+        facts: dict[str, Any] = {f"fact_{n}": "v" * 600 for n in range(20)}
+        raise Rejected("TALKATIVE", "🙂" * 5000, violations=(("f" * 500, "🙂" * 500),) * 50, **facts)
+
+    world.people.handle = handle
+    code, refusal = await refused(world.register())
+    assert (code, refusal.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "TALKATIVE")
+
+
+@pytest.mark.parametrize("timeout_s", [None, 3600])
+async def test_a_missing_or_absurd_deadline_is_replaced(make_world: MakeWorld, timeout_s: float | None) -> None:
+    """No call lasts longer than the server allows."""
+    world = await make_world(deadline_default_s=0.05, deadline_max_s=0.1)
+
+    async def handle(request: Any) -> command_pb2.CommandReceipt:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    world.people.handle = handle
+    code, refusal = await refused(world.register(timeout=timeout_s))
+    assert (code, refusal.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED")
+
+
+FROZEN_CALLER = """
+import sys, grpc
+call = grpc.insecure_channel(sys.argv[1]).unary_unary(sys.argv[2])
+call.future(bytes.fromhex(sys.argv[3]), timeout=1, metadata=(("authorization", "Bearer " + sys.argv[4]),)).exception()
+"""
+
+
+async def test_a_callers_own_deadline_is_kept_even_if_the_caller_is_frozen(world: World) -> None:
+    """GRPC ends the handler at the caller's deadline by itself, which is why the server sets no timer then."""
+    started, ended = asyncio.Event(), asyncio.Event()
+
+    async def handle(request: Any) -> command_pb2.CommandReceipt:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+        raise AssertionError
+
+    world.people.handle = handle
+    request = person_pb2.RegisterPersonRequest(options=OPTIONS, person_id=ID, name="Alice")
+    target = f"127.0.0.1:{world.server.port}"
+    arguments = [target, REGISTER_ROUTE, request.SerializeToString().hex(), world.token()]
+    caller = subprocess.Popen([sys.executable, "-c", FROZEN_CALLER, *arguments])
+    try:
+        await asyncio.wait_for(started.wait(), 20)
+        caller.send_signal(19)
+        await asyncio.wait_for(ended.wait(), 30)
+    finally:
+        caller.kill()
+        caller.wait()
+
+
+async def test_a_caller_that_goes_away_ends_its_handler(world: World) -> None:
+    """Cancellation reaches the handler, and the log says CANCELLED."""
+    started, cancelled = asyncio.Event(), asyncio.Event()
+
+    async def handle(request: Any) -> command_pb2.CommandReceipt:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+        raise AssertionError
+
+    world.people.handle = handle
+    call = asyncio.create_task(world.register())
+    await started.wait()
+    call.cancel()
+    await asyncio.wait_for(cancelled.wait(), 30)
+    await eventually(lambda: [line["code"] for line in world.lines("call")] == ["CANCELLED"])
+    assert not world.lines("defect")
+
+
+@pytest.mark.parametrize("route", ["/bank.v1.PersonService/BurnPerson", "/no.such.Service/Method"])
+async def test_an_unknown_method_is_unimplemented_whoever_asks(world: World, route: str) -> None:
+    """Nothing is learnt from it, with a token or without."""
+    for metadata in ((), bearer(world.token())):
+        method: aio.UnaryUnaryMultiCallable[bytes, bytes] = world.channel.unary_unary(route)
+        code, _ = await refused(method(b"", metadata=metadata, timeout=20))
+        assert code is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_each_call_is_one_line_without_content_or_token(world: World) -> None:
+    """The line says who, what, how it ended; the request's content and the token are in none."""
+    token = world.token()
+    await world.register("Alice Liddell", token=token)
+    [line] = await eventually(lambda: world.lines("call"))
+    assert {key: line[key] for key in ("method", "code", "tenant", "user", "command_id", "level")} == {
+        "method": REGISTER,
+        "code": "OK",
+        "tenant": "acme",
+        "user": "alice",
+        "command_id": ID,
+        "level": "info",
+    }
+    assert len(line["trace_id"]) == 32
+    text = world.log.getvalue().decode()
+    assert "Liddell" not in text
+    assert token not in text
+
+
+async def test_more_calls_than_it_takes_on_are_refused_by_name(make_world: MakeWorld) -> None:
+    """A call that comes while two are under way is told to come again; when one has ended, it may."""
+    world = await make_world(calls_at_once_max=2)
+    inside, over = asyncio.Semaphore(0), asyncio.Event()
+
+    async def wait(request: Any) -> command_pb2.CommandReceipt:
+        inside.release()
+        await over.wait()
+        return await receipt(request)
+
+    world.people.handle = wait
+    async with asyncio.timeout(30), asyncio.TaskGroup() as calls:
+        for _ in range(2):
+            calls.create_task(world.register(timeout=30))
+            await inside.acquire()
+        code, refusal = await refused(world.register())
+        assert (code, refusal.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS")
+        assert isinstance(refusal, OverLimit)
+        assert refusal.retry_after_s
+        assert len(world.lines("too many calls")) == 1
+        over.set()
+    assert (await world.register()).command_id == ID
+
+
+async def test_a_slow_call_is_a_warning(make_world: MakeWorld) -> None:
+    """A call that takes longer than it should stands out in the log."""
+    world = await make_world(slow_call_ms=1)
+
+    async def handle(request: Any) -> command_pb2.CommandReceipt:
+        began = time.perf_counter()
+        while time.perf_counter() - began < 0.002:
+            pass
+        return await receipt(request)
+
+    world.people.handle = handle
+    await world.register()
+    [line] = world.lines("slow call")
+    assert line["level"] == "warning"
+    assert line["took_ms"] >= 2
+
+
+async def test_health_and_reflection_answer_without_a_token(world: World) -> None:
+    """Probes and tools have none; neither says anything about data."""
+    health = health_pb2_grpc.HealthStub(world.channel)
+    for service in ("", "bank.v1.PersonService"):
+        answer = await health.Check(health_pb2.HealthCheckRequest(service=service), timeout=20)
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    asked = reflection_pb2_grpc.ServerReflectionStub(world.channel).ServerReflectionInfo(
+        iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=5
+    )
+    names = {service.name async for one in asked for service in one.list_services_response.service}
+    assert "bank.v1.PersonService" in names
+
+
+async def test_health_says_not_serving_until_told(tmp_path: Path) -> None:
+    """A process that listens but still waits for its database is not sent calls."""
+    world = World(tmp_path)
+    port = await world.server.start(serving=False)
+    async with channel(f"127.0.0.1:{port}") as to_server:
+        health = health_pb2_grpc.HealthStub(to_server)
+        before = await health.Check(health_pb2.HealthCheckRequest(), timeout=20)
+        await world.server.set_serving(True)
+        after = await health.Check(health_pb2.HealthCheckRequest(), timeout=20)
+    await world.server.drain()
+    assert (before.status, after.status) == (
+        health_pb2.HealthCheckResponse.NOT_SERVING,
+        health_pb2.HealthCheckResponse.SERVING,
+    )
+
+
+async def test_a_table_of_roles_that_does_not_fit_stops_the_start(tmp_path: Path) -> None:
+    """An RPC without a row is not open to all, and a row without an RPC is a misspelling: neither gets as far as serving."""
+    settings = ServerSettings(jwks_file=DevelopmentIssuer(tmp_path).jwks_file)
+    missing = Server(settings, roles={REGISTER: USERS})
+    missing.add(person_pb2_grpc.add_PersonServiceServicer_to_server, People())
+    with pytest.raises(Misconfigured, match="RenamePerson"):
+        await missing.start()
+    unknown = Server(settings, roles={REGISTER: USERS, RENAME: USERS, "bank.v1.PersonService/Typo": USERS})
+    unknown.add(person_pb2_grpc.add_PersonServiceServicer_to_server, People())
+    with pytest.raises(Misconfigured, match="Typo"):
+        await unknown.start()
+
+
+async def test_a_service_cannot_be_added_twice_or_unimplemented(tmp_path: Path) -> None:
+    """The second would silently win, and a forgotten method would be found by its first caller."""
+    server = Server(ServerSettings(jwks_file=DevelopmentIssuer(tmp_path).jwks_file), roles={REGISTER: USERS, RENAME: USERS})
+    server.add(person_pb2_grpc.add_PersonServiceServicer_to_server, People())
+    with pytest.raises(Misconfigured, match="twice"):
+        server.add(person_pb2_grpc.add_PersonServiceServicer_to_server, People())
+
+    class Forgetful(event_store_pb2_grpc.EventStoreServiceServicer):
+        async def ReadAll(self, request: Any, context: Any) -> Any:  # type: ignore[override]
+            """Does nothing."""
+
+    with pytest.raises(Misconfigured, match="ReadStream"):
+        server.add(event_store_pb2_grpc.add_EventStoreServiceServicer_to_server, Forgetful())  # type: ignore[abstract]
+
+
+async def test_draining_lets_calls_finish_before_it_closes_what_they_use(world: World) -> None:
+    """A call in flight is answered; only then the callbacks run, the last registered first."""
+    order: list[str] = []
+    started, go_on = asyncio.Event(), asyncio.Event()
+
+    async def handle(request: Any) -> command_pb2.CommandReceipt:
+        started.set()
+        await go_on.wait()
+        await asyncio.sleep(0.5)  # the handler's work, longer than answers are waited for that are on their way
+        order.append("call")
+        return await receipt(request)
+
+    async def close(name: str) -> None:
+        order.append(name)
+
+    world.people.handle = handle
+    world.server.on_drained(lambda: close("pool"))
+    world.server.on_drained(lambda: close("committer"))
+    watching = health_pb2_grpc.HealthStub(world.channel).Watch(health_pb2.HealthCheckRequest())
+    assert (await anext(aiter(watching))).status == health_pb2.HealthCheckResponse.SERVING
+    call = asyncio.create_task(world.register())
+    await started.wait()
+    began = time.monotonic()
+    draining = asyncio.create_task(world.server.drain())
+    assert (await anext(aiter(watching))).status == health_pb2.HealthCheckResponse.NOT_SERVING
+    assert order == []
+    go_on.set()
+    assert (await call).command_id == ID
+    await draining
+    assert order == ["call", "committer", "pool"]
+    # Whoever watches health would hold it up for all of drain_calls_s.
+    assert time.monotonic() - began < world.settings.drain_calls_s
+
+
+async def test_draining_waits_for_handlers_that_grpc_has_given_up(make_world: MakeWorld) -> None:
+    """`stop` returns while an aborted handler still cleans up; what it uses is closed after it, not under it."""
+    world = await make_world(drain_calls_s=0.05, drain_s=5)
+    order: list[str] = []
+    started = asyncio.Event()
+
+    async def handle(request: Any) -> command_pb2.CommandReceipt:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.5)  # the handler's cleaning up
+            order.append("handler ended")
+        raise AssertionError
+
+    async def close() -> None:
+        order.append("closed")
+
+    world.people.handle = handle
+    world.server.on_drained(close)
+    call = asyncio.create_task(world.register())
+    await started.wait()
+    await world.server.drain()
+    assert order == ["handler ended", "closed"]
+    code, _ = await refused(call)
+    assert code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+
+
+async def test_draining_ends_in_time_whatever_hangs(make_world: MakeWorld) -> None:
+    """Neither a handler nor a callback that never ends keeps the process."""
+    world = await make_world(drain_calls_s=0.05, drain_s=0.3)
+    started, release, closed = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def handle(request: Any) -> command_pb2.CommandReceipt:
+        started.set()
+        while not release.is_set():
+            try:
+                await release.wait()
+            except asyncio.CancelledError:
+                continue
+        return await receipt(request)
+
+    async def close() -> None:
+        closed.set()
+
+    async def hang() -> None:
+        await asyncio.Event().wait()
+
+    world.people.handle = handle
+    world.server.on_drained(close)
+    world.server.on_drained(hang)
+    call = asyncio.create_task(world.register())
+    await started.wait()
+    began = time.monotonic()
+    await world.server.drain()
+    assert time.monotonic() - began < 5.5
+    release.set()
+    await refused(call)
+
+
+class Streams(command_pb2_grpc.CommandServiceServicer):
+    """Answers each item of a stream with its tenant as the command's id."""
+
+    async def Send(self, request: Any, context: Any) -> command_pb2.SendResponse:
+        raise NotImplementedError
+
+    async def SendBatch(self, request: Any, context: Any) -> command_pb2.SendBatchResponse:
+        return command_pb2.SendBatchResponse()
+
+    async def GetCommand(self, request: Any, context: Any) -> command_pb2.GetCommandResponse:
+        raise NotImplementedError
+
+    async def SendStream(
+        self, request_iterator: AsyncIterator[command_pb2.SendStreamRequest], context: Any
+    ) -> AsyncIterator[command_pb2.SendStreamResponse]:
+        async for request in request_iterator:
+            if request.item.tenant == "raise":
+                raise RuntimeError(SECRET)
+            yield answer(request.item.tenant)
+
+
+class WritingStreams(Streams):
+    """The same, with the other form of a streaming handler: it writes through its context."""
+
+    async def SendStream(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]
+        async for request in request_iterator:
+            if request.item.tenant == "raise":
+                raise RuntimeError(SECRET)
+            await context.write(answer(request.item.tenant))
+
+
+def answer(text: str) -> command_pb2.SendStreamResponse:
+    """The answer to an item."""
+    return command_pb2.SendStreamResponse(receipt=command_pb2.CommandReceipt(command_id=text))
+
+
+def item(text: str) -> command_pb2.SendStreamRequest:
+    """A message of a stream, with its text where the tenant belongs."""
+    made = command_pb2.SendStreamRequest(item=command_pb2.BatchItem(tenant=text))
+    made.item.command.Pack(person_pb2.RegisterPersonRequest())
+    return made
+
+
+SEND_STREAM = "foldline.v1.CommandService/SendStream"
+COMMAND_RPCS = [f"foldline.v1.CommandService/{name}" for name in ("Send", "SendBatch", "GetCommand", "SendStream")]
+
+
+class StreamWorld:
+    """A server with a streaming service."""
+
+    def __init__(self, folder: Path, servicer: Streams, **settings: Any) -> None:
+        issuer = DevelopmentIssuer(folder)
+        telemetry.configure("info", service="test", stream=io.BytesIO())
+        self.server = Server(
+            ServerSettings(jwks_file=issuer.jwks_file, **settings),
+            roles=dict.fromkeys(COMMAND_RPCS, USERS),
+            sizes_max={"foldline.v1.CommandService/SendBatch": 4 * 1024 * 1024},
+        )
+        self.server.add(command_pb2_grpc.add_CommandServiceServicer_to_server, servicer)
+        self.metadata = bearer(issuer.issue(tenant="acme", user_id="alice", roles=USERS))
+
+    async def __aenter__(self) -> StreamWorld:
+        await self.server.start()
+        self.channel = channel(f"127.0.0.1:{self.server.port}", retries=False)
+        self.stub = command_pb2_grpc.CommandServiceStub(self.channel)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.channel.close()
+        await self.server.drain()
+
+    def stream(self, *messages: command_pb2.SendStreamRequest) -> Any:
+        return self.stub.SendStream(iter(messages), metadata=self.metadata, timeout=20)
+
+
+@pytest.fixture(params=[Streams, WritingStreams])
+async def streaming(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[StreamWorld]:
+    """The streaming service in both forms that a handler may have."""
+    async with StreamWorld(tmp_path, request.param()) as made:
+        yield made
+
+
+async def collect(call: Any) -> tuple[list[str], Refusal | None]:
+    """What a stream answered, and what ended it."""
+    got: list[str] = []
+    try:
+        async for one in call:
+            got.append(one.receipt.command_id)  # noqa: PERF401 (what came before an error counts)
+    except aio.AioRpcError as error:
+        return got, from_rpc_error(error)
+    return got, None
+
+
+async def test_a_stream_passes_the_same_behaviours(streaming: StreamWorld) -> None:
+    """Messages are decoded and answered in order, and a stream without a token gets nothing."""
+    assert await collect(streaming.stream(item("one"), item("two"))) == (["one", "two"], None)
+    got, refusal = await collect(streaming.stub.SendStream(iter([item("one")]), timeout=20))
+    assert (got, refusal and refusal.reason) == ([], "TOKEN_MISSING")
+
+
+async def test_a_bad_message_ends_a_stream_after_the_answers_to_the_good_ones(streaming: StreamWorld) -> None:
+    """Every message of a stream is held to its rules, and refused like a request of its own."""
+    got, refusal = await collect(streaming.stream(item("one"), command_pb2.SendStreamRequest(), item("three")))
+    assert (got, refusal and refusal.reason) == (["one"], "INVALID_REQUEST")
+    raw: Any = streaming.channel.stream_stream(f"/{SEND_STREAM}")
+    with pytest.raises(aio.AioRpcError) as caught:
+        async for _ in raw(iter([b"\xff\xff\xff\xff"]), metadata=streaming.metadata, timeout=20):
+            pass
+    assert from_rpc_error(caught.value).reason == "MALFORMED_MESSAGE"
+
+
+async def test_a_defect_in_a_stream_says_nothing(streaming: StreamWorld) -> None:
+    """As in a single call: INTERNAL, and no word of the exception."""
+    got, refusal = await collect(streaming.stream(item("one"), item("raise")))
+    assert (got, refusal and refusal.reason) == (["one"], "INTERNAL")
+    assert refusal is not None
+    assert SECRET not in str(refusal)
+
+
+async def test_draining_ends_a_stream_that_waits_for_its_caller(streaming: StreamWorld) -> None:
+    """What came is answered, then the caller is told to go on elsewhere; an idle stream does not hold up the end."""
+    call = streaming.stub.SendStream(metadata=streaming.metadata, timeout=20)
+    await call.write(item("one"))
+    first: Any = await call.read()
+    began = time.monotonic()
+    await streaming.server.drain()
+    assert time.monotonic() - began < 5.5
+    code, refusal = await refused(call.read())
+    assert (first.receipt.command_id, code, refusal.reason) == ("one", grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
+
+
+@pytest.mark.parametrize("servicer", [Streams, WritingStreams])
+async def test_a_stream_without_a_deadline_is_given_one(tmp_path: Path, servicer: type[Streams]) -> None:
+    """It ends while it waits for its caller, and is told so: it is not taken for the caller's end, nor for ours."""
+    async with StreamWorld(tmp_path, servicer(), deadline_default_s=0.2) as world:
+        call = world.stub.SendStream(metadata=world.metadata)
+        await call.write(item("one"))
+        got, refusal = await collect(call)
+    assert (got, refusal and refusal.reason) == (["one"], "DEADLINE_EXCEEDED")
+
+
+async def test_a_larger_size_is_given_by_the_table(streaming: StreamWorld) -> None:
+    """A batch may have four mebibytes, where other requests may have one."""
+    request = command_pb2.SendBatchRequest()
+    for _ in range(2):
+        request.items.add(causation_id=ID).command.Pack(person_pb2.RegisterPersonRequest(name="x" * 1024 * 1024))
+    await streaming.stub.SendBatch(request, metadata=streaming.metadata, timeout=20)
+    request.items.add(causation_id=ID).command.Pack(person_pb2.RegisterPersonRequest(name="x" * 2 * 1024 * 1024))
+    code, refusal = await refused(streaming.stub.SendBatch(request, metadata=streaming.metadata, timeout=20))
+    assert (code, refusal.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "MESSAGE_TOO_LARGE")

@@ -1,0 +1,66 @@
+"""given / when / then for decisions: literal events in, literal events or a refusal out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import reduce
+from typing import Any, Generic, TypeVar
+
+import pytest
+
+from shared.folds.aggregate import Aggregate, Meta
+from shared.folds.errors import Refusal
+
+State = TypeVar("State")
+Event = TypeVar("Event")
+Content = TypeVar("Content")
+
+META = Meta(
+    command_id="00000000-0000-4000-8000-000000000001",
+    tenant="acme",
+    user_id="alice",
+    on_behalf_of="",
+    roles=frozenset({"user"}),
+    now=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class When(Generic[Event]):
+    """A decision that is about to be made."""
+
+    decided: Callable[[], Sequence[Event]]
+
+    def then(self, *events: Event) -> None:
+        """It gives exactly these events; none means that nothing changes."""
+        assert list(self.decided()) == list(events)
+
+    def then_refused(self, reason: str, **facts: str) -> None:
+        """It is refused for this reason, with these facts."""
+        with pytest.raises(Refusal) as refused:
+            self.decided()
+        assert (refused.value.reason, refused.value.facts) == (reason, facts)
+
+
+@dataclass(frozen=True, slots=True)
+class Given(Generic[State, Event]):
+    """An aggregate to which some events have happened."""
+
+    aggregate: Aggregate[State, Event]
+    events: tuple[Event, ...]
+
+    @property
+    def state(self) -> State:
+        """What the events come to."""
+        return reduce(self.aggregate.evolve, self.events, self.aggregate.initial)
+
+    def when(self, decide: Callable[[State, Content, Meta], Sequence[Event]], content: Content, meta: Meta = META) -> When[Event]:
+        """A command, or an event that is reacted to, is decided on."""
+        return When(lambda: decide(self.state, content, meta))
+
+
+def given(aggregate: Aggregate[State, Any], *events: Any) -> Given[State, Any]:
+    """What happened before: nothing, if there are no events."""
+    return Given(aggregate, events)

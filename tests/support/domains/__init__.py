@@ -1,0 +1,1 @@
+"""Small domains to try the kernel with."""

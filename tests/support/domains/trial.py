@@ -1,0 +1,297 @@
+"""A domain for trying the kernel: it can be refused, change nothing, read others, swell, leak, chain and never end.
+
+Its messages are made here, from its structs, so that no test's domain is among the generated code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from operator import attrgetter
+from typing import Any, get_args, get_type_hints
+from uuid import UUID, uuid4
+
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.descriptor_pb2 import FieldDescriptorProto
+from google.protobuf.message import Message
+from msgspec import Struct
+from msgspec.structs import fields, replace
+
+from foldline.v1 import command_pb2, options_pb2
+from shared.commands.append import Batch, NewCommand, NewEvent
+from shared.commands.registry import CommandRegistry
+from shared.folds.aggregate import Aggregate, Credential, Decided, Meta, on
+from shared.folds.errors import Rejected
+from shared.line.event_store import AggregateKey
+from shared.platform.identity import Role
+
+ALL_BYTES = bytes(range(256))
+RECEIVED_AT = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
+
+_TYPES = {str: FieldDescriptorProto.TYPE_STRING, int: FieldDescriptorProto.TYPE_INT64, bool: FieldDescriptorProto.TYPE_BOOL}
+
+
+def message_of(struct: type[Struct], *, options: bool = False, redacted: tuple[str, ...] = (), name: str = "") -> type[Message]:
+    """A message with the fields of a struct, `trial.<its name>`; with command options and redacted fields if asked for."""
+    name = name or struct.__name__
+    file = descriptor_pb2.FileDescriptorProto(name=f"trial/{name}.proto", package="trial", syntax="proto3")
+    file.dependency.extend([command_pb2.DESCRIPTOR.name, options_pb2.DESCRIPTOR.name])
+    described = file.message_type.add(name=name)
+    if options:
+        kind, type_name = FieldDescriptorProto.TYPE_MESSAGE, ".foldline.v1.CommandOptions"
+        described.field.add(name="options", number=1, type=kind, type_name=type_name, label=FieldDescriptorProto.LABEL_OPTIONAL)
+    hints = get_type_hints(struct)
+    for number, field in enumerate(fields(struct), start=2):
+        kind, *more = get_args(hints[field.name]) or [hints[field.name]]
+        added = described.field.add(name=field.name, number=number, type=_TYPES[kind], label=FieldDescriptorProto.LABEL_OPTIONAL)
+        if more == [type(None)]:  # str | None
+            added.proto3_optional, added.oneof_index = True, len(described.oneof_decl)
+            described.oneof_decl.add(name=f"_{field.name}")
+        elif more:  # tuple[str, ...]
+            added.label = FieldDescriptorProto.LABEL_REPEATED
+        if field.name in redacted:
+            added.options.Extensions[options_pb2.redacted] = True
+    pool = descriptor_pool.Default()
+    pool.AddSerializedFile(file.SerializeToString())
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"trial.{name}"))
+
+
+# Commands
+
+
+class Add(Struct, frozen=True, kw_only=True):
+    """Refused as BELOW_ZERO if the total would be; adding nothing changes nothing."""
+
+    counter_id: str
+    amount: int
+
+
+class Blurt(Struct, frozen=True, kw_only=True):
+    """Meets a defect whose text is not for anybody's ears."""
+
+    counter_id: str
+    text: str
+
+
+class Swell(Struct, frozen=True, kw_only=True):
+    """Makes an event of about as many bytes as the amount, plus the total."""
+
+    counter_id: str
+    amount: int
+
+
+class SetPassword(Struct, frozen=True, kw_only=True):
+    """Saves a hash of the password; refused as WEAK if that is empty."""
+
+    counter_id: str
+    subject_id: str
+    word: str
+
+
+class Chain(Struct, frozen=True, kw_only=True):
+    """Causes events in as many rounds of reactions as `links`; without end if that is negative."""
+
+    counter_id: str
+    links: int
+
+
+class GoOffDuty(Struct, frozen=True, kw_only=True):
+    """Refused as NOBODY_ON_DUTY if the colleague is off already: it reads an aggregate that it does not change."""
+
+    counter_id: str
+    colleague_id: str
+
+
+class Move(Struct, frozen=True, kw_only=True):
+    """Takes from one counter and adds to another, in one transaction."""
+
+    counter_id: str
+    to_id: str
+    amount: int
+
+
+# Events
+
+
+class Added(Struct, frozen=True, kw_only=True):
+    counter_id: str
+    amount: int
+
+
+class Swollen(Struct, frozen=True, kw_only=True):
+    counter_id: str
+    text: str
+
+
+class PasswordSet(Struct, frozen=True, kw_only=True):
+    counter_id: str
+
+
+class Linked(Struct, frozen=True, kw_only=True):
+    counter_id: str
+    links: int
+
+
+class WentOffDuty(Struct, frozen=True, kw_only=True):
+    counter_id: str
+    colleague_id: str
+
+
+class Moved(Struct, frozen=True, kw_only=True):
+    counter_id: str
+    to_id: str
+    amount: int
+
+
+CounterEvent = Added | Swollen | PasswordSet | Linked | WentOffDuty | Moved
+
+
+# State
+
+
+class Counter(Struct, frozen=True, kw_only=True):
+    total: int = 0
+    off_duty: bool = False
+
+
+# Decisions
+
+
+def add(counter: Counter, command: Add, meta: Meta) -> list[CounterEvent]:
+    """Refusals: BELOW_ZERO."""
+    if counter.total + command.amount < 0:
+        raise Rejected("BELOW_ZERO", "the total would be below zero", total=counter.total)
+    return [Added(counter_id=command.counter_id, amount=command.amount)] if command.amount else []
+
+
+def blurt(counter: Counter, command: Blurt, meta: Meta) -> list[CounterEvent]:
+    """Raises what no handler should."""
+    raise ValueError(command.text)
+
+
+def swell(counter: Counter, command: Swell, meta: Meta) -> list[CounterEvent]:
+    """An event whose size depends on the state."""
+    return [Swollen(counter_id=command.counter_id, text="x" * (counter.total + command.amount))]
+
+
+def set_password(counter: Counter, command: SetPassword, meta: Meta) -> Decided:
+    """Refusals: WEAK. Any other function of the password would do for a hash."""
+    if not command.word:
+        raise Rejected("WEAK", "an empty password")
+    credential = Credential(subject_id=command.subject_id, password_hash=f"hash({command.word})")
+    return Decided(events=[PasswordSet(counter_id=command.counter_id)], credentials=[credential])
+
+
+def chain(counter: Counter, command: Chain, meta: Meta) -> list[CounterEvent]:
+    """The first link."""
+    return [Linked(counter_id=command.counter_id, links=command.links)]
+
+
+def link(counter: Counter, event: Linked, meta: Meta) -> list[CounterEvent]:
+    """The next link, unless it was the last."""
+    return [Linked(counter_id=event.counter_id, links=event.links - 1)] if event.links else []
+
+
+def go_off_duty(counter: Counter, command: GoOffDuty, meta: Meta) -> list[CounterEvent]:
+    """Always; the colleague has the last word."""
+    return [WentOffDuty(counter_id=command.counter_id, colleague_id=command.colleague_id)]
+
+
+def stay_on_duty(counter: Counter, event: WentOffDuty, meta: Meta) -> list[CounterEvent]:
+    """Refusals: NOBODY_ON_DUTY. Changes nothing."""
+    if counter.off_duty:
+        raise Rejected("NOBODY_ON_DUTY", "the colleague is off duty")
+    return []
+
+
+def move(counter: Counter, command: Move, meta: Meta) -> list[CounterEvent]:
+    """Refusals: BELOW_ZERO."""
+    if counter.total < command.amount:
+        raise Rejected("BELOW_ZERO", "the total would be below zero", total=counter.total)
+    return [Moved(counter_id=command.counter_id, to_id=command.to_id, amount=command.amount)]
+
+
+def receive(counter: Counter, event: Moved, meta: Meta) -> list[CounterEvent]:
+    """Refusals: FULL, above a thousand."""
+    if counter.total + event.amount > 1000:
+        raise Rejected("FULL", "a counter counts to a thousand")
+    return [Added(counter_id=event.to_id, amount=event.amount)]
+
+
+# Evolve
+
+
+def evolve(counter: Counter, event: CounterEvent) -> Counter:
+    """The counter after the event."""
+    match event:
+        case Added():
+            return replace(counter, total=counter.total + event.amount)
+        case Moved():
+            return replace(counter, total=counter.total - event.amount)
+        case WentOffDuty():
+            return replace(counter, off_duty=True)
+        case _:
+            return counter
+
+
+COUNTER = Aggregate(category="counter", initial=Counter(), evolve=evolve, snapshot_every=10)
+
+_COMMANDS: dict[type[Struct], tuple[type[Message], Any]] = {
+    Add: (message_of(Add, options=True), add),
+    Blurt: (message_of(Blurt, options=True), blurt),
+    Swell: (message_of(Swell, options=True), swell),
+    SetPassword: (message_of(SetPassword, options=True, redacted=("word",)), set_password),
+    Chain: (message_of(Chain, options=True), chain),
+    GoOffDuty: (message_of(GoOffDuty, options=True), go_off_duty),
+    Move: (message_of(Move, options=True), move),
+}
+_EVENTS: dict[type[Struct], type[Message]] = {
+    event: message_of(event) for event in (Added, Swollen, PasswordSet, Linked, WentOffDuty, Moved)
+}
+
+counter_id = attrgetter("counter_id")
+
+
+def build_registry(counter: Aggregate[Counter, CounterEvent] = COUNTER) -> CommandRegistry:
+    """The table of this domain, for counters as given: with another interval of snapshots, for one."""
+    bus = CommandRegistry()
+    bus.aggregate(counter, events=_EVENTS)
+    for command, (message, decide) in _COMMANDS.items():
+        bus.register(message, command, on(counter, counter_id, decide), frozenset({Role.USER}))
+    bus.react(Linked, on(counter, counter_id, link))
+    bus.react(WentOffDuty, on(counter, attrgetter("colleague_id"), stay_on_duty))
+    bus.react(Moved, on(counter, attrgetter("to_id"), receive))
+    return bus
+
+
+def twice_as_much(counter: Counter, command: Add, meta: Meta) -> Sequence[CounterEvent]:
+    """What a tenant may have instead of `add`."""
+    return [Added(counter_id=command.counter_id, amount=2 * command.amount)]
+
+
+def lone(
+    key: AggregateKey, version: int = 1, *, command: dict[str, Any] | None = None, event: dict[str, Any] | None = None
+) -> Batch:
+    """A command that was accepted and the event that it led to."""
+    row = NewCommand(
+        tenant=key[0],
+        command_id=str(uuid4()),
+        type="trial.Add",
+        category=key[1],
+        aggregate_id=key[2],
+        fingerprint=b"\x00\xff",
+        payload=ALL_BYTES,
+        status="completed",
+        user_id="alice",
+        on_behalf_of="bob",
+        correlation_id=str(UUID(int=7)),
+        causation_id=str(UUID(int=8)),
+        traceparent="00-1-2-01",
+        received_at=RECEIVED_AT,
+        version=version,
+        events_appended=1,
+        last_event=1,
+        error=None,
+    )
+    added = NewEvent(uuid4(), key, version, "trial.Added", ALL_BYTES, b"metadata")
+    return Batch(reads={key: version - 1}, commands=[replace(row, **command or {})], events=[replace(added, **event or {})])

@@ -1,0 +1,1 @@
+"""Doubles of peer services, and controls that must fail."""

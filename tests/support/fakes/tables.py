@@ -1,0 +1,82 @@
+"""The read service's tables in tests: projectors over doubles of the line, and what the tables hold."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import psycopg
+
+from deploy.bootstrap import Database
+from foldline.v1.event_store_pb2 import EventEnvelope
+from read_service.registry import SUMMARIES
+from shared.folds.projection import Group
+from shared.line.follower import Feed, Follower, Line
+from shared.platform.postgres import connect
+from shared.projections.projector import Projector, Tables
+from tests.support.system.waiting import eventually
+
+SHARD = 1
+TABLES = tuple(projection.table.name for projection in SUMMARIES.projections)
+
+
+def projector(
+    database: Database,
+    line: Line,
+    feed: Feed | None = None,
+    *,
+    batch_max: int = 500,
+    silence_s: float = 0.02,
+    group: Group = SUMMARIES,
+) -> Projector:
+    """A projector as the service builds it, but for where its events come from."""
+    follower = Follower(line, feed, batch_max=batch_max, silence_s=silence_s)
+    return Projector(Tables(group), SHARD, follower.follow, lambda: connect(database.app, application_name="foldline-projector"))
+
+
+@asynccontextmanager
+async def running(projector: Projector) -> AsyncIterator[Projector]:
+    """The projector at work."""
+    task = asyncio.create_task(projector.run())
+    try:
+        yield projector
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def reached(projector: Projector, position: int) -> None:
+    """Waits until the tables are there."""
+    await eventually(lambda: projector.at.position >= position, 10.0)
+    assert projector.stopped is None
+
+
+def dump(database: Database, tables: Sequence[str] = TABLES) -> dict[str, Any]:
+    """All rows, as the projector's role sees them, by table."""
+    with psycopg.connect(database.app) as connection:
+        return {table: sorted(connection.execute(f"SELECT * FROM {table}").fetchall()) for table in tables}
+
+
+def checkpoint_row(database: Database) -> tuple[Any, ...]:
+    """Position, state and reason of the one checkpoint."""
+    with psycopg.connect(database.app) as connection:
+        row = connection.execute("SELECT position, state, reason FROM checkpoints").fetchone()
+        assert row is not None
+        return row
+
+
+def folded(events: Sequence[EventEnvelope], group: Group = SUMMARIES) -> dict[str, Any]:
+    """The tables as the plain fold of the line, one event after another: what every way of getting there must equal."""
+    tables: dict[str, dict[Any, Any]] = {projection.table.name: {} for projection in group.projections}
+    for envelope in events:
+        for projection in group.projections:
+            rows = tables[projection.table.name]
+            for event_type, fold in projection.on.items():
+                if event_type.DESCRIPTOR.full_name == envelope.type:
+                    event = event_type.FromString(envelope.payload)
+                    if (own := projection.key(event, envelope)) is not None:
+                        key = (envelope.tenant, *own)
+                        rows[key] = fold(rows.get(key), event, envelope)
+    return {name: sorted(tuple(row) for row in rows.values() if row is not None) for name, rows in tables.items()}

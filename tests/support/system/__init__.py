@@ -1,0 +1,1 @@
+"""The running system: engines, processes, and waiting for them."""

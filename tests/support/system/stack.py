@@ -1,0 +1,19 @@
+"""The running processes, for tests of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from deploy.bootstrap import Databases
+from deploy.engines.nats import Nats
+from deploy.engines.postgres import Postgres
+from deploy.local.system import System
+
+
+class Stack(System):
+    """The system as `foldline dev` runs it, with hold of its engines. Nothing that dies is started again by itself."""
+
+    def __init__(self, folder: Path, databases: Databases, postgres: Postgres, nats: Nats) -> None:
+        super().__init__(folder, databases, nats.url)
+        self.postgres = postgres
+        self.nats = nats

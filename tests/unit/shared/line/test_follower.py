@@ -1,0 +1,244 @@
+"""The follower's rules: what it takes from the broker, what it asks the store, and when it stops."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+
+import pytest
+
+from foldline.v1.event_store_pb2 import EventEnvelope
+from shared.line.checkpoint import Checkpoint
+from shared.line.follower import Delivery, Follower, HistoryDiverged, take
+from tests.support.fakes.line import EPOCH, ScriptedFeed, Store, StoreLine, delivery, uid
+from tests.support.system.waiting import eventually
+
+LATER = EPOCH.replace("/1", "/2")
+
+
+def store_of(count: int) -> Store:
+    """A line of so many events."""
+    store = Store()
+    for number in range(count):
+        store.person("acme", uid(number), f"Person {number}")
+    return store
+
+
+def at(store: Store, position: int, epoch: str = EPOCH) -> Checkpoint:
+    """The checkpoint of a consumer that has applied so many of the store's events."""
+    return Checkpoint(epoch, position, store.events[position - 1].event_id) if position else Checkpoint()
+
+
+async def followed(follower: Follower, begin: Checkpoint, until: int) -> list[int]:
+    """The positions that the follower hands out, up to the one given."""
+    positions: list[int] = []
+    async with asyncio.timeout(30), aclosing(follower.follow(begin)) as batches:
+        async for batch in batches:
+            positions.extend(event.position for event in batch.events)
+            if batch.after.position >= until:
+                break
+    return positions
+
+
+def positions(events: list[EventEnvelope]) -> list[int]:
+    """Where they are in the line."""
+    return [event.position for event in events]
+
+
+def test_what_is_behind_is_dropped_and_what_follows_is_taken() -> None:
+    """Repeats of what was applied do no harm."""
+    store = store_of(5)
+    taken, doubt = take(at(store, 2), [delivery(store.events[position - 1]) for position in (1, 2, 3, 2, 3, 4)])
+    assert (positions(taken), doubt) == ([3, 4], False)
+
+
+def test_a_gap_is_a_doubt() -> None:
+    """Nothing beyond a gap is taken."""
+    store = store_of(5)
+    taken, doubt = take(at(store, 2), [delivery(store.events[position - 1]) for position in (3, 5, 4)])
+    assert (positions(taken), doubt) == ([3], True)
+
+
+def test_a_message_of_another_history_is_a_doubt() -> None:
+    """The right position under another epoch is not taken."""
+    store = store_of(5)
+    taken, doubt = take(at(store, 2), [delivery(store.events[2]), delivery(store.events[3], LATER)])
+    assert (positions(taken), doubt) == ([3], True)
+
+
+def test_what_is_no_event_is_a_doubt() -> None:
+    """A message that nobody can read hides an event that we may lack."""
+    assert take(at(store_of(1), 1), [Delivery("", None)]) == ([], True)
+
+
+async def test_it_begins_behind_the_checkpoint() -> None:
+    """What the tables have is not handed out again."""
+    store = store_of(10)
+    assert await followed(Follower(StoreLine(store, page=3), None, batch_max=2), at(store, 4), 10) == [5, 6, 7, 8, 9, 10]
+
+
+async def test_the_broker_is_not_needed() -> None:
+    """With a broker that is away for ever, the line is read again and again."""
+    store, feed = store_of(3), ScriptedFeed()
+    feed.away = True
+    follower = Follower(StoreLine(store), feed, silence_s=0.01)
+    seen: list[int] = []
+    async with asyncio.timeout(30), aclosing(follower.follow(Checkpoint())) as batches:
+        async for batch in batches:
+            seen.extend(positions(list(batch.events)))
+            if batch.after.position < 6:
+                store.person("acme", uid(batch.after.position + 100), "later")
+            else:
+                break
+    assert seen == [1, 2, 3, 4, 5, 6]
+
+
+async def test_a_gap_is_filled_from_the_store() -> None:
+    """Delivered 1, 3, 4, 5, 2 of what is new, with the store ahead: handed out in order, once each."""
+    store = store_of(5)
+    script = [[delivery(event)] for event in (store.events[2], store.events[0], store.events[4], store.events[3])]
+    later = list(store.events)
+    del store.events[2:]
+    feed = ScriptedFeed(script)
+    follower = Follower(StoreLine(store), feed, silence_s=0.01)
+    seen: list[int] = []
+    async with asyncio.timeout(30), aclosing(follower.follow(at(store, 2))) as batches:
+        async for batch in batches:
+            seen.extend(positions(list(batch.events)))
+            if len(store.events) == 2:
+                store.events[:] = later
+            if batch.after.position == 5:
+                break
+    assert seen == [3, 4, 5]
+
+
+async def test_silence_asks_the_store() -> None:
+    """An event that the broker lost comes within the time of silence."""
+    store, feed = store_of(2), ScriptedFeed()
+    follower = Follower(StoreLine(store), feed, silence_s=0.01)
+    async with asyncio.timeout(30), aclosing(follower.follow(at(store, 2))) as batches:
+        assert (await anext(batches)).events == ()
+        store.person("acme", uid(3), "lost by the broker")
+        assert positions(list((await anext(batches)).events)) == [3]
+        following = asyncio.ensure_future(anext(batches))
+        await eventually(lambda: len(feed.opened_at) == 2)
+        store.person("acme", uid(4), "lost as well")
+        assert positions(list((await following).events)) == [4]
+    assert feed.opened_at == [3, 4]  # after a loss the broker is asked afresh, from behind the loss
+
+
+async def test_silence_with_nothing_lost_keeps_the_feed() -> None:
+    """An idle broker is not asked for a new consumer every second."""
+    store, feed = store_of(1), ScriptedFeed()
+    follower = Follower(StoreLine(store), feed, silence_s=0.005)
+
+    async def idle() -> None:
+        async with aclosing(follower.follow(at(store, 1))) as batches:
+            async for _ in batches:
+                pass
+
+    idling = asyncio.create_task(idle())
+    await eventually(lambda: store.reads > 3)
+    idling.cancel()
+    await asyncio.wait([idling])
+    assert feed.opened_at == [2]
+
+
+async def test_a_store_that_is_away_is_waited_for() -> None:
+    """Start order does not matter."""
+    store = store_of(2)
+    store.away = True
+    waiting = asyncio.create_task(followed(Follower(StoreLine(store), None), Checkpoint(), 2))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    store.away = False
+    assert await waiting == [1, 2]
+
+
+async def test_a_store_that_went_away_does_not_stop_the_broker() -> None:
+    """While nothing was missed, what the broker delivers in order is applied without the store."""
+    store = store_of(4)
+    feed = ScriptedFeed([[], [delivery(store.events[2])], [], [delivery(store.events[3])]])
+    later = store.events[2:]
+    del store.events[2:]
+    follower = Follower(StoreLine(store), feed, silence_s=0.01)
+    seen: list[int] = []
+    async with asyncio.timeout(30), aclosing(follower.follow(at(store, 2))) as batches:
+        async for batch in batches:
+            store.away = True
+            seen.extend(positions(list(batch.events)))
+            if batch.after.position == 4:
+                break
+    assert seen == positions(later)
+
+
+async def test_a_restored_store_that_ends_before_the_checkpoint_stops_it() -> None:
+    """The tables have seen what the store has lost: HISTORY_DIVERGED."""
+    store = store_of(5)
+    begin = at(store, 5)
+    del store.events[3:]
+    with pytest.raises(HistoryDiverged, match="ends at 3"):
+        await followed(Follower(StoreLine(store), None), begin, 6)
+
+
+async def test_another_event_at_the_checkpoint_stops_it() -> None:
+    """The store has gone on along another way: HISTORY_DIVERGED, and nothing is handed out."""
+    store = store_of(5)
+    begin = at(store, 3)
+    del store.events[2:]
+    for number in range(5):
+        store.person("acme", uid(50 + number), "of another history")
+    with pytest.raises(HistoryDiverged, match="position 3"):
+        await followed(Follower(StoreLine(store), None), begin, 6)
+
+
+async def test_it_stops_while_running_too() -> None:
+    """A store that is restored under a running follower is noticed at the next doubt, here silence."""
+    store = store_of(5)
+    follower = Follower(StoreLine(store), ScriptedFeed(), silence_s=0.01)
+
+    async def restored_meanwhile() -> None:
+        async with asyncio.timeout(30), aclosing(follower.follow(at(store, 5))) as batches:
+            async for _ in batches:
+                del store.events[3:]
+
+    with pytest.raises(HistoryDiverged):
+        await restored_meanwhile()
+
+
+async def test_a_new_epoch_of_the_same_history_is_adopted() -> None:
+    """After a failover that lost nothing the checkpoint takes the new epoch, even without a new event."""
+    store = store_of(3)
+    begin = at(store, 3)
+    store.epoch = LATER
+    async with asyncio.timeout(30), aclosing(Follower(StoreLine(store), None).follow(begin)) as batches:
+        batch = await anext(batches)
+    assert (list(batch.events), batch.after) == ([], Checkpoint(LATER, 3, begin.event_id))
+
+
+async def test_a_message_of_a_new_epoch_is_verified_first() -> None:
+    """The broker cannot move us to another history; the store can."""
+    store = store_of(2)
+    begin = at(store, 2)
+    fourth = Store()
+    for number in range(3):
+        fourth.person("acme", uid(number), "forged")
+    feed = ScriptedFeed([[delivery(fourth.events[2], LATER)], [delivery(fourth.events[2], LATER)]])
+    follower = Follower(StoreLine(store), feed, silence_s=0.01)
+    async with asyncio.timeout(30), aclosing(follower.follow(begin)) as batches:
+        async for batch in batches:
+            if not batch.events and not feed.script:
+                break
+            if batch.events:
+                assert batch.events[0].event_id == store.events[2].event_id
+                break
+            if len(feed.script) == 2:
+                asyncio.get_running_loop().call_later(0.05, store.person, "acme", uid(9), "true")
+
+
+@pytest.mark.parametrize("begin", [0, 3])
+async def test_the_first_batch_comes_even_if_it_is_empty(begin: int) -> None:
+    """Whoever was stopped is told that the history is proven."""
+    store = store_of(begin)
+    async with asyncio.timeout(30), aclosing(Follower(StoreLine(store), None).follow(at(store, begin))) as batches:
+        assert (await anext(batches)).after.position == begin
