@@ -9,6 +9,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.foldline-stamp
+DEV_STAMP := $(VENV)/.foldline-dev-stamp
 IMAGE := $(VENV)/protos.binpb
 PEER := .venv-bench/.foldline-stamp
 
@@ -26,10 +27,10 @@ demo: $(STAMP)  ## play the scenarios on a system of its own; under a minute the
 dev: $(STAMP)  ## keep the system up until Ctrl-C
 	@exec $(BIN)/foldline dev $(ARGS)
 
-test: $(STAMP)  ## all tests, on real engines, two at a time
+test: $(DEV_STAMP)  ## all tests, on real engines, two at a time
 	@$(BIN)/python -m pytest -n 2 $(ARGS)
 
-lint: $(STAMP)  ## style, types, imports, contracts
+lint: $(DEV_STAMP)  ## style, types, imports, contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy shared write_service read_service saga_service cli deploy tests protos/generate.py
@@ -40,21 +41,21 @@ lint: $(STAMP)  ## style, types, imports, contracts
 	$(BIN)/buf lint $(IMAGE)
 	$(BIN)/buf breaking $(IMAGE) --against protos/baseline.binpb
 
-format: $(STAMP)  ## make the style right
+format: $(DEV_STAMP)  ## make the style right
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-proto: $(STAMP)  ## generate the code of every .proto
+proto: $(DEV_STAMP)  ## generate the code of every .proto
 	$(BIN)/python protos/generate.py
 
-baseline: $(STAMP)  ## take the contracts as they are for what buf breaking compares with
+baseline: $(DEV_STAMP)  ## take the contracts as they are for what buf breaking compares with
 	$(BIN)/python protos/generate.py --image protos/baseline.binpb
 
 # The peer's environment is made unless the rows that are named, by how they begin, all do without it.
 ROWS_ALONE := unary% send% stream% catch% whole% gathering% heal% --list
 PEER_IF_NEEDED = $(if $(filter transfers%,$(ARGS)),$(PEER),$(if $(filter $(ROWS_ALONE),$(ARGS)),,$(PEER)))
 
-bench: $(STAMP)  ## measure against the bare ceilings and DBOS; writes out/bench.json
+bench: $(DEV_STAMP)  ## measure against the bare ceilings and DBOS; writes out/bench.json
 	@$(if $(PEER_IF_NEEDED),$(MAKE) peer,:)
 	@$(BIN)/python -m tests.bench $(ARGS)
 
@@ -70,26 +71,33 @@ $(PEER): bench.lock
 UV_COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --only-binary :all:
 
 lock:  ## resolve the dependencies anew; needs uv
-	$(UV_COMPILE) pyproject.toml --extra embedded -o requirements.lock
-	$(UV_COMPILE) pyproject.toml --extra embedded --extra dev -o dev.lock
+	$(UV_COMPILE) pyproject.toml -o requirements.lock
+	$(UV_COMPILE) pyproject.toml --extra embedded --extra build -o local.lock
+	$(UV_COMPILE) pyproject.toml --extra embedded --extra build --extra dev -o dev.lock
 	$(UV_COMPILE) tests/bench/peer.in -o bench.lock
 
 clean:  ## remove what was made, the data of `make dev` too
 	rm -rf $(VENV) .venv-bench .foldline out dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The environment, from the locks. The stamp is made last, so an interrupted installation is begun again.
-# Not compiled: most of it is tools that a demo never imports, and what is imported is compiled then.
-$(STAMP): dev.lock pyproject.toml
+# The environment, from the locks: what runs first, then what develops. A stamp is made last, so an interrupted installation
+# is begun again. Not compiled: most of it is never imported by a demo, and what is imported is compiled then.
+INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --require-hashes --no-deps --only-binary :all: --no-compile
+COUNT = awk '/^Collecting/ {n++; printf "\r  %d packages found", n; fflush()} \
+             /^Installing collected/ {printf "\r  %d packages, installing ...", n; fflush()} END {print "\r  " n+0 " packages installed.      "}'
+
+$(STAMP): local.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  echo "Foldline needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || true)." >&2; \
 	  echo "Name another one: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
-	@echo "Making the environment in $(VENV), from dev.lock: about half a minute, once."
+	@echo "Making the environment in $(VENV), from local.lock: about half a minute, once."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
 	  echo "Could not make a virtual environment. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
-	@$(BIN)/python -m pip install --disable-pip-version-check --require-hashes --no-deps --only-binary :all: --no-compile \
-	  --progress-bar off -r dev.lock \
-	  | awk '/^Collecting/ {n++; printf "\r  %d packages found", n; fflush()} \
-	         /^Installing collected/ {printf "\r  %d packages, installing ...", n; fflush()} END {print "\r  " n+0 " packages installed.      "}'
+	@$(INSTALL) --progress-bar off -r local.lock | $(COUNT)
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(DEV_STAMP): dev.lock $(STAMP)
+	@echo "Adding what tests and checks need, from dev.lock: about half a minute, once."
+	@$(INSTALL) --progress-bar off -r dev.lock | $(COUNT)
 	@touch $@
