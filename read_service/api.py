@@ -98,12 +98,12 @@ STATES = {
 class PersonQueryService(person_query_pb2_grpc.PersonQueryServiceServicer):
     """bank.v1.PersonQueryService."""
 
-    def __init__(self, reads: Reads, waiter: ConsistencyGate) -> None:
+    def __init__(self, reads: Reads, gate: ConsistencyGate) -> None:
         self._reads = reads
-        self._waiter = waiter
+        self._gate = gate
 
     async def GetPerson(self, request: person_query_pb2.GetPersonRequest, context: Any) -> person_query_pb2.GetPersonResponse:
-        await self._waiter.wait(request.consistency_token, context.time_remaining())
+        await self._gate.wait(request.consistency_token, context.time_remaining())
         person_id = request.person_id.lower()
         person = await queries.get_person(self._reads, _tenant(), person_id)
         if person is None:
@@ -117,7 +117,7 @@ class PersonQueryService(person_query_pb2_grpc.PersonQueryServiceServicer):
         order, size = PERSON_ORDERS[request.order_by], request.page_size or pages.SIZE_DEFAULT
         query = ("ListPersons", tenant, order.column, str(order.descending), prefix)
         after = _after(query, request.page_token, order)
-        await self._waiter.wait(request.consistency_token, context.time_remaining())
+        await self._gate.wait(request.consistency_token, context.time_remaining())
         rows = await queries.list_persons(self._reads, tenant, order, after, size + 1, folded_prefix=prefix)
         shown, following = pages.cut(rows, size, query, lambda row: (_sortable(row, order), row.person_id))
         return person_query_pb2.ListPersonsResponse(persons=[_person(person) for person in shown], next_page_token=following)
@@ -126,14 +126,14 @@ class PersonQueryService(person_query_pb2_grpc.PersonQueryServiceServicer):
 class AccountQueryService(account_query_pb2_grpc.AccountQueryServiceServicer):
     """bank.v1.AccountQueryService."""
 
-    def __init__(self, reads: Reads, waiter: ConsistencyGate) -> None:
+    def __init__(self, reads: Reads, gate: ConsistencyGate) -> None:
         self._reads = reads
-        self._waiter = waiter
+        self._gate = gate
 
     async def GetAccount(
         self, request: account_query_pb2.GetAccountRequest, context: Any
     ) -> account_query_pb2.GetAccountResponse:
-        await self._waiter.wait(request.consistency_token, context.time_remaining())
+        await self._gate.wait(request.consistency_token, context.time_remaining())
         account = await self._existing(request.account_id.lower())
         return account_query_pb2.GetAccountResponse(account=_account(account))
 
@@ -145,7 +145,7 @@ class AccountQueryService(account_query_pb2_grpc.AccountQueryServiceServicer):
         order, size = ACCOUNT_ORDERS[request.order_by], request.page_size or pages.SIZE_DEFAULT
         query = ("ListAccounts", tenant, order.column, str(order.descending), owner_id, status, currency)
         after = _after(query, request.page_token, order)
-        await self._waiter.wait(request.consistency_token, context.time_remaining())
+        await self._gate.wait(request.consistency_token, context.time_remaining())
         rows = await queries.list_accounts(
             self._reads, tenant, order, after, size + 1, owner_id=owner_id, status=status, currency=currency
         )
@@ -161,7 +161,7 @@ class AccountQueryService(account_query_pb2_grpc.AccountQueryServiceServicer):
         size = request.page_size or pages.SIZE_DEFAULT
         query = ("ListMovements", tenant, account_id)
         after = pages.decode(query, request.page_token, (int,))
-        await self._waiter.wait(request.consistency_token, context.time_remaining())
+        await self._gate.wait(request.consistency_token, context.time_remaining())
         rows = await queries.list_movements(self._reads, tenant, account_id, after[0] if after else None, size + 1)
         if not rows:
             await self._existing(account_id)
@@ -180,14 +180,14 @@ class AccountQueryService(account_query_pb2_grpc.AccountQueryServiceServicer):
 class TransferQueryService(transfer_query_pb2_grpc.TransferQueryServiceServicer):
     """bank.v1.TransferQueryService."""
 
-    def __init__(self, reads: Reads, waiter: ConsistencyGate) -> None:
+    def __init__(self, reads: Reads, gate: ConsistencyGate) -> None:
         self._reads = reads
-        self._waiter = waiter
+        self._gate = gate
 
     async def GetTransfer(
         self, request: transfer_query_pb2.GetTransferRequest, context: Any
     ) -> transfer_query_pb2.GetTransferResponse:
-        await self._waiter.wait(request.consistency_token, context.time_remaining())
+        await self._gate.wait(request.consistency_token, context.time_remaining())
         transfer_id = request.transfer_id.lower()
         transfer = await queries.get_transfer(self._reads, _tenant(), transfer_id)
         if transfer is None:
@@ -202,7 +202,7 @@ class TransferQueryService(transfer_query_pb2_grpc.TransferQueryServiceServicer)
         order, size = START_ORDERS[request.order_by], request.page_size or pages.SIZE_DEFAULT
         query = ("ListTransfers", tenant, str(order.descending), account_id, status)
         after = _after(query, request.page_token, order)
-        await self._waiter.wait(request.consistency_token, context.time_remaining())
+        await self._gate.wait(request.consistency_token, context.time_remaining())
         rows = await queries.list_transfers(self._reads, tenant, order, after, size + 1, account_id=account_id, status=status)
         shown, following = pages.cut(rows, size, query, lambda row: (_sortable(row, order), row.transfer_id))
         return transfer_query_pb2.ListTransfersResponse(
@@ -213,12 +213,12 @@ class TransferQueryService(transfer_query_pb2_grpc.TransferQueryServiceServicer)
 class UserQueryService(user_query_pb2_grpc.UserQueryServiceServicer):
     """bank.v1.UserQueryService."""
 
-    def __init__(self, reads: Reads, waiter: ConsistencyGate) -> None:
+    def __init__(self, reads: Reads, gate: ConsistencyGate) -> None:
         self._reads = reads
-        self._waiter = waiter
+        self._gate = gate
 
     async def GetUser(self, request: user_query_pb2.GetUserRequest, context: Any) -> user_query_pb2.GetUserResponse:
-        await self._waiter.wait(request.consistency_token, context.time_remaining())
+        await self._gate.wait(request.consistency_token, context.time_remaining())
         user_id = request.user_id.lower()
         user = await queries.get_user(self._reads, _tenant(), user_id)
         if user is None:
@@ -230,7 +230,7 @@ class UserQueryService(user_query_pb2_grpc.UserQueryServiceServicer):
         order, size = START_ORDERS[request.order_by], request.page_size or pages.SIZE_DEFAULT
         query = ("ListUsers", tenant, str(order.descending), status)
         after = _after(query, request.page_token, order)
-        await self._waiter.wait(request.consistency_token, context.time_remaining())
+        await self._gate.wait(request.consistency_token, context.time_remaining())
         rows = await queries.list_users(self._reads, tenant, order, after, size + 1, status=status)
         shown, following = pages.cut(rows, size, query, lambda row: (_sortable(row, order), row.user_id))
         return user_query_pb2.ListUsersResponse(users=[_user(user) for user in shown], next_page_token=following)

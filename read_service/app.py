@@ -46,11 +46,11 @@ def build(settings: ReadSettings, reads: Reads) -> Server:
         async with reads.connection() as connection:
             return await checkpoint.read_position(connection, SUMMARIES.name, settings.shard)
 
-    waiter = ConsistencyGate(settings.shard, progress, wait_max_s=settings.deadline_default_s)
+    gate = ConsistencyGate(settings.shard, progress, wait_max_s=settings.deadline_default_s)
     server = Server(settings, roles=ROLES)
-    server.add(add_PersonQueryServiceServicer_to_server, PersonQueryService(reads, waiter))
-    server.add(add_AccountQueryServiceServicer_to_server, AccountQueryService(reads, waiter))
-    server.add(add_TransferQueryServiceServicer_to_server, TransferQueryService(reads, waiter))
-    server.add(add_UserQueryServiceServicer_to_server, UserQueryService(reads, waiter))
+    server.add(add_PersonQueryServiceServicer_to_server, PersonQueryService(reads, gate))
+    server.add(add_AccountQueryServiceServicer_to_server, AccountQueryService(reads, gate))
+    server.add(add_TransferQueryServiceServicer_to_server, TransferQueryService(reads, gate))
+    server.add(add_UserQueryServiceServicer_to_server, UserQueryService(reads, gate))
     server.add(add_ProjectionServiceServicer_to_server, ProjectionService(reads))
     return server

@@ -49,10 +49,10 @@ def build(settings: WriteSettings, reads: Reads) -> Server:
     database_url = settings.database_url.get_secret_value()
     notifier = Notifier(database_url, channel="line")
     passwords = Passwords()
-    bus = build_registry(passwords)
+    registry = build_registry(passwords)
     committer = Committer(
         database_url,
-        bus,
+        registry,
         shard=settings.shard,
         clock=utc_now,
         committed=notifier.notify,
@@ -64,7 +64,9 @@ def build(settings: WriteSettings, reads: Reads) -> Server:
     server.add(person_pb2_grpc.add_PersonServiceServicer_to_server, PersonService(commands))
     server.add(account_pb2_grpc.add_AccountServiceServicer_to_server, AccountService(commands))
     server.add(transfer_pb2_grpc.add_TransferServiceServicer_to_server, TransferService(commands))
-    server.add(user_pb2_grpc.add_UserServiceServicer_to_server, UserService(commands, PasswordVerifier(bus, reads, passwords)))
+    server.add(
+        user_pb2_grpc.add_UserServiceServicer_to_server, UserService(commands, PasswordVerifier(registry, reads, passwords))
+    )
     server.add(command_pb2_grpc.add_CommandServiceServicer_to_server, CommandService(commands, reads))
     server.add(event_store_pb2_grpc.add_EventStoreServiceServicer_to_server, EventStoreService(reads))
 

@@ -81,8 +81,8 @@ class PasswordVerifier:
     several instances a guesser gets as many times more.
     """
 
-    def __init__(self, bus: CommandRegistry, reads: Reads, passwords: Passwords) -> None:
-        self._bus = bus
+    def __init__(self, registry: CommandRegistry, reads: Reads, passwords: Passwords) -> None:
+        self._registry = registry
         self._reads = reads
         self._passwords = passwords
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
@@ -96,7 +96,7 @@ class PasswordVerifier:
         self._count(tenant, held)
         key = (tenant, LOGIN.category, held)
         async with self._reads.connection() as connection:
-            state: Login = (await load(connection, self._bus, [key]))[key].state
+            state: Login = (await load(connection, self._registry, [key]))[key].state
             user_id = state.holder_id if state.confirmed else NOBODY
             password_hash = await read_password_hash(connection, tenant, user_id)
         if not await self._passwords.matches(password, password_hash):

@@ -1,7 +1,7 @@
-"""The write database, written: appends batches to the line, each in one statement.
+"""Appends batches to the line, each in one statement.
 
-Hand-written SQL on the driver: this is the hot path. The rules that keep the line in order are in the function
-`append_batch` (write_service/migrations), and in `append_one` for what a lone caller waits for: nothing else writes.
+Hand-written SQL on the driver: this is the hot path. The function `append_batch` (write_service/migrations) has the rules
+that keep the line in order; `append_one` has them for one command with one event. Nothing else writes the tables.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from shared.platform.packing import (
 from shared.platform.postgres import Connection, Prepared
 
 LOCK_CLASS_APPEND = 1
-"""The first key of the advisory lock that whatever appends takes; the second is the shard."""
+"""The first key of the advisory lock that every append takes; the second is the shard."""
 
 
 class NewEvent(Struct, frozen=True):
@@ -83,7 +83,7 @@ class NewCommand(Struct, frozen=True):
 
 
 class NewSnapshot(Struct, frozen=True):
-    """A state to keep."""
+    """A snapshot to write."""
 
     key: AggregateKey
     version: int
@@ -93,7 +93,7 @@ class NewSnapshot(Struct, frozen=True):
 
 @dataclass(slots=True)
 class NewCredential:
-    """A password's hash to keep."""
+    """A password hash to write."""
 
     tenant: str
     subject_id: str
@@ -101,9 +101,9 @@ class NewCredential:
 
 
 class Batch(Struct):
-    """All that one append checks and writes. `reads` has the version of every aggregate that was looked at."""
+    """Everything that one append checks and writes. `reads` has the version of every aggregate that was read."""
 
-    # Each batch has collections of its own: a struct shares no empty one that is its default.
+    # Safe defaults: msgspec gives each struct its own copy of an empty collection.
     reads: dict[AggregateKey, int] = {}
     commands: list[NewCommand] = []
     events: list[NewEvent] = []
@@ -113,20 +113,17 @@ class Batch(Struct):
 
 @dataclass(frozen=True, slots=True)
 class Appended:
-    """What became of a batch: the position it reached, and the moment its rows are stamped with."""
+    """The position that a batch reached, and the time in its rows."""
 
     head: int
     recorded_at: datetime
 
 
 class AppendConflict(Exception):
-    """A batch was decided on a world that has moved: nothing was written.
-
-    An aggregate that was read has other events by now, or a command of the batch has an outcome already.
-    """
+    """Nothing was written: an aggregate that the batch read has changed, or one of its commands has an outcome already."""
 
 
-# What refuses a batch that was decided on an old world; a clash of positions would be a defect.
+# The constraints that a batch decided on old states violates; a conflict of positions would be a defect.
 _CONFLICTS = ("commands_pkey", "events_tenant_category_aggregate_id_version_key")
 _APPEND = Prepared(
     f"SELECT o_head, o_recorded_at FROM append_batch({', '.join(f'${n}' for n in range(1, 42))})"  # noqa: S608 - of numbers alone
@@ -137,9 +134,9 @@ _APPEND_ONE = Prepared(
 
 
 async def append(connection: Connection, shard: int, batch: Batch, *, again: bool = False) -> Appended:
-    """Appends a batch in one statement. `again`: commands in it may be in the log as `failed`, and are replaced.
+    """Appends a batch in one statement. `again`: commands of it may be in the log as `failed`, and are replaced.
 
-    Raises Clash, or another psycopg.Error; nothing is half written.
+    Raises AppendConflict, or another psycopg.Error; then nothing is written.
     """
     try:
         if not again and _is_one(batch):
@@ -156,7 +153,7 @@ async def append(connection: Connection, shard: int, batch: Batch, *, again: boo
 
 
 def _is_one(batch: Batch) -> bool:
-    """Whether this is what a lone caller waits for most often: one command and its one event, and nothing else."""
+    """Whether the batch is one command with one event and nothing else: the usual batch of a single caller."""
     if len(batch.commands) != 1 or len(batch.events) != 1 or batch.snapshots or batch.credentials:
         return False
     [command], [event] = batch.commands, batch.events
@@ -194,10 +191,10 @@ def _scalars(shard: int, command: NewCommand, event: NewEvent) -> tuple[Packed, 
 
 def _arrays(shard: int, again: bool, batch: Batch) -> tuple[Packed, ...]:
     """The parameters of `append_batch`, in its order."""
-    # Of what gets events, the versions are held against the log by the index of the events.
+    # Aggregates that get events are checked by the unique index on version; aggregates that were only read are compared.
     written = {event.key for event in batch.events}
     reads = [key for key in batch.reads if key not in written]
-    # Of a subject that changes its password twice in one batch the last hash counts; one statement upserts a row once.
+    # If a subject changes its password twice in one batch, the last hash counts: one statement may upsert a row only once.
     credentials = list({(k.tenant, k.subject_id): k for k in batch.credentials}.values())
     snapshots = batch.snapshots
     commands = _columns(batch.commands, NewCommand)
@@ -242,11 +239,11 @@ def _arrays(shard: int, again: bool, batch: Batch) -> tuple[Packed, ...]:
 
 
 def _columns(rows: Sequence[Struct], kind: type[Struct]) -> dict[str, Sequence[Any]]:
-    """The values of rows by the names of their columns."""
+    """The values of rows by column name."""
     names = kind.__struct_fields__
     return dict(zip(names, zip(*map(astuple, rows), strict=True) if rows else [()] * len(names), strict=True))
 
 
 async def lock(connection: Connection, shard: int) -> None:
-    """Takes the shard's lock for the rest of the transaction: nobody else appends until it ends."""
+    """Takes the shard's append lock until the transaction ends."""
     await connection.execute("SELECT pg_advisory_xact_lock(%s::integer, %s::integer)", (LOCK_CLASS_APPEND, shard))

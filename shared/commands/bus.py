@@ -53,7 +53,7 @@ class CommandBus:
 
     async def send(self, request: Any) -> command_pb2.CommandReceipt:
         """Carries out one validated command; raises the Refusal if it is refused."""
-        route = self._committer.bus.route(request.DESCRIPTOR.full_name)
+        route = self._committer.registry.route(request.DESCRIPTOR.full_name)
         assert route is not None  # a test holds the typed RPCs to the table
         command = _command(route, request, _sender(current_call.get()), self._clock())
         if route.prepare is None:
@@ -155,7 +155,7 @@ class CommandBus:
 
     def _unpack(self, packed: Packed, *, within: str) -> tuple[Route, Any]:
         """Where the request inside goes, and the request, held to the rules of its fields."""
-        route = self._committer.bus.route(packed.type_url.rpartition("/")[2])
+        route = self._committer.registry.route(packed.type_url.rpartition("/")[2])
         if route is None:
             raise _bad("UNKNOWN_COMMAND", "no command has this type", within + "type_url", "must name a command")
         value = packed.value

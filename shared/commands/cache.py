@@ -1,4 +1,4 @@
-"""The states of the aggregates that were used last."""
+"""A cache of aggregate states."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from shared.line.event_store import AggregateKey
 
 
 class Cache:
-    """The states of the aggregates that were used last, at most `size_max`. A stale one is found by the append."""
+    """The most recently used states, at most `size_max`. The append detects stale ones."""
 
     def __init__(self, size_max: int) -> None:
         self._size_max = size_max
@@ -17,14 +17,14 @@ class Cache:
         self._states: dict[AggregateKey, Versioned] = {}
 
     def get(self, key: AggregateKey) -> Versioned | None:
-        """The state as it was last seen, if it is still here."""
+        """The cached state, or None."""
         at = self._states.pop(key, None)
         if at is not None:
             self._states[key] = at
         return at
 
     def put(self, states: Mapping[AggregateKey, Versioned]) -> None:
-        """Keeps states that are durable; the least recently used go."""
+        """Adds durable states and removes the least recently used beyond `size_max`."""
         cached = self._states
         for key, at in states.items():
             cached.pop(key, None)
@@ -33,6 +33,6 @@ class Cache:
             del cached[next(iter(cached))]
 
     def drop(self, keys: Sequence[AggregateKey]) -> None:
-        """Forgets states that may be stale."""
+        """Removes states that may be stale."""
         for key in keys:
             self._states.pop(key, None)

@@ -1,8 +1,8 @@
 """Group commit: while one batch of commands is being committed, the next one is decided.
 
-Killed anywhere, a batch is in the database as a whole or not at all, and nobody was answered who is not in it. Two
-committers at once (two replicas): the append function lets one in after the other, and what the second decided on a
-world that has moved collides. The same command again: its outcome is in the command log and is given again.
+Killed anywhere, a batch is in the database as a whole or not at all, and only commands that are in it were answered. Two
+committers at once (two replicas): the append function admits one after the other; if the first changed what the second
+decided on, the second gets an AppendConflict. The same command again: the command log has its outcome, which is returned.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from shared.line.event_store import AggregateKey
 from shared.platform import postgres
 from shared.platform.postgres import Connection
 
-# So many share the fixed cost of a commit well enough: of a crowd of twice as many, one half is decided while the other is
-# committed. Fewer than FEW are not worth waiting for.
+# Target batch size: at 32 commands the cost of a commit per command is small, and of 64 callers one half is decided while
+# the other half is committed. Below GATHER_MIN, waiting does not pay.
 GATHER_TARGET, GATHER_MIN = 32, 3
 GATHER_WAIT_S_EACH = 0.0005
 
@@ -41,33 +41,36 @@ log = structlog.get_logger()
 
 
 class _Batch(Struct, eq=False):
-    """Units on their way into one append, the first `decided` of which are decided already."""
+    """Groups for one append, the first `decided` of which are decided already."""
 
     deciding: BatchDecider
-    # What was cached when deciding began: if that is given up, so are the decisions.
+    # The cache when deciding began: when the committer replaces its cache, these decisions are void.
     cache: Cache
-    units: list[CommandGroup] = []
+    groups: list[CommandGroup] = []
     decided: int = 0
     commands: int = 0
     size: int = 0
 
-    def add(self, unit: CommandGroup) -> None:
-        self.units.append(unit)
-        self.commands += len(unit.commands)
-        self.size += unit.size
+    def add(self, group: CommandGroup) -> None:
+        self.groups.append(group)
+        self.commands += len(group.commands)
+        self.size += group.size
 
-    def has_room(self, unit: CommandGroup, limits: Limits) -> bool:
-        """One unit always has."""
-        return not self.units or (
-            self.commands + len(unit.commands) <= limits.batch_commands_max and self.size + unit.size <= limits.batch_bytes_max
+    def has_room(self, group: CommandGroup, limits: Limits) -> bool:
+        """Whether the group fits; into an empty batch any group does."""
+        return not self.groups or (
+            self.commands + len(group.commands) <= limits.batch_commands_max and self.size + group.size <= limits.batch_bytes_max
         )
 
     def decide(self, now: datetime) -> set[AggregateKey]:
-        """Decides what is left, in order, as far as it goes; returns what all the rest lacks."""
-        while self.decided < len(self.units):
-            if not self.deciding.take(self.units[self.decided].open(), now):
-                rest = [unit.open() for unit in self.units[self.decided :]]
-                return decide(self.deciding.bus, rest, self.deciding.at, now).missing
+        """Decides the remaining groups in order until one needs a state that is not loaded.
+
+        Returns the keys of all states that the undecided groups need and that are not loaded.
+        """
+        while self.decided < len(self.groups):
+            if not self.deciding.take(self.groups[self.decided].open(), now):
+                rest = [group.open() for group in self.groups[self.decided :]]
+                return decide(self.deciding.registry, rest, self.deciding.at, now).missing
             self.decided += 1
         return set()
 
@@ -78,7 +81,7 @@ class Committer:
     def __init__(
         self,
         database_url: str,
-        bus: CommandRegistry,
+        registry: CommandRegistry,
         *,
         shard: int,
         clock: Callable[[], datetime],
@@ -87,7 +90,7 @@ class Committer:
     ) -> None:
         self.shard = shard
         self.epoch = ""
-        self.bus = bus
+        self.registry = registry
         self._database_url = database_url
         self._clock = clock
         self._committed = committed
@@ -95,7 +98,7 @@ class Committer:
         self._intake = Intake(self._limits)
         self._connection: Connection | None = None
         self._cache = Cache(self._limits.cached_aggregates_max)
-        # Commands wait in the next batch, decided, or behind it in the queue.
+        # Waiting commands are in the next batch, decided, or behind it in the queue, undecided.
         self._next: _Batch | None = None
         self._queue: deque[CommandGroup] = deque()
         self._waiting = 0
@@ -106,34 +109,34 @@ class Committer:
 
     # What callers see
 
-    def submit(self, units: Sequence[list[Command]]) -> PendingReply:
-        """Takes units of commands, each unit all or nothing; to be awaited for their outcomes, once they are durable.
+    def submit(self, groups: Sequence[list[Command]]) -> PendingReply:
+        """An awaitable for the outcomes of groups of commands, each group all or nothing; it ends when they are durable.
 
-        Raises OverLimit (QUEUE_FULL, TENANT_OVER_QUOTA) or Unavailable (SHUTTING_DOWN) before anything was taken.
-        Whoever cancels or forgets the wait, what was taken is carried out.
+        Raises OverLimit (QUEUE_FULL, TENANT_OVER_QUOTA) or Unavailable (SHUTTING_DOWN) before any command was accepted.
+        Accepted commands are carried out even if the caller cancels or forgets the wait.
         """
         if self._closing:
             raise Unavailable("SHUTTING_DOWN", "the service is shutting down")
-        self._intake.refuse_if_full(units)
-        waiter = PendingReply(asyncio.get_running_loop().create_future(), units)
-        for commands in units:
-            unit, is_new = self._intake.admit(commands)
-            waiter.taken.append(unit)
+        self._intake.refuse_if_full(groups)
+        reply = PendingReply(asyncio.get_running_loop().create_future(), groups)
+        for commands in groups:
+            group, is_new = self._intake.admit(commands)
+            reply.taken.append(group)
             if is_new:
-                self._queue.append(unit)
-                self._waiting += len(unit.commands)
-            if not unit.settled:
-                waiter.remaining += 1
-                unit.waiters.append(waiter)
+                self._queue.append(group)
+                self._waiting += len(group.commands)
+            if not group.settled:
+                reply.remaining += 1
+                group.replies.append(reply)
         self._decide_ahead()
-        waiter.one_done()
+        reply.one_done()
         self._arrived.set()
         if self._waiting >= self._wanted:
             self._enough.set()
-        return waiter
+        return reply
 
     def close(self) -> None:
-        """Takes nothing more and lets `run` end once everything taken is answered."""
+        """Accepts no further command; `run` ends when every accepted command is answered."""
         self._closing = True
         self._arrived.set()
         self._enough.set()
@@ -148,13 +151,11 @@ class Committer:
             await self._connection.close()
 
     async def _gather(self) -> bool:
-        """Waits until there is a batch; False when closed and all is done.
+        """True when there is a batch to commit; False when the committer is closed and every command is answered.
 
-        A lone caller never waits. Under load the callers of the last batch, answered a moment ago, are about to come
-        back: waiting for as many as there were, beside those who came meanwhile, makes one batch of what would else
-        become several, up to where a commit is cheap enough for each. They are let in and decided meanwhile, so no
-        processor idles; how long that takes goes by how many they are. As long as some are still coming in, a slow
-        machine is waited for; who comes later than that, comes alone.
+        An idle committer commits at once. Under load it waits for about as many commands as the last batch had (at most
+        GATHER_TARGET), because their callers are about to send again. The wait grows while commands keep arriving and
+        never exceeds gather_wait_s_max. Commands that arrive meanwhile are decided meanwhile.
         """
         self._wanted = min(self._wanted + self._waiting, GATHER_TARGET)
         worth_s = min((self._wanted - GATHER_MIN) * GATHER_WAIT_S_EACH, self._limits.gather_wait_s_max)
@@ -176,7 +177,7 @@ class Committer:
         return True
 
     def _take_batch(self) -> _Batch:
-        """What is decided, and as much as there is room for of what waits behind it."""
+        """The groups that are decided ahead, and as many of the queue as fit beside them."""
         batch, self._next = self._next or self._batch(), None
         while self._queue and batch.has_room(self._queue[0], self._limits):
             batch.add(self._queue.popleft())
@@ -184,22 +185,22 @@ class Committer:
         self._wanted = batch.commands
         return batch
 
-    def _batch(self, units: Sequence[CommandGroup] = (), *, after: Plan | None = None) -> _Batch:
-        """A batch to decide on what is cached, and on what the plan before it will have changed."""
+    def _batch(self, groups: Sequence[CommandGroup] = (), *, after: Plan | None = None) -> _Batch:
+        """A batch to be decided on the cached states and on the states that the plan before it leads to."""
         cache, states = self._cache, after.states if after else {}
 
         def lookup(key: AggregateKey) -> Versioned | None:
             return states.get(key) or cache.get(key)
 
-        batch = _Batch(BatchDecider(self.bus, lookup), cache)
-        for unit in units:
-            batch.add(unit)
+        batch = _Batch(BatchDecider(self.registry, lookup), cache)
+        for group in groups:
+            batch.add(group)
         return batch
 
     def _decide_ahead(self) -> None:
-        """Decides what waits, in order, until the next batch is full or an aggregate is not at hand.
+        """Decides waiting groups in order until the next batch is full or needs a state that is not loaded.
 
-        Several at a time: one decision between two calls has none of what it takes in the processor's caches.
+        Starts only when `decide_ahead_min` commands wait: single decisions between two calls run on cold CPU caches.
         """
         batch = self._next
         if batch is None or self._waiting - batch.commands < self._limits.decide_ahead_min:
@@ -210,53 +211,53 @@ class Committer:
                 batch.add(self._queue.popleft())
                 batch.decided += 1
 
-    def _call_off(self) -> None:
-        """What was decided ahead rests on a plan that was not carried out: it waits again, undecided.
+    def _discard_ahead(self) -> None:
+        """Puts the groups that were decided ahead back into the queue: the plan that they build on was not committed.
 
-        The callers of such a batch are answered at different times, so that there is no crowd to wait for.
+        The callers of such a batch are answered at different times, so the next batch does not wait for them.
         """
         self._wanted = 0
         if self._next is not None:
-            self._queue.extendleft(reversed(self._next.units))
+            self._queue.extendleft(reversed(self._next.groups))
             self._next = None
 
     async def _commit(self, batch: _Batch, *, ahead: bool = False, again: bool = False) -> None:
-        """Decides what is not, appends, answers, and never raises. `again`: it was tried once, and lost."""
-        connection, units = None, batch.units
+        """Decides the rest of a batch, appends it, answers its callers; never raises. `again`: the second try after a loss."""
+        connection, groups = None, batch.groups
         try:
             async with asyncio.timeout(self._limits.commit_timeout_s):
                 connection = await self._connected()
                 if batch.cache is not self._cache:
-                    batch = self._batch(units)
+                    batch = self._batch(groups)
                 try:
-                    # 1. Decide on what is at hand; read in one query what is not. Append.
+                    # 1. Decide on the cached states; load the others in one query. Append.
                     plan = await self._plan(connection, batch)
                     if ahead:
                         self._next = self._batch(after=plan)
                         if self._queue:
-                            asyncio.get_running_loop().call_soon(self._decide_ahead)  # when the statement is on its way
+                            asyncio.get_running_loop().call_soon(self._decide_ahead)  # once the statement is sent
                     appended = await appending.append(connection, self.shard, plan.batch)
                 except AppendConflict:
-                    # 2. Others have written. Once more with the lock taken first, which cannot clash again.
-                    self._call_off()
-                    units, plan, appended = await self._commit_locked(connection, batch)
-        except Exception as error:  # noqa: BLE001 - whatever it was, every caller gets an answer
-            self._call_off()
-            await self._recover(units, connection, error, again=again)
+                    # 2. Another committer has written. Again, with the lock taken first, under which nothing can conflict.
+                    self._discard_ahead()
+                    groups, plan, appended = await self._commit_locked(connection, batch)
+        except Exception as error:  # noqa: BLE001 - every caller gets an answer, whatever the error is
+            self._discard_ahead()
+            await self._recover(groups, connection, error, again=again)
             return
-        # 3. Durable. Then, and only then, the cache is replaced and every caller is answered.
+        # 3. The batch is durable. Only now the cache changes and the callers are answered.
         self._cache.put(plan.states)
-        self._intake.settle(units, _placed(plan, appended))
+        self._intake.settle(groups, _placed(plan, appended))
         if plan.batch.events:
             self._committed(appended.head)
 
     async def _plan(self, connection: Connection, batch: _Batch) -> Plan:
-        """Decides all of a batch, loading what turns out to be needed: one query for each round. May raise Clash."""
+        """The plan of a whole batch; loads missing states, one query a round. Raises AppendConflict."""
         while missing := batch.decide(self._clock()):
-            batch.deciding.learn(await states.load(connection, self.bus, missing))
+            batch.deciding.learn(await states.load(connection, self.registry, missing))
         plan = batch.deciding.plan
-        # An outcome that the log does not keep is not held against the log by the append either. One that is there
-        # already must not be decided on again: those after it in its unit would see its effect twice.
+        # append_batch detects repeats only for commands that it inserts. Outcomes that are not logged are looked up here;
+        # if one is known already, decide again under the lock: later commands of its group would see its effect twice.
         if len(plan.outcomes) > len(plan.batch.commands):
             unlogged = plan.outcomes.keys() - {(row.tenant, row.command_id) for row in plan.batch.commands}
             stored = await command_log.read_commands(connection, list(unlogged))
@@ -264,52 +265,52 @@ class Committer:
                 raise AppendConflict
         return plan
 
-    async def _commit_locked(self, connection: Connection, clashed: _Batch) -> tuple[list[CommandGroup], Plan, Appended]:
-        """Lock, read, decide, append, in one transaction. Returns the units that were still to be carried out."""
-        self._cache.drop(list(clashed.deciding.plan.batch.reads))
+    async def _commit_locked(self, connection: Connection, conflicting: _Batch) -> tuple[list[CommandGroup], Plan, Appended]:
+        """Locks, loads, decides and appends in one transaction. Returns the groups that had no outcome yet."""
+        self._cache.drop(list(conflicting.deciding.plan.batch.reads))
         async with connection.transaction():
             await appending.lock(connection, self.shard)
-            stored = await command_log.read_commands(connection, _keys(clashed.units))
-            units = self._intake.settle_known(clashed.units, stored)
-            if not units:
+            stored = await command_log.read_commands(connection, _keys(conflicting.groups))
+            groups = self._intake.settle_known(conflicting.groups, stored)
+            if not groups:
                 return [], Plan(), Appended(0, self._clock())
-            batch = _Batch(BatchDecider(self.bus, lambda key: None), self._cache, units)
+            batch = _Batch(BatchDecider(self.registry, lambda key: None), self._cache, groups)
             try:
                 plan = await self._plan(connection, batch)
                 appended = await appending.append(connection, self.shard, plan.batch, again=True)
-            except AppendConflict as clash:
-                raise RuntimeError("a clash under the lock: somebody writes past append_batch") from clash
-        return units, plan, appended
+            except AppendConflict as conflict:
+                raise RuntimeError("a conflict under the lock: something writes without append_batch") from conflict
+        return groups, plan, appended
 
-    # When something is wrong
+    # Failures
 
-    async def _recover(self, units: list[CommandGroup], connection: Connection | None, error: Exception, *, again: bool) -> None:
-        """Answers a batch that failed. A database that is away is no defect of the commands; a row it refuses is.
+    async def _recover(self, groups: list[CommandGroup], connection: Connection | None, error: Exception, *, again: bool) -> None:
+        """Answers the callers of a batch that failed. An unreachable database is UNAVAILABLE; a refused row is INTERNAL.
 
-        After a loss the batch is tried once more, if the database is back: a restart is then noticed by nobody. Should
-        the lost statement be carried out after all, one of the two finds the other's commands in the log.
+        After a lost connection the batch is tried once more if the database is back, so a short restart causes no error.
+        If the server commits the lost statement after all, the retry finds its commands in the log, or the reverse.
         """
         if connection is None or connection.closed or isinstance(error, TimeoutError) or postgres.is_trouble(error):
-            log.warning("database_lost", error=type(error).__name__, commands=len(_keys(units)))
-            left = await self._answer_after_loss(units)
+            log.warning("database_lost", error=type(error).__name__, commands=len(_keys(groups)))
+            left = await self._answer_after_loss(groups)
             if left and not again and self._connection is not None:
                 await self._commit(self._batch(left), again=True)
             else:
                 self._intake.refuse(left, postgres.database_unavailable())
-        elif len(units) > 1:
-            log.warning("batch_failed", error=type(error).__name__, commands=len(_keys(units)))
-            for unit in units:
-                await self._commit(self._batch([unit]))
+        elif len(groups) > 1:
+            log.warning("batch_failed", error=type(error).__name__, commands=len(_keys(groups)))
+            for group in groups:
+                await self._commit(self._batch([group]))
         else:
-            log.error("command_failed", error=type(error).__name__, command_id=units[0].commands[0].key[1])
-            self._cache.drop([command.aggregate for command in units[0].commands])
-            self._intake.refuse(units, InternalError())
+            log.error("command_failed", error=type(error).__name__, command_id=groups[0].commands[0].key[1])
+            self._cache.drop([command.aggregate for command in groups[0].commands])
+            self._intake.refuse(groups, InternalError())
 
-    async def _answer_after_loss(self, units: list[CommandGroup]) -> list[CommandGroup]:
-        """The connection went while a batch was under way: it is there as a whole, or not at all. The log knows.
+    async def _answer_after_loss(self, groups: list[CommandGroup]) -> list[CommandGroup]:
+        """Answers what the log shows as committed after a lost connection; returns the other groups.
 
-        The shard's lock is taken before looking, so that a statement that the server is still working on is waited
-        for rather than missed. Returns the units that are not there, or of which it cannot be known yet.
+        The batch is in the log as a whole or not at all. The shard's lock is taken before the log is read, so that a
+        statement that the server is still executing ends first. Returns all groups if the database cannot be reached.
         """
         try:
             async with asyncio.timeout(self._limits.commit_timeout_s):
@@ -317,18 +318,18 @@ class Committer:
                 connection = await self._connected()
                 async with connection.transaction():
                     await appending.lock(connection, self.shard)
-                    stored = await command_log.read_commands(connection, _keys(units))
-                return self._intake.settle_known(units, stored)
-        except Exception as error:  # noqa: BLE001 - still away; the callers are told by ours
+                    stored = await command_log.read_commands(connection, _keys(groups))
+                return self._intake.settle_known(groups, stored)
+        except Exception as error:  # noqa: BLE001 - still unreachable; _recover answers the callers
             log.warning("database_unavailable", error=type(error).__name__)
             await self._disconnect()
-        return units
+        return groups
 
     async def _connected(self) -> Connection:
-        """The connection, made anew if it was lost. Then nothing that was cached is believed any more.
+        """The connection; a new one, with an empty cache, if the last was lost.
 
-        The server may be another one, or one that was restored: the append finds what has moved on, not what has gone
-        back.
+        The server may be another one or restored from a backup: the append detects states that are too old, but not
+        states that are newer than the restored database.
         """
         if self._connection is None or self._connection.closed:
             connection = await postgres.connect(self._database_url, application_name="foldline-committer")
@@ -351,12 +352,12 @@ class Committer:
             await connection.close()
 
 
-def _keys(units: Sequence[CommandGroup]) -> list[CommandKey]:
-    return [command.key for unit in units for command in unit.commands]
+def _keys(groups: Sequence[CommandGroup]) -> list[CommandKey]:
+    return [command.key for group in groups for command in group.commands]
 
 
 def _placed(plan: Plan, appended: Appended) -> dict[CommandKey, Outcome]:
-    """The plan's outcomes, with places in the batch turned into positions on the line."""
+    """The plan's outcomes, with positions on the line instead of places in the batch."""
     before = appended.head - len(plan.batch.events)
     for outcome in plan.outcomes.values():
         outcome.head = appended.head

@@ -1,7 +1,7 @@
-"""Decides a batch of commands in memory: pure but for the ids of new events.
+"""Decides a batch of commands in memory: pure except for the ids of new events.
 
-A decision that needs an aggregate that is not at hand stops its unit; the caller loads all that were missing and
-decides the whole batch again, which is safe because decisions have no effects.
+A decision that needs a state that is not loaded stops its group; the caller loads the missing states and decides the
+group again, which is safe because decisions have no effects.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ EVENT_BYTES_MAX = 256 * 1024
 log = structlog.get_logger()
 
 Lookup = Callable[[AggregateKey], Versioned | None]
-"""Gives the state of an aggregate, or None if it is not at hand."""
+"""The state of an aggregate, or None if it is not loaded."""
 
 
 class Sender(Struct, frozen=True):
-    """On whose behalf a command is carried out, and in what course of things."""
+    """The user that sent a command, for whom it was sent, and what caused it."""
 
     tenant: str
     user_id: str
@@ -48,10 +48,7 @@ class Sender(Struct, frozen=True):
 
 
 class Command(Struct, kw_only=True, eq=False):
-    """A valid command of a known caller, on its way to a decision. `content` is the domain's struct.
-
-    Ids are UUIDs as canonical text.
-    """
+    """A validated command of an authenticated caller. `content` is the domain's struct; ids are UUIDs as canonical text."""
 
     key: CommandKey
     route: Route
@@ -65,20 +62,20 @@ class Command(Struct, kw_only=True, eq=False):
 
     @property
     def type(self) -> str:
-        """The full name of its message."""
+        """The full name of the command's message."""
         return self.route.pair.type_name
 
     @property
     def fingerprint(self) -> bytes:
-        """Tells a repeat from another command under the same id: it covers what is asked and by whom."""
+        """A hash of type, sender and payload: a repeat has the same one, another command under the same id does not."""
         asked_by = f"{self.type}\n{self.sender.user_id}\n{self.sender.on_behalf_of}\n"
         return hashlib.sha256(asked_by.encode() + self.payload).digest()
 
 
 class Outcome(Struct):
-    """What became of a command. `head` is the end of the line that the outcome rests on; a `refusal` says why not.
+    """The result of a command: `head` is the last position on the line that it depends on; `refusal` is None if accepted.
 
-    In a plan, `position` still counts from 1 within the batch, and `head` is not known: the append settles both.
+    In a plan, `position` counts from 1 within the batch and `head` is 0; the append gives both their final values.
     """
 
     status: str
@@ -90,7 +87,7 @@ class Outcome(Struct):
 
 
 class Plan(Struct):
-    """What a batch comes to, if the world is still as it was: to be appended, then answered."""
+    """What a batch would write, and the outcomes of its commands; valid if no aggregate that it read has changed."""
 
     batch: Batch = field(default_factory=Batch)
     states: dict[AggregateKey, Versioned] = {}
@@ -99,7 +96,7 @@ class Plan(Struct):
 
 
 class _Staged(Struct, eq=False):
-    """What a unit adds, kept apart until all of it is accepted."""
+    """The changes of one group, kept apart from the plan until all its commands are accepted."""
 
     states: dict[AggregateKey, Versioned] = {}
     events: list[NewEvent] = []
@@ -108,55 +105,55 @@ class _Staged(Struct, eq=False):
 
 
 class _Missing(Exception):
-    """An aggregate is not at hand."""
+    """The state of an aggregate is not loaded."""
 
 
-def decide(bus: CommandRegistry, units: Iterable[list[Command]], lookup: Lookup, now: datetime) -> Plan:
-    """Decides units one after another, each seeing what those before it changed.
+def decide(registry: CommandRegistry, groups: Iterable[list[Command]], lookup: Lookup, now: datetime) -> Plan:
+    """The plan of groups that are decided one after another, each on the states that the groups before it left.
 
-    If the plan's `missing` is not empty, the plan is void: load those and decide again.
+    If the plan's `missing` is not empty, the plan is void: load those states and decide again.
     """
-    deciding = BatchDecider(bus, lookup)
-    for unit in units:
-        deciding.take(unit, now)
+    deciding = BatchDecider(registry, lookup)
+    for group in groups:
+        deciding.take(group, now)
     return deciding.plan
 
 
 class BatchDecider:
-    """Makes one plan of units that are taken one after another, each seeing what those before it changed."""
+    """Builds one plan from groups, each decided on the states that the groups before it left."""
 
-    def __init__(self, bus: CommandRegistry, lookup: Lookup) -> None:
-        self.bus = bus
+    def __init__(self, registry: CommandRegistry, lookup: Lookup) -> None:
+        self.registry = registry
         self.plan = Plan()
         self._lookup = lookup
         self._learned: dict[AggregateKey, Versioned] = {}
 
     def at(self, key: AggregateKey) -> Versioned | None:
-        """The aggregate as the next unit will see it; None if it is not at hand."""
+        """The state that the next group will see; None if it is not loaded."""
         return self.plan.states.get(key) or self._learned.get(key) or self._lookup(key)
 
     def learn(self, states: Mapping[AggregateKey, Versioned]) -> None:
-        """Puts aggregates that were missing at hand."""
+        """Adds states that were missing."""
         self._learned.update(states)
         self.plan.missing.clear()
 
-    def take(self, unit: list[Command], now: datetime) -> bool:
-        """Adds what a unit comes to, all of it or nothing but a refusal.
+    def take(self, group: list[Command], now: datetime) -> bool:
+        """Adds a group's changes and outcomes to the plan, or its refusal alone.
 
-        False if an aggregate is not at hand: it is among the plan's `missing` then, and the unit is to be taken again.
+        False if a state is not loaded: its key is in the plan's `missing` then, and the group must be given again.
         """
         staged = _Staged()
         accepted: list[tuple[Command, Outcome]] = []
-        for command in unit:
+        for command in group:
             try:
                 accepted.append((command, self._command(command, staged, now)))
             except _Missing:
                 return False
             except Refusal as refusal:
-                self._refuse(unit, command, "rejected", refusal)
+                self._refuse(group, command, "rejected", refusal)
                 return True
-            except Exception as defect:  # noqa: BLE001 - a handler's defect undoes its own command alone
-                # The text of the exception may hold anything, a secret too: it goes nowhere, nor its traceback.
+            except Exception as defect:  # noqa: BLE001 - an error in a decision fails its own group alone
+                # The exception's text may hold a secret, so neither the text nor a full traceback is logged.
                 log.error(  # noqa: TRY400
                     "command_failed",
                     command_id=command.key[1],
@@ -165,7 +162,7 @@ class BatchDecider:
                     defect=type(defect).__name__,
                     where=traceback.format_tb(defect.__traceback__)[-4:],
                 )
-                self._refuse(unit, command, "failed", InternalError())
+                self._refuse(group, command, "failed", InternalError())
                 return True
         self._accept(staged, accepted)
         return True
@@ -189,10 +186,10 @@ class BatchDecider:
         return Outcome("completed", staged.states[command.aggregate].version, len(staged.events) - before, last, 0)
 
     def _react(self, wave: list[Any], meta: Meta, metadata: bytes, staged: _Staged) -> list[Any]:
-        """One round of in-transaction reactions: what the events of the round before cause."""
+        """The events that in-transaction reactions to the last round's events cause."""
         caused: list[Any] = []
         for event in wave:
-            for handler in self.bus.reactions(type(event)):
+            for handler in self.registry.reactions(type(event)):
                 key = (meta.tenant, handler.aggregate.category, handler.key(event))
                 at = self._state(key, staged)
                 caused += self._apply(handler.aggregate, key, at, handler.decide, event, meta, metadata, staged)
@@ -209,7 +206,7 @@ class BatchDecider:
         metadata: bytes,
         staged: _Staged,
     ) -> list[Any]:
-        """Asks for one decision and folds its events; returns them."""
+        """The events of one decision, folded into the state and staged."""
         decided = decision(at.state, content, meta)
         if isinstance(decided, Decided):
             staged.credentials += [
@@ -218,20 +215,20 @@ class BatchDecider:
             decided = decided.events
         version, state = at.version, at.state
         for event in decided:
-            pair = self.bus.codec.of(event)
+            pair = self.registry.codec.of(event)
             payload = pair.encode(event)
             if len(payload) > EVENT_BYTES_MAX:
                 raise OverLimit("EVENT_TOO_LARGE", f"an event may have {EVENT_BYTES_MAX} bytes, this has {len(payload)}")
             version, state = version + 1, aggregate.evolve(state, event)
             staged.events.append(NewEvent(uuid7(), key, version, pair.type_name, payload, metadata))
             if version % aggregate.snapshot_every == 0:
-                dump = self.bus.dump_state(state)
+                dump = self.registry.dump_state(state)
                 staged.snapshots[key] = NewSnapshot(key, version, aggregate.schema, dump)
         staged.states[key] = Versioned(version, state)
         return list(decided)
 
     def _state(self, key: AggregateKey, staged: _Staged) -> Versioned:
-        """The aggregate as this unit sees it. What is read from outside the batch is noted, to be checked again."""
+        """The state that this group sees. States from outside the batch are noted in `reads`, for the append to check."""
         at = staged.states.get(key) or self.plan.states.get(key)
         if at is None:
             at = self._learned.get(key) or self._lookup(key)
@@ -251,14 +248,14 @@ class BatchDecider:
         for command, outcome in accepted:
             self._record(command, outcome, None)
 
-    def _refuse(self, unit: list[Command], culprit: Command, status: str, refusal: Refusal) -> None:
-        for command in unit:
+    def _refuse(self, group: list[Command], culprit: Command, status: str, refusal: Refusal) -> None:
+        for command in group:
             if command is not culprit:
                 self.plan.outcomes[command.key] = Outcome("rejected", 0, 0, 0, 0, BatchAborted())
         at = self.at(culprit.aggregate)
         outcome = Outcome(status, at.version if at else 0, 0, 0, 0, refusal)
         if refusal.code is Code.RESOURCE_EXHAUSTED:
-            # Too large to keep is too large to keep in the log as well.
+            # What is too large for an event is too large for the command log.
             self.plan.outcomes[culprit.key] = outcome
         else:
             self._record(culprit, outcome, to_status(refusal).SerializeToString())

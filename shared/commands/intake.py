@@ -1,4 +1,4 @@
-"""Who waits for what: the commands that are under way, each once, and how many there may be."""
+"""The commands in progress, each once, the callers that wait for them, and the limits on both."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from shared.rpc.status import from_status
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a committer takes on. Sizes are of the commands' payloads."""
+    """The limits of one committer. Sizes count the commands' payloads."""
 
     batch_commands_max: int = 256
     batch_bytes_max: int = 4 * 1024 * 1024
@@ -28,42 +28,42 @@ class Limits:
     tenant_commands_max: int = 4096
     cached_aggregates_max: int = 20_000
     gather_wait_s_max: float = 0.05
-    # So many commands must wait undecided, for any of them to be decided before it is their turn.
+    # Deciding ahead starts when this many commands wait undecided.
     decide_ahead_min: int = 16
     commit_timeout_s: float = 10.0
 
 
 class PendingReply(Struct, eq=False):
-    """One caller, to be awaited for the outcomes of its units.
+    """Awaitable for one caller: a list of outcomes for each of its groups.
 
-    A caller that goes away cancels its own future and nothing else.
+    A caller that goes away cancels its own future; its commands are carried out all the same.
     """
 
     future: asyncio.Future[None]
     asked: Sequence[list[Command]]
-    # The units that it waits for: its own, or those of others with the same commands.
+    # The groups that it waits for: its own, or an earlier caller's group with the same command.
     taken: list[CommandGroup] = []
-    # One for the call itself, until all its units are taken.
+    # Groups without outcomes; starts at one for the call itself, until all its groups are admitted.
     remaining: int = 1
 
     def __await__(self) -> Generator[Any, None, list[list[Outcome]]]:
         yield from self.future
-        return [[unit.outcomes[command.key] for command in asked] for unit, asked in zip(self.taken, self.asked, strict=True)]
+        return [[group.outcomes[command.key] for command in asked] for group, asked in zip(self.taken, self.asked, strict=True)]
 
     def one_done(self) -> None:
-        """One unit fewer to wait for."""
+        """One group fewer to wait for."""
         self.remaining -= 1
         if not self.remaining and not self.future.done():
             self.future.set_result(None)
 
 
 class CommandGroup(Struct, eq=False):
-    """Commands that stand or fall together, and who waits for them."""
+    """Commands that are carried out all or not at all, and the replies that wait for them."""
 
     commands: list[Command]
     size: int
     outcomes: dict[CommandKey, Outcome] = {}
-    waiters: list[PendingReply] = []
+    replies: list[PendingReply] = []
     settled: bool = False
 
     def open(self) -> list[Command]:
@@ -74,7 +74,7 @@ class CommandGroup(Struct, eq=False):
 
 
 class Intake:
-    """The books of what is under way. A command that comes again meanwhile waits for the outcome of the first."""
+    """The commands in progress. A command that arrives again meanwhile waits for the outcome of the first."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -84,100 +84,100 @@ class Intake:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing is under way."""
+        """Whether no command is in progress."""
         return not (self._under_way or self._bytes or self._by_tenant)
 
-    def refuse_if_full(self, units: Sequence[list[Command]]) -> None:
-        """Raises OverLimit (QUEUE_FULL, TENANT_OVER_QUOTA) if these are more than may be under way."""
+    def refuse_if_full(self, groups: Sequence[list[Command]]) -> None:
+        """Raises OverLimit (QUEUE_FULL, TENANT_OVER_QUOTA) if these would exceed a limit."""
         limits = self._limits
-        count = len(self._under_way) + sum([len(unit) for unit in units])
-        size = self._bytes + sum([len(command.payload) for unit in units for command in unit])
+        count = len(self._under_way) + sum([len(group) for group in groups])
+        size = self._bytes + sum([len(command.payload) for group in groups for command in group])
         if count > limits.queue_commands_max or size > limits.queue_bytes_max:
             raise OverLimit("QUEUE_FULL", "too many commands are waiting", retry_after_s=0.5)
         if count <= limits.tenant_commands_max:
-            return  # all tenants together are not over the quota of one
-        tenants = Counter([command.key[0] for unit in units for command in unit])
+            return  # all tenants together are below the quota of one
+        tenants = Counter([command.key[0] for group in groups for command in group])
         for tenant, more in tenants.items():
             if self._by_tenant.get(tenant, 0) + more > limits.tenant_commands_max:
                 raise OverLimit("TENANT_OVER_QUOTA", "too many commands of this tenant are waiting", retry_after_s=0.5)
 
     def admit(self, commands: list[Command]) -> tuple[CommandGroup, bool]:
-        """The unit of these commands, and whether it is still to be carried out.
+        """The group of these commands, and True if it is new and must be carried out.
 
-        If not, it is refused already, or it is that of the same command, which is under way.
+        False: the group is refused already, or it is an earlier caller's group with the same command, in progress.
         """
-        unit = CommandGroup(commands, sum([len(command.payload) for command in commands]))
+        group = CommandGroup(commands, sum([len(command.payload) for command in commands]))
         if len(commands) > 1:
-            unit.commands = list({command.key: command for command in commands}.values())
-            if len({(command.key, command.fingerprint) for command in commands}) > len(unit.commands):
-                return self._refused(unit, id_reused())
-        for command in unit.commands:
+            group.commands = list({command.key: command for command in commands}.values())
+            if len({(command.key, command.fingerprint) for command in commands}) > len(group.commands):
+                return self._refused(group, id_reused())
+        for command in group.commands:
             if (same := self._under_way.get(command.key)) is None:
                 continue
-            if len(unit.commands) > 1 or len(same.commands) > 1:
-                return self._refused(unit, Unavailable("COMMAND_IN_FLIGHT", "a command of this id is under way"))
+            if len(group.commands) > 1 or len(same.commands) > 1:
+                return self._refused(group, Unavailable("COMMAND_IN_FLIGHT", "a command of this id is under way"))
             if same.commands[0].fingerprint != command.fingerprint:
-                return self._refused(unit, id_reused())
+                return self._refused(group, id_reused())
             return same, False
         by_tenant = self._by_tenant
-        for command in unit.commands:
-            self._under_way[command.key] = unit
+        for command in group.commands:
+            self._under_way[command.key] = group
             by_tenant[command.key[0]] = by_tenant.get(command.key[0], 0) + 1
-        self._bytes += unit.size
-        return unit, True
+        self._bytes += group.size
+        return group, True
 
-    def _refused(self, unit: CommandGroup, refusal: Refusal) -> tuple[CommandGroup, bool]:
-        unit.outcomes = {command.key: Outcome("rejected", 0, 0, 0, 0, refusal) for command in unit.commands}
-        unit.settled = True
-        return unit, False
+    def _refused(self, group: CommandGroup, refusal: Refusal) -> tuple[CommandGroup, bool]:
+        group.outcomes = {command.key: Outcome("rejected", 0, 0, 0, 0, refusal) for command in group.commands}
+        group.settled = True
+        return group, False
 
-    def settle(self, units: list[CommandGroup], outcomes: Mapping[CommandKey, Outcome]) -> None:
-        """Answers units with these outcomes; what has one already keeps it."""
+    def settle(self, groups: list[CommandGroup], outcomes: Mapping[CommandKey, Outcome]) -> None:
+        """Answers groups with these outcomes; a command that has an outcome already keeps it."""
         by_tenant = self._by_tenant
-        for unit in units:
-            if unit.settled:
+        for group in groups:
+            if group.settled:
                 continue
-            unit.settled = True
-            for command in unit.commands:
+            group.settled = True
+            for command in group.commands:
                 key = command.key
-                if key not in unit.outcomes:
-                    unit.outcomes[key] = outcomes[key]
+                if key not in group.outcomes:
+                    group.outcomes[key] = outcomes[key]
                 del self._under_way[key]
                 by_tenant[key[0]] -= 1
                 if not by_tenant[key[0]]:
                     del by_tenant[key[0]]
-            self._bytes -= unit.size
-            for waiter in unit.waiters:
-                waiter.one_done()
+            self._bytes -= group.size
+            for reply in group.replies:
+                reply.one_done()
 
-    def refuse(self, units: list[CommandGroup], refusal: Refusal) -> None:
-        """Answers all that has no outcome yet with one refusal."""
+    def refuse(self, groups: list[CommandGroup], refusal: Refusal) -> None:
+        """Answers every command that has no outcome yet with one refusal."""
         status = "failed" if refusal.code is Code.INTERNAL else "rejected"
-        for unit in units:
-            self.settle([unit], {command.key: Outcome(status, 0, 0, 0, 0, refusal) for command in unit.open()})
+        for group in groups:
+            self.settle([group], {command.key: Outcome(status, 0, 0, 0, 0, refusal) for command in group.open()})
 
-    def settle_known(self, units: list[CommandGroup], stored: Mapping[CommandKey, StoredCommand]) -> list[CommandGroup]:
-        """Answers the commands that have an outcome in the log with it; returns the units in which any is left."""
+    def settle_known(self, groups: list[CommandGroup], stored: Mapping[CommandKey, StoredCommand]) -> list[CommandGroup]:
+        """Answers commands with their outcomes from the log; returns the groups in which commands are left."""
         left = []
-        for unit in units:
-            for command in unit.open():
+        for group in groups:
+            for command in group.open():
                 row = stored.get(command.key)
                 if row is not None and is_final(row, command):
-                    unit.outcomes[command.key] = outcome_again(row, command)
-            if unit.open() and not any(outcome.refusal for outcome in unit.outcomes.values()):
-                left.append(unit)
+                    group.outcomes[command.key] = outcome_again(row, command)
+            if group.open() and not any(outcome.refusal for outcome in group.outcomes.values()):
+                left.append(group)
             else:
-                self.refuse([unit], BatchAborted())
+                self.refuse([group], BatchAborted())
         return left
 
 
 def is_final(row: StoredCommand, command: Command) -> bool:
-    """Whether the row is the answer: a command that met a defect may come again, but not as another."""
+    """Whether the row answers the command: a `failed` command may be tried again, but only with the same content."""
     return row.status != "failed" or row.fingerprint != command.fingerprint
 
 
 def outcome_again(row: StoredCommand, command: Command) -> Outcome:
-    """The first answer, or a refusal if the same id came with another content."""
+    """The first outcome again, or a refusal if the command id came with another content."""
     if row.fingerprint != command.fingerprint:
         return Outcome("rejected", 0, 0, 0, row.head, id_reused())
     refusal = from_status(status_pb2.Status.FromString(row.error)) if row.error else None
@@ -185,5 +185,5 @@ def outcome_again(row: StoredCommand, command: Command) -> Outcome:
 
 
 def id_reused() -> Refusal:
-    """A command id came with another content than the first time."""
+    """The refusal of a command id that was used with another content before."""
     return Invalid("COMMAND_ID_REUSED", "this command id was used for another content")

@@ -1,4 +1,4 @@
-"""The command log, read: what became of each command. Its rows are written by the append, with the events."""
+"""Reads the command log: the outcome of each command. The append writes its rows, together with the events."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from shared.platform.packing import texts, uuid_texts
 from shared.platform.postgres import Connection
 
 CommandKey = tuple[str, str]
-"""Names a command: tenant and command id, a UUID in its canonical form: lower case, with dashes."""
+"""Tenant and command id, a UUID as canonical text: lower case, with dashes."""
 
 
 class StoredCommand(Struct, frozen=True):
@@ -40,7 +40,7 @@ class StoredCommand(Struct, frozen=True):
 
 
 async def read_commands(connection: Connection, ids: Sequence[CommandKey]) -> Mapping[CommandKey, StoredCommand]:
-    """The rows of the command log with these tenants and command ids, as far as there are any."""
+    """The rows of the command log for these keys; a key without a row is left out."""
     cursor = await connection.execute(
         """SELECT c.tenant, c.command_id::text, c.type, c.category, c.aggregate_id, c.fingerprint, c.payload, c.status,
                   c.user_id, c.on_behalf_of, c.correlation_id::text, c.causation_id::text, c.traceparent, c.received_at,
@@ -53,7 +53,7 @@ async def read_commands(connection: Connection, ids: Sequence[CommandKey]) -> Ma
 
 
 async def read_password_hash(connection: Connection, tenant: str, subject_id: str) -> str | None:
-    """The hash that was saved last for a subject of a tenant, if there is one."""
+    """The newest password hash of a subject, or None."""
     cursor = await connection.execute(
         "SELECT password_hash FROM credentials WHERE tenant = %s AND subject_id = %s", (tenant, subject_id)
     )

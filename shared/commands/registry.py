@@ -1,4 +1,4 @@
-"""The registration table: which command is decided where, and what follows an event in the same transaction."""
+"""The registration table: which function decides each command, and which reactions follow an event in its transaction."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from shared.folds.aggregate import Aggregate, Decision, Handler
 from shared.platform.identity import Role
 
 Prepare = Callable[[Any], Awaitable[Any]]
-"""Turns a command's content into what is decided on, outside of the decision: hashes a password, for one."""
+"""Work on a command's content before the decision, which must be pure: for example hashing a password."""
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where a command goes."""
+    """How one command is decoded, decided and authorised."""
 
     pair: Pair
     handler: Handler
     roles: frozenset[Role]
     prepare: Prepare | None = None
-    # Of the tenants that decide on it in their own way.
+    # Decisions of single tenants, by tenant.
     overrides: dict[str, Decision] = field(default_factory=dict)
 
     def decision(self, tenant: str) -> Decision:
-        """The decision on the command: the tenant's own, or everybody's."""
+        """The tenant's own decision function, or the default one."""
         return self.overrides.get(tenant, self.handler.decide)
 
 
 class CommandRegistry:
-    """One service's table, filled by plain calls at start-up. Registering anything twice raises TypeError."""
+    """The table of one service, filled by plain calls at start-up. A second registration of anything raises TypeError."""
 
     def __init__(self) -> None:
         self.codec = Codec()
@@ -43,7 +43,7 @@ class CommandRegistry:
         self._reactions: dict[type, list[Handler]] = {}
 
     def aggregate(self, aggregate: Aggregate[Any, Any], events: Mapping[type[Struct], type[Message]]) -> None:
-        """Adds a kind of aggregate with its events, each with the message it is stored as."""
+        """Adds an aggregate with its events, each with the message it is stored as."""
         if aggregate.category in self._aggregates:
             raise TypeError(f"{aggregate.category} is registered twice")
         self._aggregates[aggregate.category] = aggregate
@@ -59,9 +59,9 @@ class CommandRegistry:
         *,
         prepare: Prepare | None = None,
     ) -> None:
-        """Says where the command that arrives as `message` is decided, and which roles may send it, by any RPC.
+        """Adds a command: its message, its decision, and the roles that may send it by any RPC.
 
-        A command that must be prepared is sent by itself, never in a batch.
+        A command with `prepare` is refused inside a batch.
         """
         self._check(handler)
         pair = self.codec.add(command, message)
@@ -77,7 +77,7 @@ class CommandRegistry:
         route.overrides[tenant] = decide
 
     def react(self, event: type, handler: Handler) -> None:
-        """Lets an event change another aggregate in the same transaction; a refusal there undoes the command."""
+        """Adds a reaction that changes another aggregate in the event's transaction; a refusal there aborts the command."""
         self._check(handler)
         reactions = self._reactions.setdefault(event, [])
         if handler in reactions:
@@ -89,7 +89,7 @@ class CommandRegistry:
             raise TypeError(f"{handler.aggregate.category} is not registered")
 
     def route(self, type_name: str) -> Route | None:
-        """Where the command of this message type goes; None if nobody takes it."""
+        """The route of a command's message type; None if it is not registered."""
         return self._routes.get(type_name)
 
     def commands(self) -> list[str]:
@@ -97,21 +97,21 @@ class CommandRegistry:
         return sorted(self._routes)
 
     def reactions(self, event: type) -> list[Handler]:
-        """What follows an event, in the order it was registered."""
+        """The reactions to an event, in the order of their registration."""
         return self._reactions.get(event, [])
 
     def aggregate_of(self, category: str) -> Aggregate[Any, Any]:
-        """The kind of aggregate of a category; raises KeyError if there is none."""
+        """The aggregate of a category; raises KeyError if there is none."""
         return self._aggregates[category]
 
     def categories(self) -> list[str]:
-        """The names of all kinds of aggregates, sorted."""
+        """The categories of all aggregates, sorted."""
         return sorted(self._aggregates)
 
     def dump_state(self, state: Any) -> bytes:
-        """A state as a snapshot keeps it (JSON)."""
+        """A state as a snapshot stores it (JSON)."""
         return json.encode(state)
 
     def load_state(self, category: str, state: bytes) -> Any:
-        """The state of a snapshot; raises msgspec.DecodeError if it is not of this schema after all."""
+        """The state in a snapshot; raises msgspec.DecodeError if it does not fit the schema."""
         return json.decode(state, type=type(self._aggregates[category].initial))

@@ -17,7 +17,7 @@ from shared.platform.postgres import Connection
 
 
 class Versioned(Struct):
-    """A state and how many events it is the fold of."""
+    """A state, and the number of events it is folded from."""
 
     version: int
     state: Any
@@ -29,7 +29,7 @@ def packed_keys(keys: Sequence[AggregateKey]) -> tuple[Packed, Packed, Packed]:
 
 
 # The newest snapshot of the current schema, if there is one, and the events after it. A row without a type is a
-# snapshot; it comes before its events.
+# snapshot; it is sorted before its events.
 _LOAD = """
 WITH wanted AS (
   SELECT * FROM unnest(%s, %s, %s, %s) WITH ORDINALITY AS w(tenant, category, aggregate_id, schema, nth)
@@ -51,13 +51,10 @@ ORDER BY 1, 2
 """
 
 
-async def load(connection: Connection, bus: CommandRegistry, keys: Iterable[AggregateKey]) -> dict[AggregateKey, Versioned]:
-    """The states of aggregates, in one query: each from its newest usable snapshot and the events after it.
-
-    An aggregate without events is at version 0 in its initial state.
-    """
+async def load(connection: Connection, registry: CommandRegistry, keys: Iterable[AggregateKey]) -> dict[AggregateKey, Versioned]:
+    """The states of aggregates by key, in one query; an aggregate without events is at version 0 in its initial state."""
     wanted = list(keys)
-    aggregates = [bus.aggregate_of(category) for _, category, _ in wanted]
+    aggregates = [registry.aggregate_of(category) for _, category, _ in wanted]
     cursor = await connection.execute(_LOAD, (*packed_keys(wanted), int4s([a.schema for a in aggregates])))
     versions = [0] * len(wanted)
     states = [aggregate.initial for aggregate in aggregates]
@@ -65,7 +62,7 @@ async def load(connection: Connection, bus: CommandRegistry, keys: Iterable[Aggr
         at = nth - 1
         versions[at] = version
         if type_name:
-            states[at] = aggregates[at].evolve(states[at], bus.codec.decode(type_name, data))
+            states[at] = aggregates[at].evolve(states[at], registry.codec.decode(type_name, data))
         else:
-            states[at] = bus.load_state(wanted[at][1], data)
+            states[at] = registry.load_state(wanted[at][1], data)
     return {key: Versioned(versions[at], states[at]) for at, key in enumerate(wanted)}
