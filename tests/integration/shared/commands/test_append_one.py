@@ -130,7 +130,7 @@ async def test_of_many_at_once_one_wins(write_db: Database) -> None:
             *(append(connection, 1, batch) for connection, batch in zip(connections, batches, strict=True)),
             return_exceptions=True,
         )
-    assert sorted(type(result).__name__ for result in results) == ["Appended"] + ["AppendConflict"] * 9
+    assert sorted(type(result).__name__ for result in results) == ["AppendConflict"] * 9 + ["Appended"]
     assert [event.position for event in await events_of(write_db)] == [1]
     winner = next(nth for nth, result in enumerate(results) if not isinstance(result, BaseException))
     assert set(await commands_of(write_db)) == {("acme", batches[winner].commands[0].command_id)}
