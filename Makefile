@@ -16,7 +16,7 @@ PEER := .venv-bench/.foldline-stamp
 # Kept out of the recipes' reach: settings of somebody else's environment would find their way into ours.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: help demo dev test lint format proto baseline bench peer lock clean
+.PHONY: help demo dev test lint format proto docs baseline bench peer lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -33,10 +33,11 @@ test: $(DEV_STAMP)  ## all tests, on real engines, two at a time
 lint: $(DEV_STAMP)  ## style, types, imports, contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy shared write_service read_service saga_service cli deploy tests protos/generate.py
+	$(BIN)/mypy shared write_service read_service saga_service cli deploy tests protos/generate.py docs/generate.py
 	$(BIN)/lint-imports
 	$(BIN)/deptry .
 	$(BIN)/python protos/generate.py --check
+	$(BIN)/python docs/generate.py --check
 	@$(BIN)/python protos/generate.py --image $(IMAGE)
 	$(BIN)/buf lint $(IMAGE)
 	$(BIN)/buf breaking $(IMAGE) --against protos/baseline.binpb
@@ -47,6 +48,9 @@ format: $(DEV_STAMP)  ## make the style right
 
 proto: $(DEV_STAMP)  ## generate the code of every .proto
 	$(BIN)/python protos/generate.py
+
+docs: $(DEV_STAMP)  ## generate the reference pages that follow from the code
+	$(BIN)/python docs/generate.py
 
 baseline: $(DEV_STAMP)  ## take the contracts as they are for what buf breaking compares with
 	$(BIN)/python protos/generate.py --image protos/baseline.binpb

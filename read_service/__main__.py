@@ -8,6 +8,7 @@ from read_service.app import TABLES, ReadSettings, build
 from shared.platform import process, startup
 from shared.platform.leader import until
 from shared.platform.postgres import Reads
+from shared.platform.settings import load
 
 
 async def serve(settings: ReadSettings) -> None:
@@ -32,7 +33,7 @@ async def serve(settings: ReadSettings) -> None:
 
 def main() -> int:
     """Reads the settings and serves."""
-    settings = ReadSettings()  # type: ignore[call-arg]  # from the environment
+    settings = load(ReadSettings, "read_service")
     return startup.run("read_service", settings, lambda: serve(settings))
 
 

@@ -32,11 +32,14 @@ TABLES = (people.name, person_totals.name, accounts.name, movements.name, transf
 
 
 class ReadSettings(ServerSettings):
-    """FOLDLINE_QUERY_DATABASE_URL, of the role that may only read, and what every server has."""
+    """The read service: answers queries."""
 
     query_database_url: SecretStr
+    """The read database's URL, as the query role, which sees one tenant's rows at a time."""
     shard: int = Field(1, ge=1)
+    """The shard whose tables are read."""
     connections_max: int = Field(8, ge=1)
+    """The largest number of pooled connections."""
 
 
 def build(settings: ReadSettings, reads: Reads) -> Server:

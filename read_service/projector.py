@@ -20,21 +20,25 @@ from shared.line.sources import StoreLine, StreamFeed, open_channel
 from shared.platform import process, startup, telemetry
 from shared.platform.leader import LockClass, lead
 from shared.platform.postgres import Connection, connect, refuse_unsafe
-from shared.platform.settings import ProcessSettings
+from shared.platform.settings import ProcessSettings, load
 from shared.projections.projector import Projector, Tables
 
 log = telemetry.logger(__name__)
 
 
 class ProjectorSettings(ProcessSettings):
-    """FOLDLINE_DATABASE_URL, of the role that writes the tables, not through a pooler; and where events come from."""
+    """The projector: keeps the query tables in step with the line of events."""
 
     database_url: SecretStr
+    """The read database's URL, as the role that writes the tables and not through a pooler: a session lock elects a leader."""
     write_address: str
+    """The write service's address, host:port, where missed events are read."""
     nats_url: SecretStr
-    # Holds a token with role `reader`; read again for every call, so it can be renewed.
+    """The NATS servers, nats://user:password@host:port, several separated by commas."""
     token_file: Path
+    """A file with a token of role `reader`; it is read again for every call, so it can be renewed."""
     shard: int = Field(1, ge=1)
+    """The shard whose events are followed."""
 
 
 async def connect_safely(database_url: str) -> Connection:
@@ -86,7 +90,7 @@ async def run(settings: ProjectorSettings) -> None:
 
 def main() -> int:
     """Reads the settings and runs."""
-    settings = ProjectorSettings()  # type: ignore[call-arg]  # from the environment
+    settings = load(ProjectorSettings, "read_service.projector")
     return startup.run("projector", settings, lambda: run(settings))
 
 

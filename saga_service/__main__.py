@@ -8,6 +8,7 @@ from saga_service.app import Leading, SagaSettings, build
 from shared.platform import process, startup
 from shared.platform.leader import until
 from shared.platform.postgres import Reads
+from shared.platform.settings import load
 from shared.processes.store import TABLES
 
 
@@ -34,7 +35,7 @@ async def serve(settings: SagaSettings) -> None:
 
 def main() -> int:
     """Reads the settings and serves."""
-    settings = SagaSettings()  # type: ignore[call-arg]  # from the environment
+    settings = load(SagaSettings, "saga_service")
     return startup.run("saga_service", settings, lambda: serve(settings))
 
 

@@ -30,18 +30,21 @@ from shared.rpc.server import Server
 
 
 class SagaSettings(ServerSettings):
-    """What the saga service is told by environment variables that begin with FOLDLINE_."""
+    """The saga service: runs processes and serves their operators."""
 
-    # As the application role, and not through a pooler: the leader's lock lives with its connection.
     database_url: SecretStr
-    # Where events are read and commands are sent.
+    """The saga database's URL, as the application role and not through a pooler: a session's lock elects the leader."""
     write_address: str
+    """The write service's address, host:port, where events are read and commands are sent."""
     nats_url: SecretStr
-    # Holds a token with the roles `process` and `reader`; read again for every call, so it can be renewed. Its user
-    # must stay the same: a command that is sent again by another user is another command.
+    """The NATS servers, nats://user:password@host:port, several separated by commas."""
     token_file: Path
+    """A file with a token of the roles `process` and `reader`, read again for every call, so it can be renewed. Its user
+    must stay the same: a command that another user sends again is another command."""
     shard: int = Field(1, ge=1)
+    """The shard whose events are followed."""
     connections_max: int = Field(4, ge=1)
+    """The largest number of pooled connections for the operator's API."""
 
 
 class Leading:

@@ -8,6 +8,7 @@ from shared.line.event_store import TABLES
 from shared.platform import process, startup
 from shared.platform.leader import until
 from shared.platform.postgres import Reads
+from shared.platform.settings import load
 from write_service.app import WriteSettings, build
 
 
@@ -33,7 +34,7 @@ async def serve(settings: WriteSettings) -> None:
 
 def main() -> int:
     """Reads the settings and serves."""
-    settings = WriteSettings()  # type: ignore[call-arg]  # from the environment
+    settings = load(WriteSettings, "write_service")
     return startup.run("write_service", settings, lambda: serve(settings))
 
 

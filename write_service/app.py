@@ -31,14 +31,16 @@ from write_service.registry import build_registry
 
 
 class WriteSettings(ServerSettings):
-    """What the write service is told by environment variables that begin with FOLDLINE_."""
+    """The write service: takes commands and serves the event store."""
 
-    # As the application role: it reads the tables and calls the append function, nothing else.
     database_url: SecretStr
+    """The write database's URL, as the application role: it reads tables and calls the append function, nothing else."""
     shard: int = Field(1, ge=1)
+    """The shard whose line this database holds."""
     connections_max: int = Field(8, ge=1)
-    # Under load a batch waits so long at the most for the commands that are about to come; with 0 it never waits.
+    """The largest number of pooled connections for reading."""
     gather_wait_s_max: Seconds = Limits().gather_wait_s_max
+    """How long a batch waits at most, under load, for the commands that are about to come, in seconds; 0: never."""
 
 
 def build(settings: WriteSettings, reads: Reads) -> Server:

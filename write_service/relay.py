@@ -16,20 +16,26 @@ from shared.line import broker
 from shared.line.relay import Relay, Retention, WrongShard
 from shared.platform import process, startup
 from shared.platform.leader import LockClass, lead, until
-from shared.platform.settings import ProcessSettings
+from shared.platform.settings import ProcessSettings, load
 
 log = structlog.get_logger(__name__)
 
 
 class RelaySettings(ProcessSettings):
-    """FOLDLINE_DATABASE_URL, FOLDLINE_NATS_URL and so on. The database's URL must not lead through a pooler."""
+    """The relay: publishes the committed events of one shard to NATS, in order."""
 
     database_url: SecretStr
+    """The write database's URL, as the application role and not through a pooler: a session's lock elects the leader."""
     nats_url: SecretStr
+    """The NATS servers, nats://user:password@host:port, several separated by commas."""
     shard: int = Field(1, ge=1)
+    """The shard whose events are published."""
     stream_age_max_s: float = Field(24 * 3600.0, ge=1)
+    """How long the stream keeps an event, in seconds; consumers read older ones from the event store."""
     stream_bytes_max: int = Field(1024 * 1024 * 1024, ge=1024 * 1024)
+    """How large the stream may grow, in bytes."""
     stream_replicas: int = Field(1, ge=1, le=5)
+    """How many NATS servers keep a copy of the stream."""
 
 
 async def run(settings: RelaySettings) -> None:
@@ -54,7 +60,7 @@ async def run(settings: RelaySettings) -> None:
 
 def main() -> int:
     """Reads the settings and runs."""
-    settings = RelaySettings()  # type: ignore[call-arg]  # from the environment
+    settings = load(RelaySettings, "write_service.relay")
     return startup.run("relay", settings, lambda: run(settings), refuses=(WrongShard,))
 
 

@@ -1,57 +1,204 @@
 """What every process is told from outside: environment variables that begin with `FOLDLINE_`, and nothing else.
 
-A service adds its own fields in a subclass and reads them once, at the top of its `__main__`:
+A service adds its own fields in a subclass, each with a docstring under it, which `--help` and docs/settings.md print, and
+reads them once, at the top of its `__main__`:
 
-    class WriteSettings(ServerSettings):
-        database_url: SecretStr
+    settings = load(WriteSettings, "write_service")      # FOLDLINE_DATABASE_URL, FOLDLINE_LISTEN, ...
 
-    settings = WriteSettings()      # FOLDLINE_DATABASE_URL, FOLDLINE_LISTEN, ...; raises ValidationError, naming each
+A secret may be given by the name of a file that holds it: `FOLDLINE_DATABASE_URL_FILE`.
 """
 
 from __future__ import annotations
 
+import difflib
+import os
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from shared.platform.variables import KNOWN
+
+PREFIX = "FOLDLINE_"
+SECRET_BYTES_MAX = 64 * 1024
+MEBIBYTE = 1024 * 1024
 
 Seconds = Annotated[float, Field(ge=0)]
 Bytes = Annotated[int, Field(gt=0)]
 
-MEBIBYTE = 1024 * 1024
+SettingsT = TypeVar("SettingsT", bound="ProcessSettings")
 
 
 class ProcessSettings(BaseSettings):
     """What every process has."""
 
-    model_config = SettingsConfigDict(env_prefix="FOLDLINE_", frozen=True, extra="ignore", hide_input_in_errors=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, extra="ignore", hide_input_in_errors=True, use_attribute_docstrings=True
+    )
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    # The faster event loop. It has an open crash report, so it can be switched off.
+    """The least severe log lines that are written."""
     uvloop: bool = True
+    """Whether to run on uvloop, the faster event loop."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, then the environment, then the files that the environment names. No `.env` file is ever read."""
+        return init_settings, env_settings, SecretFiles(settings_cls)
 
 
 class ServerSettings(ProcessSettings):
     """What every process has that serves gRPC."""
 
-    # Where to listen; port 0 lets the system choose one.
     listen: str = "127.0.0.1:0"
-    # The public keys that tokens are believed by, as a JSON Web Key Set. The file is read again when it changes.
+    """The address to listen on, host:port; port 0 lets the system choose one."""
     jwks_file: Path
+    """The public keys that tokens are verified with, a JSON Web Key Set; the file is read again when it changes."""
     token_issuer: str = "https://foldline.localhost"
+    """The issuer that tokens must name."""
     token_audience: str = "foldline"
+    """The audience that tokens must name."""
     token_leeway_s: Seconds = 30
+    """How far the clocks of issuer and service may differ, in seconds."""
     reflection: bool = True
+    """Whether to serve gRPC reflection."""
 
-    # A call without a deadline gets the first, one with a longer deadline than the second gets the second.
     deadline_default_s: Annotated[float, Field(gt=0)] = 30
+    """The deadline of a call that brings none, in seconds."""
     deadline_max_s: Annotated[float, Field(gt=0)] = 60
-    # A request of more is refused, unless the table of RPCs gives it more room.
+    """The longest deadline of a call, in seconds; a longer one is cut to it."""
     request_size_max: Bytes = MEBIBYTE
-    # More calls at once are refused, to be tried again in a moment.
+    """The largest request, in bytes. SendBatch takes 4 MiB."""
     calls_at_once_max: Annotated[int, Field(gt=0)] = 2000
+    """How many calls are served at once; more are refused, to be tried again in a moment."""
     slow_call_ms: Annotated[float, Field(gt=0)] = 500
-    # From SIGTERM to the end: how long calls in flight may take, and how long all of it may.
+    """A call that takes longer is logged as slow, in milliseconds."""
     drain_calls_s: Seconds = 6
+    """After SIGTERM: how long calls in flight may take, in seconds."""
     drain_s: Seconds = 9
+    """After SIGTERM: how long the process may take to end, in seconds."""
+
+
+class SecretFiles(PydanticBaseSettingsSource):
+    """Secrets from files: the value of the field `database_url` from the file that FOLDLINE_DATABASE_URL_FILE names.
+
+    One line break at the end of the file is dropped. Raises ValueError if the file cannot be read, is larger than
+    64 KiB, or the variable itself is set as well.
+    """
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """The content of the file that the field's variable names; None if the variable is not set."""
+        return self._read(field_name), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        """The values of all secrets that are given by a file."""
+        found = {name: self._read(name) for name, field in self.settings_cls.model_fields.items() if is_secret(field)}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def _read(self, name: str) -> str | None:
+        variable = f"{PREFIX}{name.upper()}"
+        path = os.environ.get(f"{variable}_FILE")
+        if not path:
+            return None
+        if os.environ.get(variable):
+            raise ValueError(f"{variable} and {variable}_FILE are both set: give the secret once")
+        try:
+            with Path(path).open("rb") as file:
+                content = file.read(SECRET_BYTES_MAX + 1)
+            if len(content) > SECRET_BYTES_MAX:
+                raise ValueError(f"{variable}_FILE: {path} is larger than {SECRET_BYTES_MAX} bytes")
+            return content.decode().removesuffix("\n").removesuffix("\r")
+        except OSError as error:
+            raise ValueError(f"{variable}_FILE: {path} cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise ValueError(f"{variable}_FILE: {path} is not UTF-8 text") from None
+
+
+def load(settings: type[SettingsT], program: str, *, arguments: Sequence[str] | None = None) -> SettingsT:
+    """The settings of a process, from its environment.
+
+    With `--help` it prints them and exits with 0. A variable that is missing, malformed, unknown or contradicts another
+    is named in one sentence on standard error, without its value, and the process exits with 2, before it touches anything.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if "--help" in arguments or "-h" in arguments:
+        print(usage(settings, program))
+        raise SystemExit(0)
+    if arguments:
+        _refuse([f"{program} takes no arguments but --help: it is set up by environment variables"])
+    if unknown := unknown_variables(os.environ):
+        _refuse(unknown)
+    try:
+        return settings()
+    except ValidationError as error:
+        _refuse([_sentence(each) for each in error.errors(include_url=False, include_input=False)])
+    except ValueError as error:
+        _refuse([str(error)])
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """A sentence for each FOLDLINE_* variable that no process of this release knows, with the nearest one that it does."""
+    sentences = []
+    for name in sorted(environment):
+        if name.startswith(PREFIX) and name not in KNOWN:
+            near = difflib.get_close_matches(name, KNOWN, n=1)
+            sentences.append(f"{name} is no setting" + (f": did you mean {near[0]}?" if near else ", nor near one"))
+    return sentences
+
+
+def is_secret(field: FieldInfo) -> bool:
+    """Whether a field is a secret, which may be given by a file."""
+    return field.annotation is SecretStr or SecretStr in getattr(field.annotation, "__args__", ())
+
+
+def usage(settings: type[ProcessSettings], program: str) -> str:
+    """What `--help` prints: the program and each of its variables."""
+    lines = [f"python -m {program}", "", (settings.__doc__ or "").partition("\n")[0], "", "Environment variables:"]
+    for variable, default, text in rows(settings):
+        lines += [f"  {variable}  ({default})", f"      {text}"]
+    return "\n".join(lines)
+
+
+def rows(settings: type[ProcessSettings]) -> list[tuple[str, str, str]]:
+    """For each setting its variable, its default as text (or `required`) and what it means; what is required comes first."""
+    found = []
+    for name, field in settings.model_fields.items():
+        text = " ".join((field.description or "").split())
+        if is_secret(field):
+            text += f" Or {PREFIX}{name.upper()}_FILE, a file that holds it."
+        found.append((f"{PREFIX}{name.upper()}", _default(field), text))
+    return sorted(found, key=lambda row: row[1] != "required")
+
+
+def _default(field: FieldInfo) -> str:
+    if field.default is PydanticUndefined:
+        return "required"
+    value = str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
+    return "default: none" if field.default in (None, "") else f"default: {value}"
+
+
+def _sentence(error: Any) -> str:
+    """One of pydantic's errors, with the variable's name in front and without its value."""
+    place = ".".join(str(part) for part in error["loc"])
+    if not place:
+        return str(error["msg"]).removeprefix("Value error, ")
+    variable = f"{PREFIX}{place.upper()}"
+    return f"{variable} is missing" if error["type"] == "missing" else f"{variable}: {error['msg']}"
+
+
+def _refuse(sentences: Sequence[str]) -> NoReturn:
+    for sentence in sentences:
+        print(sentence, file=sys.stderr)
+    raise SystemExit(2)

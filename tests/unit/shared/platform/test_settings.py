@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from shared.platform.settings import ServerSettings
+from shared.platform.settings import ServerSettings, load, unknown_variables, usage
 
 
 class Settings(ServerSettings):
     """As a service extends them."""
 
     database_url: SecretStr
+    """Where the rows are."""
 
 
 def test_a_service_is_told_by_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,3 +34,74 @@ def test_what_is_missing_or_wrong_is_named_and_not_shown(monkeypatch: pytest.Mon
         Settings()  # type: ignore[call-arg]
     assert {error["loc"][0] for error in caught.value.errors()} == {"jwks_file", "database_url", "slow_call_ms"}
     assert "swordfish" not in str(caught.value)
+
+
+def test_a_secret_may_be_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The file's last line break is not part of the secret."""
+    (tmp_path / "url").write_text("postgresql://app:swordfish@db/write\n")
+    monkeypatch.setenv("FOLDLINE_JWKS_FILE", "/keys/jwks.json")
+    monkeypatch.setenv("FOLDLINE_DATABASE_URL_FILE", str(tmp_path / "url"))
+    assert load(Settings, "a_service", arguments=[]).database_url.get_secret_value() == "postgresql://app:swordfish@db/write"
+
+
+@pytest.mark.parametrize(
+    ("environment", "sentence"),
+    [
+        ({}, "FOLDLINE_DATABASE_URL is missing"),
+        ({"FOLDLINE_DATBASE_URL": "swordfish"}, "FOLDLINE_DATBASE_URL is no setting: did you mean FOLDLINE_DATABASE_URL?"),
+        ({"FOLDLINE_XYZZY": "swordfish"}, "FOLDLINE_XYZZY is no setting"),
+        ({"FOLDLINE_DATABASE_URL": "swordfish", "FOLDLINE_DATABASE_URL_FILE": "/x"}, "are both set: give the secret once"),
+        ({"FOLDLINE_DATABASE_URL_FILE": "/not/there"}, "FOLDLINE_DATABASE_URL_FILE: /not/there cannot be read"),
+        ({"FOLDLINE_DATABASE_URL": "swordfish", "FOLDLINE_DRAIN_S": "-1"}, "FOLDLINE_DRAIN_S: Input should be greater"),
+        ({"FOLDLINE_DATABASE_URL": "swordfish", "FOLDLINE_UVLOOP": "swordfish"}, "FOLDLINE_UVLOOP: "),
+    ],
+)
+def test_a_bad_environment_is_one_sentence_and_exit_code_2(
+    environment: dict[str, str], sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The variable is named, its value never."""
+    monkeypatch.setenv("FOLDLINE_JWKS_FILE", "/keys/jwks.json")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as caught:
+        load(Settings, "a_service", arguments=[])
+    printed = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert sentence in printed
+    assert len(printed.splitlines()) == 1
+    assert "swordfish" not in printed
+
+
+def test_a_secrets_file_of_any_size_is_not_read_into_memory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """More than 64 KiB is no secret."""
+    (tmp_path / "url").write_text("x" * 70_000)
+    monkeypatch.setenv("FOLDLINE_DATABASE_URL_FILE", str(tmp_path / "url"))
+    with pytest.raises(SystemExit):
+        load(Settings, "a_service", arguments=[])
+    assert "is larger than 65536 bytes" in capsys.readouterr().err
+
+
+def test_help_lists_every_variable_with_its_default_and_meaning(capsys: pytest.CaptureFixture[str]) -> None:
+    """It needs no environment and touches nothing."""
+    with pytest.raises(SystemExit) as caught:
+        load(Settings, "a_service", arguments=["--help"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == usage(Settings, "a_service") + "\n"
+    text = usage(Settings, "a_service")
+    assert "FOLDLINE_DATABASE_URL  (required)\n      Where the rows are. Or FOLDLINE_DATABASE_URL_FILE" in text
+    assert "FOLDLINE_UVLOOP  (default: true)" in text
+
+
+def test_a_process_takes_no_other_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+    """A typed option is not silently ignored."""
+    with pytest.raises(SystemExit) as caught:
+        load(Settings, "a_service", arguments=["--port", "1"])
+    assert caught.value.code == 2
+    assert "takes no arguments but --help" in capsys.readouterr().err
+
+
+def test_variables_of_other_programs_and_processes_are_let_be() -> None:
+    """Several processes may share one environment."""
+    assert unknown_variables({"PATH": "/bin", "FOLDLINE_NATS_URL": "nats://x", "FOLDLINE_TOKEN": "t"}) == []
