@@ -19,7 +19,6 @@ from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from shared.platform.variables import KNOWN
@@ -183,7 +182,7 @@ def rows(settings: type[ProcessSettings]) -> list[tuple[str, str, str]]:
 
 
 def _default(field: FieldInfo) -> str:
-    if field.default is PydanticUndefined:
+    if field.is_required():
         return "required"
     value = str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
     return "default: none" if field.default in (None, "") else f"default: {value}"
