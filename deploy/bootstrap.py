@@ -23,6 +23,7 @@ import psycopg
 from psycopg import sql
 
 from shared.platform.migrate import migrate
+from shared.platform.postgres import SETTINGS
 
 ROOT = Path(__file__).resolve().parent.parent
 SERVICES = {"write": ("owner", "app"), "read": ("owner", "app", "query"), "saga": ("owner", "app")}
@@ -111,6 +112,9 @@ def _make(admin: psycopg.Connection, admin_url: str, prefix: str, service: str, 
     for role in SERVICES[service][1:]:
         timeout = sql.SQL("ALTER ROLE {} SET idle_in_transaction_session_timeout = {}")
         admin.execute(timeout.format(sql.Identifier(f"{name}_{role}"), sql.Literal(IDLE_IN_TRANSACTION)))
+        for setting, value in SETTINGS.items():
+            planner = sql.SQL("ALTER ROLE {} SET {} = {}")
+            admin.execute(planner.format(sql.Identifier(f"{name}_{role}"), sql.Identifier(setting), sql.Literal(value)))
         if service != "write" and admin.info.server_version >= 170_000:
             age = sql.SQL("ALTER ROLE {} SET transaction_timeout = {}")
             admin.execute(age.format(sql.Identifier(f"{name}_{role}"), sql.Literal(CONSUMERS_TRANSACTION)))

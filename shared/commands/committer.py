@@ -296,7 +296,7 @@ class Committer:
             if left and not again and self._connection is not None:
                 await self._commit(self._batch(left), again=True)
             else:
-                self._intake.refuse(left, postgres.database_unavailable())
+                self._intake.refuse(left, postgres.unavailable(error))
         elif len(groups) > 1:
             log.warning("batch_failed", error=type(error).__name__, commands=len(_keys(groups)))
             for group in groups:

@@ -82,6 +82,26 @@ async def stop(connection: Connection, name: str, shard: int, at: Checkpoint, re
         raise Fenced(f"{name} is no longer at position {at.position}")
 
 
+async def note(connection: Connection, name: str, shard: int, at: Checkpoint, reason: str) -> None:
+    """Says what keeps a consumer that runs from going on; raises Fenced if somebody else leads. A move takes it back."""
+    cursor = await connection.execute(
+        """UPDATE checkpoints SET reason = %s
+           WHERE name = %s AND shard = %s AND epoch = %s AND position = %s AND event_id = %s""",
+        (reason, name, shard, at.epoch, at.position, at.event_id),
+    )
+    if cursor.rowcount != 1:
+        raise Fenced(f"{name} is no longer at position {at.position}")
+
+
+async def is_stopped(connection: Connection, name: str, shard: int, at: Checkpoint) -> bool:
+    """Whether the consumer still stands where it stopped itself, and nobody has let it go on."""
+    cursor = await connection.execute(
+        "SELECT epoch, position, event_id FROM checkpoints WHERE name = %s AND shard = %s AND state = 'stopped'", (name, shard)
+    )
+    row = await cursor.fetchone()
+    return row is not None and Checkpoint(*row) == at
+
+
 async def read_position(connection: Connection, name: str, shard: int) -> tuple[str, int]:
     """The epoch and position that the tables have reached; ("", 0) if nothing has run yet."""
     cursor = await connection.execute("SELECT epoch, position FROM checkpoints WHERE name = %s AND shard = %s", (name, shard))

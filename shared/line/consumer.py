@@ -1,8 +1,11 @@
 """Whoever follows the line with a checkpoint, projections and processes alike: connects, goes on, or stops and says so.
 
-It goes on from its checkpoint after everything that passes: a database that is away, another leader that was faster.
-It stops at what trying again would not help: a history that is not the one it followed, a defect. Then it stays up,
-writes nothing, and the reason is in its checkpoint's row for an operator to see.
+It stops for two reasons only: its fold cannot take an event, or the history is not the one that it followed. Then it
+stays up, writes nothing, and the reason is in its checkpoint's row for an operator to see, who lets it go on from there.
+
+Everything else passes, and is tried again on a fresh connection, ever slower and loudly: a database that is away,
+read-only or full, a right that is missing, a table that was changed under a prepared statement, a row that it refuses,
+another leader that was faster. Should it last, the reason is in the checkpoint's row as well.
 """
 
 from __future__ import annotations
@@ -16,23 +19,23 @@ from typing import ClassVar
 
 import psycopg
 import structlog
-from psycopg.errors import IdleInTransactionSessionTimeout, TransactionTimeout, UndefinedTable
 
 from shared.line import checkpoint as checkpoints
 from shared.line.checkpoint import Checkpoint, Fenced
 from shared.line.follower import HistoryDiverged
-from shared.platform.postgres import Connection
+from shared.platform.postgres import Connection, UnsafeDatabase, describe
 
 log = structlog.get_logger(__name__)
 
-RECONNECT_S = 0.5
+RETRY_MIN_S, RETRY_MAX_S = 0.5, 5.0
+# So many tries in vain are worth an operator's attention.
+TRIES_NOTED = 3
+# How often a stopped consumer looks whether an operator lets it go on.
+LOOK_S = 1.0
 
 # A plan made while a table was empty, and kept, goes through whichever index came first and slows down with every row
 # (eight times slower at 2,000 rows). So a plan is made anew for each batch, which costs little.
 _PLANS = "SET plan_cache_mode = force_custom_plan"
-
-LOST = (psycopg.OperationalError, IdleInTransactionSessionTimeout, TransactionTimeout, UndefinedTable)
-"""The database is away, was lost, or is not migrated yet: it is waited for."""
 
 
 class ConsumerFailed(Exception):
@@ -66,30 +69,40 @@ class Consumer(ABC):
         self.at = after
 
     async def run(self) -> None:
-        """Follows the line until it is cancelled. When it stops itself, it says why and waits to be cancelled."""
-        while self.stopped is None:
+        """Follows the line until it is cancelled. When it stops itself, it says why and waits for an operator's word.
+
+        Raises UnsafeDatabase, which no waiting mends.
+        """
+        tries = 0
+        while True:
+            began = self.at
             try:
-                connection = await self._connect()
-            except psycopg.Error as error:
-                log.info("consumer_awaits_database", consumer=self.name, error=str(error).strip())
-                await asyncio.sleep(RECONNECT_S)
-                continue
-            try:
-                await self._go_on(connection)
+                await self._go_on(await self._connect())
             except Fenced as error:
                 log.warning("consumer_fenced", consumer=self.name, text=str(error))
             except (HistoryDiverged, ConsumerFailed) as error:
                 await self._stop(f"{error.reason}: {error}")
+                await self._until_released()
+            except UnsafeDatabase:
+                raise
             except Exception as error:  # noqa: BLE001 (whatever it is, it must be seen, and nothing skipped)
-                if isinstance(error, LOST):
-                    log.warning("consumer_lost_database", consumer=self.name, error=str(error).strip())
-                    await asyncio.sleep(RECONNECT_S)
-                else:  # the database refuses the rows, or a defect of ours: trying again would not help
-                    # The exception's text may hold a row: only where it was raised is told.
-                    log.error("consumer_defect", consumer=self.name, where="".join(traceback.format_tb(error.__traceback__)))  # noqa: TRY400
-                    what = getattr(error, "sqlstate", None) or type(error).__name__
-                    await self._stop(f"{self.failed.reason}: the batch behind position {self.at.position} raised {what}")
-        await asyncio.Event().wait()
+                tries = 1 if self.at != began else tries + 1
+                await self._wait_out(error, tries)
+
+    async def _wait_out(self, error: Exception, tries: int) -> None:
+        """Says what keeps it from going on, and waits a little, longer each time."""
+        pause_s = min(RETRY_MIN_S * 2.0 ** (tries - 1), RETRY_MAX_S)
+        where = None if isinstance(error, psycopg.Error) else traceback.format_tb(error.__traceback__)[-4:]
+        what = describe(error)
+        facts = {"consumer": self.name, "position": self.at.position, "tries": tries, "again_in_s": pause_s}
+        log.error("consumer_retries", error=what, where=where, **facts)
+        if tries >= TRIES_NOTED:
+            # A database that cannot be written cannot keep this either; then the log and the lag must do.
+            with suppress(psycopg.Error, Fenced, OSError):
+                async with await self._connect() as connection:
+                    reason = f"RETRYING: behind position {self.at.position}, {tries} times in vain: {what}"
+                    await checkpoints.note(connection, self.name, self.shard, self.at, reason)
+        await asyncio.sleep(pause_s)
 
     async def _go_on(self, connection: Connection) -> None:
         """Goes on from the checkpoint. The connection is closed in the end, and with it whatever transaction was open."""
@@ -103,7 +116,7 @@ class Consumer(ABC):
                 await connection.close()
 
     async def _stop(self, reason: str) -> None:
-        """Says it where an operator sees it, however long that takes, and lets `run` come to rest."""
+        """Says it where an operator sees it, however long that takes."""
         log.error("consumer_stopped", consumer=self.name, position=self.at.position, reason=reason)
         while self.stopped is None:
             try:
@@ -111,8 +124,18 @@ class Consumer(ABC):
                     await checkpoints.stop(connection, self.name, self.shard, self.at, reason)
                 self.stopped = reason
             except Fenced:  # another has gone on from here: perhaps it is of a newer release, and can
-                await asyncio.sleep(RECONNECT_S)
+                await asyncio.sleep(RETRY_MIN_S)
                 return
             except psycopg.Error as error:
-                log.warning("consumer_stop_not_stored", consumer=self.name, error=str(error).strip())
-                await asyncio.sleep(RECONNECT_S)
+                log.warning("consumer_stop_not_stored", consumer=self.name, error=describe(error))
+                await asyncio.sleep(RETRY_MIN_S)
+
+    async def _until_released(self) -> None:
+        """Waits until an operator let it go on, from here or from elsewhere."""
+        while self.stopped is not None:
+            await asyncio.sleep(LOOK_S)
+            with suppress(psycopg.Error):
+                async with await self._connect() as connection:
+                    if not await checkpoints.is_stopped(connection, self.name, self.shard, self.at):
+                        log.info("consumer_released", consumer=self.name, was=self.stopped)
+                        self.stopped = None

@@ -45,7 +45,7 @@ class Notifier:
                 connection = await postgres.connect(self._database_url, application_name="foldline-notifier")
                 async with connection:
                     await self._notify_on(connection)
-            except psycopg.OperationalError as error:
+            except psycopg.Error as error:
                 log.debug("notifier_waits", error=type(error).__name__)
                 await asyncio.sleep(RETRY_S)
 

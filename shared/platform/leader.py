@@ -26,7 +26,7 @@ from typing import TypeVar
 import psycopg
 import structlog
 
-from shared.platform.postgres import Connection, connect
+from shared.platform.postgres import Connection, connect, refuse_pooler
 
 log = structlog.get_logger(__name__)
 
@@ -67,7 +67,7 @@ async def lead(
 
     `work` is cancelled when the lease is lost, and started afresh when it is gained again, so it must read where
     things stand when it begins. It is expected to drain and return by itself when `stopping` is set. What it raises
-    is raised here.
+    is raised here. Raises UnsafeDatabase if the URL leads to a pooler.
     """
     while not stopping.is_set():
         connection = await until(stopping, _gain(database_url, lock_class, shard))
@@ -129,6 +129,7 @@ async def _gain(database_url: str, lock_class: int, shard: int) -> Connection:
             await asyncio.sleep(RETRY_S)
             continue
         try:
+            await refuse_pooler(connection)
             await connection.execute("SELECT set_config('idle_session_timeout', %s, false)", (f"{SESSION_TIMEOUT_S * 1000:.0f}",))
             while not await _try_lock(connection, lock_class, shard):
                 say("lease_stands_by")

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import zlib
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, LiteralString
 from weakref import WeakSet
 
 import psycopg
 from psycopg import generators
-from psycopg.errors import error_from_result
+from psycopg.errors import LockNotAvailable, QueryCanceled, error_from_result
 from psycopg.pq import ExecStatus, Format
 from psycopg.pq.abc import PGresult
-from psycopg_pool import AsyncConnectionPool
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from shared.folds.errors import Unavailable
 from shared.platform.packing import Packed, PackedDumper
@@ -21,6 +22,9 @@ from shared.platform.packing import Packed, PackedDumper
 Connection = psycopg.AsyncConnection[Any]
 
 CONNECT_TIMEOUT_S = 3
+ANSWER_TIMEOUT_S = 1.0
+LOCK_TIMEOUT = "500ms"
+"""For reads alone. What holds a table for longer is a migration, which must not hold up queries on other tables."""
 
 
 class UnsafeDatabase(Exception):
@@ -43,33 +47,64 @@ _PARAMETERS: dict[str, Any] = {
     "keepalives_interval": 2,
     "keepalives_count": 2,
     "tcp_user_timeout": 5_000,
-    # Every query here looks rows up by key. A plan made while a table was empty, and kept, would read all of it; and
-    # since one plan serves all parameters, none is made again for every call, as PostgreSQL does where there are arrays.
-    "options": "-c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off -c jit=off"
-    " -c plan_cache_mode=force_generic_plan",
     "cursor_factory": _BinaryCursor,
 }
+
+# Every query here looks rows up by key. A plan made while a table was empty, and kept, would read all of it; and since one
+# plan serves all parameters, none is made again for every call, as PostgreSQL does where there are arrays.
+#
+# Told by a statement rather than when connecting: a pooler refuses `options`, or drops them without a word. A pooler that
+# hands a connection to another client after each transaction takes the settings along, to clients of the same role, who
+# want the same; one that was never told has them from its role (`deploy/bootstrap.py`).
+SETTINGS: Mapping[str, str] = {
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "jit": "off",
+    "plan_cache_mode": "force_generic_plan",
+}
+_SET: LiteralString = "SELECT set_config(k, v, false) FROM unnest(%s::text[], %s::text[]) AS s (k, v)"
 
 
 async def connect(url: str, *, application_name: str) -> Connection:
     """An autocommitting connection with binary results; raises psycopg.OperationalError if there is none to be had."""
     connection = await psycopg.AsyncConnection.connect(url, application_name=application_name, **_PARAMETERS)
-    await _prepare(connection)
+    try:
+        await _prepare(connection)
+    except BaseException:
+        await connection.close()
+        raise
     return connection
 
 
-async def _prepare(connection: Connection) -> None:
+async def _prepare(connection: Connection, settings: Mapping[str, str] = SETTINGS) -> None:
     connection.prepare_threshold = 0
     connection.adapters.register_dumper(Packed, PackedDumper)
+    await connection.execute(_SET, (list(settings), list(settings.values())), prepare=False)
+
+
+async def refuse_pooler(connection: Connection) -> None:
+    """Raises UnsafeDatabase if there is a pooler between us and the server: a lock of the session would not be ours.
+
+    A pooler cannot know which server process it will give us, so it names none, or one of its own.
+    """
+    (pid,) = await one(connection, "SELECT pg_backend_pid()")
+    if pid != connection.info.backend_pid:
+        raise UnsafeDatabase(
+            "this connection holds a lock of its session, so it must lead to PostgreSQL itself: a pooler answered"
+        )
 
 
 class Reads:
     """A few connections for reads that are not on the hot path, opened when they are needed.
 
-    After a restart of the server every pooled connection is dead, and looks alive: each is tried before it is lent.
+    After a restart of the server every pooled connection is dead, and looks alive: each is tried before it is lent. A
+    table that somebody has locked is not waited for long, so that it does not take the connections from the others.
     """
 
     def __init__(self, url: str, *, application_name: str, size_max: int = 8) -> None:
+        self._size_max = size_max
+        self._lent = 0
         self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             url,
             kwargs={"application_name": application_name, **_PARAMETERS},
@@ -77,8 +112,7 @@ class Reads:
             max_size=size_max,
             open=False,
             timeout=CONNECT_TIMEOUT_S,
-            configure=_prepare,
-            check=AsyncConnectionPool.check_connection,
+            configure=lambda connection: _prepare(connection, {**SETTINGS, "lock_timeout": LOCK_TIMEOUT}),
             # A try that failed is not followed by ever slower ones behind the caller's back: the caller tries again.
             reconnect_timeout=CONNECT_TIMEOUT_S,
         )
@@ -93,27 +127,86 @@ class Reads:
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
-        """Lends a connection. Raises Unavailable (DATABASE_UNAVAILABLE) if there is none, or if it is lost in use."""
+        """Lends a connection. Raises Unavailable for all that the database cannot do now; see `unavailable`."""
         try:
+            async with AsyncExitStack() as lent:
+                connection = await lent.enter_async_context(self._living())
+                try:
+                    yield connection
+                except psycopg.Error as error:
+                    # What it remembers of the database may be what is wrong (a plan, a role's rights): the pool drops it.
+                    if is_trouble(error):
+                        await connection.close()
+                    raise
+        except PoolTimeout as error:
+            raise (_busy() if self._lent >= self._size_max else unavailable(error)) from error
+        except psycopg.Error as error:
+            if is_trouble(error):
+                raise unavailable(error) from error
+            raise
+
+    @asynccontextmanager
+    async def _living(self) -> AsyncIterator[Connection]:
+        """A connection that answers. Dead ones are dropped on the way, without the pauses that the pool would make."""
+        for _ in range(self._size_max + 1):
             async with self._pool.connection() as connection:
-                yield connection
-        except psycopg.OperationalError as error:
-            raise database_unavailable() from error
+                if await _answers(connection):
+                    self._lent += 1
+                    try:
+                        yield connection
+                    finally:
+                        self._lent -= 1
+                    return
+        raise psycopg.OperationalError("every connection is lost as soon as it is made")
 
 
-def database_unavailable() -> Unavailable:
-    """The database is away, or was lost on the way."""
-    return Unavailable("DATABASE_UNAVAILABLE", "the database is away; the same call may be made again")
+async def _answers(connection: Connection) -> bool:
+    """Whether the server answers on this connection; closes it if not."""
+    try:
+        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            await connection.execute("")
+    except (psycopg.Error, TimeoutError):
+        await connection.close()
+        return False
+    return True
 
 
-def is_trouble(error: Exception) -> bool:
-    """Whether the server says that it cannot now: it is full, ending, recovering, read-only, or was told to stop.
+# Classes of errors that speak of a statement's values rather than of the database: data exceptions, integrity
+# constraints, check options, limits of size, and what a function of ours raises.
+_OF_THE_VALUES = ("22", "23", "44", "54", "P0")
 
-    The driver's exceptions are no tree of PostgreSQL's classes of errors, so the class is read from the code.
-    https://www.postgresql.org/docs/current/errcodes-appendix.html
+
+def is_trouble(error: BaseException) -> bool:
+    """Whether the database cannot now what it could before, so that the same may be tried again on a fresh connection.
+
+    All but a refusal of the values: it is away, full, ending, recovering, read-only, locked, a right is missing, a plan
+    does not fit a table that was changed. The driver's exceptions are no tree of PostgreSQL's classes of errors, so the
+    class is read from the code. https://www.postgresql.org/docs/current/errcodes-appendix.html
     """
-    code = error.sqlstate or "" if isinstance(error, psycopg.Error) else ""
-    return code[:2] in ("53", "57", "58") or code == "25006"
+    if not isinstance(error, psycopg.Error):
+        return False
+    if error.sqlstate is None:  # the driver's own: a connection that was lost, or a call that makes no sense
+        return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
+    return error.sqlstate[:2] not in _OF_THE_VALUES
+
+
+def unavailable(error: BaseException) -> Unavailable:
+    """What a caller is told of a database in trouble: that it is busy, or away (or not fit to answer)."""
+    if isinstance(error, LockNotAvailable | QueryCanceled):
+        return _busy()
+    return Unavailable("DATABASE_UNAVAILABLE", "the database is away or cannot answer now; the same call may be made again")
+
+
+def _busy() -> Unavailable:
+    return Unavailable("DATABASE_BUSY", "the database did not get to it in time; the same call may be made again")
+
+
+def describe(error: BaseException) -> str:
+    """What went wrong with the database, for a log or an operator, without a value of a row."""
+    name = type(error).__name__
+    if not isinstance(error, psycopg.Error) or not is_trouble(error):
+        return f"{getattr(error, 'sqlstate', None) or ''} {name}".strip()
+    return f"{error.sqlstate or ''} {name}: {error.diag.message_primary or str(error)}".strip()
 
 
 async def refuse_unsafe(connection: Connection, *, tables: Iterable[str]) -> None:

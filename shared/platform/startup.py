@@ -7,11 +7,9 @@ import time
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
-from psycopg.errors import UndefinedTable
-
 from shared.folds.errors import Unavailable
 from shared.platform import process, telemetry
-from shared.platform.postgres import Reads, UnsafeDatabase, refuse_unsafe
+from shared.platform.postgres import Reads, UnsafeDatabase, describe, refuse_unsafe
 from shared.platform.settings import ProcessSettings
 
 log = telemetry.logger(__name__)
@@ -50,8 +48,8 @@ async def until_safe(reads: Reads, *, tables: Iterable[str] = (), written: Itera
                 for table in written:
                     await connection.execute("SELECT %s::text::regclass", (table,))
                 return await refuse_unsafe(connection, tables=tables)
-        except (Unavailable, UndefinedTable) as error:
+        except Unavailable as error:
             if time.monotonic() - told_at > REPEAT_LOG_S:
                 told_at = time.monotonic()
-                log.info("waiting_for_database", error=str(error).strip())
+                log.info("waiting_for_database", error=describe(error.__cause__ or error))
             await asyncio.sleep(RETRY_S)

@@ -305,6 +305,7 @@ class ProcessRunner(Consumer):
         while self._parked_at and self._parked_at[0] < now - 60:
             self._parked_at.popleft()
         if len(self._parked_at) > PARKED_MAX:
+            self._parked_at.clear()  # none of these was written; an operator may let it try again
             raise ProcessesFailed(f"more than {PARKED_MAX} processes were parked within a minute")
 
 

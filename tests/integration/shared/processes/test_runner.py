@@ -12,6 +12,8 @@ from uuid import UUID
 
 import psycopg
 import pytest
+from psycopg import sql
+from structlog.testing import capture_logs
 
 from bank.v1 import account_pb2
 from deploy.bootstrap import Database
@@ -650,6 +652,41 @@ async def test_the_saga_database_goes_away_and_comes_back(world: World) -> None:
                 await asyncio.sleep(0.05)
         await all_ended(world, 110, 30)
     await everything_once(world, *range(1, 111))
+
+
+@pytest.mark.parametrize(
+    ("bad", "mended"),
+    [
+        ("ALTER DATABASE {database} SET default_transaction_read_only = on", "ALTER DATABASE {database} RESET ALL"),
+        ("REVOKE INSERT ON process_history FROM {app}", "GRANT INSERT ON process_history TO {app}"),
+        ("ALTER TABLE processes ALTER COLUMN phase TYPE varchar(5000)", ""),
+    ],
+    ids=["read-only", "no right", "a changed type"],
+)
+async def test_whatever_the_database_says_passes(world: World, bad: str, mended: str) -> None:
+    """A bad moment of the saga database stops nothing: when it is over every step is carried out, once."""
+    names = {"database": sql.Identifier(world.database.name), "app": sql.Identifier("foldline_saga_app")}
+    world.open(*range(1, 6))
+    async with world.running() as runner:
+        await all_ended(world, 5)
+        async with await psycopg.AsyncConnection.connect(world.database.admin, autocommit=True) as admin:
+            await admin.execute(sql.SQL(bad).format(**names))
+            if "read_only" in bad:  # which is for new sessions
+                await admin.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND pid <> pg_backend_pid()",
+                    (world.database.name,),
+                )
+            with capture_logs() as logs:
+                world.open(*range(6, 11))
+                if mended:
+                    await eventually(lambda: len([log for log in logs if log["event"] == "consumer_retries"]) > 1)
+                    assert {log["log_level"] for log in logs if log["event"] == "consumer_retries"} == {"error"}
+                    await admin.execute("SET default_transaction_read_only = off")
+                    await admin.execute(sql.SQL(mended).format(**names))
+                await all_ended(world, 10, 30)
+        assert runner.stopped is None
+    await everything_once(world, *range(1, 11))
+    assert await world.query("SELECT state, reason FROM checkpoints") == [("running", "")]
 
 
 async def test_cancel_refuses_what_waits_and_the_process_compensates(world: World) -> None:

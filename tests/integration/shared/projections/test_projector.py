@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from contextlib import aclosing
 from typing import Any
@@ -11,6 +12,7 @@ import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from psycopg import sql
 
 from bank.v1 import account_pb2
 from deploy.bootstrap import Database
@@ -18,7 +20,7 @@ from foldline.v1.event_store_pb2 import EventEnvelope
 from read_service.projections.accounts import ACCOUNTS, AccountRow
 from read_service.registry import SUMMARIES
 from shared.folds.projection import Group, Projection
-from shared.line import checkpoint
+from shared.line import checkpoint, consumer
 from shared.line.checkpoint import Checkpoint, Fenced
 from shared.line.follower import Batch, Delivery, Follower
 from shared.platform.postgres import UnsafeDatabase, connect, refuse_unsafe
@@ -274,15 +276,107 @@ async def test_a_payload_that_cannot_be_read_stops_it(read_db: Database) -> None
     assert checkpoint_row(read_db)[:2] == (0, "stopped")
 
 
-async def test_rows_that_the_database_refuses_stop_it(read_db: Database) -> None:
-    """An append-only table that holds the row already is a defect, not something to go round."""
+async def test_rows_that_the_database_refuses_are_tried_again_loudly(read_db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An append-only table that holds the row already: nothing is skipped, the reason is shown, and mended it goes on."""
+    monkeypatch.setattr(consumer, "RETRY_MAX_S", 0.02)
     store = bank()
     with psycopg.connect(read_db.app) as connection:
         connection.execute("INSERT INTO movements VALUES ('acme', %s, 2, 1, 1, now())", [BLUE])
     async with running(projector(read_db, StoreLine(store))) as it:
-        assert await eventually(lambda: it.stopped) == "PROJECTION_FAILED: the batch behind position 0 raised 23505"
-    assert checkpoint_row(read_db)[:2] == (0, "stopped")
-    assert dump(read_db, ["people", "accounts"]) == {"people": [], "accounts": []}
+        await eventually(lambda: checkpoint_row(read_db)[2])
+        assert re.fullmatch(
+            r"RETRYING: behind position 0, \d+ times in vain: 23505 UniqueViolation", str(checkpoint_row(read_db)[2])
+        )
+        assert (checkpoint_row(read_db)[:2], it.stopped) == ((0, "running"), None)
+        assert dump(read_db, ["people", "accounts"]) == {"people": [], "accounts": []}
+        with psycopg.connect(read_db.owner) as owner:
+            owner.execute("ALTER TABLE movements NO FORCE ROW LEVEL SECURITY")
+            owner.execute("DELETE FROM movements")
+        await reached(it, 20)
+    assert checkpoint_row(read_db) == (20, "running", "")
+    assert dump(read_db) == folded(store.events)
+
+
+READ_ONLY = "ALTER DATABASE {database} SET default_transaction_read_only = {}"
+MOMENTS = {
+    "read-only": (READ_ONLY.format("on", database="{database}"), READ_ONLY.format("off", database="{database}")),
+    "no right to the rows": ("REVOKE UPDATE, INSERT ON accounts FROM {app}", "GRANT UPDATE, INSERT ON accounts TO {app}"),
+    "no right to the checkpoint": ("REVOKE UPDATE ON checkpoints FROM {app}", "GRANT UPDATE ON checkpoints TO {app}"),
+    "a changed type": ("ALTER TABLE people ALTER COLUMN name TYPE varchar(5000)", ""),
+    "a constraint": (
+        "ALTER TABLE accounts ADD CONSTRAINT none CHECK (balance_minor < 0) NOT VALID",
+        "ALTER TABLE accounts DROP CONSTRAINT none",
+    ),
+    "a table that is not there": ("ALTER TABLE people RENAME TO elsewhere", "ALTER TABLE elsewhere RENAME TO people"),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+async def test_whatever_the_database_says_passes(read_db: Database, moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bad moment of the database stops nothing: when it is over the tables reach the head by themselves."""
+    monkeypatch.setattr(consumer, "RETRY_MAX_S", 0.02)
+    tries = 0
+    wait_out = consumer.Consumer._wait_out
+
+    async def counted(self: consumer.Consumer, error: Exception, times: int) -> None:
+        nonlocal tries
+        tries += 1
+        await wait_out(self, error, times)
+
+    monkeypatch.setattr(consumer.Consumer, "_wait_out", counted)
+    store = bank()
+    later = store.events[8:]
+    del store.events[8:]
+    bad, mended = (
+        sql.SQL(statement).format(database=sql.Identifier(read_db.name), app=sql.Identifier("foldline_read_app"))
+        for statement in MOMENTS[moment]
+    )
+    async with running(projector(read_db, StoreLine(store))) as it:
+        await reached(it, 8)
+        with psycopg.connect(read_db.admin, autocommit=True) as admin:
+            admin.execute(bad)
+            if moment == "read-only":  # which is for new sessions
+                admin.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                    " WHERE datname = %s AND application_name = 'foldline-projector'",
+                    [read_db.name],
+                )
+            store.events.extend(later)
+            if MOMENTS[moment][1]:
+                await eventually(lambda: tries > 4)
+                assert it.at.position < 20
+                admin.execute("SET default_transaction_read_only = off")
+                admin.execute(mended)
+        await reached(it, 20)
+    assert checkpoint_row(read_db) == (20, "running", "")
+    assert dump(read_db) == folded(store.events)
+
+
+async def test_one_that_an_earlier_release_stopped_goes_on(read_db: Database) -> None:
+    """A checkpoint that was stopped for what the database said is no longer, once a projector has looked at it."""
+    store = bank()
+    async with running(projector(read_db, StoreLine(store))) as it:
+        await reached(it, 20)
+    with psycopg.connect(read_db.app) as connection:
+        connection.execute("UPDATE checkpoints SET state = 'stopped', reason = 'PROJECTION_FAILED: 25006'")
+    async with running(projector(read_db, StoreLine(store))):
+        await eventually(lambda: checkpoint_row(read_db) == (20, "running", ""))
+
+
+async def test_a_stopped_one_goes_on_at_an_operators_word(read_db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a start: it looks at its row, and tries again as soon as that says running."""
+    monkeypatch.setattr(consumer, "LOOK_S", 0.01)
+    store = bank()
+    bad = store.deposit("acme", uid(77), uid(78), 5, 5)
+    async with running(projector(read_db, StoreLine(store))) as it:
+        await eventually(lambda: it.stopped)
+        bad.type = "bank.v1.Understood"
+        await asyncio.sleep(0.1)  # it has looked, and stays
+        assert it.stopped
+        with psycopg.connect(read_db.app) as connection:
+            connection.execute("UPDATE checkpoints SET state = 'running', reason = ''")
+        await eventually(lambda: it.stopped is None)
+        await reached(it, 21)
 
 
 async def test_a_checkpoint_ahead_of_a_restored_store_stops_it(read_db: Database) -> None:
