@@ -26,6 +26,7 @@ from shared.line import checkpoint
 from shared.line.consistency import ConsistencyGate
 from shared.platform.postgres import Reads
 from shared.platform.settings import ServerSettings
+from shared.rpc.probes import Probes
 from shared.rpc.server import Server
 
 TABLES = (people.name, person_totals.name, accounts.name, movements.name, transfers.name, users.name, "checkpoints")
@@ -50,7 +51,8 @@ def build(settings: ReadSettings, reads: Reads) -> Server:
             return await checkpoint.read_position(connection, SUMMARIES.name, settings.shard)
 
     gate = ConsistencyGate(settings.shard, progress, wait_max_s=settings.deadline_default_s)
-    server = Server(settings, roles=ROLES)
+    server = Server(settings, roles=ROLES, probes=Probes(settings, "read_service"))
+    server.probes.needs_database(settings.query_database_url.get_secret_value())
     server.add(add_PersonQueryServiceServicer_to_server, PersonQueryService(reads, gate))
     server.add(add_AccountQueryServiceServicer_to_server, AccountQueryService(reads, gate))
     server.add(add_TransferQueryServiceServicer_to_server, TransferQueryService(reads, gate))

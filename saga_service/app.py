@@ -26,6 +26,7 @@ from shared.processes.admin import ProcessAdmin
 from shared.processes.dispatcher import Dispatcher
 from shared.processes.runner import ProcessRunner
 from shared.rpc import client
+from shared.rpc.probes import Probes
 from shared.rpc.server import Server
 
 
@@ -107,7 +108,8 @@ def build(
 
     `wake` is called when an operator made something due.
     """
-    server = Server(settings, roles=ROLES)
+    server = Server(settings, roles=ROLES, probes=Probes(settings, "saga_service"))
+    server.probes.needs_database(settings.database_url.get_secret_value())
     desk = ProcessAdmin(reads, managers, settings.shard, clock=clock or utc_now, wake=wake)
     server.add(add_ProcessServiceServicer_to_server, ProcessService(desk))
     return server

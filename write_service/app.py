@@ -15,6 +15,7 @@ from shared.commands.intake import Limits
 from shared.line.notifier import Notifier
 from shared.platform.postgres import Reads
 from shared.platform.settings import Seconds, ServerSettings
+from shared.rpc.probes import Probes
 from shared.rpc.server import Server
 from write_service.api import (
     ROLES,
@@ -62,7 +63,8 @@ def build(settings: WriteSettings, reads: Reads) -> Server:
     )
     commands = CommandBus(committer, reads, clock=utc_now)
 
-    server = Server(settings, roles=ROLES, sizes_max=SIZES_MAX)
+    server = Server(settings, roles=ROLES, sizes_max=SIZES_MAX, probes=Probes(settings, "write_service"))
+    server.probes.needs_database(database_url)
     server.add(person_pb2_grpc.add_PersonServiceServicer_to_server, PersonService(commands))
     server.add(account_pb2_grpc.add_AccountServiceServicer_to_server, AccountService(commands))
     server.add(transfer_pb2_grpc.add_TransferServiceServicer_to_server, TransferService(commands))

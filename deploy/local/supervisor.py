@@ -28,6 +28,7 @@ BACKOFF_MAX_S = 4.0
 class Program:
     """What is run: `python -m module` with these settings. `port` is where it serves gRPC, if it does.
 
+    `health_port` is where it answers gRPC health, `admin_port` where it answers /healthz, /readyz and /metrics over HTTP.
     Programs of a lower `wave` are stopped before those of a higher one.
     """
 
@@ -35,6 +36,8 @@ class Program:
     module: str
     settings: Mapping[str, str]
     port: int | None = None
+    health_port: int = 0
+    admin_port: int = 0
     wave: int = 0
 
     @property

@@ -50,33 +50,21 @@ class System(Supervisor):
         read = {**common, "FOLDLINE_QUERY_DATABASE_URL": databases.read.query or "", "FOLDLINE_DATABASE_URL": databases.read.app}
         source = {"FOLDLINE_WRITE_ADDRESS": f"127.0.0.1:{write_port}", "FOLDLINE_TOKEN_FILE": str(token_file)}
         saga = {**common, **source, "FOLDLINE_DATABASE_URL": databases.saga.app, "FOLDLINE_TOKEN_FILE": str(saga_token_file)}
-        extra = settings or {}
-        self.add(
-            Program(
-                name=WRITE,
-                module="write_service",
-                port=write_port,
-                settings={**write, "FOLDLINE_LISTEN": f"127.0.0.1:{write_port}", **extra},
-            )
+        self._settings = dict(settings or {})
+        self._serve(WRITE, "write_service", write, port=write_port)
+        self._serve(RELAY, "write_service.relay", write, wave=1)
+        self._serve(READ, "read_service", read, port=read_port)
+        self._serve(PROJECTOR, "read_service.projector", {**read, **source}, wave=1)
+        self._serve(SAGA, "saga_service", saga, port=saga_port)
+
+    def _serve(self, name: str, module: str, settings: Mapping[str, str], *, port: int | None = None, wave: int = 0) -> None:
+        """Makes a program known. One without a port of its own answers health on one that nobody else needs to know."""
+        health_port, admin_port = port or free_port(), free_port()
+        every = {**settings, **_listen(health_port, admin_port), **self._settings}
+        program = Program(
+            name=name, module=module, wave=wave, settings=every, port=port, health_port=health_port, admin_port=admin_port
         )
-        self.add(Program(name=RELAY, module="write_service.relay", wave=1, settings={**write, **extra}))
-        self.add(
-            Program(
-                name=READ,
-                module="read_service",
-                port=read_port,
-                settings={**read, "FOLDLINE_LISTEN": f"127.0.0.1:{read_port}", **extra},
-            )
-        )
-        self.add(Program(name=PROJECTOR, module="read_service.projector", wave=1, settings={**read, **source, **extra}))
-        self.add(
-            Program(
-                name=SAGA,
-                module="saga_service",
-                port=saga_port,
-                settings={**saga, "FOLDLINE_LISTEN": f"127.0.0.1:{saga_port}", **extra},
-            )
-        )
+        self.add(program)
 
     def _token_file(self, user_id: str, roles: Iterable[Role]) -> Path:
         """A token of one of our processes, in a file that it reads anew for every call."""
@@ -88,10 +76,16 @@ class System(Supervisor):
     def replica(self, name: str, *, settings: Mapping[str, str] | None = None) -> str:
         """Makes another instance of a program known, on a port of its own, and returns its name; `start` starts it."""
         like = self.programs[name]
-        port = None if like.port is None else free_port()
-        listen = {} if port is None else {"FOLDLINE_LISTEN": f"127.0.0.1:{port}"}
+        health_port, admin_port = free_port(), free_port()
         number = sum(program.module == like.module for program in self.programs.values()) + 1
-        copy = replace(like, name=f"{name}-{number}", port=port, settings={**like.settings, **listen, **(settings or {})})
+        copy = replace(
+            like,
+            name=f"{name}-{number}",
+            port=None if like.port is None else health_port,
+            health_port=health_port,
+            admin_port=admin_port,
+            settings={**like.settings, **_listen(health_port, admin_port), **(settings or {})},
+        )
         self.add(copy)
         return copy.name
 
@@ -111,6 +105,10 @@ class System(Supervisor):
         # Reconnects at once after a restart, rather than after the 1 s and more that gRPC would wait.
         options = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 500)]
         return grpc.aio.insecure_channel(self.programs[name].address, options=options)
+
+
+def _listen(port: int, admin_port: int) -> dict[str, str]:
+    return {"FOLDLINE_LISTEN": f"127.0.0.1:{port}", "FOLDLINE_ADMIN_LISTEN": f"127.0.0.1:{admin_port}"}
 
 
 def bearer(token: str) -> tuple[tuple[str, str], ...]:

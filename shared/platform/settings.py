@@ -44,6 +44,12 @@ class ProcessSettings(BaseSettings):
     """The least severe log lines that are written."""
     uvloop: bool = True
     """Whether to run on uvloop, the faster event loop."""
+    listen: str = "127.0.0.1:0"
+    """The address to listen on, host:port; port 0 lets the system choose one. gRPC health is answered here by every process."""
+    admin_listen: str = "127.0.0.1:0"
+    """The address of /healthz, /readyz and /metrics over HTTP. They need no token: keep it on the operator's network."""
+    metric_tenants: str = ""
+    """The tenants that metrics tell apart, separated by commas. All others are in the sums alone."""
 
     @classmethod
     def settings_customise_sources(
@@ -61,8 +67,6 @@ class ProcessSettings(BaseSettings):
 class ServerSettings(ProcessSettings):
     """What every process has that serves gRPC."""
 
-    listen: str = "127.0.0.1:0"
-    """The address to listen on, host:port; port 0 lets the system choose one."""
     jwks_file: Path
     """The public keys that tokens are verified with, a JSON Web Key Set; the file is read again when it changes."""
     token_issuer: str = "https://foldline.localhost"

@@ -2,6 +2,7 @@
 
 KNOWN = frozenset(
     {
+        "FOLDLINE_ADMIN_LISTEN",
         "FOLDLINE_CALLS_AT_ONCE_MAX",
         "FOLDLINE_CONNECTIONS_MAX",
         "FOLDLINE_DATA",
@@ -15,6 +16,7 @@ KNOWN = frozenset(
         "FOLDLINE_JWKS_FILE",
         "FOLDLINE_LISTEN",
         "FOLDLINE_LOG_LEVEL",
+        "FOLDLINE_METRIC_TENANTS",
         "FOLDLINE_NATS_SERVER",
         "FOLDLINE_NATS_URL",
         "FOLDLINE_NATS_URL_FILE",

@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from shared.folds.errors import Forbidden, Invalid, OverLimit, Refusal
 from shared.platform.identity import Call, Identity, Role, current_call
+from shared.platform.metrics import SECONDS, Histogram, Metrics
 from shared.platform.settings import ServerSettings
 from shared.platform.telemetry import call_facts, logger, new_traceparent, quick_info, trace_id, valid_traceparent
 from shared.platform.tokens import Verifier
@@ -83,10 +84,11 @@ Behaviour = RequestHook | ResponseHook
 """Plain functions rather than wrappers: each coroutine around a handler was felt, at its start and whenever it waits."""
 
 
-def standard_behaviours(verifier: Verifier, settings: ServerSettings) -> tuple[Behaviour, ...]:
+def standard_behaviours(verifier: Verifier, settings: ServerSettings, metrics: Metrics) -> tuple[Behaviour, ...]:
     """What every call passes."""
     return (
         CallLog(settings.slow_call_ms),
+        CallMetrics(metrics),
         Deadline(settings.deadline_default_s, settings.deadline_max_s),
         TraceContext(),
         Authentication(verifier),
@@ -142,6 +144,24 @@ class CallLog:
             log.warning("slow call" if slow else "call", **facts)
         else:
             self._info("call", facts)
+
+
+class CallMetrics:
+    """Rate, errors and duration of each RPC."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._durations = Histogram(
+            "rpc.server.call.duration",
+            "How long calls took that this process served.",
+            unit="s",
+            bounds=SECONDS,
+            labels=("rpc.system.name", "rpc.method", "rpc.response.status_code"),
+        )
+        metrics.add(self._durations)
+
+    def leave(self, call: CallContext, error: BaseException | None) -> None:
+        code = "OK" if error is None else _code(error)
+        self._durations.observe(time.perf_counter() - call.began, ("grpc", call.rpc.name, code))
 
 
 def _code(error: BaseException) -> str:

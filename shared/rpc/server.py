@@ -23,7 +23,7 @@ from typing import Any, TypeAlias, TypeVar, cast
 import grpc
 from google.protobuf import descriptor_pool, message_factory
 from grpc import aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from shared.folds.errors import Late, OverLimit, Refusal, Unavailable
@@ -33,6 +33,7 @@ from shared.platform.settings import ServerSettings
 from shared.platform.telemetry import logger
 from shared.platform.tokens import KeyFile, Verifier
 from shared.rpc.behaviours import CallContext, RequestHook, ResponseHook, Rpc, answer_error, nobody_waits, standard_behaviours
+from shared.rpc.probes import Probes
 from shared.rpc.status import to_status, trailers
 
 ServicerT = TypeVar("ServicerT")
@@ -78,6 +79,7 @@ class Server:
         *,
         roles: Mapping[str, Iterable[Role]],
         sizes_max: Mapping[str, int] | None = None,
+        probes: Probes | None = None,
     ) -> None:
         """`roles` has a row for every RPC, by its full name, bank.v1.PersonService/RegisterPerson; any one will do.
 
@@ -87,17 +89,19 @@ class Server:
         self._settings = settings
         self._roles = {name: frozenset(allowed) for name, allowed in roles.items()}
         self._sizes_max = dict(sizes_max or {})
-        self._behaviours = standard_behaviours(_verifier(settings), settings)
+        self.probes = probes or Probes(settings)
+        self._behaviours = standard_behaviours(_verifier(settings), settings, self.probes.metrics)
         self._handlers: dict[str, dict[str, AnyHandler]] = {}
         self._calls_max = settings.calls_at_once_max
         self._server = aio.server(options=OPTIONS, maximum_concurrent_rpcs=self._calls_max + _OTHER_CALLS_MAX)
-        self._health = health.aio.HealthServicer()
         self._on_drained: list[OnDrained] = []
         self._in_flight = 0
         # Set when the last call ends; who waits for that clears it first.
         self._idle = asyncio.Event()
         self._readers: set[_Reader] = set()
         self._draining = False
+        self._set_up = False
+        self.probes.readiness.add("start", self._start)
         self._refused_at = 0.0
         self._warned_at = -_WARN_EVERY_S
         self.port = 0
@@ -127,7 +131,7 @@ class Server:
             if unknown := sorted(table - rpcs):
                 raise Misconfigured(f"{name} are given for unknown RPCs: {', '.join(unknown)}")
         plain = _Recorder()
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, cast("aio.Server", plain))
+        health_pb2_grpc.add_HealthServicer_to_server(self.probes.servicer, cast("aio.Server", plain))
         if self._settings.reflection:
             names = (*self._handlers, *plain.services, reflection.SERVICE_NAME)
             reflecting = reflection.aio.ReflectionServicer(names)
@@ -135,15 +139,18 @@ class Server:
         self._server.add_generic_rpc_handlers((_Table({**self._handlers, **plain.services}),))
         await self.set_serving(serving)
         self.port = self._server.add_insecure_port(self._settings.listen)
+        await self.probes.open()
         await self._server.start()
         log.info("listening", address=self._settings.listen, port=self.port)
         return self.port
 
     async def set_serving(self, serving: bool) -> None:
         """What the health service says of this process and of each of its services."""
-        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        for service in ("", *self._handlers):
-            await self._health.set(service, status)
+        self._set_up = serving
+        await self.probes.set_serving(("", *self._handlers), serving=serving)
+
+    async def _start(self) -> str:
+        return "" if self._set_up else "it waits for what it needs to start"
 
     async def run(self) -> None:
         """Starts unless started, serves until SIGTERM or SIGINT, then drains."""
@@ -166,7 +173,7 @@ class Server:
         log.info("draining", in_flight=self._in_flight)
         self._draining = True
         self._refused_at = loop.time()
-        await self._health.enter_graceful_shutdown()
+        await self.probes.drain(("", *self._handlers))
         for reader in self._readers:
             reader.wait_no_longer()
         calls_until = loop.time() + self._settings.drain_calls_s
@@ -178,7 +185,7 @@ class Server:
         await stopping
         if not await self._until_idle(max(until - loop.time(), 0) / 2):
             log.error("calls do not end", in_flight=self._in_flight)
-        for callback in reversed(self._on_drained):
+        for callback in (*reversed(self._on_drained), self.probes.close):
             try:
                 async with asyncio.timeout_at(until):
                     await callback()

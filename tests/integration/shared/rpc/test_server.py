@@ -719,3 +719,19 @@ async def test_a_larger_size_is_given_by_the_table(streaming: StreamWorld) -> No
     request.items.add(causation_id=ID).command.Pack(person_pb2.RegisterPersonRequest(name="x" * 2 * 1024 * 1024))
     code, refusal = await refused(streaming.stub.SendBatch(request, metadata=streaming.metadata, timeout=20))
     assert (code, refusal.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "MESSAGE_TOO_LARGE")
+
+
+async def test_every_call_is_counted_by_method_and_status(make_world: MakeWorld) -> None:
+    """Those that are refused on their way in as well."""
+    world = await make_world()
+    await world.register()
+    await world.register()
+    with pytest.raises(aio.AioRpcError):
+        await world.register(token="nobody")
+    _, text = await world.server.probes.metrics.render()
+
+    def count(code: str) -> list[str]:
+        series = f'{{rpc_method="{REGISTER}",rpc_response_status_code="{code}",rpc_system_name="grpc"}}'
+        return [line for line in text.decode().splitlines() if line.startswith(f"rpc_server_call_duration_seconds_count{series}")]
+
+    assert [line.rpartition(" ")[2] for code in ("OK", "UNAUTHENTICATED") for line in count(code)] == ["2.0", "1.0"]
