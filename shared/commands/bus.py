@@ -19,6 +19,7 @@ from shared.commands.intake import PendingReply, is_final, outcome_again
 from shared.commands.log import StoredCommand, read_commands
 from shared.commands.registry import Prepare, Route
 from shared.folds.errors import BatchAborted, Forbidden, Invalid, OverLimit, Refusal
+from shared.folds.ids import is_of_processes
 from shared.line.consistency import Token, encode
 from shared.line.event_store import timestamp
 from shared.platform.identity import Call, Role, current_call
@@ -225,6 +226,10 @@ def _command(route: Route, request: Any, sender: Sender, now: datetime) -> Comma
     pair, handler = route.pair, route.handler
     options = request.options
     command_id = options.command_id.lower()
+    if is_of_processes(command_id) and Role.PROCESS not in sender.roles:
+        raise _bad(
+            "COMMAND_ID_RESERVED", "ids of this kind are kept for processes", "options.command_id", "must not be of version 8"
+        )
     expected_version = options.expected_version if options.HasField("expected_version") else None
     correlation_id = options.correlation_id.lower() or command_id
     content = pair.decode(request)

@@ -179,11 +179,17 @@ def is_final(row: StoredCommand, command: Command) -> bool:
 def outcome_again(row: StoredCommand, command: Command) -> Outcome:
     """The first outcome again, or a refusal if the command id came with another content."""
     if row.fingerprint != command.fingerprint:
-        return Outcome("rejected", 0, 0, 0, row.head, id_reused())
+        return Outcome("rejected", 0, 0, 0, row.head, id_reused(row))
     refusal = from_status(status_pb2.Status.FromString(row.error)) if row.error else None
     return Outcome(row.status, row.version, row.events_appended, row.position, row.head, refusal)
 
 
-def id_reused() -> Refusal:
-    """The refusal of a command id that was used with another content before."""
-    return Invalid("COMMAND_ID_REUSED", "this command id was used for another content")
+def id_reused(row: StoredCommand | None = None) -> Refusal:
+    """The refusal of a command id that was used with another content before: `row`, if that is in the log.
+
+    `used_by` says whether a process sent that: a process always names a cause or a user, and nobody else may.
+    """
+    refusal = Invalid("COMMAND_ID_REUSED", "this command id was used for another content")
+    if row is not None:
+        refusal.facts["used_by"] = "process" if row.causation_id or row.on_behalf_of else "client"
+    return refusal

@@ -24,7 +24,14 @@ from grpc.aio import AioRpcError, Metadata
 from foldline.v1 import command_pb2
 from shared.folds.errors import Code, Refusal
 from shared.platform.telemetry import logger
-from shared.processes.round import COMMAND_FAILED, CommandResult, DeliveryFailure, PendingCommand, ProcessKey
+from shared.processes.round import (
+    COMMAND_FAILED,
+    CommandIdTaken,
+    CommandResult,
+    DeliveryFailure,
+    PendingCommand,
+    ProcessKey,
+)
 from shared.rpc.client import bearer
 from shared.rpc.status import from_rpc_error, from_status
 
@@ -40,6 +47,9 @@ _SUSPICIOUS = frozenset({Code.INVALID_ARGUMENT, Code.INTERNAL, Code.RESOURCE_EXH
 _UNTAKEN = frozenset({Code.UNAUTHENTICATED, Code.PERMISSION_DENIED, Code.RESOURCE_EXHAUSTED, Code.INVALID_ARGUMENT})
 # Refusals that are no answer, because they contradict what we know: the same bytes under the same id, a known command.
 _ABSURD = frozenset({"COMMAND_ID_REUSED", "UNKNOWN_COMMAND"})
+
+Told = CommandResult | DeliveryFailure | CommandIdTaken
+"""What became of a command."""
 
 log = logger(__name__)
 
@@ -94,7 +104,7 @@ class Dispatcher:
         self._suspects: deque[PendingCommand] = deque()
         # Waiting or under way: what is asked about again meanwhile is not sent twice.
         self._known: set[tuple[ProcessKey, UUID]] = set()
-        self._told: list[CommandResult | DeliveryFailure] = []
+        self._told: list[Told] = []
         self._calls: set[asyncio.Task[None]] = set()
         self._work = asyncio.Event()
         self._refused_in_a_row = 0
@@ -112,7 +122,7 @@ class Dispatcher:
                 self._queue.append(command)
         self._work.set()
 
-    def take(self) -> list[CommandResult | DeliveryFailure]:
+    def take(self) -> list[Told]:
         """What was told since the last time."""
         told, self._told = self._told, []
         return told
@@ -182,7 +192,7 @@ class Dispatcher:
             return
         self._tell(self._judge(command, receipt) for command, receipt in zip(batch, response.receipts, strict=True))
 
-    def _judge(self, command: PendingCommand, receipt: command_pb2.CommandReceipt) -> CommandResult | DeliveryFailure:
+    def _judge(self, command: PendingCommand, receipt: command_pb2.CommandReceipt) -> Told:  # noqa: PLR0911 (a kind each)
         """What a receipt says of its command."""
         if receipt.status == command_pb2.COMMAND_STATUS_COMPLETED:
             return CommandResult(command, None, "")
@@ -194,6 +204,8 @@ class Dispatcher:
         waits = refusal.code == Code.RESOURCE_EXHAUSTED and refusal.retry_after_s is not None
         if refusal.code in _LATER or waits:
             return self._trouble(command, _text(refusal), undone=waits, wait_s=refusal.retry_after_s)
+        if refusal.reason == "COMMAND_ID_REUSED" and refusal.facts.get("used_by") == "client":
+            return CommandIdTaken(command)
         if refusal.reason in _ABSURD or receipt.status != command_pb2.COMMAND_STATUS_REJECTED:
             return self._trouble(command, _text(refusal), failed=True)
         return CommandResult(command, receipt.error, refusal.reason)
@@ -220,7 +232,7 @@ class Dispatcher:
         due_at = self._clock() + timedelta(seconds=max(self._patience.wait_s(command.tries, away=not failed), wait_s or 0))
         return DeliveryFailure(command, error, undone, failed, given_up, due_at)
 
-    def _tell(self, what: Iterable[CommandResult | DeliveryFailure]) -> None:
+    def _tell(self, what: Iterable[Told]) -> None:
         for told in what:
             self._known.discard((told.command.key, told.command.command_id))
             self._told.append(told)

@@ -110,6 +110,15 @@ class CommandResult(NamedTuple):
     reason: str
 
 
+class CommandIdTaken(NamedTuple):
+    """A client's command is in the log under the id of ours, which therefore never happened, whatever became of earlier tries.
+
+    Only ids that an earlier release has made, and which are not of version 8, can be taken.
+    """
+
+    command: PendingCommand
+
+
 class DeliveryFailure(NamedTuple):
     """There is no final word on a command yet."""
 
@@ -252,11 +261,8 @@ class Round:
         process = self.processes.get(command.key)
         if process is None:
             return
-        if relieved and process.trouble == COMMAND_FAILED:
-            process.trouble = ""
-            if process.status == ProcessStatus.PARKED:
-                process.status = ProcessStatus.RUNNING
-            self.changed[process.key] = process
+        if relieved:
+            self._relieve(process)
         error = answered.error.SerializeToString() if answered.error is not None else None
 
         def tell(to: Process) -> None:
@@ -319,6 +325,25 @@ class Round:
         )
         self.changed[process.key] = process
         log.error("process_parked", process=command.key, reason=troubled.given_up, step=command.step, error=troubled.error)
+
+    def taken(self, command: PendingCommand, *, relieved: bool = False) -> None:
+        """The id of a command, whose row was there and is not any more, is a client's: the command gets another attempt."""
+        process = self.processes.get(command.key)
+        if process is None:
+            return
+        if relieved:
+            self._relieve(process)
+        log.warning("command_id_taken", process=command.key, step=command.step, command_id=str(command.command_id))
+        self.commands[command.key, command.step] = self.again(process, command)._replace(tries=1, failures=0)
+        self.changed[process.key] = process
+
+    def _relieve(self, process: Process) -> None:
+        """The last command that was given up is out of the way: the process goes on by itself."""
+        if process.trouble == COMMAND_FAILED:
+            process.trouble = ""
+            if process.status == ProcessStatus.PARKED:
+                process.status = ProcessStatus.RUNNING
+            self.changed[process.key] = process
 
     def operator(self, process: Process, action: str) -> None:
         """An operator's word, for the record."""

@@ -39,7 +39,16 @@ from shared.platform.postgres import Connection
 from shared.platform.telemetry import logger, trace_id
 from shared.processes import store
 from shared.processes.dispatcher import Dispatcher
-from shared.processes.round import CommandResult, DeliveryFailure, PendingCommand, ProcessKey, ProcessType, Round, process_types
+from shared.processes.round import (
+    CommandIdTaken,
+    CommandResult,
+    DeliveryFailure,
+    PendingCommand,
+    ProcessKey,
+    ProcessType,
+    Round,
+    process_types,
+)
 from shared.processes.store import DueTimer
 
 log = logger(__name__)
@@ -72,7 +81,7 @@ class Inputs:
     """What has come, and is not taken yet."""
 
     events: list[tuple[ProcessType, str, Message, EventEnvelope]] = field(default_factory=list)
-    answers: list[CommandResult] = field(default_factory=list)
+    answers: list[CommandResult | CommandIdTaken] = field(default_factory=list)
     troubles: list[DeliveryFailure] = field(default_factory=list)
     timers: list[DueTimer] = field(default_factory=list)
 
@@ -169,11 +178,11 @@ class ProcessRunner(Consumer):
             inputs.events = self._route(batch.events)
             self._seen = batch.after
         for told in dispatcher.take():
-            if isinstance(told, CommandResult):
-                inputs.answers.append(told)
-            else:
+            if isinstance(told, DeliveryFailure):
                 inputs.troubles.append(told)
                 self._look_by(told.due_at)
+            else:
+                inputs.answers.append(told)
         looking = time.monotonic() >= self._look_at
         if looking:
             inputs.timers = await store.due_timers(connection, self._clock(), TIMERS_MAX)
@@ -241,7 +250,11 @@ class ProcessRunner(Consumer):
     def _fold(self, done: Round, inputs: Inputs, there: There, timers: list[tuple[str, str, str, str]]) -> None:
         for answer in inputs.answers:
             if (name := (answer.command.key, answer.command.command_id)) in there:
-                done.answer(answer, relieved=there.pop(name))
+                relieved = there.pop(name)
+                if isinstance(answer, CommandIdTaken):
+                    done.taken(answer.command, relieved=relieved)
+                else:
+                    done.answer(answer, relieved=relieved)
         for trouble in inputs.troubles:
             if (name := (trouble.command.key, trouble.command.command_id)) in there:
                 del there[name]

@@ -13,7 +13,17 @@ from typing import Any, NamedTuple
 from shared.line.checkpoint import Checkpoint
 from shared.platform.packing import Packed, blobs, int4s, int8s, texts, timestamps, uuids
 from shared.platform.postgres import Connection
-from shared.processes.round import CommandResult, DeliveryFailure, Entry, PendingCommand, Process, ProcessKey, Round, Waiting
+from shared.processes.round import (
+    CommandIdTaken,
+    CommandResult,
+    DeliveryFailure,
+    Entry,
+    PendingCommand,
+    Process,
+    ProcessKey,
+    Round,
+    Waiting,
+)
 
 HISTORY_MAX = 5000
 TABLES = ("processes", "process_inputs", "process_commands", "process_timers", "process_history", "notices", "checkpoints")
@@ -207,7 +217,7 @@ async def read(cursor: Any) -> dict[ProcessKey, Process]:
     return {process.key: process for process in found}
 
 
-async def delete_answered(connection: Connection, answers: Sequence[CommandResult]) -> Any:
+async def delete_answered(connection: Connection, answers: Sequence[CommandResult | CommandIdTaken]) -> Any:
     """Deletes the commands that are answered; tells process and id of those that were there, and whether they relieve it.
 
     One does that was given up, unless another of its process still is.

@@ -221,6 +221,7 @@ class Saga:
             if _name(it.command) in answered:
                 del self.rows[it.command.key, it.command.step]
                 answered.discard(_name(it.command))
+                assert isinstance(it, CommandResult)  # nobody takes ids in these trials
                 self.answers_given.append(it)
         for trouble in inputs.troubles:
             if _name(trouble.command) in troubled:

@@ -131,6 +131,7 @@ async def test_with_another_content(write_db: Database) -> None:
         assert reasons([first, second]) == ["completed", "COMMAND_ID_REUSED"]
         [later] = await one.ask(adding(6, like=asked))
         assert (refusal(later).code, refusal(later).reason) == (Code.INVALID_ARGUMENT, "COMMAND_ID_REUSED")
+        assert refusal(later).facts == {"used_by": "client"}
         assert await total(one) == 10
     async with replica(write_db, BUS) as after:
         assert reasons(await after.ask(adding(6, like=asked), adding(5, "b", like=asked))) == ["COMMAND_ID_REUSED"] * 2

@@ -18,12 +18,13 @@ from structlog.testing import capture_logs
 from bank.v1 import account_pb2
 from deploy.bootstrap import Database
 from foldline.v1 import command_pb2
-from shared.folds.errors import InternalError, NotFound, OverLimit, Refusal, Rejected, Unauthenticated, Unavailable
+from shared.folds.errors import InternalError, Invalid, NotFound, OverLimit, Refusal, Rejected, Unauthenticated, Unavailable
 from shared.folds.ids import step_id
 from shared.folds.process import Send, Step
 from shared.processes import runner as process_runner
 from shared.processes import store as process_store
 from shared.processes.dispatcher import Dispatcher
+from shared.processes.dispatcher import Told as Answered
 from shared.processes.round import CommandResult, DeliveryFailure, PendingCommand
 from tests.support.domains import gifts
 from tests.support.domains.gifts import GIFT, World, frozen, key, refused_call
@@ -310,10 +311,10 @@ async def test_an_old_leader_that_wakes_up_writes_nothing(world: World) -> None:
 
 async def test_an_answer_that_comes_twice_is_one_answer(world: World) -> None:
     """Twice in one round, and again in the next: its row is gone, so nothing changes."""
-    last: list[CommandResult | DeliveryFailure] = []
+    last: list[Answered] = []
 
     class Stutters(Dispatcher):
-        def take(self) -> list[CommandResult | DeliveryFailure]:
+        def take(self) -> list[Answered]:
             told = super().take()
             again = [*told, *told, *last]
             last[:] = told
@@ -479,6 +480,37 @@ async def test_a_command_that_may_have_happened_keeps_its_id(world: World) -> No
         await all_ended(world, 1)
     assert world.write.carried_out == {(uid(1), 500): 1, (uid(1), 100): 1}
     assert set(world.write.receipts) == {str(step_id("gift", uid(1), "gift")), str(step_id("gift", uid(1), "bonus"))}
+
+
+@pytest.mark.parametrize("parked", [False, True], ids=["at once", "after it was given up"])
+async def test_a_command_whose_id_a_client_took_gets_another(world: World, parked: bool) -> None:
+    """A client's command is in the log under the id, so ours never happened: a new attempt, by itself, and all goes on."""
+    used_by = "process" if parked else "client"
+
+    def taken(command: account_pb2.DepositMoneyRequest) -> Refusal | None:
+        if command.options.command_id != str(step_id("gift", uid(1), "gift")):
+            return None
+        refusal = Invalid("COMMAND_ID_REUSED", "used")
+        refusal.facts["used_by"] = used_by
+        return refusal
+
+    world.write.decide = taken
+    world.open(1)
+    async with world.running(), world.desk() as desk:
+        if parked:
+
+            async def given_up() -> bool:
+                return (await world.process(1))[:2] == ("parked", "COMMAND_FAILED")
+
+            await eventually(given_up)
+            used_by = "client"  # an earlier release did not say
+            world.write.receipts.clear()
+            await desk.retry(key(1))
+        await all_ended(world, 1)
+    assert world.write.carried_out == {(uid(1), 500): 1, (uid(1), 100): 1}
+    assert str(step_id("gift", uid(1), "gift", 2)) in world.write.receipts
+    assert await world.query("SELECT step FROM process_commands") == []
+    assert await world.process(1) == ("ended", "", "", "given")
 
 
 async def test_one_bad_command_holds_up_no_other(world: World) -> None:

@@ -29,7 +29,7 @@ from shared.folds.errors import (
     VersionMismatch,
 )
 from shared.processes.dispatcher import Dispatcher, RetryPolicy
-from shared.processes.round import CommandResult, DeliveryFailure, PendingCommand
+from shared.processes.round import CommandIdTaken, CommandResult, DeliveryFailure, PendingCommand
 from shared.rpc.status import to_status
 from tests.support.domains.gifts import CallFailed
 from tests.support.system.waiting import eventually
@@ -89,9 +89,9 @@ async def dispatching(service: Service, tmp_path: Path) -> AsyncIterator[Dispatc
         await asyncio.gather(running, return_exceptions=True)
 
 
-async def gathered(dispatcher: Dispatcher, count: int) -> list[CommandResult | DeliveryFailure]:
+async def gathered(dispatcher: Dispatcher, count: int) -> list[CommandResult | DeliveryFailure | CommandIdTaken]:
     """The next so many things that it tells."""
-    collected: list[CommandResult | DeliveryFailure] = []
+    collected: list[CommandResult | DeliveryFailure | CommandIdTaken] = []
 
     def all_told() -> bool:
         collected.extend(dispatcher.take())
@@ -102,7 +102,9 @@ async def gathered(dispatcher: Dispatcher, count: int) -> list[CommandResult | D
     return collected
 
 
-async def told(dispatcher: Dispatcher, commands: Sequence[PendingCommand]) -> list[CommandResult | DeliveryFailure]:
+async def told(
+    dispatcher: Dispatcher, commands: Sequence[PendingCommand]
+) -> list[CommandResult | DeliveryFailure | CommandIdTaken]:
     """What becomes of the commands."""
     dispatcher.send(commands)
     return await gathered(dispatcher, len(commands))
