@@ -28,8 +28,8 @@ from shared.folds.errors import (
     Unavailable,
     VersionMismatch,
 )
-from shared.processes.dispatcher import Dispatcher, RetryPolicy
-from shared.processes.round import CommandIdTaken, CommandResult, DeliveryFailure, PendingCommand
+from shared.processes.dispatcher import Dispatcher, RetryPolicy, Told
+from shared.processes.round import CommandResult, DeliveryFailure, PendingCommand
 from shared.rpc.status import to_status
 from tests.support.domains.gifts import CallFailed
 from tests.support.system.waiting import eventually
@@ -89,9 +89,9 @@ async def dispatching(service: Service, tmp_path: Path) -> AsyncIterator[Dispatc
         await asyncio.gather(running, return_exceptions=True)
 
 
-async def gathered(dispatcher: Dispatcher, count: int) -> list[CommandResult | DeliveryFailure | CommandIdTaken]:
+async def gathered(dispatcher: Dispatcher, count: int) -> list[Told]:
     """The next so many things that it tells."""
-    collected: list[CommandResult | DeliveryFailure | CommandIdTaken] = []
+    collected: list[Told] = []
 
     def all_told() -> bool:
         collected.extend(dispatcher.take())
@@ -102,9 +102,7 @@ async def gathered(dispatcher: Dispatcher, count: int) -> list[CommandResult | D
     return collected
 
 
-async def told(
-    dispatcher: Dispatcher, commands: Sequence[PendingCommand]
-) -> list[CommandResult | DeliveryFailure | CommandIdTaken]:
+async def told(dispatcher: Dispatcher, commands: Sequence[PendingCommand]) -> list[Told]:
     """What becomes of the commands."""
     dispatcher.send(commands)
     return await gathered(dispatcher, len(commands))
