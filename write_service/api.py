@@ -20,6 +20,7 @@ from bank.v1 import (
 from foldline.v1 import command_pb2, command_pb2_grpc, event_store_pb2, event_store_pb2_grpc
 from shared.commands import log as command_log
 from shared.commands.bus import CommandBus
+from shared.commands.registry import CommandRegistry
 from shared.folds.errors import NotFound
 from shared.line import event_store
 from shared.platform.identity import Role, current_call
@@ -124,9 +125,10 @@ class UserService(user_pb2_grpc.UserServiceServicer):
 class CommandService(command_pb2_grpc.CommandServiceServicer):
     """foldline.v1.CommandService."""
 
-    def __init__(self, commands: CommandBus, reads: Reads) -> None:
+    def __init__(self, commands: CommandBus, reads: Reads, registry: CommandRegistry) -> None:
         self._commands = commands
         self._reads = reads
+        self._registry = registry
 
     async def Send(self, request: command_pb2.SendRequest, context: Any) -> command_pb2.SendResponse:
         return command_pb2.SendResponse(receipt=await self._commands.send_packed(request.command))
@@ -143,24 +145,29 @@ class CommandService(command_pb2_grpc.CommandServiceServicer):
                 yield command_pb2.SendStreamResponse(receipt=receipt)
 
     async def GetCommand(self, request: command_pb2.GetCommandRequest, context: Any) -> command_pb2.GetCommandResponse:
-        key = (current_call.get().identity.tenant, request.command_id.lower())
+        identity = current_call.get().identity
+        key = (identity.tenant, request.command_id.lower())
         async with self._reads.connection() as connection:
             found = await command_log.read_commands(connection, [key])
         if key not in found:
             raise NotFound("COMMAND_NOT_FOUND", "there is no command with this id")
+        self._registry.refuse_reading(found[key].category, identity.roles)
         return command_pb2.GetCommandResponse(command=self._commands.record(found[key]))
 
 
 class EventStoreService(event_store_pb2_grpc.EventStoreServiceServicer):
     """foldline.v1.EventStoreService."""
 
-    def __init__(self, reads: Reads) -> None:
+    def __init__(self, reads: Reads, registry: CommandRegistry) -> None:
         self._reads = reads
+        self._registry = registry
 
     async def ReadStream(
         self, request: event_store_pb2.ReadStreamRequest, context: Any
     ) -> AsyncIterator[event_store_pb2.ReadStreamResponse]:
-        key = (current_call.get().identity.tenant, request.aggregate_type, request.aggregate_id.lower())
+        identity = current_call.get().identity
+        self._registry.refuse_reading(request.aggregate_type, identity.roles)
+        key = (identity.tenant, request.aggregate_type, request.aggregate_id.lower())
         after, left = max(request.from_version, 1) - 1, request.events_max or sys.maxsize
         while left:
             async with self._reads.connection() as connection:

@@ -71,8 +71,8 @@ def build(settings: WriteSettings, reads: Reads) -> Server:
     server.add(
         user_pb2_grpc.add_UserServiceServicer_to_server, UserService(commands, PasswordVerifier(registry, reads, passwords))
     )
-    server.add(command_pb2_grpc.add_CommandServiceServicer_to_server, CommandService(commands, reads))
-    server.add(event_store_pb2_grpc.add_EventStoreServiceServicer_to_server, EventStoreService(reads))
+    server.add(command_pb2_grpc.add_CommandServiceServicer_to_server, CommandService(commands, reads, registry))
+    server.add(event_store_pb2_grpc.add_EventStoreServiceServicer_to_server, EventStoreService(reads, registry))
 
     server.on_drained(passwords.close)
     notifying, committing = asyncio.create_task(notifier.run()), asyncio.create_task(committer.run())

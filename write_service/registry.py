@@ -90,6 +90,7 @@ def build_registry(passwords: Passwords) -> CommandRegistry:
             user.UserRegistrationSucceeded: user_pb2.UserRegistrationSucceeded,
             user.UserRegistrationFailed: user_pb2.UserRegistrationFailed,
         },
+        readers=ADMINS,
     )
     bus.register(
         user_pb2.StartUserRegistrationRequest,
@@ -115,6 +116,7 @@ def build_registry(passwords: Passwords) -> CommandRegistry:
             login.LoginConfirmed: user_pb2.LoginConfirmed,
             login.LoginReleased: user_pb2.LoginReleased,
         },
+        readers=ADMINS,
     )
     bus.register(user_pb2.ReserveLoginRequest, login.ReserveLogin, on(LOGIN, login_id, login.reserve), PROCESSES)
     bus.register(user_pb2.ConfirmLoginRequest, login.ConfirmLogin, on(LOGIN, login_id, login.confirm), PROCESSES)

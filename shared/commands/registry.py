@@ -11,6 +11,7 @@ from msgspec import Struct, json
 
 from shared.commands.codec import Codec, Pair
 from shared.folds.aggregate import Aggregate, Decision, Handler
+from shared.folds.errors import Forbidden
 from shared.platform.identity import Role
 
 Prepare = Callable[[Any], Awaitable[Any]]
@@ -41,12 +42,23 @@ class CommandRegistry:
         self._aggregates: dict[str, Aggregate[Any, Any]] = {}
         self._routes: dict[str, Route] = {}
         self._reactions: dict[type, list[Handler]] = {}
+        self._readers: dict[str, frozenset[Role]] = {}
 
-    def aggregate(self, aggregate: Aggregate[Any, Any], events: Mapping[type[Struct], type[Message]]) -> None:
-        """Adds an aggregate with its events, each with the message it is stored as."""
+    def aggregate(
+        self,
+        aggregate: Aggregate[Any, Any],
+        events: Mapping[type[Struct], type[Message]],
+        *,
+        readers: frozenset[Role] = frozenset(Role),
+    ) -> None:
+        """Adds an aggregate with its events, each with the message it is stored as.
+
+        `readers` are the roles that may read its events, and the commands on it, in whatever way they are offered.
+        """
         if aggregate.category in self._aggregates:
             raise TypeError(f"{aggregate.category} is registered twice")
         self._aggregates[aggregate.category] = aggregate
+        self._readers[aggregate.category] = readers
         for struct, message in events.items():
             self.codec.add(struct, message)
 
@@ -103,6 +115,16 @@ class CommandRegistry:
     def aggregate_of(self, category: str) -> Aggregate[Any, Any]:
         """The aggregate of a category; raises KeyError if there is none."""
         return self._aggregates[category]
+
+    def refuse_reading(self, category: str, roles: frozenset[Role]) -> None:
+        """Raises Forbidden (ROLE_MISSING) unless one of the roles may read what belongs to a category.
+
+        Of a category that is not registered there is nothing to read.
+        """
+        readers = self._readers.get(category, roles)
+        if readers.isdisjoint(roles):
+            needed = ", ".join(sorted(readers))
+            raise Forbidden("ROLE_MISSING", f"this needs one of the roles: {needed}", roles=needed)
 
     def categories(self) -> list[str]:
         """The categories of all aggregates, sorted."""
