@@ -1,0 +1,251 @@
+"""Sends deliveries: e-mails and webhooks, in the order of their lines, tried again until they arrive or an operator is asked.
+
+    1. claim what is due, and commit that: from here on it may have arrived
+    2. send it, without a transaction: contacts beside each other, the messages of one line one after the other
+    3. note what became of it, with the next claim, in one transaction
+
+Killed anywhere, what is left? Before 1 is committed, nothing was sent. Between 1 and 3 a message may have arrived or not:
+the next sender sends it again under the same id (the Message-ID, the webhook-id), so this is the one place where a receiver
+can get a second copy, as with every protocol whose receiver does not commit with the sender. A lost database alone causes
+none: what became of a message is kept in memory and noted when the database is back.
+Two at once: each transaction begins with the sender's number (delivery_store), which a replaced one no longer holds. Repeated: a
+result names the try that it is of, and finds nothing once that try is noted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import traceback
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import groupby
+from typing import NamedTuple
+
+import psycopg
+
+from shared.line.checkpoint import Fenced
+from shared.platform.postgres import Connection
+from shared.platform.telemetry import logger
+from shared.processes import delivery_store as store
+from shared.processes.channels import Channel, Contacts, NotDelivered
+from shared.processes.delivery_store import Delivery
+
+log = logger(__name__)
+
+RECONNECT_S = 0.5
+# After another sender was found: longer than a process can believe in a lease that it has lost.
+REPLACED_S = 5.0
+LOOK_S = 1.0
+WINDOW = 200
+FORGET_EVERY_S = 60.0
+FORGET_MAX = 1000
+# From being told to stop to giving up messages under way.
+DRAIN_S = 3.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeliveryPolicy:
+    """How often a message is tried, how long apart, and how many at once."""
+
+    first_s: float = 1.0
+    longest_s: float = 3600.0
+    # With the waits doubling from a second to an hour, twenty tries take about nine hours.
+    tries_max: int = 20
+    at_once_max: int = 32
+    contact_at_once_max: int = 8
+    # Sent and discarded deliveries leave after so long. The dead stay until an operator decides.
+    retention: timedelta = timedelta(days=30)
+
+    def wait_s(self, tries: int) -> float:
+        """How long to wait after so many tries: doubled each time, and never the same for two."""
+        return min(self.first_s * 2.0 ** min(tries - 1, 20), self.longest_s) * random.uniform(0.5, 1.0)  # noqa: S311
+
+
+class Outcome(NamedTuple):
+    """What became of one try, and of those of its line that were claimed with it and not tried."""
+
+    delivery: Delivery
+    failure: NotDelivered | None
+    untried: Sequence[Delivery] = ()
+
+
+class DeliverySender:
+    """Sends for a shard, as long as it leads."""
+
+    def __init__(
+        self,
+        shard: int,
+        *,
+        connect: Callable[[], Awaitable[Connection]],
+        channels: Mapping[str, Channel],
+        contacts: Contacts,
+        may_send: asyncio.Event,
+        policy: DeliveryPolicy | None = None,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """`may_send` is set while the line is known to hold what the deliveries come from."""
+        self._shard = shard
+        self._connect = connect
+        self._channels = channels
+        self._contacts = contacts
+        self._may_send = may_send
+        self._policy = policy or DeliveryPolicy()
+        self._clock = clock
+        self._news = asyncio.Event()
+        self._outcomes: list[Outcome] = []
+        # What is under way, and the deliveries that each was handed.
+        self._tasks: dict[asyncio.Task[None], Sequence[Delivery]] = {}
+        self._term = 0
+        self._forget_at = 0.0
+
+    def wake(self) -> None:
+        """Lets it look for what is due now rather than within the second."""
+        self._news.set()
+
+    async def run(self) -> None:
+        """Sends until cancelled; what is under way then gets a few seconds to end, and its outcome is noted."""
+        try:
+            while True:
+                await self._may_send.wait()
+                try:
+                    async with await self._connect() as connection:
+                        await self._take_term(connection)
+                        while self._may_send.is_set():
+                            await self._turn(connection)
+                except Fenced as error:
+                    log.warning("sender_fenced", text=str(error))
+                    await asyncio.sleep(REPLACED_S)
+                except psycopg.Error as error:
+                    log.warning("sender_lost_database", error=str(error).strip())
+                    await asyncio.sleep(RECONNECT_S)
+                except Exception as defect:  # noqa: BLE001 (whatever it is, it is tried again, loudly)
+                    where = traceback.format_tb(defect.__traceback__)[-4:]
+                    log.error("sender_defect", error=type(defect).__name__, where=where)  # noqa: TRY400
+                    await asyncio.sleep(REPLACED_S)
+        finally:
+            await self._drain()
+
+    async def _take_term(self, connection: Connection) -> None:
+        """Becomes the sender. What we know of our own tries is noted first: the rest of what was being sent is due again."""
+        under_way = [delivery.number for deliveries in self._tasks.values() for delivery in deliveries]
+        outcomes, self._outcomes = self._outcomes, []
+        try:
+            async with connection.transaction():
+                self._term = await store.take_term(connection, self._shard)
+                await self._note(connection, outcomes)
+                await store.take_over(connection, under_way, self._clock())
+        except BaseException:
+            self._outcomes = outcomes + self._outcomes
+            raise
+
+    async def _turn(self, connection: Connection) -> None:
+        """Notes what became of messages, claims what is due, and waits for either."""
+        self._news.clear()
+        now = self._clock()
+        outcomes, self._outcomes = self._outcomes, []
+        busy = {delivery.contact for deliveries in self._tasks.values() for delivery in deliveries}
+        room = self._policy.at_once_max - sum(map(len, self._tasks.values()))
+        try:
+            async with connection.transaction():
+                await store.hold_term(connection, self._shard, self._term)
+                await self._note(connection, outcomes)
+                claimed = await store.claim(
+                    connection, now, list(busy), each=self._policy.contact_at_once_max, limit=max(room, 0), window=WINDOW
+                )
+        except BaseException:
+            self._outcomes = outcomes + self._outcomes
+            raise
+        self._start(claimed)
+        loop = asyncio.get_running_loop()
+        if loop.time() >= self._forget_at:
+            self._forget_at = loop.time() + FORGET_EVERY_S
+            await store.forget(connection, now - self._policy.retention, FORGET_MAX)
+        if claimed or self._outcomes:
+            return
+        due_at = await store.next_due(connection, now)
+        wait_s = LOOK_S if due_at is None else min(max((due_at - now).total_seconds(), 0.0), LOOK_S)
+        try:
+            async with asyncio.timeout(wait_s):
+                await self._news.wait()
+        except TimeoutError:
+            pass
+
+    def _start(self, claimed: Iterable[Delivery]) -> None:
+        for _, line in groupby(sorted(claimed, key=lambda it: (*it.line, it.number)), key=lambda it: it.line):
+            deliveries = list(line)
+            task = asyncio.create_task(self._send_line(deliveries))
+            self._tasks[task] = deliveries
+            task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        del self._tasks[task]
+        self._news.set()
+
+    async def _send_line(self, deliveries: Sequence[Delivery]) -> None:
+        """Sends the messages of a line in their order. One that is to be tried again holds up those behind it."""
+        for place, delivery in enumerate(deliveries):
+            failure = await self._try(delivery)
+            if failure is not None and not self._is_final(delivery, failure):
+                self._tell(Outcome(delivery, failure, deliveries[place + 1 :]))
+                return
+            self._tell(Outcome(delivery, failure))
+
+    async def _try(self, delivery: Delivery) -> NotDelivered | None:
+        try:
+            contact = self._contacts.find(delivery.tenant, delivery.recipient)
+            channel = self._channels.get(delivery.channel)
+            if channel is None:
+                return NotDelivered("CHANNEL_NOT_SET_UP", delivery.channel)
+            await channel.send(delivery, contact)
+        except NotDelivered as failure:
+            return failure
+        except Exception as defect:  # noqa: BLE001 (a defect in a channel is the trouble of this message alone)
+            # The exception's text may hold an address: its kind and its place are told.
+            where = traceback.format_tb(defect.__traceback__)[-4:]
+            log.error("delivery_defect", delivery_id=str(delivery.delivery_id), error=type(defect).__name__, where=where)  # noqa: TRY400
+            return NotDelivered("DELIVERY_DEFECT", type(defect).__name__)
+        return None
+
+    def _tell(self, outcome: Outcome) -> None:
+        self._outcomes.append(outcome)
+        self._news.set()
+
+    def _is_final(self, delivery: Delivery, failure: NotDelivered) -> bool:
+        return failure.final or delivery.tries >= self._policy.tries_max
+
+    async def _note(self, connection: Connection, outcomes: Sequence[Outcome]) -> None:
+        now = self._clock()
+        for delivery, failure, untried in outcomes:
+            facts = {"delivery_id": str(delivery.delivery_id), "tenant": delivery.tenant, "announcement": delivery.name}
+            if failure is None:
+                await store.end(connection, delivery, "sent", "", now)
+                log.info("delivery_sent", channel=delivery.channel, tries=delivery.tries, **facts)
+            elif self._is_final(delivery, failure):
+                await store.end(connection, delivery, "dead", str(failure), now)
+                log.error("delivery_dead", error=str(failure), tries=delivery.tries, **facts)
+            else:
+                wait_s = max(self._policy.wait_s(delivery.tries), failure.retry_after_s)
+                due_at = now + timedelta(seconds=wait_s)
+                await store.later(connection, delivery, str(failure), due_at)
+                await store.release(connection, untried, due_at)
+                log.warning("delivery_failed", error=str(failure), tries=delivery.tries, **facts)
+
+    async def _drain(self) -> None:
+        """Lets what is under way end, notes what became of it, and gives up the rest."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=DRAIN_S)
+        outcomes = self._outcomes
+        if outcomes:
+            try:
+                # The connection of before may have been cancelled in the middle of a statement.
+                async with await self._connect() as connection, connection.transaction():
+                    await store.hold_term(connection, self._shard, self._term)
+                    await self._note(connection, outcomes)
+            except (Fenced, psycopg.Error) as error:
+                log.warning("outcomes_not_noted", deliveries=len(outcomes), error=str(error).strip())
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

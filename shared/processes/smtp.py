@@ -1,0 +1,111 @@
+"""E-mail over SMTP.
+
+A message has the same Message-ID at every try, so a mailbox that got two copies can tell. There are two copies only if the
+connection, or this process, died after the server had taken the message and before that was noted.
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+from datetime import UTC
+from email import policy
+from email.message import EmailMessage
+from email.utils import format_datetime
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import aiosmtplib
+
+from shared.folds.delivery import Email
+from shared.processes.announce import load
+from shared.processes.channels import Contact, NotDelivered
+from shared.processes.delivery_store import Delivery
+
+TIMEOUT_S = 20.0
+
+_STARTTLS = {"required": True, "opportunistic": None, "off": False}
+_ENHANCED = re.compile(r"\b[245]\.\d{1,3}\.\d{1,3}\b")
+
+
+class Smtp:
+    """The channel for e-mail.
+
+    The URL is smtp://user:password@host:587?starttls=required|opportunistic|off, or smtps:// for TLS from the first byte.
+    STARTTLS is required unless the URL says otherwise.
+    """
+
+    def __init__(self, url: str, sender: str, *, tls_context: ssl.SSLContext | None = None, timeout_s: float = TIMEOUT_S) -> None:
+        """`sender` is the From address. Raises ValueError for a URL that is none of these."""
+        parts = urlsplit(url)
+        if parts.scheme not in ("smtp", "smtps") or not parts.hostname:
+            raise ValueError("the SMTP URL is smtp://host:port or smtps://host:port")
+        starttls = parse_qs(parts.query).get("starttls", ["required"])[0]
+        if starttls not in _STARTTLS:
+            raise ValueError(f"starttls is one of {', '.join(_STARTTLS)}")
+        if not sender.isprintable() or sender.count("@") != 1:
+            raise ValueError("the sender is an e-mail address")
+        self._host = parts.hostname
+        self._tls = parts.scheme == "smtps"
+        self._port = parts.port or (465 if self._tls else 587)
+        self._starttls = False if self._tls else _STARTTLS[starttls]
+        self._user = unquote(parts.username) if parts.username else None
+        self._password = unquote(parts.password) if parts.password else None
+        self._sender = sender
+        self._domain = sender.rpartition("@")[2]
+        self._tls_context = tls_context
+        self._timeout_s = timeout_s
+
+    async def send(self, delivery: Delivery, contact: Contact) -> None:
+        """Sends an e-mail; returns when the server has taken it. Raises NotDelivered."""
+        if contact.email is None:
+            raise NotDelivered("CONTACT_WITHOUT_EMAIL", f"contact {delivery.recipient}")
+        message = self.compose(delivery, contact.email)
+        client = aiosmtplib.SMTP(
+            hostname=self._host,
+            port=self._port,
+            username=self._user,
+            password=self._password,
+            use_tls=self._tls,
+            start_tls=self._starttls,
+            tls_context=self._tls_context,
+            timeout=self._timeout_s,
+        )
+        try:
+            async with client:
+                await client.send_message(message, sender=self._sender, recipients=[contact.email])
+        except aiosmtplib.SMTPRecipientsRefused as error:
+            raise _refused(error.recipients[0]) from None
+        except aiosmtplib.SMTPAuthenticationError as error:
+            # Of our own making: whoever mends the password wants the messages sent then.
+            raise NotDelivered("SMTP_LOGIN_REFUSED", str(error.code)) from None
+        except aiosmtplib.SMTPResponseException as error:
+            raise _refused(error) from None
+        except (aiosmtplib.SMTPException, OSError, ssl.SSLError) as error:
+            raise NotDelivered("SMTP_AWAY", type(error).__name__) from None
+
+    def compose(self, delivery: Delivery, address: str) -> EmailMessage:
+        """The message. Raises NotDelivered (HEADER_REFUSED) for a header that would not be one line."""
+        content = load(delivery.channel, delivery.content)
+        assert isinstance(content, Email)  # the channel's own
+        message = EmailMessage(policy=policy.SMTP)
+        try:
+            message["From"] = self._sender
+            message["To"] = address
+            message["Subject"] = content.subject
+        except ValueError:
+            raise NotDelivered("HEADER_REFUSED", "a header must be one line", final=True) from None
+        message["Message-ID"] = f"<{delivery.delivery_id}@{self._domain}>"
+        # Of the delivery, not of the try: a second copy is the same to the byte.
+        message["Date"] = format_datetime(delivery.created_at.astimezone(UTC))
+        message["Auto-Submitted"] = "auto-generated"
+        message.set_content(content.text)
+        if content.html:
+            message.add_alternative(content.html, subtype="html")
+        return message
+
+
+def _refused(error: aiosmtplib.SMTPResponseException | aiosmtplib.SMTPRecipientRefused) -> NotDelivered:
+    """What the server answered. Its text may name the address: the codes are told."""
+    enhanced = _ENHANCED.search(error.message or "")
+    text = f"{error.code} {enhanced.group()}" if enhanced else str(error.code)
+    return NotDelivered("SMTP_REFUSED", text, final=500 <= error.code < 600)
