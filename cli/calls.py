@@ -148,7 +148,7 @@ async def get_transfer(endpoints: Endpoints, tenant: str, transfer_id: str, afte
     async with channel(endpoints.read) as read:
         stub = transfer_query_pb2_grpc.TransferQueryServiceStub(read)
         request = transfer_query_pb2.GetTransferRequest(transfer_id=transfer_id, consistency_token=after)
-        answer = await _unary(stub.GetTransfer, request, endpoints.token(tenant))
+        answer = await unary(stub.GetTransfer, request, endpoints.token(tenant))
     return plain(answer.transfer)
 
 
@@ -157,7 +157,7 @@ async def get_user(endpoints: Endpoints, tenant: str, user_id: str, after: str) 
     async with channel(endpoints.read) as read:
         stub = user_query_pb2_grpc.UserQueryServiceStub(read)
         request = user_query_pb2.GetUserRequest(user_id=user_id, consistency_token=after)
-        answer = await _unary(stub.GetUser, request, endpoints.token(tenant))
+        answer = await unary(stub.GetUser, request, endpoints.token(tenant))
     return plain(answer.user)
 
 
@@ -169,7 +169,7 @@ async def list_processes(endpoints: Endpoints, wanted: Mapping[str, Any], limit:
         stub = process_pb2_grpc.ProcessServiceStub(saga)
         while len(found) < limit:
             request.page_size = min(limit - len(found), 500)
-            answer = await _unary(stub.ListProcesses, request, endpoints.token("operator"))
+            answer = await unary(stub.ListProcesses, request, endpoints.token("operator"))
             found += map(plain, answer.processes)
             request.page_token = answer.next_page_token
             if not answer.next_page_token:
@@ -182,7 +182,7 @@ async def get_process(endpoints: Endpoints, tenant: str, type_: str, process_id:
     async with channel(endpoints.known_saga()) as saga:
         request = process_pb2.GetProcessRequest(tenant=tenant, type=type_, process_id=process_id)
         stub = process_pb2_grpc.ProcessServiceStub(saga)
-        answer = await _unary(stub.GetProcess, request, endpoints.token("operator"))
+        answer = await unary(stub.GetProcess, request, endpoints.token("operator"))
     made = plain(answer)
     made["state"] = json.loads(made.pop("state_json") or "{}")
     for entry, data in zip(answer.history, made["history"], strict=True):
@@ -198,11 +198,12 @@ async def steer_process(endpoints: Endpoints, action: str, tenant: str, type_: s
         method: Any = {"retry": stub.RetryProcess, "cancel": stub.CancelProcess}[action]
         kind: Any = {"retry": process_pb2.RetryProcessRequest, "cancel": process_pb2.CancelProcessRequest}[action]
         request = kind(tenant=tenant, type=type_, process_id=process_id)
-        answer = await _unary(method, request, endpoints.token("operator"))
+        answer = await unary(method, request, endpoints.token("operator"))
     return plain(answer.process)
 
 
-async def _unary(method: Callable[..., Awaitable[Any]], request: Message, token: str) -> Any:
+async def unary(method: Callable[..., Awaitable[Any]], request: Message, token: str) -> Any:
+    """Makes a call. Raises Refused."""
     try:
         return await method(request, metadata=bearer(token), timeout=TIMEOUT_S)
     except AioRpcError as error:

@@ -45,6 +45,14 @@ class Endpoints:
         return self.tokens[tenant]
 
 
+def mail_folder(data: Path) -> Path:
+    """Where the mail server of `foldline dev` keeps what it takes. Raises NotRunning."""
+    try:
+        return Path(json.loads((data / "endpoints.json").read_text())["mail"])
+    except (OSError, ValueError, KeyError):
+        raise NotRunning(f"no mail server runs on {data}: start the system with `foldline dev`") from None
+
+
 def load(data: Path) -> Endpoints:
     """Reads `data/endpoints.json`, which is there as long as `foldline dev` runs on that folder.
 

@@ -601,5 +601,11 @@ def complain(text: str) -> None:
     typer.echo(text, err=True)
 
 
+# At the end, since these modules use what is above.
+from cli.delivery import delivery, mail  # noqa: E402
+
+app.add_typer(delivery, name="delivery", help="See what is told to the outside, and steer it: for operators.")
+app.command()(mail)
+
 if __name__ == "__main__":
     app()

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import NoDecode
 
 from foldline.v1.command_pb2_grpc import CommandServiceStub
+from foldline.v1.delivery_pb2_grpc import add_DeliveryServiceServicer_to_server
 from foldline.v1.process_pb2_grpc import add_ProcessServiceServicer_to_server
-from saga_service.api import ROLES, ProcessService
+from saga_service.api import ROLES, DeliveryService, ProcessService
+from saga_service.overrides import ANNOUNCEMENTS
 from saga_service.registry import PROCESSES
+from shared.folds.delivery import Announcements
 from shared.folds.process import ProcessDefinition
 from shared.line.follower import Follower
 from shared.line.sources import StoreLine, StreamFeed, open_channel
@@ -22,9 +26,15 @@ from shared.platform import postgres
 from shared.platform.leader import LockClass, lead, until
 from shared.platform.postgres import Connection, Reads, refuse_unsafe
 from shared.platform.settings import ServerSettings
+from shared.processes import announce
 from shared.processes.admin import ProcessAdmin
+from shared.processes.channels import Channel, Contacts
+from shared.processes.deliveries import DeliveryPolicy, DeliverySender
+from shared.processes.delivery_admin import DeliveryAdmin
 from shared.processes.dispatcher import Dispatcher
 from shared.processes.runner import ProcessRunner
+from shared.processes.smtp import Smtp
+from shared.processes.webhook import WebhookChannel
 from shared.rpc import client
 from shared.rpc.probes import Probes
 from shared.rpc.server import Server
@@ -46,6 +56,40 @@ class SagaSettings(ServerSettings):
     """The shard whose events are followed."""
     connections_max: int = Field(4, ge=1)
     """The largest number of pooled connections for the operator's API."""
+    overrides_off: Annotated[tuple[str, ...], NoDecode] = ()
+    """Names of tenants' announcements (saga_service/overrides.py) that are switched off, separated by commas."""
+    contacts_file: Path | None = None
+    """A JSON file of the contacts of tenants, by tenant and name, each with `email`, or with `url`, `secret` and `mode`
+    (structured or binary) of a webhook. It is read again when it changes. Without it nothing is delivered."""
+    smtp_url: SecretStr | None = None
+    """The mail server, smtp://user:password@host:587 with STARTTLS (?starttls=required, opportunistic or off), or smtps://.
+    Without it no e-mail is sent; they wait, and die after their tries."""
+    mail_from: str = "foldline@localhost"
+    """The sender of e-mails; its domain is that of their Message-IDs."""
+    webhooks_private: bool = False
+    """Whether webhooks may use plain http and reach private addresses: for development alone."""
+    delivery_tries_max: int = Field(20, ge=1)
+    """How often a delivery is tried before it is dead: 20 take about nine hours."""
+    delivery_retention_days: float = Field(30, gt=0)
+    """Sent and discarded deliveries are deleted after so many days."""
+
+    @field_validator("overrides_off", mode="before")
+    @classmethod
+    def _names(cls, value: object) -> object:
+        return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
+
+    @field_validator("overrides_off")
+    @classmethod
+    def _are_registered(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        ANNOUNCEMENTS.without(value)
+        return value
+
+    @field_validator("smtp_url")
+    @classmethod
+    def _is_smtp_url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            Smtp(value.get_secret_value(), "foldline@localhost")
+        return value
 
 
 class Leading:
@@ -55,11 +99,14 @@ class Leading:
         self._settings = settings
         self._managers = tuple(managers)
         self._runner: ProcessRunner | None = None
+        self._sender: DeliverySender | None = None
 
     def wake(self) -> None:
-        """Lets the runner, if we lead, look for what an operator made due."""
+        """Lets runner and sender, if we lead, look for what an operator made due."""
         if self._runner is not None:
             self._runner.wake()
+        if self._sender is not None:
+            self._sender.wake()
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Leads or stands by until `stopping` is set. A round under way is then rolled back: nothing is lost."""
@@ -83,8 +130,28 @@ class Leading:
                     CommandServiceStub(commands).SendBatch, settings.token_file, clock=utc_now, news=news
                 ),
                 clock=utc_now,
+                announcements=announcements(settings),
+                on_deliveries=lambda: self._sender.wake() if self._sender is not None else None,
             )
-            await until(stopping, self._runner.run())
+            self._sender = self._make_sender(self._runner.follows)
+            await until(stopping, _both(self._runner.run(), self._sender.run()))
+
+    def _make_sender(self, may_send: asyncio.Event) -> DeliverySender:
+        settings = self._settings
+        webhook = WebhookChannel("/foldline", allow_private=settings.webhooks_private)
+        channels: dict[str, Channel] = {announce.WEBHOOK: webhook}
+        if settings.smtp_url is not None:
+            channels[announce.EMAIL] = Smtp(settings.smtp_url.get_secret_value(), settings.mail_from)
+        policy = DeliveryPolicy(tries_max=settings.delivery_tries_max, retention=timedelta(days=settings.delivery_retention_days))
+        return DeliverySender(
+            settings.shard,
+            connect=self._connect,
+            channels=channels,
+            contacts=Contacts(settings.contacts_file),
+            may_send=may_send,
+            policy=policy,
+            clock=utc_now,
+        )
 
     async def _connect(self) -> Connection:
         connection = await postgres.connect(self._settings.database_url.get_secret_value(), application_name="foldline-saga")
@@ -112,7 +179,21 @@ def build(
     server.probes.needs_database(settings.database_url.get_secret_value())
     desk = ProcessAdmin(reads, managers, settings.shard, clock=clock or utc_now, wake=wake)
     server.add(add_ProcessServiceServicer_to_server, ProcessService(desk))
+    deliveries = DeliveryAdmin(reads, announcements(settings), settings.shard, clock=clock or utc_now, wake=wake)
+    server.add(add_DeliveryServiceServicer_to_server, DeliveryService(deliveries))
     return server
+
+
+def announcements(settings: SagaSettings) -> Announcements:
+    """The announcements that are switched on."""
+    return ANNOUNCEMENTS.without(settings.overrides_off)
+
+
+async def _both(*work: Coroutine[None, None, None]) -> None:
+    """Runs all of it until it is cancelled; what one raises ends the others."""
+    async with asyncio.TaskGroup() as group:
+        for each in work:
+            group.create_task(each)
 
 
 def utc_now() -> datetime:

@@ -20,6 +20,7 @@ from operator import attrgetter
 
 from bank.v1 import account_pb2, transfer_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
+from shared.folds.delivery import Notice
 from shared.folds.process import CANCELLED_BY_OPERATOR, Answer, ProcessDefinition, Send, Step, Timer
 
 # Phases, and the steps of the same process that they wait for.
@@ -39,6 +40,9 @@ OVERDUE_AFTER = timedelta(minutes=3)
 
 MONEY_IN_SUSPENSE = "MONEY_IN_SUSPENSE"
 STEP_OVERDUE = "STEP_OVERDUE"
+
+TRANSFER_COMPLETED = "transfer_completed"
+"""The notice of a completed transfer: transfer_id, amount_minor, currency."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +109,7 @@ def on_answer(transfer: Transfer, answer: Answer) -> Step[Transfer]:  # noqa: PL
         case ("suspending", "suspend", True):
             return _fail(replace(transfer, compensation=transfer_pb2.COMPENSATION_SUSPENDED))
         case ("completing", "complete", True):
-            return Step(state=replace(transfer, phase=COMPLETED), ended=True)
+            return Step(state=replace(transfer, phase=COMPLETED), notify=(_completed(transfer),), ended=True)
         case ("failing", "fail", True):
             return Step(state=replace(transfer, phase=FAILED), attention=_attention(transfer), ended=True)
         case ("suspending", "suspend", False) | ("completing", "complete", False) | ("failing", "fail", False):
@@ -172,6 +176,15 @@ def _insist(transfer: Transfer, answer: Answer) -> Step[Transfer]:
     if answer.reason != CANCELLED_BY_OPERATOR:
         raise ValueError(f"{answer.step} was refused: {answer.reason}")
     return {"suspend": _suspend, "complete": _complete, "fail": _fail}[answer.step](transfer)
+
+
+def _completed(transfer: Transfer) -> Notice:
+    facts: dict[str, str | int | bool] = {
+        "transfer_id": transfer.transfer_id,
+        "amount_minor": transfer.amount_minor,
+        "currency": transfer.currency,
+    }
+    return Notice(name=TRANSFER_COMPLETED, data=facts)
 
 
 def _go(transfer: Transfer, phase: str, send: Send) -> Step[Transfer]:

@@ -12,6 +12,7 @@ import structlog
 from deploy.bootstrap import Database, Databases
 from deploy.engines.nats import Nats
 from tests.support.system.engines import Engines
+from tests.support.system.mail import Mailbox, serving
 from tests.support.system.stack import Stack
 
 
@@ -90,9 +91,25 @@ def databases(engines: Engines) -> Iterator[Databases]:
 
 
 @pytest.fixture
-async def stack(engines: Engines, nats_server: Nats, databases: Databases, tmp_path: Path) -> AsyncIterator[Stack]:
+def mailbox() -> Iterator[Mailbox]:
+    """A mail server for one test alone; its answers are the test's to choose."""
+    with serving(Mailbox()) as mailbox:
+        yield mailbox
+
+
+@pytest.fixture(scope="session")
+def shared_mailbox() -> Iterator[Mailbox]:
+    """The mail server of the shared stack."""
+    with serving(Mailbox()) as mailbox:
+        yield mailbox
+
+
+@pytest.fixture
+async def stack(
+    engines: Engines, nats_server: Nats, databases: Databases, mailbox: Mailbox, tmp_path: Path
+) -> AsyncIterator[Stack]:
     """All processes, ready, for one test alone, with databases and a NATS of their own. NATS may be killed."""
-    stack = Stack(tmp_path / "stack", databases, engines.postgres, nats_server)
+    stack = Stack(tmp_path / "stack", databases, engines.postgres, nats_server, mailbox)
     try:
         await stack.start_all()
         yield stack
@@ -101,9 +118,9 @@ async def stack(engines: Engines, nats_server: Nats, databases: Databases, tmp_p
 
 
 @pytest.fixture
-async def private_stack(private_engines: Engines, tmp_path: Path) -> AsyncIterator[Stack]:
+async def private_stack(private_engines: Engines, mailbox: Mailbox, tmp_path: Path) -> AsyncIterator[Stack]:
     """All processes, ready, for one test alone, that may stop and kill PostgreSQL as well."""
-    stack = Stack(tmp_path / "stack", private_engines.databases(), private_engines.postgres, private_engines.nats)
+    stack = Stack(tmp_path / "stack", private_engines.databases(), private_engines.postgres, private_engines.nats, mailbox)
     try:
         await stack.start_all()
         yield stack
@@ -112,10 +129,10 @@ async def private_stack(private_engines: Engines, tmp_path: Path) -> AsyncIterat
 
 
 @pytest.fixture(scope="session")
-def shared_stack(engines: Engines, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def shared_stack(engines: Engines, shared_mailbox: Mailbox, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """All processes, ready, for all tests of this worker that stop and break nothing. Take a tenant of your own."""
     folder = tmp_path_factory.mktemp("shared_stack")
-    stack = Stack(folder, engines.databases(), engines.postgres, engines.nats)
+    stack = Stack(folder, engines.databases(), engines.postgres, engines.nats, shared_mailbox)
     try:
         asyncio.run(stack.start_all())
         yield stack

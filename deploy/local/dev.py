@@ -21,6 +21,7 @@ from rich.table import Table
 
 from deploy.bootstrap import Databases, bootstrap, drop
 from deploy.engines.child import NotStarted, free_port, is_free
+from deploy.engines.mail import MailSink
 from deploy.engines.nats import Nats
 from deploy.engines.postgres import Postgres
 from deploy.local.system import READ, SAGA, WRITE, System
@@ -84,6 +85,7 @@ class Machine:
         self._held: psycopg.Connection | None = None
         self.postgres: Postgres | None = None
         self.nats: Nats | None = None
+        self.mail = MailSink(folder / "mail", port=self._state.port("mail"))
         self.system: System | None = None
         self.admin_url = os.environ.get("DATABASE_URL", "")
         self.nats_url = os.environ.get("NATS_URL", "")
@@ -97,7 +99,7 @@ class Machine:
             databases = bootstrap(self.admin_url, self._prefix, passwords=self._state.passwords)
         ports = {name: self._state.port(name) for name in (WRITE, READ, SAGA)}
         self._remember(databases)
-        self.system = System(self.folder, databases, self.nats_url, ports=ports)
+        self.system = System(self.folder, databases, self.nats_url, ports=ports, smtp_url=self.mail.url)
         began = time.monotonic()
         await self.system.start_all(ready=lambda name: self._say(f"{name} is up ({time.monotonic() - began:.1f} s)"))
         return self.system
@@ -108,7 +110,7 @@ class Machine:
             await self.system.stop_all(9.0)
         if self._held is not None:
             self._held.close()
-        for engine in (self.nats, self.postgres):
+        for engine in (self.mail, self.nats, self.postgres):
             if engine is not None:
                 engine.stop(timeout_s=0.5)
 
@@ -129,7 +131,7 @@ class Machine:
             )
             while True:
                 await asyncio.sleep(WATCH_S)
-                for name, engine in (("PostgreSQL", self.postgres), ("NATS", self.nats)):
+                for name, engine in (("PostgreSQL", self.postgres), ("NATS", self.nats), ("the mail server", self.mail)):
                     if engine is not None and not engine.running:
                         self._say(f"{name} ended: starting it again")
                         engine.start()
@@ -147,6 +149,8 @@ class Machine:
             self.nats = Nats(self.folder / "nats", port=self._state.port("nats"))
             with self._step("NATS is up"):
                 self.nats_url = self.nats.start()
+        with self._step("the mail server is up"):
+            self.mail.start()
 
     def _hold(self) -> psycopg.Connection:
         """Keeps a second copy off the same databases, where each would change the other's passwords."""
@@ -180,6 +184,7 @@ def endpoints(machine: Machine, system: System) -> dict[str, object]:
             "umbrella": system.token("umbrella", "ada", everything),
             "operator": system.token("operators", "olga", [Role.OPERATOR, Role.READER]),
         },
+        "mail": str(machine.mail.folder),
         "admin_database_url": machine.admin_url,
         "nats_url": machine.nats_url,
     }

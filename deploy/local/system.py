@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -33,8 +34,12 @@ class System(Supervisor):
         *,
         ports: Mapping[str, int] | None = None,
         settings: Mapping[str, str] | None = None,
+        smtp_url: str = "",
     ) -> None:
-        """`ports` for the three services are chosen if not given. `settings` go to every process."""
+        """`ports` for the three services are chosen if not given. `settings` go to every process.
+
+        `smtp_url` is the mail server's; without one no e-mail is sent.
+        """
         super().__init__(folder / "logs")
         self.databases = databases
         self.issuer = DevelopmentIssuer(folder / "keys")
@@ -50,6 +55,8 @@ class System(Supervisor):
         read = {**common, "FOLDLINE_QUERY_DATABASE_URL": databases.read.query or "", "FOLDLINE_DATABASE_URL": databases.read.app}
         source = {"FOLDLINE_WRITE_ADDRESS": f"127.0.0.1:{write_port}", "FOLDLINE_TOKEN_FILE": str(token_file)}
         saga = {**common, **source, "FOLDLINE_DATABASE_URL": databases.saga.app, "FOLDLINE_TOKEN_FILE": str(saga_token_file)}
+        if smtp_url:
+            saga |= {"FOLDLINE_SMTP_URL": smtp_url, "FOLDLINE_CONTACTS_FILE": str(self._contacts_file(folder))}
         self._settings = dict(settings or {})
         self._serve(WRITE, "write_service", write, port=write_port)
         self._serve(RELAY, "write_service.relay", write, wave=1)
@@ -65,6 +72,14 @@ class System(Supervisor):
             name=name, module=module, wave=wave, settings=every, port=port, health_port=health_port, admin_port=admin_port
         )
         self.add(program)
+
+    def _contacts_file(self, folder: Path) -> Path:
+        """Whom tenants have told of what; the file is the user's once it is there."""
+        file = folder / "contacts.json"
+        if not file.exists():
+            file.touch(mode=0o600)
+            file.write_text(json.dumps({"umbrella": {"owner": {"email": "ada@umbrella.example"}}}, indent=2) + "\n")
+        return file
 
     def _token_file(self, user_id: str, roles: Iterable[Role]) -> Path:
         """A token of one of our processes, in a file that it reads anew for every call."""

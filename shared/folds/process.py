@@ -19,6 +19,7 @@ from typing import Any, Generic, TypeVar
 from google.protobuf.message import Message
 
 from foldline.v1.event_store_pb2 import EventEnvelope
+from shared.folds.delivery import Notice
 
 CANCELLED_BY_OPERATOR = "CANCELLED_BY_OPERATOR"
 """The reason of an answer that is an operator's: the command was taken back before it was carried out.
@@ -50,14 +51,6 @@ class Timer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Notice:
-    """Something that somebody should be told. Kept with the state, in one transaction; no personal data in it."""
-
-    name: str
-    data: dict[str, str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """What became of a command: accepted, with or without events, or refused for a reason. Always final."""
 
@@ -76,6 +69,7 @@ class Step(Generic[S]):
     send: tuple[Send, ...] = ()
     timers: tuple[Timer, ...] = ()
     cancel_timers: tuple[str, ...] = ()
+    # Heard by the announcements that are registered for them (shared/folds/delivery.py), if there are any.
     notify: tuple[Notice, ...] = ()
     # Why an operator should look at the process from now on, as an UPPER_SNAKE word; empty takes an earlier one back.
     attention: str = ""

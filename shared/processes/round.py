@@ -23,15 +23,19 @@ from pydantic import TypeAdapter
 
 from foldline.v1.command_pb2 import CommandOptions
 from foldline.v1.event_store_pb2 import EventEnvelope
+from shared.folds.delivery import Announcements, Notice
 from shared.folds.ids import step_id
 from shared.folds.process import Answer, ProcessDefinition, Step
 from shared.platform.telemetry import logger
+from shared.processes.announce import Cause, NewDelivery, of_notice
 
 ProcessKey = tuple[str, str, str]
 """Names a process: tenant, type, id."""
 
 FOLD_FAILED = "FOLD_FAILED"
 COMMAND_FAILED = "COMMAND_FAILED"
+
+NO_ANNOUNCEMENTS = Announcements()
 
 log = logger(__name__)
 
@@ -162,16 +166,6 @@ class Waiting(NamedTuple):
     content: bytes
 
 
-class NewNotice(NamedTuple):
-    """A notice, in the order of its columns."""
-
-    tenant: str
-    type: str
-    process_id: str
-    name: str
-    data: str
-
-
 class ProcessType:
     """A kind of process, and how its states are read and written."""
 
@@ -215,11 +209,12 @@ def with_options(payload: bytes, command_id: UUID, correlation_id: str) -> bytes
 
 @dataclass(slots=True)
 class Round:
-    """One round. The fields but the first three are what is to be written."""
+    """One round. The fields but the first four are what is to be written."""
 
     kinds: Mapping[str, ProcessType]
     now: datetime
     processes: dict[ProcessKey, Process]
+    announcements: Announcements = NO_ANNOUNCEMENTS
     changed: dict[ProcessKey, Process] = field(default_factory=dict)
     commands: dict[tuple[ProcessKey, str], PendingCommand] = field(default_factory=dict)
     # None takes a timer back.
@@ -228,7 +223,7 @@ class Round:
     ended: dict[ProcessKey, None] = field(default_factory=dict)
     history: list[Entry] = field(default_factory=list)
     waiting: list[Waiting] = field(default_factory=list)
-    notices: list[NewNotice] = field(default_factory=list)
+    deliveries: list[NewDelivery] = field(default_factory=list)
     parked: int = 0
 
     # Inputs
@@ -424,7 +419,7 @@ class Round:
                 return
             state, phase = kind.dump(step.state), kind.manager.phase(step.state)
             outgoing = [self._outgoing(process, send.step, send.command) for send in step.send]
-            notices = [NewNotice(*process.key, it.name, orjson.dumps(it.data).decode()) for it in step.notify]
+            deliveries = self._told(process, step.notify)
         except Exception as defect:  # noqa: BLE001 (a fold's defect is its own process's trouble alone)
             self._park(process, waiting(), defect)
             return
@@ -432,13 +427,22 @@ class Round:
         process.attention, process.moved_at = step.attention, self.now
         self.processes[process.key] = self.changed[process.key] = process
         tell(process)
-        self.notices += notices
-        for notice in notices:
-            self._note(process, "notice", notice.name)
+        self.deliveries += deliveries
+        for delivery in deliveries:
+            self._note(process, "notice", delivery.name, id=str(delivery.delivery_id))
         for command in outgoing:
             self.commands[process.key, command.step] = command._replace(causation_id=process.causation_id)
             self._note(process, "command", command.command_type, step=command.step, id=str(command.command_id))
         self._set_timers(process, step)
+
+    def _told(self, process: Process, notices: Sequence[Notice]) -> list[NewDelivery]:
+        """The messages that the notices of a step cause. A step notes a line in the history, so its number is its own."""
+        found: list[NewDelivery] = []
+        for place, notice in enumerate(notices):
+            parts = ("notice", *process.key, str(process.entries), str(place))
+            cause = Cause(parts, process.tenant, process.process_id, process.correlation_id, process.traceparent)
+            found += of_notice(self.announcements, cause, process.type, notice)
+        return found
 
     def _set_timers(self, process: Process, step: Step[Any]) -> None:
         for name in step.cancel_timers:

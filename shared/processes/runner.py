@@ -4,7 +4,7 @@
     2. the states that the round touches, in one query; answered commands and fired timers are deleted, and only those
        that were there count: an answer or a timer that comes twice finds no row and changes nothing
     3. the folds, in memory
-    4. states, commands, timers, histories, notices: a statement for each table; commit
+    4. states, commands, timers, histories, deliveries: a statement for each table; commit
     5. the new commands go to the dispatcher, whose answers are the next round's
 
 While one round is written the next one gathers, so the busier it is, the larger are the rounds and the cheaper each input.
@@ -30,6 +30,7 @@ from uuid import UUID
 from google.protobuf.message import Message
 
 from foldline.v1.event_store_pb2 import EventEnvelope
+from shared.folds.delivery import Announcements
 from shared.folds.process import Keys, ProcessDefinition
 from shared.line import checkpoint as checkpoints
 from shared.line.checkpoint import Checkpoint, Fenced
@@ -38,8 +39,10 @@ from shared.line.follower import Batch
 from shared.platform.postgres import Connection
 from shared.platform.telemetry import logger, trace_id
 from shared.processes import store
+from shared.processes.announce import NewDelivery, of_event
 from shared.processes.dispatcher import Dispatcher
 from shared.processes.round import (
+    NO_ANNOUNCEMENTS,
     CommandIdTaken,
     CommandResult,
     DeliveryFailure,
@@ -84,9 +87,11 @@ class Inputs:
     answers: list[CommandResult | CommandIdTaken] = field(default_factory=list)
     troubles: list[DeliveryFailure] = field(default_factory=list)
     timers: list[DueTimer] = field(default_factory=list)
+    # What the events cause beside processes.
+    deliveries: list[NewDelivery] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.events or self.answers or self.troubles or self.timers)
+        return bool(self.events or self.answers or self.troubles or self.timers or self.deliveries)
 
     def keys(self) -> dict[ProcessKey, None]:
         """The processes that are touched."""
@@ -116,12 +121,21 @@ class ProcessRunner(Consumer):
         connect: Callable[[], Awaitable[Connection]],
         dispatcher: Callable[[asyncio.Event], Dispatcher],
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        announcements: Announcements = NO_ANNOUNCEMENTS,
+        on_deliveries: Callable[[], None] = lambda: None,
     ) -> None:
-        """`dispatcher` makes one that sets the event when there is something to take; there is one at a time."""
+        """`dispatcher` makes one that sets the event when there is something to take; there is one at a time.
+
+        `on_deliveries` is called when there is something to send to the outside.
+        """
         super().__init__(CHECKPOINT, shard, connect)
         self._follow = follow
         self._make_dispatcher = dispatcher
         self._clock = clock
+        self._announcements = announcements
+        self._on_deliveries = on_deliveries
+        self.follows = asyncio.Event()
+        """Set while the store is known to hold what our tables rest on: nothing leaves before."""
         self.kinds = process_types(managers)
         self._routes: dict[str, list[tuple[ProcessType, type[Message], Any]]] = {}
         for kind in self.kinds.values():
@@ -151,11 +165,13 @@ class ProcessRunner(Consumer):
                 if not coming.exception():
                     await self._take_over(connection)
                     sending = asyncio.create_task(dispatcher.run())
+                    self.follows.set()
                 while True:
                     coming = await self._turn(connection, dispatcher, batches, coming)
                     if sending is not None and sending.done():
                         sending.result()
             finally:
+                self.follows.clear()
                 for task in (coming, sending):
                     if task is not None:
                         task.cancel()
@@ -176,6 +192,8 @@ class ProcessRunner(Consumer):
         if came:
             batch = coming.result()
             inputs.events = self._route(batch.events)
+            if self._announcements:
+                inputs.deliveries = [made for envelope in batch.events for made in of_event(self._announcements, envelope)]
             self._seen = batch.after
         for told in dispatcher.take():
             if isinstance(told, DeliveryFailure):
@@ -231,7 +249,8 @@ class ProcessRunner(Consumer):
             troubled = await store.update_troubled(connection, inputs.troubles) if inputs.troubles else None
             fired = await store.delete_fired(connection, inputs.timers) if inputs.timers else None
         self._check(moved)
-        done = Round(self.kinds, self._clock(), {} if processes is None else await store.read(processes))
+        done = Round(self.kinds, self._clock(), {} if processes is None else await store.read(processes), self._announcements)
+        done.deliveries += inputs.deliveries
         # Each id once: an answer that came twice is one answer.
         rows = [row for cursor in (answered, troubled) if cursor is not None for row in await cursor.fetchall()]
         there: There = {((tenant, type_, process_id), id_): relieved for tenant, type_, process_id, id_, relieved in rows}
@@ -245,6 +264,8 @@ class ProcessRunner(Consumer):
             if due_at is not None:
                 self._look_by(due_at)
         _tell(done)
+        if done.deliveries:
+            self._on_deliveries()
         return list(done.commands.values())
 
     def _fold(self, done: Round, inputs: Inputs, there: There, timers: list[tuple[str, str, str, str]]) -> None:

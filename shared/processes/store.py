@@ -1,5 +1,7 @@
 """The tables of processes, and every statement that reads or writes them. Rows travel in bulk, as packed arrays.
 
+Deliveries have a module of their own (delivery_store.py).
+
 The callers bring the transaction, whose first statement is the checkpoint's fence (`shared/line/checkpoint.py`): it is what
 lets one of two writers in after the other. So whatever is read below, after it, is still true when it is written.
 """
@@ -13,6 +15,7 @@ from typing import Any, NamedTuple
 from shared.line.checkpoint import Checkpoint
 from shared.platform.packing import Packed, blobs, int4s, int8s, texts, timestamps, uuids
 from shared.platform.postgres import Connection
+from shared.processes import delivery_store
 from shared.processes.round import (
     CommandIdTaken,
     CommandResult,
@@ -26,7 +29,7 @@ from shared.processes.round import (
 )
 
 HISTORY_MAX = 5000
-TABLES = ("processes", "process_inputs", "process_commands", "process_timers", "process_history", "notices", "checkpoints")
+TABLES = ("processes", "process_inputs", "process_commands", "process_timers", "process_history", "checkpoints")
 
 _LOCK = "SELECT epoch, position, event_id FROM checkpoints WHERE name = %s AND shard = %s FOR UPDATE"
 
@@ -119,11 +122,6 @@ SELECT tenant, type, process_id, kind, name, content
 FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::bytea[])
   WITH ORDINALITY AS k (tenant, type, process_id, kind, name, content, place)
 ORDER BY place
-"""
-
-_INSERT_NOTICES = """
-INSERT INTO notices (tenant, type, process_id, name, data, created_at)
-SELECT k.*, %s FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::text[]) AS k
 """
 
 _DUE_TIMERS = """
@@ -290,8 +288,8 @@ async def write(connection: Connection, done: Round, *, due_at: datetime, handed
         await connection.execute(_INSERT_HISTORY, _columns(packs, done.history))
     if done.waiting:
         await connection.execute(_INSERT_INPUTS, _columns([*[texts] * 5, blobs], done.waiting))
-    if done.notices:
-        await connection.execute(_INSERT_NOTICES, (done.now, *_columns([texts] * 5, done.notices)))
+    if done.deliveries:
+        await delivery_store.insert(connection, done.deliveries, done.now)
 
 
 async def _write_timers(connection: Connection, done: Round) -> None:

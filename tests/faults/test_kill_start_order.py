@@ -14,6 +14,7 @@ from deploy.local.system import PROJECTOR, READ, RELAY, SAGA, WRITE
 from tests.support.checks.invariants import check, look, published
 from tests.support.clients.bank import Bank, channels
 from tests.support.system.engines import Engines
+from tests.support.system.mail import Mailbox
 from tests.support.system.stack import Stack
 from tests.support.system.waiting import eventually
 
@@ -42,9 +43,11 @@ ORDERS = [
 
 
 @pytest.mark.parametrize("order", ORDERS, ids=" ".join)
-async def test_the_order_of_starting_does_not_matter(private_engines: Engines, tmp_path: Path, order: tuple[str, ...]) -> None:
+async def test_the_order_of_starting_does_not_matter(
+    private_engines: Engines, mailbox: Mailbox, tmp_path: Path, order: tuple[str, ...]
+) -> None:
     """Each waits and says for what; none ends; when the last is there, a command is answered and seen by a query."""
-    stack = Stack(tmp_path / "stack", private_engines.databases(), private_engines.postgres, private_engines.nats)
+    stack = Stack(tmp_path / "stack", private_engines.databases(), private_engines.postgres, private_engines.nats, mailbox)
     private_engines.postgres.stop()
     private_engines.nats.stop()
     engines: dict[str, Callable[[], object]] = {POSTGRES: private_engines.postgres.start, NATS: private_engines.nats.start}
@@ -83,11 +86,11 @@ async def works(stack: Stack) -> None:
     await published(stack.nats.url, picture.line)
 
 
-async def test_the_databases_are_made_last(engines: Engines, nats_server: Nats, tmp_path: Path) -> None:
+async def test_the_databases_are_made_last(engines: Engines, nats_server: Nats, mailbox: Mailbox, tmp_path: Path) -> None:
     """PostgreSQL is there and the databases are not, as before a bootstrap: all wait for that, too."""
     databases = engines.databases()
     # With a broker of its own: a stream has one line, and on the common one it may be another's.
-    stack = Stack(tmp_path / "stack", databases, engines.postgres, nats_server)
+    stack = Stack(tmp_path / "stack", databases, engines.postgres, nats_server, mailbox)
     made = {databases.write.name: engines.templates.write, databases.read.name: engines.templates.read}
     made[databases.saga.name] = engines.templates.saga
     with psycopg.connect(engines.admin_url, autocommit=True) as admin:

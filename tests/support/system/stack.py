@@ -8,12 +8,14 @@ from deploy.bootstrap import Databases
 from deploy.engines.nats import Nats
 from deploy.engines.postgres import Postgres
 from deploy.local.system import System
+from tests.support.system.mail import Mailbox
 
 
 class Stack(System):
     """The system as `foldline dev` runs it, with hold of its engines. Nothing that dies is started again by itself."""
 
-    def __init__(self, folder: Path, databases: Databases, postgres: Postgres, nats: Nats) -> None:
-        super().__init__(folder, databases, nats.url)
+    def __init__(self, folder: Path, databases: Databases, postgres: Postgres, nats: Nats, mail: Mailbox) -> None:
+        super().__init__(folder, databases, nats.url, smtp_url=mail.url)
         self.postgres = postgres
         self.nats = nats
+        self.mail = mail

@@ -10,6 +10,7 @@ from google.protobuf.message import Message
 from bank.v1 import account_pb2, transfer_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
 from saga_service.transfer import TRANSFER, Transfer
+from shared.folds.delivery import Notice
 from shared.folds.ids import step_id
 from shared.folds.process import Answer, Send, Step
 from tests.support.checks.scenario import META
@@ -134,6 +135,13 @@ def test_it_begins_with_the_debit_and_a_timer() -> None:
     assert (TRANSFER.phase(step.state), step.ended, step.attention) == ("debiting", False, "")
 
 
+COMPLETED_FACTS: dict[str, str | int | bool] = {
+    "transfer_id": "00000000-0000-4000-8000-000000000001",
+    "amount_minor": 6900,
+    "currency": "USD",
+}
+
+
 @pytest.mark.parametrize("road", ROADS)
 def test_roads(road: str) -> None:
     """After each answer exactly the next command, the phase, what an operator should see, and the end at the end alone."""
@@ -143,7 +151,9 @@ def test_roads(road: str) -> None:
         expected = () if command is None else (Send(step=step_of(command), command=command),)
         assert (step.send, TRANSFER.phase(step.state), step.attention) == (expected, phase, attention)
         assert step.ended == (command is None)
-        assert (step.timers, step.cancel_timers, step.notify) == ((), (), ())
+        assert (step.timers, step.cancel_timers) == ((), ())
+        told = (Notice(name="transfer_completed", data=COMPLETED_FACTS),) if phase == "completed" else ()
+        assert step.notify == told
         state = step.state
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from email.message import EmailMessage
@@ -30,13 +30,6 @@ from tests.support.system.mail import Mailbox, serving
 from tests.support.system.waiting import eventually
 
 QUICK = DeliveryPolicy(first_s=0.05, longest_s=0.2, tries_max=4)
-
-
-@pytest.fixture
-def mailbox() -> Iterator[Mailbox]:
-    """A mail server that runs."""
-    with serving(Mailbox()) as mailbox:
-        yield mailbox
 
 
 @pytest.fixture

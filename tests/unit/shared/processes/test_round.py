@@ -133,7 +133,7 @@ def test_whatever_is_wrong_with_a_step_parks_its_process(manager: ProcessDefinit
     tell(done, opened())
     process = done.processes[key(1)]
     assert (process.status, process.trouble, process.state) == ("parked", "FOLD_FAILED", "")
-    assert (done.commands, done.timers, done.notices) == ({}, {}, [])
+    assert (done.commands, done.timers, done.deliveries) == ({}, {}, [])
     assert [(waiting.kind, waiting.name) for waiting in done.waiting] == [("event", "bank.v1.AccountOpened")]
     assert done.history[-1].error is not None
     assert what.encode() in done.history[-1].error
