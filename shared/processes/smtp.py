@@ -101,6 +101,7 @@ class Smtp:
         message.set_content(content.text)
         if content.html:
             message.add_alternative(content.html, subtype="html")
+            message.set_boundary(f"=_{delivery.delivery_id}")
         return message
 
 
