@@ -4,20 +4,23 @@ The services only ever get the URLs of their application roles. For each service
 runs the migrations; `app`; and for reading under row-level security, `query`. Roles belong to the whole server, so
 their names begin with the prefix.
 
-Run as `python -m deploy.bootstrap`: takes DATABASE_URL and prints the URLs as JSON.
+Run as `python -m deploy.bootstrap`: takes DATABASE_URL and prints the URLs as JSON, or keeps them in files.
 """
 
 from __future__ import annotations
 
+import argparse
+import fcntl
 import json
 import os
 import re
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 import psycopg
 from psycopg import sql
@@ -145,13 +148,82 @@ def _make_role(admin: psycopg.Connection, name: str, password: str) -> None:
         admin.execute(sql.SQL("GRANT {} TO CURRENT_USER").format(role))
 
 
+def bootstrap_with_files(admin_url: str, folder: Path, prefix: str = "foldline") -> Databases:
+    """As `bootstrap`, with the URLs in files: `write_app`, `read_query` and so on, as FOLDLINE_DATABASE_URL_FILE wants them.
+
+    A file that is there gives its role's password, so that a secret made elsewhere is taken as it is; a file that is not
+    there is written, readable for its owner alone. Killed between the databases and the files, the next run gives the roles
+    of the missing files new passwords. Two runs at once on one folder take turns, so the files and the databases agree.
+    Raises ValueError for a file that holds no URL of its role.
+    """
+    with _folder_lock(folder):
+        databases = bootstrap(admin_url, prefix, passwords=dict(_passwords_in(folder, prefix)))
+        for service, roles in SERVICES.items():
+            database: Database = getattr(databases, service)
+            for role in roles:
+                file = folder / f"{service}_{role}"
+                if not file.exists():
+                    write_secret(file, getattr(database, role))
+    return databases
+
+
+@contextmanager
+def _folder_lock(folder: Path) -> Iterator[None]:
+    """Holds the lock of a folder, which may be read-only; the kernel frees it if the process is killed."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _passwords_in(folder: Path, prefix: str) -> Iterator[tuple[str, str]]:
+    for service, roles in SERVICES.items():
+        for role in roles:
+            file, user = folder / f"{service}_{role}", f"{prefix}_{service}_{role}"
+            if file.exists():
+                parts = urlsplit(file.read_text().strip())
+                if unquote(parts.username or "") != user or not parts.password:
+                    raise ValueError(f"{file} holds no URL with the user {user} and a password")
+                yield user, unquote(parts.password)
+
+
+def write_secret(file: Path, content: str) -> None:
+    """Writes a file that is there entirely or not at all, readable for its owner alone."""
+    fresh = file.with_name(f".{file.name}.{os.getpid()}")
+    fresh.unlink(missing_ok=True)
+    fresh.touch(mode=0o600)
+    fresh.write_text(content + "\n")
+    fresh.chmod(0o400)
+    fresh.replace(file)
+
+
 def main() -> int:
-    """Bootstraps the server of DATABASE_URL."""
-    if not (url := os.environ.get("DATABASE_URL")):
-        print("set DATABASE_URL to an administrator's URL", file=sys.stderr)
+    """Bootstraps the server of DATABASE_URL, or of the URL in the file that DATABASE_URL_FILE names."""
+    parser = argparse.ArgumentParser(
+        prog="python -m deploy.bootstrap", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("prefix", nargs="?", default="foldline", help="the names of databases and roles begin with it")
+    parser.add_argument("--files", type=Path, metavar="FOLDER", help="keep the URLs in files of this folder, print nothing")
+    arguments = parser.parse_args()
+    file = os.environ.get("DATABASE_URL_FILE")
+    url = Path(file).read_text().strip() if file else os.environ.get("DATABASE_URL")
+    if not url:
+        print("set DATABASE_URL to an administrator's URL, or DATABASE_URL_FILE to a file that holds it", file=sys.stderr)
         return 2
-    prefix = sys.argv[1] if len(sys.argv) > 1 else "foldline"
-    print(json.dumps(asdict(bootstrap(url, prefix)), indent=2))
+    try:
+        if arguments.files:
+            bootstrap_with_files(url, arguments.files, arguments.prefix)
+            print(f"the databases {arguments.prefix}_write, _read and _saga are ready")
+        else:
+            print(json.dumps(asdict(bootstrap(url, arguments.prefix)), indent=2))
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except psycopg.OperationalError as error:
+        print(f"the database server cannot be used: {str(error).strip()}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -10,7 +10,7 @@ import nats
 import psycopg
 import pytest
 
-from deploy.bootstrap import Database, bootstrap, drop, with_database
+from deploy.bootstrap import Database, bootstrap, bootstrap_with_files, drop, with_database
 from deploy.engines.child import free_port
 from deploy.engines.nats import Nats
 from tests.support.system.engines import Engines
@@ -105,6 +105,38 @@ def test_two_bootstraps_at_once_do_no_harm(engines: Engines, prefix: str) -> Non
         made = list(threads.map(lambda _: bootstrap(engines.admin_url, prefix, passwords=passwords), range(2)))
     assert made[0] == made[1]
     assert one(made[0].write.app, "SELECT current_user") == "trial_write_app"
+
+
+def test_urls_in_files_stay_as_they_are(engines: Engines, prefix: str, tmp_path: Path) -> None:
+    """A second run changes nothing; a password from elsewhere is taken; the files are their owner's alone."""
+    made = with_database(engines.admin_url, f"{prefix}_read", user=f"{prefix}_read_query", password="made elsewhere")
+    (tmp_path / "read_query").write_text(made + "\n")
+    first = bootstrap_with_files(engines.admin_url, tmp_path, prefix)
+    content = {file.name: file.read_text() for file in tmp_path.iterdir()}
+    assert set(content) == {
+        "write_owner", "write_app", "read_owner", "read_app", "read_query", "saga_owner", "saga_app",
+    }  # fmt: skip
+    assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir() if file.name != "read_query"} == {0o400}
+    assert bootstrap_with_files(engines.admin_url, tmp_path, prefix) == first
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == content
+    assert one(content["read_query"].strip(), "SELECT current_user") == f"{prefix}_read_query"
+    assert one(content["write_app"].strip(), "SELECT current_user") == f"{prefix}_write_app"
+
+
+def test_two_bootstraps_at_once_leave_files_that_open_the_databases(engines: Engines, prefix: str, tmp_path: Path) -> None:
+    """Each would make passwords of its own: the later one must find the files of the earlier."""
+    with ThreadPoolExecutor(3) as threads:
+        list(threads.map(lambda _: bootstrap_with_files(engines.admin_url, tmp_path, prefix), range(3)))
+    for file in tmp_path.iterdir():
+        assert one(file.read_text().strip(), "SELECT current_user") == f"{prefix}_{file.name}"
+
+
+def test_a_file_of_another_role_is_refused_before_anything_is_made(engines: Engines, prefix: str, tmp_path: Path) -> None:
+    """A mix-up of secrets must not give one service the rights of another."""
+    (tmp_path / "write_app").write_text(f"postgresql://{prefix}_read_app:x@127.0.0.1/{prefix}_write\n")
+    with pytest.raises(ValueError, match=f"holds no URL with the user {prefix}_write_app"):
+        bootstrap_with_files(engines.admin_url, tmp_path, prefix)
+    assert one(engines.admin_url, f"SELECT count(*) FROM pg_database WHERE datname LIKE '{prefix}%'") == 0
 
 
 def test_an_administrator_need_not_be_superuser(engines: Engines, prefix: str) -> None:

@@ -1,0 +1,65 @@
+"""Keys, tokens and addresses for a system in containers that is tried out, never for one that matters.
+
+`python -m deploy.development_keys FOLDER WRITE READ SAGA POSTGRES` makes in the folder: `jwks.json`, which every service
+verifies tokens with; the tokens of the projector and the saga service; `endpoints.json`, which the `foldline` command
+reads, with the three addresses and a token for each of two tenants and an operator; and the database administrator's
+password and URL. A second run keeps keys and password and renews the tokens. A real installation has an issuer of its own
+and gives the processes tokens from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import secrets
+import sys
+from pathlib import Path
+
+from deploy.bootstrap import write_secret
+from shared.platform.identity import Role
+from shared.platform.tokens import DevelopmentIssuer
+
+MONTH_S = 30 * 24 * 3600.0
+
+
+def make(folder: Path, *, write: str, read: str, saga: str, postgres: str) -> None:
+    """Makes what the module's text says. Killed on the way, the next run makes what is missing."""
+    issuer = DevelopmentIssuer(folder)
+    issuer.jwks_file.chmod(0o444)
+    processes = {"projector": [Role.READER], "saga": [Role.READER, Role.PROCESS]}
+    callers = {
+        "acme": ("acme", "alice", [Role.USER, Role.TENANT_ADMIN]),
+        "umbrella": ("umbrella", "ada", [Role.USER, Role.TENANT_ADMIN]),
+        "operator": ("operators", "olga", [Role.OPERATOR, Role.READER]),
+    }
+    for name, roles in processes.items():
+        token = issuer.issue(tenant="foldline", user_id=name, roles=roles, lifetime_s=MONTH_S)
+        write_secret(folder / f"{name}.token", token)
+    tokens = {
+        name: issuer.issue(tenant=tenant, user_id=user, roles=roles, lifetime_s=MONTH_S)
+        for name, (tenant, user, roles) in callers.items()
+    }
+    endpoints = {"write": write, "read": read, "saga": saga, "tokens": tokens}
+    write_secret(folder / "endpoints.json", json.dumps(endpoints, indent=2))
+    password, admin_url = folder / "postgres_password", folder / "admin_url"
+    if not password.exists():
+        write_secret(password, secrets.token_urlsafe(24))
+        # The database's container reads it as an account of its own.
+        password.chmod(0o444)
+    write_secret(admin_url, f"postgresql://postgres:{password.read_text().strip()}@{postgres}/postgres")
+
+
+def main() -> int:
+    """Makes them where the command line says."""
+    parser = argparse.ArgumentParser(prog="python -m deploy.development_keys", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("folder", type=Path)
+    for name in ("write", "read", "saga", "postgres"):
+        parser.add_argument(name, help="its address, host:port")
+    arguments = parser.parse_args()
+    make(**vars(arguments))
+    print(f"keys and tokens are in {arguments.folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
