@@ -16,7 +16,7 @@ PEER := .venv-bench/.foldline-stamp
 # Kept out of the recipes' reach: settings of somebody else's environment would find their way into ours.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: help demo dev test lint format proto docs baseline bench peer lock clean
+.PHONY: help demo dev test lint format proto docs baseline bench peer wheels lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -41,6 +41,11 @@ lint: $(DEV_STAMP)  ## style, types, imports, contracts
 	@$(BIN)/python protos/generate.py --image $(IMAGE)
 	$(BIN)/buf lint $(IMAGE)
 	$(BIN)/buf breaking $(IMAGE) --against protos/baseline.binpb
+	$(BIN)/hadolint deploy/Dockerfile
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec deploy/compose.yaml
+	@for overlay in single production; do \
+	  $(BIN)/kubectl kustomize deploy/kubernetes/overlays/$$overlay > $(VENV)/$$overlay.yaml && \
+	  $(BIN)/kubernetes-validate --strict --quiet --no-warn $(VENV)/$$overlay.yaml || exit 1; done
 
 format: $(DEV_STAMP)  ## make the style right
 	$(BIN)/ruff check --fix .
@@ -73,6 +78,11 @@ $(PEER): bench.lock
 	@touch $@
 
 UV_COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --only-binary :all:
+
+wheels: $(STAMP)  ## download what the image installs, for a build without a network
+	@mkdir -p out/wheels
+	@$(BIN)/python -m pip download --disable-pip-version-check --quiet --require-hashes --no-deps --only-binary :all: \
+	  -r requirements.lock -d out/wheels
 
 lock:  ## resolve the dependencies anew; needs uv
 	$(UV_COMPILE) pyproject.toml -o requirements.lock
