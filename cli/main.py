@@ -602,10 +602,14 @@ def complain(text: str) -> None:
 
 
 # At the end, since these modules use what is above.
-from cli.delivery import delivery, mail  # noqa: E402
-
-app.add_typer(delivery, name="delivery", help="See what is told to the outside, and steer it: for operators.")
-app.command()(mail)
 
 if __name__ == "__main__":
-    app()
+    # The groups of commands import this module by its name, so the command is that module's, not that of __main__.
+    from cli.main import app as named
+
+    named()
+else:
+    from cli.delivery import delivery, mail
+
+    app.add_typer(delivery, name="delivery", help="See what is told to the outside, and steer it: for operators.")
+    app.command()(mail)
