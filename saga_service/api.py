@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
-from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import status_pb2
 
 from foldline.v1 import process_pb2, process_pb2_grpc
+from shared.platform.clock import timestamp
 from shared.platform.identity import Role
 from shared.processes.admin import Case, Place, ProcessAdmin
 from shared.processes.round import Entry, Process, ProcessStatus
@@ -35,17 +34,17 @@ STATUS_OF = {status: str(text) for text, status in STATUSES.items()}
 class ProcessService(process_pb2_grpc.ProcessServiceServicer):
     """foldline.v1.ProcessService."""
 
-    def __init__(self, desk: ProcessAdmin) -> None:
-        self._desk = desk
+    def __init__(self, admin: ProcessAdmin) -> None:
+        self._admin = admin
 
     async def GetProcess(self, request: process_pb2.GetProcessRequest, context: Any) -> process_pb2.GetProcessResponse:
-        case = await self._desk.get((request.tenant, request.type, request.process_id.lower()))
+        case = await self._admin.get((request.tenant, request.type, request.process_id.lower()))
         return process_pb2.GetProcessResponse(
             process=self._summary(case.process),
             state_json=case.process.state,
             history=[_entry(entry) for entry in case.history],
             commands=_commands(case),
-            timers=[process_pb2.PendingTimer(name=name, due_at=_timestamp(due_at)) for name, due_at in case.timers],
+            timers=[process_pb2.PendingTimer(name=name, due_at=timestamp(due_at)) for name, due_at in case.timers],
         )
 
     async def ListProcesses(self, request: process_pb2.ListProcessesRequest, context: Any) -> process_pb2.ListProcessesResponse:
@@ -53,7 +52,7 @@ class ProcessService(process_pb2_grpc.ProcessServiceServicer):
         status = STATUS_OF.get(wanted.status, "")
         query = ("ListProcesses", wanted.tenant, wanted.type, status, str(wanted.attention))
         after = pages.decode(query, request.page_token, (int, str, str, str))
-        rows: Sequence[Process] = await self._desk.find(
+        rows: Sequence[Process] = await self._admin.find(
             size + 1,
             Place(*after) if after else None,
             tenant=wanted.tenant,
@@ -61,15 +60,15 @@ class ProcessService(process_pb2_grpc.ProcessServiceServicer):
             status=status,
             attention=wanted.attention,
         )
-        shown, following = pages.cut(rows, size, query, self._desk.place)
+        shown, following = pages.cut(rows, size, query, self._admin.place)
         return process_pb2.ListProcessesResponse(processes=[self._summary(row) for row in shown], next_page_token=following)
 
     async def RetryProcess(self, request: process_pb2.RetryProcessRequest, context: Any) -> process_pb2.RetryProcessResponse:
-        process = await self._desk.retry((request.tenant, request.type, request.process_id.lower()))
+        process = await self._admin.retry((request.tenant, request.type, request.process_id.lower()))
         return process_pb2.RetryProcessResponse(process=self._summary(process))
 
     async def CancelProcess(self, request: process_pb2.CancelProcessRequest, context: Any) -> process_pb2.CancelProcessResponse:
-        process = await self._desk.cancel((request.tenant, request.type, request.process_id.lower()))
+        process = await self._admin.cancel((request.tenant, request.type, request.process_id.lower()))
         return process_pb2.CancelProcessResponse(process=self._summary(process))
 
     def _summary(self, process: Process) -> process_pb2.ProcessSummary:
@@ -80,15 +79,15 @@ class ProcessService(process_pb2_grpc.ProcessServiceServicer):
             status=STATUSES[ProcessStatus(process.status)],
             attention=process.trouble or process.attention,
             phase=process.phase,
-            started_at=_timestamp(process.started_at),
-            moved_at=_timestamp(process.moved_at),
-            stuck=self._desk.is_stuck(process),
+            started_at=timestamp(process.started_at),
+            moved_at=timestamp(process.moved_at),
+            stuck=self._admin.is_stuck(process),
         )
 
 
 def _entry(entry: Entry) -> process_pb2.ProcessEntry:
     return process_pb2.ProcessEntry(
-        happened_at=_timestamp(entry.happened_at),
+        happened_at=timestamp(entry.happened_at),
         kind=entry.kind,
         name=entry.name,
         id=entry.id,
@@ -109,14 +108,8 @@ def _commands(case: Case) -> list[process_pb2.PendingCommand]:
             type=pending.command.command_type,
             tries=pending.command.tries,
             # One that was given up is due no more.
-            due_at=None if pending.given_up else _timestamp(pending.due_at),
+            due_at=None if pending.given_up else timestamp(pending.due_at),
             last_error=pending.last_error,
         )
         for pending in case.commands
     ]
-
-
-def _timestamp(moment: datetime) -> Timestamp:
-    timestamp = Timestamp()
-    timestamp.FromDatetime(moment.astimezone(UTC))
-    return timestamp

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,16 @@ from saga_service.api import ROLES, ProcessService
 from saga_service.registry import PROCESSES
 from shared.folds.process import ProcessDefinition
 from shared.line.follower import Follower
-from shared.line.sources import StoreLine, StreamFeed, open_channel
+from shared.line.sources import StoreLine, StreamFeed
 from shared.platform import postgres
+from shared.platform.clock import utc_now
 from shared.platform.leader import LockClass, lead, until
 from shared.platform.postgres import Connection, Reads, refuse_unsafe
 from shared.platform.settings import ServerSettings
 from shared.processes.admin import ProcessAdmin
 from shared.processes.dispatcher import Dispatcher
 from shared.processes.runner import ProcessRunner
-from shared.rpc import client
+from shared.rpc.client import channel
 from shared.rpc.server import Server
 
 
@@ -50,9 +51,9 @@ class SagaSettings(ServerSettings):
 class Leading:
     """The part of the service that one instance does at a time: follows the line, runs processes, sends commands."""
 
-    def __init__(self, settings: SagaSettings, managers: Iterable[ProcessDefinition[Any]] = PROCESSES) -> None:
+    def __init__(self, settings: SagaSettings, definitions: Iterable[ProcessDefinition[Any]] = PROCESSES) -> None:
         self._settings = settings
-        self._managers = tuple(managers)
+        self._definitions = tuple(definitions)
         self._runner: ProcessRunner | None = None
 
     def wake(self) -> None:
@@ -66,20 +67,19 @@ class Leading:
         await lead(database_url, LockClass.SAGA, self._settings.shard, lambda: self._run_until(stopping), stopping)
 
     async def _run_until(self, stopping: asyncio.Event) -> None:
-        # Built afresh for every lease: what was read under an earlier one says nothing any more.
+        # Built for every lease anew: nothing that was read under an earlier lease may be used.
         settings = self._settings
         async with AsyncExitStack() as stack:
             feed = StreamFeed(settings.nats_url.get_secret_value(), settings.shard, f"saga-{settings.shard}")
             stack.push_async_callback(feed.close)
-            events = await stack.enter_async_context(open_channel(settings.write_address))
-            commands = await stack.enter_async_context(client.channel(settings.write_address, retries=False))
+            write = await stack.enter_async_context(channel(settings.write_address, retries=False))
             self._runner = ProcessRunner(
-                self._managers,
+                self._definitions,
                 settings.shard,
-                follow=Follower(StoreLine(events, settings.token_file, settings.shard), feed).follow,
+                follow=Follower(StoreLine(write, settings.token_file, settings.shard), feed).follow,
                 connect=self._connect,
                 dispatcher=lambda news: Dispatcher(
-                    CommandServiceStub(commands).SendBatch, settings.token_file, clock=utc_now, news=news
+                    CommandServiceStub(write).SendBatch, settings.token_file, clock=utc_now, news=news
                 ),
                 clock=utc_now,
             )
@@ -98,21 +98,16 @@ class Leading:
 def build(
     settings: SagaSettings,
     reads: Reads,
-    managers: Iterable[ProcessDefinition[Any]] = PROCESSES,
+    definitions: Iterable[ProcessDefinition[Any]] = PROCESSES,
     *,
     wake: Callable[[], None] = lambda: None,
-    clock: Callable[[], datetime] | None = None,
+    clock: Callable[[], datetime] = utc_now,
 ) -> Server:
     """The server with its services; `reads` is opened and closed by the caller, the latter when the server is drained.
 
     `wake` is called when an operator made something due.
     """
     server = Server(settings, roles=ROLES)
-    desk = ProcessAdmin(reads, managers, settings.shard, clock=clock or utc_now, wake=wake)
-    server.add(add_ProcessServiceServicer_to_server, ProcessService(desk))
+    admin = ProcessAdmin(reads, definitions, settings.shard, clock=clock, wake=wake)
+    server.add(add_ProcessServiceServicer_to_server, ProcessService(admin))
     return server
-
-
-def utc_now() -> datetime:
-    """The moment, in UTC."""
-    return datetime.now(UTC)

@@ -15,15 +15,15 @@ from contextlib import suppress
 from typing import ClassVar
 
 import psycopg
-import structlog
 from psycopg.errors import IdleInTransactionSessionTimeout, TransactionTimeout, UndefinedTable
 
 from shared.line import checkpoint as checkpoints
 from shared.line.checkpoint import Checkpoint, Fenced
 from shared.line.follower import HistoryDiverged
 from shared.platform.postgres import Connection
+from shared.platform.telemetry import logger
 
-log = structlog.get_logger(__name__)
+log = logger(__name__)
 
 RECONNECT_S = 0.5
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from shared.folds.errors import Code, NotFound, Refusal, Rejected
 from shared.folds.process import CANCELLED_BY_OPERATOR, ProcessDefinition
+from shared.platform.clock import utc_now
 from shared.platform.packing import texts, timestamps
 from shared.platform.postgres import Connection, Reads
 from shared.processes import store
@@ -76,7 +77,7 @@ class ProcessAdmin:
         managers: Iterable[ProcessDefinition[Any]],
         shard: int,
         *,
-        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        clock: Callable[[], datetime] = utc_now,
         wake: Callable[[], None] = lambda: None,
     ) -> None:
         """`wake` is called when there is something to send; a leader elsewhere finds it within a second."""
