@@ -20,7 +20,7 @@ from shared.folds.aggregate import Aggregate, on
 from shared.platform.identity import Role
 from tests.support.domains import trial
 from tests.support.domains.trial import message_of
-from write_service.domain.transfer import Compensation
+from write_service.domain.transfer_types import Compensation
 from write_service.passwords import Passwords
 from write_service.registry import build_registry
 
