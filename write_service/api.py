@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from bank.v1 import (
     account_pb2,
     account_pb2_grpc,
@@ -18,8 +20,10 @@ from bank.v1 import (
     user_pb2_grpc,
 )
 from foldline.v1 import command_pb2, command_pb2_grpc, event_store_pb2, event_store_pb2_grpc
+from shared.commands import listing
 from shared.commands import log as command_log
 from shared.commands.bus import CommandBus
+from shared.commands.schedule import Schedule, may_see, moment
 from shared.folds.errors import NotFound
 from shared.line import event_store
 from shared.platform.identity import Role, current_call
@@ -46,6 +50,10 @@ ROLES: dict[str, frozenset[Role]] = {
     "foldline.v1.CommandService/SendBatch": CALLERS,
     "foldline.v1.CommandService/SendStream": CALLERS,
     "foldline.v1.CommandService/GetCommand": CALLERS,
+    "foldline.v1.CommandService/ListCommands": CALLERS,
+    "foldline.v1.CommandService/Schedule": CALLERS,
+    "foldline.v1.CommandService/Reschedule": CALLERS,
+    "foldline.v1.CommandService/Cancel": CALLERS,
     "foldline.v1.EventStoreService/ReadStream": CALLERS,
     "foldline.v1.EventStoreService/ReadAll": READERS,
 }
@@ -124,9 +132,10 @@ class UserService(user_pb2_grpc.UserServiceServicer):
 class CommandService(command_pb2_grpc.CommandServiceServicer):
     """foldline.v1.CommandService."""
 
-    def __init__(self, commands: CommandBus, reads: Reads) -> None:
+    def __init__(self, commands: CommandBus, reads: Reads, schedule: Schedule) -> None:
         self._commands = commands
         self._reads = reads
+        self._schedule = schedule
 
     async def Send(self, request: command_pb2.SendRequest, context: Any) -> command_pb2.SendResponse:
         return command_pb2.SendResponse(receipt=await self._commands.send_packed(request.command))
@@ -143,12 +152,34 @@ class CommandService(command_pb2_grpc.CommandServiceServicer):
                 yield command_pb2.SendStreamResponse(receipt=receipt)
 
     async def GetCommand(self, request: command_pb2.GetCommandRequest, context: Any) -> command_pb2.GetCommandResponse:
-        key = (current_call.get().identity.tenant, request.command_id.lower())
+        identity = current_call.get().identity
+        key = (identity.tenant, request.command_id.lower())
         async with self._reads.connection() as connection:
             found = await command_log.read_commands(connection, [key])
-        if key not in found:
+        if key not in found or not may_see(identity, found[key]):
             raise NotFound("COMMAND_NOT_FOUND", "there is no command with this id")
         return command_pb2.GetCommandResponse(command=self._commands.record(found[key]))
+
+    async def ListCommands(self, request: command_pb2.ListCommandsRequest, context: Any) -> command_pb2.ListCommandsResponse:
+        return await listing.list_for(current_call.get().identity, request, self._commands, self._reads)
+
+    async def Schedule(self, request: command_pb2.ScheduleRequest, context: Any) -> command_pb2.ScheduleResponse:
+        due_at = moment(request.due_at, "due_at")
+        row = await self._schedule.add(self._commands.command(request.command, within="command."), due_at)
+        return command_pb2.ScheduleResponse(receipt=self._commands.receipt(row), due_at=_due_at(row))
+
+    async def Reschedule(self, request: command_pb2.RescheduleRequest, context: Any) -> command_pb2.RescheduleResponse:
+        due_at, identity = moment(request.due_at, "due_at"), current_call.get().identity
+        row = await self._schedule.move(identity, request.command_id.lower(), due_at)
+        return command_pb2.RescheduleResponse(receipt=self._commands.receipt(row), due_at=_due_at(row))
+
+    async def Cancel(self, request: command_pb2.CancelRequest, context: Any) -> command_pb2.CancelResponse:
+        row = await self._schedule.cancel(current_call.get().identity, request.command_id.lower())
+        return command_pb2.CancelResponse(receipt=self._commands.receipt(row))
+
+
+def _due_at(row: command_log.StoredCommand) -> Timestamp | None:
+    return event_store.timestamp(row.due_at) if row.due_at else None
 
 
 class EventStoreService(event_store_pb2_grpc.EventStoreServiceServicer):

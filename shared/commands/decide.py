@@ -10,6 +10,7 @@ import hashlib
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
+from time import perf_counter_ns
 from typing import Any
 
 import structlog
@@ -59,6 +60,8 @@ class Command(Struct, kw_only=True, eq=False):
     correlation_id: str
     sender: Sender
     received_at: datetime
+    # Set if it was scheduled: its outcome replaces its row in the log, which is due at the same time.
+    due_at: datetime | None = None
 
     @property
     def type(self) -> str:
@@ -84,6 +87,7 @@ class Outcome(Struct):
     position: int
     head: int
     refusal: Refusal | None = None
+    decided_us: int = 0
 
 
 class Plan(Struct):
@@ -145,12 +149,15 @@ class BatchDecider:
         staged = _Staged()
         accepted: list[tuple[Command, Outcome]] = []
         for command in group:
+            began_ns = perf_counter_ns()
             try:
-                accepted.append((command, self._command(command, staged, now)))
+                outcome = self._command(command, staged, now)
+                outcome.decided_us = (perf_counter_ns() - began_ns) // 1000
+                accepted.append((command, outcome))
             except _Missing:
                 return False
             except Refusal as refusal:
-                self._refuse(group, command, "rejected", refusal)
+                self._refuse(group, command, "rejected", refusal, began_ns)
                 return True
             except Exception as defect:  # noqa: BLE001 - an error in a decision fails its own group alone
                 # The exception's text may hold a secret, so neither the text nor a full traceback is logged.
@@ -162,7 +169,7 @@ class BatchDecider:
                     defect=type(defect).__name__,
                     where=traceback.format_tb(defect.__traceback__)[-4:],
                 )
-                self._refuse(group, command, "failed", InternalError())
+                self._refuse(group, command, "failed", InternalError(), began_ns)
                 return True
         self._accept(staged, accepted)
         return True
@@ -248,14 +255,14 @@ class BatchDecider:
         for command, outcome in accepted:
             self._record(command, outcome, None)
 
-    def _refuse(self, group: list[Command], culprit: Command, status: str, refusal: Refusal) -> None:
+    def _refuse(self, group: list[Command], culprit: Command, status: str, refusal: Refusal, began_ns: int) -> None:
         for command in group:
             if command is not culprit:
                 self.plan.outcomes[command.key] = Outcome("rejected", 0, 0, 0, 0, BatchAborted())
         at = self.at(culprit.aggregate)
-        outcome = Outcome(status, at.version if at else 0, 0, 0, 0, refusal)
-        if refusal.code is Code.RESOURCE_EXHAUSTED:
-            # What is too large for an event is too large for the command log.
+        outcome = Outcome(status, at.version if at else 0, 0, 0, 0, refusal, (perf_counter_ns() - began_ns) // 1000)
+        if refusal.code is Code.RESOURCE_EXHAUSTED and culprit.due_at is None:
+            # What is too large for an event is too large for the command log. A scheduled command is there already.
             self.plan.outcomes[culprit.key] = outcome
         else:
             self._record(culprit, outcome, to_status(refusal).SerializeToString())
@@ -263,6 +270,8 @@ class BatchDecider:
     def _record(self, command: Command, outcome: Outcome, error: bytes | None) -> None:
         sender = command.sender
         self.plan.outcomes[command.key] = outcome
+        if command.due_at is not None:
+            self.plan.batch.fires = True
         self.plan.batch.commands.append(
             NewCommand(
                 command.key[0],
@@ -283,6 +292,7 @@ class BatchDecider:
                 outcome.events_appended,
                 outcome.position,
                 error,
+                outcome.decided_us,
             )
         )
 
