@@ -1,4 +1,4 @@
-"""Logs as lines of JSON on standard error, and the W3C trace context that a call carries through everything.
+"""Logs as lines of JSON on standard output, and the W3C trace context that a call carries through everything.
 
 Every line that is written while a call is served carries its trace, tenant, user and method, and whatever was added by
 `annotate` (the command id, for one). Nothing here logs a request's content or a token, and nobody else may.
@@ -36,7 +36,7 @@ _NO_FACTS: dict[str, str | float] = {}
 def configure(level: str = "info", *, service: str, stream: BinaryIO | None = None) -> None:
     """Sets up logging of the process, once, at its start. `service` is in every line."""
     level_number = logging.getLevelNamesMapping()[level.upper()]
-    lines = _Lines(stream or sys.stderr.buffer, {"service": service, "pid": os.getpid()}, takes_info=level_number <= logging.INFO)
+    lines = _Lines(stream or sys.stdout.buffer, {"service": service, "pid": os.getpid()}, level_number)
     atexit.register(lines.write_out)
     structlog.configure(
         # One processor: there is a line for every call, and each further one was felt there.
@@ -75,6 +75,12 @@ def quick_info(module: str) -> Callable[[str, dict[str, Any]], None]:
     return write
 
 
+def takes_debug() -> bool:
+    """Whether lines of level debug are written: for those that are costly to make."""
+    lines = structlog.get_config()["logger_factory"]()
+    return isinstance(lines, _Lines) and lines.takes_debug
+
+
 def annotate(**facts: str | float) -> None:
     """Adds facts to every further line of the call being served. Does nothing outside of a call."""
     if (known := call_facts.get(None)) is not None:
@@ -90,6 +96,11 @@ def new_traceparent() -> str:
     """A new root trace context, not sampled: who wants a trace recorded brings one that says so."""
     # Unique is enough here, and a system call for each call was felt.
     return f"00-{_random.getrandbits(128):032x}-{_random.getrandbits(64):016x}-00"
+
+
+def span_id(traceparent: str) -> str:
+    """The 16 hexadecimal digits of the span that comes before; empty if there is no trace context."""
+    return traceparent[36:52]
 
 
 def trace_id(traceparent: str) -> str:
@@ -125,9 +136,10 @@ class _Lines:
     things, with none of what it takes in the processor's caches. Who is killed takes the last moment's lines along.
     """
 
-    def __init__(self, stream: BinaryIO, fixed: dict[str, str | int], *, takes_info: bool) -> None:
+    def __init__(self, stream: BinaryIO, fixed: dict[str, str | int], level: int) -> None:
         """`fixed` is in every line."""
-        self.takes_info = takes_info
+        self.takes_info = level <= logging.INFO
+        self.takes_debug = level <= logging.DEBUG
         self._stream = stream
         self._fixed = fixed
         self._pending: list[_Note] = []
