@@ -8,7 +8,6 @@ decided on, the second gets an AppendConflict. The same command again: the comma
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -22,6 +21,7 @@ from shared.commands import states
 from shared.commands.append import AppendConflict, Appended
 from shared.commands.cache import Cache
 from shared.commands.decide import BatchDecider, Command, Outcome, Plan, decide
+from shared.commands.fairness import FairQueue
 from shared.commands.intake import CommandGroup, Intake, Limits, PendingReply
 from shared.commands.log import CommandKey
 from shared.commands.registry import CommandRegistry
@@ -36,6 +36,12 @@ from shared.platform.postgres import Connection
 # the other half is committed. Below GATHER_MIN, waiting does not pay.
 GATHER_TARGET, GATHER_MIN = 32, 3
 GATHER_WAIT_S_EACH = 0.0005
+# Commands of one tenant before it is another one's turn.
+QUANTUM = 16
+# While several tenants send, a batch takes at most SHARED_MAX commands, and SHARED_LATE of them are chosen when the batch
+# before it is durable: a command that comes alone then waits for one short batch before its own. Batches are as large as
+# they may be again SHARED_S after the last batch of several tenants (`make bench ARGS=fairness`).
+SHARED_MAX, SHARED_LATE, SHARED_S = 64, 32, 1.0
 
 log = structlog.get_logger()
 
@@ -47,20 +53,20 @@ class _Batch(Struct, eq=False):
     # The cache when deciding began: when the committer replaces its cache, these decisions are void.
     cache: Cache
     groups: list[CommandGroup] = []
+    tenants: set[str] = set()
     decided: int = 0
     commands: int = 0
     size: int = 0
 
     def add(self, group: CommandGroup) -> None:
         self.groups.append(group)
+        self.tenants.add(group.tenant)
         self.commands += len(group.commands)
         self.size += group.size
 
-    def has_room(self, group: CommandGroup, limits: Limits) -> bool:
+    def has_room(self, group: CommandGroup, commands_max: int, bytes_max: int) -> bool:
         """Whether the group fits; into an empty batch any group does."""
-        return not self.groups or (
-            self.commands + len(group.commands) <= limits.batch_commands_max and self.size + group.size <= limits.batch_bytes_max
-        )
+        return not self.groups or (self.commands + len(group.commands) <= commands_max and self.size + group.size <= bytes_max)
 
     def decide(self, now: datetime) -> set[AggregateKey]:
         """Decides the remaining groups in order until one needs a state that is not loaded.
@@ -100,7 +106,8 @@ class Committer:
         self._cache = Cache(self._limits.cached_aggregates_max)
         # Waiting commands are in the next batch, decided, or behind it in the queue, undecided.
         self._next: _Batch | None = None
-        self._queue: deque[CommandGroup] = deque()
+        self._queue: FairQueue[CommandGroup] = FairQueue(QUANTUM)
+        self._shared_until = 0.0
         self._waiting = 0
         self._arrived = asyncio.Event()
         self._enough = asyncio.Event()
@@ -123,7 +130,7 @@ class Committer:
             group, is_new = self._intake.admit(commands)
             reply.taken.append(group)
             if is_new:
-                self._queue.append(group)
+                self._queue.put(group.tenant, group, len(group.commands))
                 self._waiting += len(group.commands)
             if not group.settled:
                 reply.remaining += 1
@@ -177,10 +184,17 @@ class Committer:
         return True
 
     def _take_batch(self) -> _Batch:
-        """The groups that are decided ahead, and as many of the queue as fit beside them."""
+        """The groups that are decided ahead, and as many of the queue as fit beside them, fairly between tenants."""
         batch, self._next = self._next or self._batch(), None
-        while self._queue and batch.has_room(self._queue[0], self._limits):
-            batch.add(self._queue.popleft())
+        now = asyncio.get_running_loop().time()
+        if len(batch.tenants | self._queue.tenants) > 1:
+            self._shared_until = now + SHARED_S
+        commands_max, bytes_max = self._limits.batch_commands_max, self._limits.batch_bytes_max
+        if now < self._shared_until:
+            # A batch that was decided ahead for one tenant may be full: the others are let in all the same.
+            commands_max = max(min(commands_max, SHARED_MAX), batch.commands + SHARED_LATE)
+        while self._queue and batch.has_room(self._queue.first(), commands_max, bytes_max):
+            batch.add(self._queue.pop())
         self._waiting -= batch.commands
         self._wanted = batch.commands
         return batch
@@ -206,9 +220,12 @@ class Committer:
         if batch is None or self._waiting - batch.commands < self._limits.decide_ahead_min:
             return
         now = self._clock()
-        while self._queue and batch.has_room(self._queue[0], self._limits) and not batch.deciding.plan.missing:
-            if batch.deciding.take(self._queue[0].open(), now):
-                batch.add(self._queue.popleft())
+        commands_max, bytes_max = self._limits.batch_commands_max, self._limits.batch_bytes_max
+        if asyncio.get_running_loop().time() < self._shared_until:
+            commands_max = min(commands_max, SHARED_MAX - SHARED_LATE)
+        while self._queue and batch.has_room(self._queue.first(), commands_max, bytes_max) and not batch.deciding.plan.missing:
+            if batch.deciding.take(self._queue.first().open(), now):
+                batch.add(self._queue.pop())
                 batch.decided += 1
 
     def _discard_ahead(self) -> None:
@@ -218,7 +235,7 @@ class Committer:
         """
         self._wanted = 0
         if self._next is not None:
-            self._queue.extendleft(reversed(self._next.groups))
+            self._queue.put_back([(group.tenant, group, len(group.commands)) for group in self._next.groups])
             self._next = None
 
     async def _commit(self, batch: _Batch, *, ahead: bool = False, again: bool = False) -> None:

@@ -23,9 +23,10 @@ class Limits:
 
     batch_commands_max: int = 256
     batch_bytes_max: int = 4 * 1024 * 1024
+    # One tenant alone may have all of the queue waiting. A tenant within its share, an equal part for each tenant that has
+    # commands waiting, is admitted up to twice that, so that no other tenant can fill the queue before it.
     queue_commands_max: int = 8192
     queue_bytes_max: int = 64 * 1024 * 1024
-    tenant_commands_max: int = 4096
     cached_aggregates_max: int = 20_000
     gather_wait_s_max: float = 0.05
     # Deciding ahead starts when this many commands wait undecided.
@@ -66,6 +67,11 @@ class CommandGroup(Struct, eq=False):
     replies: list[PendingReply] = []
     settled: bool = False
 
+    @property
+    def tenant(self) -> str:
+        """The tenant in whose turn the group is carried out: the first command's, of a process's group for several."""
+        return self.commands[0].key[0]
+
     def open(self) -> list[Command]:
         """The commands that have no outcome yet."""
         if not self.outcomes:
@@ -81,25 +87,35 @@ class Intake:
         self._under_way: dict[CommandKey, CommandGroup] = {}
         self._bytes = 0
         self._by_tenant: dict[str, int] = {}
+        self._bytes_by_tenant: dict[str, int] = {}
 
     @property
     def empty(self) -> bool:
         """Whether no command is in progress."""
-        return not (self._under_way or self._bytes or self._by_tenant)
+        return not (self._under_way or self._bytes or self._by_tenant or self._bytes_by_tenant)
 
     def refuse_if_full(self, groups: Sequence[list[Command]]) -> None:
         """Raises OverLimit (QUEUE_FULL, TENANT_OVER_QUOTA) if these would exceed a limit."""
         limits = self._limits
         count = len(self._under_way) + sum([len(group) for group in groups])
         size = self._bytes + sum([len(command.payload) for group in groups for command in group])
-        if count > limits.queue_commands_max or size > limits.queue_bytes_max:
+        if count <= limits.queue_commands_max and size <= limits.queue_bytes_max:
+            return
+        asked = Counter([command.key[0] for group in groups for command in group])
+        tenants = self._by_tenant.keys() | asked.keys()
+        within_share = self._within_share(asked, size - self._bytes, shares=len(tenants))
+        if len(tenants) > 1 and not within_share:
+            raise OverLimit("TENANT_OVER_QUOTA", "too many commands of this tenant are waiting", retry_after_s=0.5)
+        if not within_share or count > 2 * limits.queue_commands_max or size > 2 * limits.queue_bytes_max:
             raise OverLimit("QUEUE_FULL", "too many commands are waiting", retry_after_s=0.5)
-        if count <= limits.tenant_commands_max:
-            return  # all tenants together are below the quota of one
-        tenants = Counter([command.key[0] for group in groups for command in group])
-        for tenant, more in tenants.items():
-            if self._by_tenant.get(tenant, 0) + more > limits.tenant_commands_max:
-                raise OverLimit("TENANT_OVER_QUOTA", "too many commands of this tenant are waiting", retry_after_s=0.5)
+
+    def _within_share(self, asked: Mapping[str, int], asked_bytes: int, *, shares: int) -> bool:
+        """Whether each tenant would have at most its share of the queue waiting, if this was admitted."""
+        limits = self._limits
+        waiting_bytes = sum([self._bytes_by_tenant.get(tenant, 0) for tenant in asked])
+        return waiting_bytes + asked_bytes <= limits.queue_bytes_max * len(asked) // shares and all(
+            self._by_tenant.get(tenant, 0) + more <= limits.queue_commands_max // shares for tenant, more in asked.items()
+        )
 
     def admit(self, commands: list[Command]) -> tuple[CommandGroup, bool]:
         """The group of these commands, and True if it is new and must be carried out.
@@ -124,6 +140,7 @@ class Intake:
             self._under_way[command.key] = group
             by_tenant[command.key[0]] = by_tenant.get(command.key[0], 0) + 1
         self._bytes += group.size
+        self._bytes_by_tenant[group.tenant] = self._bytes_by_tenant.get(group.tenant, 0) + group.size
         return group, True
 
     def _refused(self, group: CommandGroup, refusal: Refusal) -> tuple[CommandGroup, bool]:
@@ -147,6 +164,9 @@ class Intake:
                 if not by_tenant[key[0]]:
                     del by_tenant[key[0]]
             self._bytes -= group.size
+            self._bytes_by_tenant[group.tenant] -= group.size
+            if group.tenant not in by_tenant:
+                del self._bytes_by_tenant[group.tenant]
             for reply in group.replies:
                 reply.one_done()
 

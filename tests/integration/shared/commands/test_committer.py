@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from deploy.bootstrap import Database
 from shared.commands import committer
-from shared.commands.committer import Committer
+from shared.commands.committer import SHARED_LATE, SHARED_MAX, Committer
 from shared.commands.decide import Command, Outcome
 from shared.commands.intake import Limits
 from shared.commands.registry import CommandRegistry
@@ -306,28 +306,30 @@ async def refused_at_once(committer: Committer, *commands: Command) -> Refusal:
 
 
 async def test_a_full_queue_takes_nothing_more(write_db: Database) -> None:
-    """Neither by number nor by bytes nor for one tenant; a batch that does not fit is not taken in part."""
-    limits = Limits(queue_commands_max=10, tenant_commands_max=6, queue_bytes_max=200)
+    """One tenant may fill it alone; others within their share are taken all the same. A batch is not taken in part."""
+    limits = Limits(queue_commands_max=10, queue_bytes_max=200)
     committer = Committer(write_db.app, BUS, shard=1, clock=lambda: datetime.now(UTC), limits=limits)
     # Nothing runs yet: what is taken waits.
-    taken = [committer.submit([[adding(1)] for _ in range(5)])]
+    taken = [committer.submit([[adding(1)] for _ in range(9)])]
     no = await refused_at_once(committer, adding(1), adding(1))
-    assert (type(no), no.reason, no.retry_after_s) == (OverLimit, "TENANT_OVER_QUOTA", 0.5)
-    taken.append(committer.submit([[adding(1, tenant="other")] for _ in range(5)]))
-    no = await refused_at_once(committer, adding(1, tenant="third"))
     assert (type(no), no.reason, no.retry_after_s) == (OverLimit, "QUEUE_FULL", 0.5)
+    taken.append(committer.submit([[adding(1, tenant="other")] for _ in range(5)]))
+    no = await refused_at_once(committer, adding(1, tenant="other"))
+    assert (type(no), no.reason, no.retry_after_s) == (OverLimit, "TENANT_OVER_QUOTA", 0.5)
+    taken.append(committer.submit([[adding(1, tenant="third")] for _ in range(3)]))
+    assert (await refused_at_once(committer, adding(1, tenant="third"))).reason == "TENANT_OVER_QUOTA"
 
     running = asyncio.create_task(committer.run())
     await asyncio.gather(*taken)
     large = make_command(BUS, Add(counter_id="c" * 201, amount=1))
     assert (await refused_at_once(committer, large)).reason == "QUEUE_FULL"
     # Everything is answered: there is room for as many again, for the same tenant too.
-    assert len(await committer.submit([[adding(1)] for _ in range(6)])) == 6
+    assert len(await committer.submit([[adding(1)] for _ in range(10)])) == 10
     committer.close()
     no = await refused_at_once(committer, adding(1))
     assert (type(no), no.reason) == (Unavailable, "SHUTTING_DOWN")
     await running
-    assert len(await check_line(write_db)) == 16
+    assert len(await check_line(write_db)) == 27
 
 
 async def test_closing_answers_what_was_taken(write_db: Database) -> None:
@@ -447,3 +449,31 @@ async def test_a_database_of_another_shard_is_not_written_to(write_db: Database)
     committer.close()
     await running
     assert await events_of(write_db) == []
+
+
+async def test_a_flood_of_one_tenant_delays_another_by_a_batch(write_db: Database) -> None:
+    """A command that comes late, behind 3,000 of another tenant, waits for the batch under way and its own, not for the flood."""
+    async with replica(write_db, BUS) as committer:
+        flood = committer.submit([[adding(1, counter=f"flood-{nth % 50}")] for nth in range(3000)])
+        other = committer.submit([[adding(1, tenant="other")]])
+        await other
+        assert 3000 - flood.remaining <= SHARED_MAX
+        while flood.remaining > 2000:
+            await asyncio.sleep(0)
+        before = flood.remaining
+        await committer.submit([[adding(1, tenant="other")]])
+        assert before - flood.remaining <= 2 * SHARED_MAX
+        await flood
+    assert len(await check_line(write_db)) == 3002
+
+
+async def test_a_batch_that_was_decided_ahead_lets_another_tenant_in(write_db: Database) -> None:
+    """The first command of a tenant after a long flood of another one joins the next batch, though that is full already."""
+    async with replica(write_db, BUS, limits=Limits(batch_commands_max=100)) as committer:
+        flood = committer.submit([[adding(1, counter=f"flood-{nth % 50}")] for nth in range(3000)])
+        while flood.remaining > 2500:
+            await asyncio.sleep(0)
+        before = flood.remaining
+        await committer.submit([[adding(1, tenant="other")]])
+        assert before - flood.remaining <= 2 * 100 + SHARED_LATE
+        await flood
