@@ -5,7 +5,7 @@ ROLES says who may call what; the tenant is always that of the caller's token.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -29,9 +29,10 @@ from read_service.projections.accounts import ACTIVE, CLOSED, FROZEN
 from read_service.projections.people import fold_name
 from read_service.queries import Order
 from shared.folds.errors import NotFound
-from shared.line import checkpoint
 from shared.line.consistency import ConsistencyGate
+from shared.line.standing import Standing, State, read_standings
 from shared.platform.identity import Role, current_call
+from shared.platform.leader import LockClass
 from shared.platform.postgres import Reads
 from shared.rpc import pages
 
@@ -90,8 +91,10 @@ REGISTRATION_STATUSES = {
 REGISTRATION_STATUS_OF = {text: status for status, text in REGISTRATION_STATUSES.items()}
 STATUS_OF = {text: status for status, text in STATUSES.items()}
 STATES = {
-    checkpoint.RUNNING: projection_pb2.PROJECTION_STATE_RUNNING,
-    checkpoint.STOPPED: projection_pb2.PROJECTION_STATE_STOPPED,
+    State.RUNNING: projection_pb2.PROJECTION_STATE_RUNNING,
+    State.STOPPED: projection_pb2.PROJECTION_STATE_STOPPED,
+    State.DIVERGED: projection_pb2.PROJECTION_STATE_DIVERGED,
+    State.AWAY: projection_pb2.PROJECTION_STATE_AWAY,
 }
 
 
@@ -239,15 +242,18 @@ class UserQueryService(user_query_pb2_grpc.UserQueryServiceServicer):
 class ProjectionService(projection_pb2_grpc.ProjectionServiceServicer):
     """foldline.v1.ProjectionService."""
 
-    def __init__(self, reads: Reads) -> None:
+    def __init__(self, reads: Reads, shard: int, names: Collection[str]) -> None:
+        """`names` are those of the groups of tables."""
         self._reads = reads
+        self._shard = shard
+        self._names = names
 
     async def ListProjections(
         self, request: projection_pb2.ListProjectionsRequest, context: Any
     ) -> projection_pb2.ListProjectionsResponse:
         async with self._reads.connection() as connection:
-            found = await checkpoint.read_all(connection)
-        return projection_pb2.ListProjectionsResponse(projections=[_projection(progress) for progress in found])
+            found = await read_standings(connection, LockClass.PROJECTOR, self._shard, self._names)
+        return projection_pb2.ListProjectionsResponse(projections=map(_projection, found))
 
 
 def _tenant() -> str:
@@ -358,13 +364,13 @@ def _user(row: queries.User) -> user_query_pb2.UserSummary:
     )
 
 
-def _projection(progress: checkpoint.Progress) -> projection_pb2.ProjectionStatus:
+def _projection(standing: Standing) -> projection_pb2.ProjectionStatus:
     return projection_pb2.ProjectionStatus(
-        name=progress.name,
-        shard=progress.shard,
-        epoch=progress.checkpoint.epoch,
-        position=progress.checkpoint.position,
-        state=STATES[progress.state],
-        reason=progress.reason,
-        moved_at=_moment(progress.moved_at),
+        name=standing.name,
+        shard=standing.shard,
+        epoch=standing.checkpoint.epoch,
+        position=standing.checkpoint.position,
+        state=STATES[standing.state],
+        reason=standing.reason,
+        moved_at=None if standing.moved_at is None else _moment(standing.moved_at),
     )

@@ -57,5 +57,5 @@ def build(settings: ReadSettings, reads: Reads) -> Server:
     server.add(add_AccountQueryServiceServicer_to_server, AccountQueryService(reads, gate))
     server.add(add_TransferQueryServiceServicer_to_server, TransferQueryService(reads, gate))
     server.add(add_UserQueryServiceServicer_to_server, UserQueryService(reads, gate))
-    server.add(add_ProjectionServiceServicer_to_server, ProjectionService(reads))
+    server.add(add_ProjectionServiceServicer_to_server, ProjectionService(reads, settings.shard, (SUMMARIES.name,)))
     return server

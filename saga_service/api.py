@@ -11,6 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import status_pb2
 
 from foldline.v1 import delivery_pb2, delivery_pb2_grpc, process_pb2, process_pb2_grpc
+from shared.line.standing import Standing, State
 from shared.platform.identity import Role, current_call
 from shared.processes.admin import Case, Place, ProcessAdmin
 from shared.processes.delivery_admin import DeliveryAdmin
@@ -25,6 +26,7 @@ ROLES: Mapping[str, frozenset[Role]] = {
     "foldline.v1.ProcessService/ListProcesses": OPERATORS,
     "foldline.v1.ProcessService/RetryProcess": OPERATORS,
     "foldline.v1.ProcessService/CancelProcess": OPERATORS,
+    "foldline.v1.ProcessService/ListRunners": OPERATORS,
     "foldline.v1.DeliveryService/GetDelivery": OPERATORS,
     "foldline.v1.DeliveryService/ListDeliveries": OPERATORS,
     "foldline.v1.DeliveryService/RetryDelivery": OPERATORS,
@@ -37,6 +39,12 @@ STATUSES = {
     ProcessStatus.PARKED: process_pb2.PROCESS_STATUS_PARKED,
 }
 STATUS_OF = {status: str(text) for text, status in STATUSES.items()}
+RUNNER_STATES = {
+    State.RUNNING: process_pb2.RUNNER_STATE_RUNNING,
+    State.STOPPED: process_pb2.RUNNER_STATE_STOPPED,
+    State.DIVERGED: process_pb2.RUNNER_STATE_DIVERGED,
+    State.AWAY: process_pb2.RUNNER_STATE_AWAY,
+}
 
 
 class ProcessService(process_pb2_grpc.ProcessServiceServicer):
@@ -78,6 +86,9 @@ class ProcessService(process_pb2_grpc.ProcessServiceServicer):
     async def CancelProcess(self, request: process_pb2.CancelProcessRequest, context: Any) -> process_pb2.CancelProcessResponse:
         process = await self._desk.cancel((request.tenant, request.type, request.process_id.lower()))
         return process_pb2.CancelProcessResponse(process=self._summary(process))
+
+    async def ListRunners(self, request: process_pb2.ListRunnersRequest, context: Any) -> process_pb2.ListRunnersResponse:
+        return process_pb2.ListRunnersResponse(runners=map(_runner, await self._desk.runners()))
 
     def _summary(self, process: Process) -> process_pb2.ProcessSummary:
         return process_pb2.ProcessSummary(
@@ -153,6 +164,18 @@ def _delivery(row: Delivery) -> delivery_pb2.DeliverySummary:
         order_key=row.order_key,
         source=row.source,
         correlation_id=row.correlation_id,
+    )
+
+
+def _runner(standing: Standing) -> process_pb2.RunnerStatus:
+    return process_pb2.RunnerStatus(
+        name=standing.name,
+        shard=standing.shard,
+        epoch=standing.checkpoint.epoch,
+        position=standing.checkpoint.position,
+        state=RUNNER_STATES[standing.state],
+        reason=standing.reason,
+        moved_at=None if standing.moved_at is None else _timestamp(standing.moved_at),
     )
 
 

@@ -22,6 +22,7 @@ from shared.folds.delivery import Announcements
 from shared.folds.process import ProcessDefinition
 from shared.line.follower import Follower
 from shared.line.sources import StoreLine, StreamFeed, open_channel
+from shared.line.standing import readiness_check
 from shared.platform import postgres
 from shared.platform.leader import LockClass, lead, until
 from shared.platform.postgres import Connection, Reads, refuse_unsafe
@@ -32,7 +33,7 @@ from shared.processes.channels import Channel, Contacts
 from shared.processes.deliveries import DeliveryPolicy, DeliverySender
 from shared.processes.delivery_admin import DeliveryAdmin
 from shared.processes.dispatcher import Dispatcher
-from shared.processes.runner import ProcessRunner
+from shared.processes.runner import CHECKPOINT, ProcessRunner
 from shared.processes.smtp import Smtp
 from shared.processes.webhook import WebhookChannel
 from shared.rpc import client
@@ -176,7 +177,9 @@ def build(
     `wake` is called when an operator made something due.
     """
     server = Server(settings, roles=ROLES, probes=Probes(settings, "saga_service"))
-    server.probes.needs_database(settings.database_url.get_secret_value())
+    probe = server.probes.needs_database(settings.database_url.get_secret_value())
+    # Whichever instance leads: an operator must hear of a runner that stopped from whoever asks any of them.
+    server.probes.readiness.add("processes", readiness_check(probe, LockClass.SAGA, settings.shard, (CHECKPOINT,)))
     desk = ProcessAdmin(reads, managers, settings.shard, clock=clock or utc_now, wake=wake)
     server.add(add_ProcessServiceServicer_to_server, ProcessService(desk))
     deliveries = DeliveryAdmin(reads, announcements(settings), settings.shard, clock=clock or utc_now, wake=wake)

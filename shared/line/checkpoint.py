@@ -15,11 +15,9 @@ Killed anywhere, what is left? The checkpoint and the rows change in one transac
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
 
 from shared.platform.postgres import Connection
 
-RUNNING = "running"
 STOPPED = "stopped"
 
 
@@ -34,18 +32,6 @@ class Checkpoint:
     epoch: str = ""
     position: int = 0
     event_id: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """A row of the table: a checkpoint, and whether its consumer runs."""
-
-    name: str
-    shard: int
-    checkpoint: Checkpoint
-    state: str
-    reason: str
-    moved_at: datetime
 
 
 MOVE = """
@@ -107,14 +93,3 @@ async def read_position(connection: Connection, name: str, shard: int) -> tuple[
     cursor = await connection.execute("SELECT epoch, position FROM checkpoints WHERE name = %s AND shard = %s", (name, shard))
     row = await cursor.fetchone()
     return ("", 0) if row is None else (row[0], row[1])
-
-
-async def read_all(connection: Connection) -> list[Progress]:
-    """Every row, by name and shard."""
-    cursor = await connection.execute(
-        "SELECT name, shard, epoch, position, event_id, state, reason, moved_at FROM checkpoints ORDER BY name, shard"
-    )
-    return [
-        Progress(name, shard, Checkpoint(epoch, position, event_id), state, reason, moved_at)
-        for name, shard, epoch, position, event_id, state, reason, moved_at in await cursor.fetchall()
-    ]

@@ -26,8 +26,10 @@ class DatabaseProbe:
         """A check of readiness: empty if the database answers, else why not."""
         try:
             await self.rows("SELECT 1")
-        except psycopg.OperationalError:
-            return "the database is away"
+        except psycopg.Error as error:
+            if not postgres.is_trouble(error):
+                raise
+            return "the database is away, or cannot answer now"
         return ""
 
     async def rows(self, query: LiteralString, parameters: Sequence[Any] = ()) -> list[Any]:

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 from shared.folds.errors import Code, NotFound, Refusal, Rejected
 from shared.folds.process import CANCELLED_BY_OPERATOR, ProcessDefinition
+from shared.line.standing import Standing, read_standings
+from shared.platform.leader import LockClass
 from shared.platform.packing import texts, timestamps
 from shared.platform.postgres import Connection, Reads
 from shared.processes import store
@@ -132,6 +134,11 @@ class ProcessAdmin:
         async with self._reads.connection() as connection:
             cursor = await connection.execute(query + _LIST_ORDER, parameters)
             return [Process(*row) for row in await cursor.fetchall()]
+
+    async def runners(self) -> list[Standing]:
+        """Those that run the processes: how far each has followed the line, and whether it goes on."""
+        async with self._reads.connection() as connection:
+            return await read_standings(connection, LockClass.SAGA, self._shard, (CHECKPOINT,))
 
     async def get(self, key: ProcessKey) -> Case:
         """One process. Raises NotFound (PROCESS_NOT_FOUND)."""

@@ -42,6 +42,35 @@ PROCESS_STATUS_PARKED: ProcessStatus.ValueType  # 3
 """Goes on by itself no more: an operator is needed."""
 Global___ProcessStatus: _TypeAlias = ProcessStatus  # noqa: Y015
 
+class _RunnerState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RunnerStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunnerState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RUNNER_STATE_UNSPECIFIED: _RunnerState.ValueType  # 0
+    RUNNER_STATE_RUNNING: _RunnerState.ValueType  # 1
+    """Follows the line. With a reason, it meets trouble and tries again."""
+    RUNNER_STATE_STOPPED: _RunnerState.ValueType  # 2
+    """Stopped itself over an input; an operator is needed."""
+    RUNNER_STATE_DIVERGED: _RunnerState.ValueType  # 3
+    """Stopped itself, since the line is not the one that it followed: events that it has seen are gone. An operator is needed."""
+    RUNNER_STATE_AWAY: _RunnerState.ValueType  # 4
+    """Nobody leads: no instance of the service is up, or none has reached the database yet."""
+
+class RunnerState(_RunnerState, metaclass=_RunnerStateEnumTypeWrapper): ...
+
+RUNNER_STATE_UNSPECIFIED: RunnerState.ValueType  # 0
+RUNNER_STATE_RUNNING: RunnerState.ValueType  # 1
+"""Follows the line. With a reason, it meets trouble and tries again."""
+RUNNER_STATE_STOPPED: RunnerState.ValueType  # 2
+"""Stopped itself over an input; an operator is needed."""
+RUNNER_STATE_DIVERGED: RunnerState.ValueType  # 3
+"""Stopped itself, since the line is not the one that it followed: events that it has seen are gone. An operator is needed."""
+RUNNER_STATE_AWAY: RunnerState.ValueType  # 4
+"""Nobody leads: no instance of the service is up, or none has reached the database yet."""
+Global___RunnerState: _TypeAlias = RunnerState  # noqa: Y015
+
 @_typing.final
 class ProcessSummary(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -437,3 +466,83 @@ class CancelProcessResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CancelProcessResponse: _TypeAlias = CancelProcessResponse  # noqa: Y015
+
+@_typing.final
+class RunnerStatus(_message.Message):
+    """What runs the processes of a shard."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    MOVED_AT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    shard: _builtins.int
+    epoch: _builtins.str
+    """The history that it follows, as in ReadAllResponse.epoch; empty if it has never run."""
+    position: _builtins.int
+    """Every event up to this position is taken."""
+    state: Global___RunnerState.ValueType
+    reason: _builtins.str
+    """Why it does not go on: UPPER_SNAKE, then a sentence. Empty if it does."""
+    @_builtins.property
+    def moved_at(self) -> _timestamp_pb2.Timestamp:
+        """When the checkpoint last moved."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        shard: _builtins.int = ...,
+        epoch: _builtins.str = ...,
+        position: _builtins.int = ...,
+        state: Global___RunnerState.ValueType = ...,
+        reason: _builtins.str = ...,
+        moved_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["moved_at", b"moved_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "moved_at", b"moved_at", "name", b"name", "position", b"position", "reason", b"reason", "shard", b"shard", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunnerStatus: _TypeAlias = RunnerStatus  # noqa: Y015
+
+@_typing.final
+class ListRunnersRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRunnersRequest: _TypeAlias = ListRunnersRequest  # noqa: Y015
+
+@_typing.final
+class ListRunnersResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUNNERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def runners(self) -> _containers.RepeatedCompositeFieldContainer[Global___RunnerStatus]: ...
+    def __init__(
+        self,
+        *,
+        runners: _abc.Iterable[Global___RunnerStatus] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["runners", b"runners"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRunnersResponse: _TypeAlias = ListRunnersResponse  # noqa: Y015

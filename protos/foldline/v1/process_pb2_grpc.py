@@ -55,6 +55,11 @@ class ProcessServiceStub:
                 request_serializer=foldline_dot_v1_dot_process__pb2.CancelProcessRequest.SerializeToString,
                 response_deserializer=foldline_dot_v1_dot_process__pb2.CancelProcessResponse.FromString,
                 _registered_method=True)
+        self.ListRunners = channel.unary_unary(
+                '/foldline.v1.ProcessService/ListRunners',
+                request_serializer=foldline_dot_v1_dot_process__pb2.ListRunnersRequest.SerializeToString,
+                response_deserializer=foldline_dot_v1_dot_process__pb2.ListRunnersResponse.FromString,
+                _registered_method=True)
 
 
 class ProcessServiceServicer:
@@ -90,6 +95,13 @@ class ProcessServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListRunners(self, request, context):
+        """Those that run processes: how far each has followed the line of events, and whether it goes on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ProcessServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -112,6 +124,11 @@ def add_ProcessServiceServicer_to_server(servicer, server):
                     servicer.CancelProcess,
                     request_deserializer=foldline_dot_v1_dot_process__pb2.CancelProcessRequest.FromString,
                     response_serializer=foldline_dot_v1_dot_process__pb2.CancelProcessResponse.SerializeToString,
+            ),
+            'ListRunners': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRunners,
+                    request_deserializer=foldline_dot_v1_dot_process__pb2.ListRunnersRequest.FromString,
+                    response_serializer=foldline_dot_v1_dot_process__pb2.ListRunnersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -223,6 +240,33 @@ class ProcessService:
             '/foldline.v1.ProcessService/CancelProcess',
             foldline_dot_v1_dot_process__pb2.CancelProcessRequest.SerializeToString,
             foldline_dot_v1_dot_process__pb2.CancelProcessResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRunners(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/foldline.v1.ProcessService/ListRunners',
+            foldline_dot_v1_dot_process__pb2.ListRunnersRequest.SerializeToString,
+            foldline_dot_v1_dot_process__pb2.ListRunnersResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,6 +27,8 @@ class ProcessServiceStub:
     """Gives up the commands that wait, as if they had been refused with CANCELLED_BY_OPERATOR: the process compensates.
     Refusals: PROCESS_NOT_FOUND, PROCESS_ENDED, NOTHING_TO_CANCEL, MAY_HAVE_HAPPENED.
     """
+    ListRunners: _aio.UnaryUnaryMultiCallable[_process_pb2.ListRunnersRequest, _process_pb2.ListRunnersResponse]
+    """Those that run processes: how far each has followed the line of events, and whether it goes on."""
 
 class ProcessServiceServicer(metaclass=_abc_1.ABCMeta):
     """Long-running processes, for operators."""
@@ -65,5 +67,13 @@ class ProcessServiceServicer(metaclass=_abc_1.ABCMeta):
         """Gives up the commands that wait, as if they had been refused with CANCELLED_BY_OPERATOR: the process compensates.
         Refusals: PROCESS_NOT_FOUND, PROCESS_ENDED, NOTHING_TO_CANCEL, MAY_HAVE_HAPPENED.
         """
+
+    @_abc_1.abstractmethod
+    def ListRunners(
+        self,
+        request: _process_pb2.ListRunnersRequest,
+        context: _aio.ServicerContext[_process_pb2.ListRunnersRequest, _abc.Awaitable[_process_pb2.ListRunnersResponse]],
+    ) -> _abc.Awaitable[_process_pb2.ListRunnersResponse]:
+        """Those that run processes: how far each has followed the line of events, and whether it goes on."""
 
 def add_ProcessServiceServicer_to_server(servicer: ProcessServiceServicer, server: _aio.Server) -> None: ...

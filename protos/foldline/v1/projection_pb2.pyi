@@ -28,17 +28,25 @@ class _ProjectionStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Proje
     DESCRIPTOR: _descriptor.EnumDescriptor
     PROJECTION_STATE_UNSPECIFIED: _ProjectionState.ValueType  # 0
     PROJECTION_STATE_RUNNING: _ProjectionState.ValueType  # 1
-    """Follows the line."""
+    """Follows the line. With a reason, it meets trouble and tries again."""
     PROJECTION_STATE_STOPPED: _ProjectionState.ValueType  # 2
-    """Stopped itself, with a reason; an operator is needed."""
+    """Stopped itself over an event; an operator is needed."""
+    PROJECTION_STATE_DIVERGED: _ProjectionState.ValueType  # 3
+    """Stopped itself, since the line is not the one that it followed: events that it has seen are gone. An operator is needed."""
+    PROJECTION_STATE_AWAY: _ProjectionState.ValueType  # 4
+    """Nobody leads: no projector is up, or none has reached the database yet."""
 
 class ProjectionState(_ProjectionState, metaclass=_ProjectionStateEnumTypeWrapper): ...
 
 PROJECTION_STATE_UNSPECIFIED: ProjectionState.ValueType  # 0
 PROJECTION_STATE_RUNNING: ProjectionState.ValueType  # 1
-"""Follows the line."""
+"""Follows the line. With a reason, it meets trouble and tries again."""
 PROJECTION_STATE_STOPPED: ProjectionState.ValueType  # 2
-"""Stopped itself, with a reason; an operator is needed."""
+"""Stopped itself over an event; an operator is needed."""
+PROJECTION_STATE_DIVERGED: ProjectionState.ValueType  # 3
+"""Stopped itself, since the line is not the one that it followed: events that it has seen are gone. An operator is needed."""
+PROJECTION_STATE_AWAY: ProjectionState.ValueType  # 4
+"""Nobody leads: no projector is up, or none has reached the database yet."""
 Global___ProjectionState: _TypeAlias = ProjectionState  # noqa: Y015
 
 @_typing.final
@@ -61,7 +69,7 @@ class ProjectionStatus(_message.Message):
     """Every event up to this position is in the tables."""
     state: Global___ProjectionState.ValueType
     reason: _builtins.str
-    """Why it stopped: UPPER_SNAKE, then a sentence."""
+    """Why it does not go on: UPPER_SNAKE, then a sentence. Empty if it does."""
     @_builtins.property
     def moved_at(self) -> _timestamp_pb2.Timestamp:
         """When the checkpoint last moved."""

@@ -23,6 +23,7 @@ from read_service.app import ReadSettings, build
 from shared.folds.errors import Refusal
 from shared.line.consistency import Token, encode
 from shared.platform.identity import Role
+from shared.platform.leader import LockClass, hold_lease
 from shared.platform.postgres import Reads, UnsafeDatabase
 from shared.platform.startup import until_safe
 from shared.platform.tokens import DevelopmentIssuer
@@ -336,20 +337,29 @@ async def test_roles(service: Service) -> None:
         assert error.value.code() is grpc.StatusCode[reason]
 
 
-async def test_an_operator_sees_where_the_projections_are_and_why_they_stopped(service: Service) -> None:
-    """ListProjections shows the position, the epoch, and the reason of a stop."""
+async def test_an_operator_sees_where_the_projections_are_and_whether_they_go_on(service: Service) -> None:
+    """ListProjections shows position, epoch, state and reason: also of what was never filled, and when nobody leads."""
+    operator = service.of("acme", Role.OPERATOR)
+
+    async def shown() -> tuple[str, int, str, int, int, str]:
+        answer = await service.projections.ListProjections(projection_pb2.ListProjectionsRequest(), metadata=operator)
+        [it] = answer.projections
+        return it.name, it.shard, it.epoch, it.position, it.state, it.reason
+
+    assert await shown() == ("summaries", 1, "", 0, projection_pb2.PROJECTION_STATE_AWAY, "")
     store = bank()
     await service.holds(store)
-    operator = service.of("acme", Role.OPERATOR)
-    answer = await service.projections.ListProjections(projection_pb2.ListProjectionsRequest(), metadata=operator)
-    assert [(it.name, it.shard, it.epoch, it.position, it.state, it.reason) for it in answer.projections] == [
-        ("summaries", 1, EPOCH, len(store.events), projection_pb2.PROJECTION_STATE_RUNNING, "")
-    ]
-    with psycopg.connect(service.database.app) as connection:
-        connection.execute("UPDATE checkpoints SET state = 'stopped', reason = 'HISTORY_DIVERGED: told'")
-    answer = await service.projections.ListProjections(projection_pb2.ListProjectionsRequest(), metadata=operator)
-    assert answer.projections[0].state == projection_pb2.PROJECTION_STATE_STOPPED
-    assert answer.projections[0].reason == "HISTORY_DIVERGED: told"
+    at = ("summaries", 1, EPOCH, len(store.events))
+    assert await shown() == (*at, projection_pb2.PROJECTION_STATE_AWAY, "")
+    async with hold_lease(service.database.app, LockClass.PROJECTOR, 1):
+        assert await shown() == (*at, projection_pb2.PROJECTION_STATE_RUNNING, "")
+    with psycopg.connect(service.database.app, autocommit=True) as connection:
+        for reason, state in (
+            ("PROJECTION_FAILED: told", projection_pb2.PROJECTION_STATE_STOPPED),
+            ("HISTORY_DIVERGED: told", projection_pb2.PROJECTION_STATE_DIVERGED),
+        ):
+            connection.execute("UPDATE checkpoints SET state = 'stopped', reason = %s", (reason,))
+            assert await shown() == (*at, state, reason)
 
 
 # --- tenants ---

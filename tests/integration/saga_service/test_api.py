@@ -20,21 +20,25 @@ from foldline.v1.process_pb2 import (
     CancelProcessRequest,
     GetProcessRequest,
     ListProcessesRequest,
+    ListRunnersRequest,
     ProcessFilter,
     ProcessSummary,
     RetryProcessRequest,
+    RunnerState,
 )
 from saga_service.app import SagaSettings, build
 from shared.folds.errors import InternalError, Refusal
 from shared.folds.ids import step_id
 from shared.platform.identity import Role
+from shared.platform.leader import LockClass, hold_lease
 from shared.platform.postgres import Reads, UnsafeDatabase
 from shared.platform.startup import until_safe
 from shared.platform.tokens import DevelopmentIssuer
 from shared.processes.store import TABLES
+from shared.rpc.server import Server
 from shared.rpc.status import from_rpc_error, from_status
 from tests.support.domains.gifts import GIFT, World, frozen
-from tests.support.fakes.line import uid
+from tests.support.fakes.line import EPOCH, uid
 from tests.support.system.waiting import eventually
 
 
@@ -45,6 +49,7 @@ class Service:
     world: World
     issuer: DevelopmentIssuer
     stub: process_pb2_grpc.ProcessServiceStub
+    server: Server
 
     def of(self, *roles: Role) -> Any:
         """The metadata of a caller."""
@@ -91,7 +96,7 @@ async def service(saga_db: Database, tmp_path: Path) -> AsyncIterator[Service]:
     server.on_drained(reads.close)
     port = await server.start()
     async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield Service(world, issuer, process_pb2_grpc.ProcessServiceStub(channel))
+        yield Service(world, issuer, process_pb2_grpc.ProcessServiceStub(channel), server)
     await server.drain()
 
 
@@ -232,11 +237,42 @@ async def test_a_process_that_is_not_there(service: Service, method: str) -> Non
     assert refusal.reason == "PROCESS_NOT_FOUND"
 
 
-@pytest.mark.parametrize("method", ["GetProcess", "ListProcesses", "RetryProcess", "CancelProcess"])
+async def test_a_runner_that_does_not_go_on_is_seen(service: Service, saga_db: Database) -> None:
+    """Never run, led, in trouble, stopped, on another history: by ListRunners, and by readiness in few words."""
+
+    async def ready(failures: dict[str, str]) -> None:
+        await eventually(lambda: service.server.probes.readiness.failures == failures, 10)
+
+    async def shown() -> tuple[str, int, str, str]:
+        [it] = (await service.stub.ListRunners(ListRunnersRequest(), metadata=service.of(), timeout=10)).runners
+        assert (it.name, it.shard) == ("processes", 1)
+        return it.epoch, it.position, RunnerState.Name(it.state).removeprefix("RUNNER_STATE_"), it.reason
+
+    assert await shown() == ("", 0, "AWAY", "")
+    await ready({"processes": "processes: away"})
+    service.world.open(1, 2)
+    async with hold_lease(saga_db.app, LockClass.SAGA, 1):
+        async with service.world.running():
+            await moved(service, 2, "ended")
+        assert await shown() == (EPOCH, 2, "RUNNING", "")
+        await ready({})
+        for change, state, reason in (
+            ("reason = 'RETRYING: of acme'", "RUNNING", "RETRYING"),
+            ("state = 'stopped', reason = 'PROCESSES_FAILED: of acme'", "STOPPED", "PROCESSES_FAILED"),
+            ("state = 'stopped', reason = 'HISTORY_DIVERGED: of acme'", "DIVERGED", "HISTORY_DIVERGED"),
+        ):
+            await service.world.query(f"UPDATE checkpoints SET {change} RETURNING 1")
+            assert await shown() == (EPOCH, 2, state, f"{reason}: of acme")
+            await ready({"processes": f"processes: {state.lower()} {reason}"})
+    # Whoever stopped itself and then ended is stopped still.
+    assert (await shown())[2] == "DIVERGED"
+
+
+@pytest.mark.parametrize("method", ["GetProcess", "ListProcesses", "RetryProcess", "CancelProcess", "ListRunners"])
 async def test_operators_alone_may_call(service: Service, method: str) -> None:
     """No other role will do, and none at all even less."""
-    request: Any = ListProcessesRequest()
-    if method != "ListProcesses":
+    request: Any = {"ListProcesses": ListProcessesRequest(), "ListRunners": ListRunnersRequest()}.get(method)
+    if request is None:
         request = getattr(process_pb2, f"{method}Request")(**name(1))
     others = set(Role) - {Role.OPERATOR}
     refusal = await refused(getattr(service.stub, method)(request, metadata=service.of(*others), timeout=10))

@@ -1,0 +1,108 @@
+"""How those who follow the line stand: for operators, for readiness, for exit codes.
+
+A consumer that stopped writes nothing more, so nothing else of its process shows it: it is read from its checkpoint's row.
+One that is not up writes nothing either: whether anybody leads is asked of the database, whose lock elects the leader.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, LiteralString
+
+from shared.line.checkpoint import STOPPED, Checkpoint
+from shared.line.follower import HistoryDiverged
+from shared.platform.leader import LockClass
+from shared.platform.postgres import Connection
+from shared.platform.probe import DatabaseProbe
+
+
+class State(StrEnum):
+    """Whether a consumer goes on."""
+
+    RUNNING = "running"
+    """Follows the line; with a reason, it meets trouble and tries again."""
+    STOPPED = "stopped"
+    """Stopped itself over an input."""
+    DIVERGED = "diverged"
+    """Stopped itself, since the store has not the history that it followed."""
+    AWAY = "away"
+    """Nobody leads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A consumer: its checkpoint, whether it goes on, and why not."""
+
+    name: str
+    shard: int
+    checkpoint: Checkpoint
+    state: State
+    reason: str
+    # None if it has never run.
+    moved_at: datetime | None
+
+    @property
+    def trouble(self) -> str:
+        """Why it does not go on, in a few words without what is in an event; empty if it does."""
+        if self.state is State.RUNNING and not self.reason:
+            return ""
+        return " ".join(filter(None, (self.state, self.reason.partition(":")[0])))
+
+
+# A session's lock of two keys has objsubid 2. Everybody may read pg_locks.
+_READ: LiteralString = """
+SELECT w.name, w.shard, coalesce(c.epoch, ''), coalesce(c.position, 0), coalesce(c.event_id, ''), coalesce(c.state, ''),
+  coalesce(c.reason, ''), c.moved_at,
+  EXISTS (SELECT FROM pg_locks l WHERE l.locktype = 'advisory' AND l.classid = %s::int::oid AND l.objid = w.shard::oid
+          AND l.objsubid = 2 AND l.granted
+          AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database()))
+FROM (SELECT u.name, %s::int AS shard FROM unnest(%s::text[]) AS u (name)
+      UNION SELECT k.name, k.shard::int FROM checkpoints k WHERE k.name = ANY (%s::text[])) AS w
+LEFT JOIN checkpoints c ON c.name = w.name AND c.shard = w.shard
+ORDER BY 1, 2
+"""
+
+
+async def read_standings(connection: Connection, lock_class: LockClass, shard: int, names: Iterable[str]) -> list[Standing]:
+    """The consumers with these names, by name and shard: of `shard`, even if they have never run, and of any other that has."""
+    cursor = await connection.execute(_READ, _parameters(lock_class, shard, names))
+    return [_standing(*row) for row in await cursor.fetchall()]
+
+
+def readiness_check(
+    probe: DatabaseProbe, lock_class: LockClass, shard: int, names: Iterable[str]
+) -> Callable[[], Coroutine[Any, Any, str]]:
+    """A check of readiness: says which consumers of the shard do not go on, whichever instance leads."""
+    wanted = tuple(names)
+
+    async def check() -> str:
+        standings = [_standing(*row) for row in await probe.rows(_READ, _parameters(lock_class, shard, wanted))]
+        return "; ".join(f"{it.name}: {it.trouble}" for it in standings if it.shard == shard and it.trouble)
+
+    return check
+
+
+def _parameters(lock_class: LockClass, shard: int, names: Iterable[str]) -> tuple[Any, ...]:
+    wanted = list(names)
+    return int(lock_class), shard, wanted, wanted
+
+
+def _standing(
+    name: str,
+    shard: int,
+    epoch: str,
+    position: int,
+    event_id: str,
+    state: str,
+    reason: str,
+    moved_at: datetime | None,
+    led: bool,
+) -> Standing:
+    found = State.RUNNING if led else State.AWAY
+    # What stopped itself stays so, whether or not it is up: a restart alone lets it try again, and stop again.
+    if state == STOPPED:
+        found = State.DIVERGED if reason.startswith(HistoryDiverged.reason) else State.STOPPED
+    return Standing(name, shard, Checkpoint(epoch, position, event_id), found, reason, moved_at)
