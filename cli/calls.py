@@ -8,35 +8,29 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
-from uuid import uuid4
 
-from google.protobuf import descriptor_pool, json_format, message_factory
-from google.protobuf.message import DecodeError, Message
+from google.protobuf import json_format
+from google.protobuf.message import Message
 from grpc.aio import AioRpcError
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from uuid_utils import uuid7
 
 from bank.v1 import (
-    account_pb2,
     account_query_pb2,
     account_query_pb2_grpc,
-    person_pb2,
     person_query_pb2,
     person_query_pb2_grpc,
-    transfer_pb2,
     transfer_query_pb2,
     transfer_query_pb2_grpc,
-    user_pb2,
     user_query_pb2,
     user_query_pb2_grpc,
 )
-from cli.endpoints import Endpoints, UsageError
+from cli import contract
+from cli.endpoints import Endpoints
 from foldline.v1 import (
     command_pb2,
     command_pb2_grpc,
     event_store_pb2,
     event_store_pb2_grpc,
-    options_pb2,
     process_pb2,
     process_pb2_grpc,
     projection_pb2,
@@ -50,21 +44,6 @@ TIMEOUT_S = 10
 BEYOND_THE_LINE = 2**62
 ATTENTION_MAX = 20
 
-COMMANDS: Mapping[str, type[Message]] = {
-    "RegisterPerson": person_pb2.RegisterPersonRequest,
-    "RenamePerson": person_pb2.RenamePersonRequest,
-    "OpenAccount": account_pb2.OpenAccountRequest,
-    "DepositMoney": account_pb2.DepositMoneyRequest,
-    "WithdrawMoney": account_pb2.WithdrawMoneyRequest,
-    "FreezeAccount": account_pb2.FreezeAccountRequest,
-    "UnfreezeAccount": account_pb2.UnfreezeAccountRequest,
-    "CloseAccount": account_pb2.CloseAccountRequest,
-    "StartTransfer": transfer_pb2.StartTransferRequest,
-    "StartUserRegistration": user_pb2.StartUserRegistrationRequest,
-}
-OF_PROCESSES = ("transfer_id", "counterparty_account_id", "not_after_ms")
-"""Fields of money commands that only a process may set."""
-
 
 class Refused(Exception):
     """A service said no, or nothing could be reached; `refusal` says which."""
@@ -72,35 +51,6 @@ class Refused(Exception):
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(str(refusal))
         self.refusal = refusal
-
-
-def fields_of(name: str) -> dict[str, bool]:
-    """The fields that a caller may set of a command, and whether each is a secret. Raises UsageError."""
-    kind = COMMANDS.get(name)
-    if kind is None:
-        raise UsageError(f"no such command: {name!r}; there are: {', '.join(COMMANDS)}")
-    hidden = ("options", *(OF_PROCESSES if name in ("DepositMoney", "WithdrawMoney") else ()))
-    return {
-        field.name: field.GetOptions().Extensions[options_pb2.redacted]
-        for field in kind.DESCRIPTOR.fields
-        if field.name not in hidden
-    }
-
-
-def build(name: str, fields: Mapping[str, Any], *, command_id: str | None, expected_version: int | None) -> Message:
-    """The request of a command from its fields; `new` as an id makes one. Raises UsageError."""
-    known = fields_of(name)
-    kind = COMMANDS[name]
-    if unknown := sorted(set(fields) - set(known)):
-        raise UsageError(f"{name} has no {', '.join(unknown)}; it has: {', '.join(sorted(known))}")
-    values = {key: str(uuid4()) if value == "new" and key.endswith("_id") else value for key, value in fields.items()}
-    options: dict[str, Any] = {"command_id": command_id or str(uuid7())}
-    if expected_version is not None:
-        options["expected_version"] = expected_version
-    try:
-        return json_format.ParseDict({**values, "options": options}, kind())
-    except json_format.ParseError as error:
-        raise UsageError(f"{name}: {error}") from None
 
 
 async def send(endpoints: Endpoints, tenant: str, request: Message) -> dict[str, Any]:
@@ -305,11 +255,9 @@ def lagging(projection: projection_pb2.ProjectionStatus, line: Mapping[str, Any]
 def event(envelope: event_store_pb2.EventEnvelope) -> dict[str, Any]:
     """An event with its payload as fields, if the type is one that is known here."""
     made = plain(envelope)
-    try:
-        described = descriptor_pool.Default().FindMessageTypeByName(envelope.type)
-        made["payload"] = plain(message_factory.GetMessageClass(described).FromString(envelope.payload))
-    except (KeyError, DecodeError):
-        pass  # stays as it came, in base64
+    payload = contract.decoded(envelope.type, envelope.payload)
+    if payload is not None:  # else it stays as it came, in base64
+        made["payload"] = plain(payload)
     return made
 
 

@@ -1,4 +1,4 @@
-"""`foldline delivery` and `foldline mail`: what is told to the outside, for operators."""
+"""`foldline delivery`: e-mails and webhooks, for operators."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from cli import endpoints
-from cli.endpoints import Endpoints, NotRunning
-from cli.main import DATA, Data, Format, Output, call, complain, fail, print_json, print_table
+from cli.endpoints import Endpoints, UsageError
+from cli.invoke import call
+from cli.options import DATA, Data, Format, Output
+from cli.output import complain, fail, print_json, print_table
 
-delivery: typer.Typer = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+delivery = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 DeliveryId = Annotated[str, typer.Argument(metavar="ID", help="The delivery's id; a Message-ID begins with it.")]
 
@@ -86,7 +87,7 @@ def delivery_retry(
       foldline delivery retry --dead --tenant umbrella
     """
     if bool(delivery_id) == dead:
-        fail(endpoints.UsageError("name one delivery, or all dead ones with --dead"), output)
+        fail(UsageError("name one delivery, or all dead ones with --dead"), output)
 
     async def ask(known: Endpoints) -> list[dict[str, Any]]:
         from cli import delivery_calls
@@ -111,39 +112,6 @@ def delivery_discard(
         return await delivery_calls.discard(known, delivery_id, reason)
 
     _show([call(ask, data, output)], output)
-
-
-def mail(
-    limit: Annotated[int, typer.Option("--limit", min=1, max=500, help="The last so many.")] = 20,
-    data: Data = DATA,
-    output: Format = Output.TEXT,
-) -> None:
-    """Print the e-mails that the mail server of `foldline dev` has taken, the newest last."""
-    from deploy.engines.mail import messages
-
-    try:
-        folder = endpoints.mail_folder(data)
-    except NotRunning as error:
-        fail(error, output)
-    found = [
-        {
-            "message_id": str(message["Message-ID"]),
-            "date": str(message["Date"]),
-            "to": str(message["To"]),
-            "subject": str(message["Subject"]),
-            "text": body.get_content() if (body := message.get_body(("plain",))) is not None else "",
-        }
-        for message in messages(folder)[-limit:]
-    ]
-    if output is Output.JSON:
-        print_json(found)
-        return
-    for message in found:
-        for name in ("message_id", "date", "to", "subject"):
-            print(f"{name.replace('_', '-'):<10}  {message[name]}")
-        print(f"\n{message['text']}")
-    if not found:
-        print("no mail yet")
 
 
 def _show(found: list[dict[str, Any]], output: Output) -> None:

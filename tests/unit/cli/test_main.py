@@ -11,9 +11,11 @@ import pytest
 from typer.testing import CliRunner
 
 from bank.v1 import user_pb2
-from cli.calls import COMMANDS, build, fields_of, plain
+from cli.calls import plain
+from cli.contract import COMMANDS, build, fields_of
 from cli.endpoints import UsageError
-from cli.main import ABOUT, SEND, app, read_secret
+from cli.main import ABOUT, app
+from cli.send import read_fields, read_secret
 from foldline.v1 import command_pb2
 from shared.platform.identity import Role
 from shared.platform.tokens import KeyFile, Verifier
@@ -39,9 +41,14 @@ def endpoints(tmp_path: Path) -> None:
 
 def test_the_help_names_every_command_with_its_fields() -> None:
     """What can be sent is found without leaving the terminal, and it is true."""
+    lines = [line.split() for line in CliRunner().invoke(app, ["send", "--help"]).output.splitlines()]
     for name in COMMANDS:
-        listed = next(line.split() for line in SEND.splitlines() if line.split()[:1] == [name])
+        listed = next(words for words in lines if words[:1] == [name])
         assert listed[1:] == list(fields_of(name))
+    assert ["RenamePerson", "person_id", "name"] in lines
+    assert ["OpenAccount", "account_id", "owner_id", "currency", "name"] in lines
+    assert ["StartUserRegistration", "user_id", "login", "email", "password"] in lines
+    assert len(COMMANDS) == 10
 
 
 def test_what_only_processes_may_set_is_no_field() -> None:
@@ -82,7 +89,10 @@ def test_every_command_explains_itself(words: list[str]) -> None:
 def test_help_does_not_load_grpc_or_sqlalchemy() -> None:
     """Whoever asks for help gets it at once."""
     program = (
-        "import sys, cli.main; print([name for name in ('grpc', 'sqlalchemy', 'psycopg', 'joserfc') if name in sys.modules])"
+        "import sys, cli.main\n"
+        "from typer.testing import CliRunner\n"
+        "assert 'DepositMoney' in CliRunner().invoke(cli.main.app, ['send', '--help']).output\n"
+        "print([name for name in ('grpc', 'sqlalchemy', 'psycopg', 'joserfc') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)  # noqa: S603 (ours)
     assert done.stdout == "[]\n"
@@ -174,8 +184,8 @@ def test_a_password_that_is_not_given_is_asked_for(tmp_path: Path, monkeypatch: 
         asked.append((text, how))
         return "typed word"
 
-    monkeypatch.setattr("cli.main.sys.stdin", Terminal())
-    monkeypatch.setattr("cli.main.typer.prompt", prompt)
+    monkeypatch.setattr("cli.send.sys.stdin", Terminal())
+    monkeypatch.setattr("cli.send.typer.prompt", prompt)
     assert read_secret("password") == "typed word"
     assert sent == ["correct horse", "given word"]
     assert not any(word in result.output for result in (piped, given) for word in ("horse", "given word"))
@@ -206,6 +216,33 @@ def test_new_makes_an_id_and_only_for_ids() -> None:
     assert isinstance(request.person_id, str)  # type: ignore[attr-defined]
     assert len(request.person_id) == 36  # type: ignore[attr-defined]
     assert request.name == "new"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("typed", "amount_minor"),
+    [
+        ("9007199254740993", 9007199254740993),
+        ("9007199254740993.0", 9007199254740993),
+        ("9223372036854775807", 9223372036854775807),
+        ("1e3", 1000),
+    ],
+)
+def test_an_amount_is_exact_however_it_is_written(typed: str, amount_minor: int) -> None:
+    """A float holds 2**53 + 1 as 2**53; what is typed, in a pair or in JSON, never becomes one."""
+    pair = build("DepositMoney", read_fields([f"amount_minor={typed}"], None), command_id=ID, expected_version=None)
+    assert pair.amount_minor == amount_minor  # type: ignore[attr-defined]
+    in_json = build("DepositMoney", read_fields([], f'{{"amount_minor": {typed}}}'), command_id=ID, expected_version=None)
+    assert in_json.amount_minor == amount_minor  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "typed", ["5.5", "1e999999999", "9223372036854775807.5", "9223372036854775808", "NaN", "Infinity", "-Infinity", "true"]
+)
+def test_an_amount_that_is_no_whole_number_is_refused(typed: str) -> None:
+    """Before anything is sent, in a sentence that names the field."""
+    for fields in (read_fields([f"amount_minor={typed}"], None), read_fields([], f'{{"amount_minor": {typed}}}')):
+        with pytest.raises(UsageError, match="amount_minor"):
+            build("DepositMoney", fields, command_id=ID, expected_version=None)
 
 
 def test_options_are_set_apart_from_fields() -> None:

@@ -1,0 +1,157 @@
+"""`foldline process`: what processes do, for operators."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cli.endpoints import Endpoints
+from cli.invoke import call
+from cli.options import DATA, Data, Format, Output
+from cli.output import complain, one_line, print_json, print_table, show
+
+process = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+ProcessType = Annotated[str, typer.Argument(metavar="TYPE", help="For example transfer or registration.")]
+ProcessId = Annotated[
+    str, typer.Argument(metavar="ID", help="Of a transfer's process the transfer's id, of a registration's the user's.")
+]
+Owner = Annotated[str, typer.Option("--tenant", "-t", help="Whose process it is. The token is always the operator's.")]
+
+
+class ProcessStatus(StrEnum):
+    """Whether a process goes on by itself."""
+
+    RUNNING = "running"
+    ENDED = "ended"
+    PARKED = "parked"
+
+
+@process.command("list")
+def process_list(
+    tenant: Annotated[str, typer.Option("--tenant", "-t", help="Only this tenant's.")] = "",
+    type_: Annotated[str, typer.Option("--type", help="Only of this type, for example transfer.")] = "",
+    status: Annotated[ProcessStatus | None, typer.Option("--status", help="Only of this status.")] = None,
+    attention: Annotated[bool, typer.Option("--attention", help="Only those that an operator should look at.")] = False,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=100_000, help="So many at the most.")] = 50,
+    data: Data = DATA,
+    output: Format = Output.TEXT,
+) -> None:
+    """Print processes, the youngest first.
+
+    \b
+    Examples:
+      foldline process list --attention
+      foldline process list --type transfer --status running
+    """
+    wanted: dict[str, Any] = {"tenant": tenant, "type": type_, "attention": attention}
+    if status is not None:
+        wanted["status"] = f"PROCESS_STATUS_{status.name}"
+
+    async def ask(known: Endpoints) -> tuple[list[dict[str, Any]], bool]:
+        from cli import calls
+
+        return await calls.list_processes(known, wanted, limit)
+
+    found, more = call(ask, data, output)
+    if output is Output.JSON:
+        print_json(found)
+    else:
+        show_processes(found)
+    if more:
+        complain(f"there are more than {limit}: raise --limit to see them")
+
+
+@process.command("show")
+def process_show(
+    type_: ProcessType, process_id: ProcessId, tenant: Owner = "acme", data: Data = DATA, output: Format = Output.TEXT
+) -> None:
+    """Print all that is known of a process: its state, what happened to it, what it waits for.
+
+    \b
+    Example:
+      foldline process show transfer 0190e4a0-0000-7000-8000-000000000000
+    """
+
+    async def ask(known: Endpoints) -> dict[str, Any]:
+        from cli import calls
+
+        return await calls.get_process(known, tenant, type_, process_id)
+
+    found = call(ask, data, output)
+    if output is Output.JSON:
+        print_json(found)
+    else:
+        show_process(found)
+
+
+@process.command("retry")
+def process_retry(
+    type_: ProcessType, process_id: ProcessId, tenant: Owner = "acme", data: Data = DATA, output: Format = Output.TEXT
+) -> None:
+    """Let a process go on at once: what it waits for, could not take or gave up is tried again."""
+    steer("retry", tenant, type_, process_id, data, output)
+
+
+@process.command("cancel")
+def process_cancel(
+    type_: ProcessType, process_id: ProcessId, tenant: Owner = "acme", data: Data = DATA, output: Format = Output.TEXT
+) -> None:
+    """Take back the command that a process waits for, as if it had been refused: the process makes up for what it did.
+
+    What may have been carried out cannot be taken back: MAY_HAVE_HAPPENED.
+    """
+    steer("cancel", tenant, type_, process_id, data, output)
+
+
+def steer(action: str, tenant: str, type_: str, process_id: str, data: Path, output: Output) -> None:
+    """Tells a process something, and prints how it is then."""
+
+    async def ask(known: Endpoints) -> dict[str, Any]:
+        from cli import calls
+
+        return await calls.steer_process(known, action, tenant, type_, process_id)
+
+    show(call(ask, data, output), output)
+
+
+def show_processes(found: Sequence[dict[str, Any]]) -> None:
+    """Prints processes as a table."""
+    names = ("tenant", "type", "id", "status", "phase", "started at", "moved at", "attention")
+    print_table(names, [process_row(one) for one in found])
+
+
+def process_row(one: dict[str, Any]) -> tuple[str, ...]:
+    """A process as a row; one that has not moved for too long says so."""
+    attention = " ".join(filter(None, (one["attention"], "STUCK" if one["stuck"] else "")))
+    status = one["status"].removeprefix("PROCESS_STATUS_")
+    moments = (one.get("started_at", ""), one.get("moved_at", ""))
+    return one["tenant"], one["type"], one["process_id"], status, one["phase"], *moments, attention
+
+
+def show_process(found: dict[str, Any]) -> None:
+    """Prints a process with its history and what it waits for."""
+    show_processes([found["process"]])
+    print(f"\nstate: {one_line(found['state'])}\n")
+    history = []
+    for entry in found["history"]:
+        what = " ".join(filter(None, (entry["step"], entry["name"])))
+        error = entry.get("error")
+        tries = str(entry["attempts"] or "")
+        refusal = f"{error['reason']}: {error['text']}" if error else ""
+        history.append((entry.get("happened_at", ""), entry["kind"], what, entry["id"], tries, entry["phase"], refusal))
+    print_table(("happened at", "kind", "what", "id", "tries", "phase after it", "refusal"), history)
+    if commands := found["commands"]:
+        print()
+        rows = [
+            (one["step"], one["type"], one["command_id"], str(one["tries"]), one.get("due_at", "given up"), one["last_error"])
+            for one in commands
+        ]
+        print_table(("waits for", "command", "id", "tries", "sent again at", "last error"), rows)
+    if timers := found["timers"]:
+        print()
+        print_table(("timer", "due at"), [(one["name"], one.get("due_at", "")) for one in timers])
