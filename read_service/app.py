@@ -23,7 +23,7 @@ from read_service.projections.transfers import transfers
 from read_service.projections.users import users
 from read_service.registry import SUMMARIES
 from shared.line import checkpoint
-from shared.line.consistency import ConsistencyGate
+from shared.line.consistency import ConsistencyGate, Reached
 from shared.platform.postgres import Reads
 from shared.platform.settings import ServerSettings
 from shared.rpc.probes import Probes
@@ -46,9 +46,9 @@ class ReadSettings(ServerSettings):
 def build(settings: ReadSettings, reads: Reads) -> Server:
     """The server with its services; `reads` is opened and closed by the caller, the latter when the server is drained."""
 
-    async def progress() -> tuple[str, int]:
+    async def progress() -> Reached:
         async with reads.connection() as connection:
-            return await checkpoint.read_position(connection, SUMMARIES.name, settings.shard)
+            return await checkpoint.read_reached(connection, SUMMARIES.name, settings.shard)
 
     gate = ConsistencyGate(settings.shard, progress, wait_max_s=settings.deadline_default_s)
     server = Server(settings, roles=ROLES, probes=Probes(settings, "read_service"))

@@ -21,15 +21,17 @@ from foldline.v1 import command_pb2, command_pb2_grpc, event_store_pb2, event_st
 from shared.commands import log as command_log
 from shared.commands.bus import CommandBus
 from shared.commands.registry import CommandRegistry
-from shared.folds.errors import NotFound
+from shared.folds.errors import NotFound, Rejected
 from shared.line import event_store
 from shared.platform.identity import Role, current_call
 from shared.platform.postgres import Reads
+from shared.platform.telemetry import logger
 from shared.rpc.server import BATCH_SIZE_MAX
 from write_service.passwords import PasswordVerifier
 from write_service.registry import ADMINS, CALLERS
 
 READERS = frozenset({Role.READER})
+OPERATORS = frozenset({Role.OPERATOR})
 
 ROLES: dict[str, frozenset[Role]] = {
     "bank.v1.PersonService/RegisterPerson": CALLERS,
@@ -49,12 +51,15 @@ ROLES: dict[str, frozenset[Role]] = {
     "foldline.v1.CommandService/GetCommand": CALLERS,
     "foldline.v1.EventStoreService/ReadStream": CALLERS,
     "foldline.v1.EventStoreService/ReadAll": READERS,
+    "foldline.v1.EventStoreService/MarkRestored": OPERATORS,
 }
 
 # Requests that may be larger than those of single commands.
 SIZES_MAX = {"foldline.v1.CommandService/SendBatch": BATCH_SIZE_MAX}
 
 CHUNK_EVENTS = 500
+
+log = logger(__name__)
 
 
 class PersonService(person_pb2_grpc.PersonServiceServicer):
@@ -200,3 +205,19 @@ class EventStoreService(event_store_pb2_grpc.EventStoreServiceServicer):
             first = False
             if events:
                 after, left = events[-1].position, left - len(events)
+
+    async def MarkRestored(
+        self, request: event_store_pb2.MarkRestoredRequest, context: Any
+    ) -> event_store_pb2.MarkRestoredResponse:
+        async with self._reads.connection() as connection:
+            head = await event_store.mark_restored(connection, request.epoch)
+        if head is None:
+            raise Rejected("EPOCH_CHANGED", "the line's epoch is another one by now: look again whether this is still needed")
+        log.warning(
+            "line_marked_restored",
+            user_id=current_call.get().identity.user_id,
+            before=request.epoch,
+            epoch=head.epoch,
+            position=head.position,
+        )
+        return event_store_pb2.MarkRestoredResponse(epoch=head.epoch, head_position=head.position)

@@ -8,6 +8,7 @@ decided on, the second gets an AppendConflict. The same command again: the comma
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -36,6 +37,7 @@ from shared.platform.postgres import Connection
 # the other half is committed. Below GATHER_MIN, waiting does not pay.
 GATHER_TARGET, GATHER_MIN = 32, 3
 GATHER_WAIT_S_EACH = 0.0005
+EPOCH_LOOK_S = 1.0
 
 log = structlog.get_logger()
 
@@ -90,6 +92,7 @@ class Committer:
     ) -> None:
         self.shard = shard
         self.epoch = ""
+        self._look_at = 0.0
         self.registry = registry
         self._database_url = database_url
         self._clock = clock
@@ -326,11 +329,16 @@ class Committer:
         return groups
 
     async def _connected(self) -> Connection:
-        """The connection; a new one, with an empty cache, if the last was lost.
+        """The connection; a new one, with an empty cache, if the last was lost or the history is another one.
 
         The server may be another one or restored from a backup: the append detects states that are too old, but not
-        states that are newer than the restored database.
+        states that are newer than the restored database. Nor does it know the epoch that receipts tell, which an operator
+        may change at any time: it is looked at once in EPOCH_LOOK_S.
         """
+        if self._connection is not None and not self._connection.closed and time.monotonic() >= self._look_at:
+            if (await event_store.read_head(self._connection)).epoch != self.epoch:
+                await self._disconnect()
+            self._look_at = time.monotonic() + EPOCH_LOOK_S
         if self._connection is None or self._connection.closed:
             connection = await postgres.connect(self._database_url, application_name="foldline-committer")
             try:
@@ -343,6 +351,7 @@ class Committer:
                 raise
             self._cache = Cache(self._limits.cached_aggregates_max)
             self.epoch = head.epoch
+            self._look_at = time.monotonic() + EPOCH_LOOK_S
             self._connection = connection
         return self._connection
 

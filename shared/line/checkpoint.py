@@ -16,9 +16,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from shared.line.consistency import Reached
 from shared.platform.postgres import Connection
 
 STOPPED = "stopped"
+DIVERGED = "HISTORY_DIVERGED"
+"""How the reason begins of a consumer that stopped since the store does not hold the event at its checkpoint."""
 
 
 class Fenced(Exception):
@@ -88,8 +91,12 @@ async def is_stopped(connection: Connection, name: str, shard: int, at: Checkpoi
     return row is not None and Checkpoint(*row) == at
 
 
-async def read_position(connection: Connection, name: str, shard: int) -> tuple[str, int]:
-    """The epoch and position that the tables have reached; ("", 0) if nothing has run yet."""
-    cursor = await connection.execute("SELECT epoch, position FROM checkpoints WHERE name = %s AND shard = %s", (name, shard))
+async def read_reached(connection: Connection, name: str, shard: int) -> Reached:
+    """How far the tables are; nowhere, if nothing has run yet."""
+    cursor = await connection.execute(
+        """SELECT epoch, position, state = 'stopped' AND starts_with(reason, %s) FROM checkpoints
+           WHERE name = %s AND shard = %s""",
+        (DIVERGED, name, shard),
+    )
     row = await cursor.fetchone()
-    return ("", 0) if row is None else (row[0], row[1])
+    return Reached("", 0) if row is None else Reached(*row)

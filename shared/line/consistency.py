@@ -19,6 +19,8 @@ from shared.folds.errors import Invalid, Rejected, Unavailable
 FORMAT = "1"
 POLL_S = 0.002
 POLL_MAX_S = 0.02
+FRESH_S = 1.0
+"""What was read of the checkpoint counts for so long: by then the tables may have been found to be of a lost history."""
 MARGIN_S = 0.1
 """A wait ends this long before the call's deadline (or a tenth of it, if that is less), so that its answer arrives."""
 
@@ -29,6 +31,14 @@ class Token(Struct, frozen=True):
     shard: int
     epoch: str
     position: int
+
+
+class Reached(Struct, frozen=True):
+    """How far the tables are: every event up to `position` of `epoch`. `diverged`: the store has lost that history."""
+
+    epoch: str
+    position: int
+    diverged: bool = False
 
 
 def encode(token: Token) -> str:
@@ -65,18 +75,19 @@ def continues(token_epoch: str, epoch: str) -> bool:
 class ConsistencyGate:
     """Lets queries wait for the checkpoint of their tables. One poller for all of them, only while somebody waits.
 
-    `progress` reads the checkpoint: its epoch and position.
+    `progress` reads the checkpoint: its epoch and position, and whether the tables are of a history that is lost.
     """
 
     def __init__(
-        self, shard: int, progress: Callable[[], Awaitable[tuple[str, int]]], *, wait_max_s: float, read_max_s: float = 5.0
+        self, shard: int, progress: Callable[[], Awaitable[Reached]], *, wait_max_s: float, read_max_s: float = 5.0
     ) -> None:
         """`wait_max_s` is for calls without a deadline. A checkpoint that is not read within `read_max_s` cannot be read."""
         self._shard = shard
         self._progress = progress
         self._wait_max_s = wait_max_s
         self._read_max_s = read_max_s
-        self._seen = ("", 0)
+        self._seen = Reached("", 0)
+        self._seen_at = -FRESH_S
         self._waiting = 0
         self._moved = asyncio.Event()
         self._poller: asyncio.Task[None] | None = None
@@ -85,8 +96,8 @@ class ConsistencyGate:
     async def wait(self, text: str, remaining_s: float | None) -> None:
         """Returns when the tables hold what the token names; at once for an empty one.
 
-        Raises Invalid for a malformed token, and Rejected (NOT_YET_CONSISTENT, with the lag in events) when the call's
-        deadline is near, `remaining_s` from now.
+        Raises Invalid for a malformed token, and Rejected: NOT_YET_CONSISTENT, with the lag in events, when the call's
+        deadline is near, `remaining_s` from now; HISTORY_DIVERGED for tables that no waiting makes consistent.
         """
         if not text:
             return
@@ -97,7 +108,7 @@ class ConsistencyGate:
                 "the consistency token is of another shard",
                 violations=(("consistency_token", f"is of shard {token.shard}, this is shard {self._shard}"),),
             )
-        if self._reached(token):
+        if time.monotonic() - self._seen_at < FRESH_S and self._reached(token):
             return
         budget_s = self._wait_max_s if remaining_s is None else max(remaining_s, 0.0)
         deadline = time.monotonic() + budget_s - min(MARGIN_S, budget_s / 10)
@@ -108,8 +119,8 @@ class ConsistencyGate:
             self._waiting -= 1
 
     def _reached(self, token: Token) -> bool:
-        epoch, position = self._seen
-        return position >= token.position and epoch == token.epoch
+        seen = self._seen
+        return not seen.diverged and seen.position >= token.position and seen.epoch == token.epoch
 
     async def _until_reached(self, token: Token, deadline: float) -> None:
         while True:
@@ -127,7 +138,12 @@ class ConsistencyGate:
                 return
             if self._failure is not None:
                 raise Unavailable("DATABASE_UNAVAILABLE", "the query tables cannot be read now") from self._failure
-            if not continues(token.epoch, self._seen[0]):
+            if self._seen.diverged:
+                raise Rejected(
+                    "HISTORY_DIVERGED",
+                    "the query tables are of a history that the event store has lost; an operator must let them go on",
+                )
+            if not continues(token.epoch, self._seen.epoch):
                 raise self._not_yet(token)
 
     async def _poll(self) -> None:
@@ -138,6 +154,7 @@ class ConsistencyGate:
             try:
                 async with asyncio.timeout(self._read_max_s):
                     self._seen, self._failure = await self._progress(), None
+                self._seen_at = time.monotonic()
             except Exception as error:  # noqa: BLE001 (told to every waiter)
                 self._failure = error
             if self._failure is not None or failed_before or self._seen != before:
@@ -153,7 +170,7 @@ class ConsistencyGate:
         self._moved = asyncio.Event()
 
     def _not_yet(self, token: Token) -> Rejected:
-        epoch, position = self._seen
+        epoch, position = self._seen.epoch, self._seen.position
         if epoch and not continues(token.epoch, epoch):
             text = "the token is of an earlier history of this database; ask again without it"
         else:

@@ -89,6 +89,12 @@ async def read_stream(connection: Connection, key: AggregateKey, *, after: int, 
     return [StoredEvent(*row) for row in await cursor.fetchall()]
 
 
+async def mark_restored(connection: Connection, epoch: str) -> Head | None:
+    """Gives the line's history another name; returns the head, or None if the epoch is no longer that one."""
+    (done,) = await one(connection, "SELECT line_restored(%s)", (epoch,))
+    return await read_head(connection) if done else None
+
+
 async def read_head(connection: Connection) -> Head:
     """Where the line ends now."""
     shard, epoch, position, event_id = await one(

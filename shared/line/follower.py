@@ -21,7 +21,7 @@ from typing import Protocol
 import structlog
 
 from foldline.v1.event_store_pb2 import EventEnvelope
-from shared.line.checkpoint import Checkpoint
+from shared.line.checkpoint import DIVERGED, Checkpoint
 
 log = structlog.get_logger(__name__)
 
@@ -34,7 +34,7 @@ REPEAT_LOG_S = 10.0
 class HistoryDiverged(Exception):
     """The store does not hold the event at our checkpoint: it lost a part of the line that our tables have seen."""
 
-    reason = "HISTORY_DIVERGED"
+    reason = DIVERGED
 
 
 class LineAway(Exception):

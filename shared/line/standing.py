@@ -12,8 +12,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, LiteralString
 
-from shared.line.checkpoint import STOPPED, Checkpoint
-from shared.line.follower import HistoryDiverged
+from shared.line.checkpoint import DIVERGED, STOPPED, Checkpoint
 from shared.platform.leader import LockClass
 from shared.platform.postgres import Connection
 from shared.platform.probe import DatabaseProbe
@@ -104,5 +103,5 @@ def _standing(
     found = State.RUNNING if led else State.AWAY
     # What stopped itself stays so, whether or not it is up: a restart alone lets it try again, and stop again.
     if state == STOPPED:
-        found = State.DIVERGED if reason.startswith(HistoryDiverged.reason) else State.STOPPED
+        found = State.DIVERGED if reason.startswith(DIVERGED) else State.STOPPED
     return Standing(name, shard, Checkpoint(epoch, position, event_id), found, reason, moved_at)

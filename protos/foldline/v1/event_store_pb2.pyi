@@ -201,7 +201,7 @@ class ReadAllResponse(_message.Message):
     head_position: _builtins.int
     """The last position of the line when the call began."""
     epoch: _builtins.str
-    """Names this history: a UUID, a slash and the database's timeline."""
+    """Names this history: a UUID, a slash and the database's timeline. Another server, another database or a restore has another."""
     shard: _builtins.int
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___EventEnvelope]: ...
@@ -220,3 +220,47 @@ class ReadAllResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReadAllResponse: _TypeAlias = ReadAllResponse  # noqa: Y015
+
+@_typing.final
+class MarkRestoredRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.str
+    """The epoch as ReadAll shows it now; if it is another by then, nothing is done."""
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MarkRestoredRequest: _TypeAlias = MarkRestoredRequest  # noqa: Y015
+
+@_typing.final
+class MarkRestoredResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    HEAD_POSITION_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.str
+    """The new one."""
+    head_position: _builtins.int
+    """The last position of the line."""
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.str = ...,
+        head_position: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "head_position", b"head_position"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MarkRestoredResponse: _TypeAlias = MarkRestoredResponse  # noqa: Y015

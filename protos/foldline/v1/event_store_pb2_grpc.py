@@ -45,6 +45,11 @@ class EventStoreServiceStub:
                 request_serializer=foldline_dot_v1_dot_event__store__pb2.ReadAllRequest.SerializeToString,
                 response_deserializer=foldline_dot_v1_dot_event__store__pb2.ReadAllResponse.FromString,
                 _registered_method=True)
+        self.MarkRestored = channel.unary_unary(
+                '/foldline.v1.EventStoreService/MarkRestored',
+                request_serializer=foldline_dot_v1_dot_event__store__pb2.MarkRestoredRequest.SerializeToString,
+                response_deserializer=foldline_dot_v1_dot_event__store__pb2.MarkRestoredResponse.FromString,
+                _registered_method=True)
 
 
 class EventStoreServiceServicer:
@@ -66,6 +71,15 @@ class EventStoreServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def MarkRestored(self, request, context):
+        """Says that the database was restored to an older state: from now on its history has another name, so that nobody takes it
+        for the one that was lost. A restore into another database or server needs no word. Role `operator`.
+        Refusals: EPOCH_CHANGED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EventStoreServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -78,6 +92,11 @@ def add_EventStoreServiceServicer_to_server(servicer, server):
                     servicer.ReadAll,
                     request_deserializer=foldline_dot_v1_dot_event__store__pb2.ReadAllRequest.FromString,
                     response_serializer=foldline_dot_v1_dot_event__store__pb2.ReadAllResponse.SerializeToString,
+            ),
+            'MarkRestored': grpc.unary_unary_rpc_method_handler(
+                    servicer.MarkRestored,
+                    request_deserializer=foldline_dot_v1_dot_event__store__pb2.MarkRestoredRequest.FromString,
+                    response_serializer=foldline_dot_v1_dot_event__store__pb2.MarkRestoredResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -135,6 +154,33 @@ class EventStoreService:
             '/foldline.v1.EventStoreService/ReadAll',
             foldline_dot_v1_dot_event__store__pb2.ReadAllRequest.SerializeToString,
             foldline_dot_v1_dot_event__store__pb2.ReadAllResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MarkRestored(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/foldline.v1.EventStoreService/MarkRestored',
+            foldline_dot_v1_dot_event__store__pb2.MarkRestoredRequest.SerializeToString,
+            foldline_dot_v1_dot_event__store__pb2.MarkRestoredResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -22,6 +22,11 @@ class EventStoreServiceStub:
     """The line of a shard, of all tenants, by position, up to the head as it is when the call begins. Role `reader`.
     The first message always comes, with the head and epoch, even if it holds no event.
     """
+    MarkRestored: _aio.UnaryUnaryMultiCallable[_event_store_pb2.MarkRestoredRequest, _event_store_pb2.MarkRestoredResponse]
+    """Says that the database was restored to an older state: from now on its history has another name, so that nobody takes it
+    for the one that was lost. A restore into another database or server needs no word. Role `operator`.
+    Refusals: EPOCH_CHANGED.
+    """
 
 class EventStoreServiceServicer(metaclass=_abc_1.ABCMeta):
     """Reads events as they were appended."""
@@ -42,6 +47,17 @@ class EventStoreServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.AsyncIterator[_event_store_pb2.ReadAllResponse]:
         """The line of a shard, of all tenants, by position, up to the head as it is when the call begins. Role `reader`.
         The first message always comes, with the head and epoch, even if it holds no event.
+        """
+
+    @_abc_1.abstractmethod
+    def MarkRestored(
+        self,
+        request: _event_store_pb2.MarkRestoredRequest,
+        context: _aio.ServicerContext[_event_store_pb2.MarkRestoredRequest, _abc.Awaitable[_event_store_pb2.MarkRestoredResponse]],
+    ) -> _abc.Awaitable[_event_store_pb2.MarkRestoredResponse]:
+        """Says that the database was restored to an older state: from now on its history has another name, so that nobody takes it
+        for the one that was lost. A restore into another database or server needs no word. Role `operator`.
+        Refusals: EPOCH_CHANGED.
         """
 
 def add_EventStoreServiceServicer_to_server(servicer: EventStoreServiceServicer, server: _aio.Server) -> None: ...

@@ -210,7 +210,7 @@ async def test_a_line_of_another_history_gets_a_stream_of_its_own(
         grow(write_db, 10)
         await in_step(streams, write_db)
     with psycopg.connect(write_db.owner) as connection:
-        connection.execute("UPDATE line SET epoch = gen_random_uuid()")
+        connection.execute("UPDATE line SET epoch = gen_random_uuid(), home = line_home()")
     async with relaying(write_db, nats_server.url):
         await becomes(streams, lambda config: (config.metadata or {})[broker.STREAM_EPOCH] != before)
         grow(write_db, 1)
@@ -228,8 +228,8 @@ async def test_a_store_that_was_restored_under_the_same_epoch_is_noticed_by_the_
         await in_step(streams, write_db)
     restored = engines.clone("write")
     with psycopg.connect(write_db.owner) as old, psycopg.connect(restored.owner) as new:
-        row = old.execute("SELECT epoch FROM line").fetchone()
-        new.execute("UPDATE line SET epoch = %s", row)
+        row = old.execute("SELECT split_part(line_epoch(), '/', 1)::uuid").fetchone()
+        new.execute("UPDATE line SET epoch = %s, home = line_home()", row)
     grow(restored, 12)
     async with relaying(restored, nats_server.url):
         copy = await in_step(streams, restored)

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from shared.folds.errors import Invalid, Rejected, Unavailable
-from shared.line.consistency import ConsistencyGate, Token, decode, encode
+from shared.line.consistency import FRESH_S, ConsistencyGate, Reached, Token, decode, encode
 from tests.support.system.waiting import eventually
 
 EPOCH = "6f1c3f0e-0000-4000-8000-000000000000/1"
@@ -21,11 +21,11 @@ class Table:
     """A checkpoint that the test moves, and how often it was read."""
 
     def __init__(self, epoch: str = EPOCH, position: int = 0) -> None:
-        self.at = (epoch, position)
+        self.at = Reached(epoch, position)
         self.reads = 0
         self.error: Exception | None = None
 
-    async def progress(self) -> tuple[str, int]:
+    async def progress(self) -> Reached:
         """As the database would tell it."""
         self.reads += 1
         await asyncio.sleep(0)
@@ -69,7 +69,7 @@ async def test_a_wait_ends_when_the_tables_are_there() -> None:
     waiting = asyncio.create_task(waiter(table).wait(encode(Token(1, EPOCH, 7)), 30.0))
     await eventually(lambda: table.reads >= 3)
     assert not waiting.done()
-    table.at = (EPOCH, 7)
+    table.at = Reached(EPOCH, 7)
     moved = time.monotonic()
     await waiting
     assert time.monotonic() - moved < 15
@@ -81,7 +81,7 @@ async def test_a_hundred_waits_are_one_poller() -> None:
     shared = waiter(table)
     waits = [asyncio.create_task(shared.wait(encode(Token(1, EPOCH, 1)), 30.0)) for _ in range(100)]
     await eventually(lambda: table.reads >= 5)
-    table.at = (EPOCH, 1)
+    table.at = Reached(EPOCH, 1)
     await asyncio.gather(*waits)
     assert table.reads < 100
     await asyncio.sleep(0.05)
@@ -119,7 +119,7 @@ async def test_another_history_never_counts_as_reached() -> None:
         await waiter(table).wait(encode(Token(1, LATER, 50)), 0.1)
     waiting = asyncio.create_task(waiter(table).wait(encode(Token(1, LATER, 50)), 30.0))
     await asyncio.sleep(0.01)
-    table.at = (LATER, 100)
+    table.at = Reached(LATER, 100)
     await waiting
 
 
@@ -130,6 +130,30 @@ async def test_a_token_of_the_past_is_refused_at_once() -> None:
         await waiter(Table(epoch=LATER, position=100)).wait(encode(Token(1, EPOCH, 50)), 30.0)
     assert time.monotonic() - begun < 15
     assert refusal.value.reason == "NOT_YET_CONSISTENT"
+
+
+async def test_tables_of_a_lost_history_are_told_at_once() -> None:
+    """No waiting helps, and what the tables hold is not what the token names, wherever they are."""
+    table = Table()
+    table.at = Reached(EPOCH, 100, diverged=True)
+    begun = time.monotonic()
+    for position in (50, 150):
+        with pytest.raises(Rejected) as refusal:
+            await waiter(table).wait(encode(Token(1, EPOCH, position)), 30.0)
+        assert (refusal.value.reason, refusal.value.retry_after_s) == ("HISTORY_DIVERGED", None)
+    assert time.monotonic() - begun < 15
+
+
+async def test_what_was_seen_once_is_looked_at_again_after_a_second() -> None:
+    """Else tables that were found to be of a lost history meanwhile would be believed for ever."""
+    table = Table(position=10)
+    shared = waiter(table)
+    await shared.wait(encode(Token(1, EPOCH, 10)), 30.0)
+    table.at = Reached(EPOCH, 10, diverged=True)
+    shared._seen_at -= FRESH_S
+    with pytest.raises(Rejected) as refusal:
+        await shared.wait(encode(Token(1, EPOCH, 9)), 30.0)
+    assert refusal.value.reason == "HISTORY_DIVERGED"
 
 
 async def test_another_shard_is_bad_input() -> None:
@@ -160,7 +184,7 @@ async def test_a_caller_that_goes_away_leaves_the_others_waiting() -> None:
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
         await first
-    table.at = (EPOCH, 1)
+    table.at = Reached(EPOCH, 1)
     await second
 
 
@@ -168,7 +192,7 @@ async def test_a_reading_that_hangs_is_given_up() -> None:
     """The waits end as UNAVAILABLE, long before their deadline, and the next one reads anew."""
     table, hangs = Table(position=5), True
 
-    async def progress() -> tuple[str, int]:
+    async def progress() -> Reached:
         if hangs:
             await asyncio.Event().wait()
         return await table.progress()
@@ -191,6 +215,6 @@ async def test_a_poller_that_ends_is_followed_by_another() -> None:
     shared._poller.cancel()
     reads = table.reads
     await eventually(lambda: table.reads > reads + 1)
-    table.at = (EPOCH, 6)
+    table.at = Reached(EPOCH, 6)
     async with asyncio.timeout(30):
         await waiting
