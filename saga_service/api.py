@@ -13,13 +13,19 @@ from google.rpc import status_pb2
 from foldline.v1 import delivery_pb2, delivery_pb2_grpc, process_pb2, process_pb2_grpc
 from shared.line.standing import Standing, State
 from shared.platform.identity import Role, current_call
+from shared.platform.telemetry import logger
 from shared.processes.admin import Case, Place, ProcessAdmin
 from shared.processes.delivery_admin import DeliveryAdmin
 from shared.processes.delivery_store import Delivery
+from shared.processes.history import LostCommand, Revised
 from shared.processes.round import Entry, Process, ProcessStatus
 from shared.rpc import pages
 
 OPERATORS = frozenset({Role.OPERATOR})
+# So many of each are told when a history is accepted; the totals say how many there are.
+REVISED_MAX = 1000
+
+log = logger(__name__)
 
 ROLES: Mapping[str, frozenset[Role]] = {
     "foldline.v1.ProcessService/GetProcess": OPERATORS,
@@ -27,6 +33,7 @@ ROLES: Mapping[str, frozenset[Role]] = {
     "foldline.v1.ProcessService/RetryProcess": OPERATORS,
     "foldline.v1.ProcessService/CancelProcess": OPERATORS,
     "foldline.v1.ProcessService/ListRunners": OPERATORS,
+    "foldline.v1.ProcessService/AcceptHistory": OPERATORS,
     "foldline.v1.DeliveryService/GetDelivery": OPERATORS,
     "foldline.v1.DeliveryService/ListDeliveries": OPERATORS,
     "foldline.v1.DeliveryService/RetryDelivery": OPERATORS,
@@ -37,6 +44,7 @@ STATUSES = {
     ProcessStatus.RUNNING: process_pb2.PROCESS_STATUS_RUNNING,
     ProcessStatus.ENDED: process_pb2.PROCESS_STATUS_ENDED,
     ProcessStatus.PARKED: process_pb2.PROCESS_STATUS_PARKED,
+    ProcessStatus.UNDONE: process_pb2.PROCESS_STATUS_UNDONE,
 }
 STATUS_OF = {status: str(text) for text, status in STATUSES.items()}
 RUNNER_STATES = {
@@ -89,6 +97,32 @@ class ProcessService(process_pb2_grpc.ProcessServiceServicer):
 
     async def ListRunners(self, request: process_pb2.ListRunnersRequest, context: Any) -> process_pb2.ListRunnersResponse:
         return process_pb2.ListRunnersResponse(runners=map(_runner, await self._desk.runners()))
+
+    async def AcceptHistory(self, request: process_pb2.AcceptHistoryRequest, context: Any) -> process_pb2.AcceptHistoryResponse:
+        revision = await self._desk.accept_history()
+        before, common = revision.before, revision.common
+        log.warning(
+            "history_accepted",
+            user_id=current_call.get().identity.user_id,
+            before=before.epoch,
+            epoch=common.at.epoch,
+            position=before.position,
+            common_position=common.at.position,
+            head=common.head,
+            processes=len(revision.processes),
+            commands=len(revision.commands),
+        )
+        return process_pb2.AcceptHistoryResponse(
+            epoch=common.at.epoch,
+            head_position=common.head,
+            former_epoch=before.epoch,
+            former_position=before.position,
+            common_position=common.at.position,
+            processes=map(_revised, revision.processes[:REVISED_MAX]),
+            processes_total=len(revision.processes),
+            commands=map(_lost, revision.commands[:REVISED_MAX]),
+            commands_total=len(revision.commands),
+        )
 
     def _summary(self, process: Process) -> process_pb2.ProcessSummary:
         return process_pb2.ProcessSummary(
@@ -176,6 +210,25 @@ def _runner(standing: Standing) -> process_pb2.RunnerStatus:
         state=RUNNER_STATES[standing.state],
         reason=standing.reason,
         moved_at=None if standing.moved_at is None else _timestamp(standing.moved_at),
+    )
+
+
+def _revised(it: Revised) -> process_pb2.RevisedProcess:
+    tenant, type_, process_id = it.key
+    return process_pb2.RevisedProcess(
+        tenant=tenant,
+        type=type_,
+        process_id=process_id,
+        outcome=it.outcome,
+        lost_event_id=it.lost_event_id,
+        lost_position=it.lost_position,
+    )
+
+
+def _lost(it: LostCommand) -> process_pb2.LostCommand:
+    tenant, _, process_id = it.key
+    return process_pb2.LostCommand(
+        tenant=tenant, command_id=it.command_id, type=it.type, process_id=process_id, certain=it.certain
     )
 
 

@@ -180,7 +180,17 @@ def build(
     probe = server.probes.needs_database(settings.database_url.get_secret_value())
     # Whichever instance leads: an operator must hear of a runner that stopped from whoever asks any of them.
     server.probes.readiness.add("processes", readiness_check(probe, LockClass.SAGA, settings.shard, (CHECKPOINT,)))
-    desk = ProcessAdmin(reads, managers, settings.shard, clock=clock or utc_now, wake=wake)
+    events = open_channel(settings.write_address)
+    server.on_drained(lambda: events.close(None))
+    desk = ProcessAdmin(
+        reads,
+        managers,
+        settings.shard,
+        clock=clock or utc_now,
+        wake=wake,
+        announcements=announcements(settings),
+        line=StoreLine(events, settings.token_file, settings.shard),
+    )
     server.add(add_ProcessServiceServicer_to_server, ProcessService(desk))
     deliveries = DeliveryAdmin(reads, announcements(settings), settings.shard, clock=clock or utc_now, wake=wake)
     server.add(add_DeliveryServiceServicer_to_server, DeliveryService(deliveries))

@@ -71,6 +71,22 @@ async def stop(connection: Connection, name: str, shard: int, at: Checkpoint, re
         raise Fenced(f"{name} is no longer at position {at.position}")
 
 
+async def accept(connection: Connection, name: str, shard: int, at: Checkpoint, new: Checkpoint) -> bool:
+    """Lets a consumer that diverged go on from elsewhere; False if it does not stand there any more, or is not diverged."""
+    cursor = await connection.execute(
+        """UPDATE checkpoints SET epoch = %s, position = %s, event_id = %s, state = 'running', reason = '',
+             moved_at = clock_timestamp()
+           WHERE name = %s AND shard = %s AND epoch = %s AND position = %s AND event_id = %s
+             AND state = 'stopped' AND starts_with(reason, %s)""",
+        (*_parts(new), name, shard, *_parts(at), DIVERGED),
+    )
+    return cursor.rowcount == 1
+
+
+def _parts(at: Checkpoint) -> tuple[str, int, str]:
+    return at.epoch, at.position, at.event_id
+
+
 async def note(connection: Connection, name: str, shard: int, at: Checkpoint, reason: str) -> None:
     """Says what keeps a consumer that runs from going on; raises Fenced if somebody else leads. A move takes it back."""
     cursor = await connection.execute(

@@ -13,14 +13,28 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
+from shared.folds.delivery import Announcements
 from shared.folds.errors import Code, NotFound, Refusal, Rejected
 from shared.folds.process import CANCELLED_BY_OPERATOR, ProcessDefinition
-from shared.line.standing import Standing, read_standings
+from shared.line import checkpoint as checkpoints
+from shared.line.follower import Line
+from shared.line.standing import Standing, State, read_standings
 from shared.platform.leader import LockClass
 from shared.platform.packing import texts, timestamps
 from shared.platform.postgres import Connection, Reads
-from shared.processes import store
-from shared.processes.round import FOLD_FAILED, CommandResult, Entry, Process, ProcessKey, ProcessStatus, Round, process_types
+from shared.processes import history, store
+from shared.processes.history import Revision
+from shared.processes.round import (
+    FOLD_FAILED,
+    NO_ANNOUNCEMENTS,
+    CommandResult,
+    Entry,
+    Process,
+    ProcessKey,
+    ProcessStatus,
+    Round,
+    process_types,
+)
 from shared.processes.runner import CHECKPOINT
 from shared.processes.store import Pending
 from shared.rpc.status import to_status
@@ -80,13 +94,20 @@ class ProcessAdmin:
         *,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         wake: Callable[[], None] = lambda: None,
+        announcements: Announcements = NO_ANNOUNCEMENTS,
+        line: Line | None = None,
     ) -> None:
-        """`wake` is called when there is something to send; a leader elsewhere finds it within a second."""
+        """`wake` is called when there is something to send; a leader elsewhere finds it within a second.
+
+        `line` is the event store, which is read to go on after a restore.
+        """
         self._reads = reads
         self._kinds = process_types(managers)
         self._shard = shard
         self._clock = clock
         self._wake = wake
+        self._announcements = announcements
+        self._line = line
 
     def is_stuck(self, process: Process) -> bool:
         """Whether it runs, and has not moved for longer than its kind should need."""
@@ -140,14 +161,36 @@ class ProcessAdmin:
         async with self._reads.connection() as connection:
             return await read_standings(connection, LockClass.SAGA, self._shard, (CHECKPOINT,))
 
+    async def accept_history(self) -> Revision:
+        """Lets a diverged runner go on with the line as it is now; see `shared/processes/history.py`.
+
+        Raises Rejected (NOT_DIVERGED, CHECKPOINT_MOVED), Unavailable if the store cannot be read.
+        """
+        assert self._line is not None, "this desk knows no event store"
+        [standing] = [it for it in await self.runners() if it.shard == self._shard]
+        history.refuse_unless_diverged(standing.state is State.DIVERGED)
+        before = standing.checkpoint
+        async with self._reads.connection() as connection:
+            found = await history.find(connection, self._line, before)
+            async with connection.transaction():
+                await history.take_time(connection)
+                if not await checkpoints.accept(connection, CHECKPOINT, self._shard, before, found.common.at):
+                    raise Rejected("CHECKPOINT_MOVED", "somebody else has let it go on meanwhile")
+                processes = await store.read(await store.select(connection, found.entries)) if found.entries else {}
+                done = Round(self._kinds, self._clock(), processes, self._announcements)
+                revised, commands = await history.revise(connection, done, found)
+                await store.write(connection, done, due_at=done.now, handed_out=False)
+        self._wake()
+        return Revision(before, found.common, revised, commands)
+
     async def get(self, key: ProcessKey) -> Case:
         """One process. Raises NotFound (PROCESS_NOT_FOUND)."""
         async with self._reads.connection() as connection, connection.transaction():
             # One moment for all four: a process that moves between two of them would contradict itself.
             await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
             process = await self._process(connection, key)
-            history = await store.history_of(connection, key)
-            return Case(process, history, await store.commands_of(connection, key), await store.timers_of(connection, key))
+            told = await store.history_of(connection, key)
+            return Case(process, told, await store.commands_of(connection, key), await store.timers_of(connection, key))
 
     async def retry(self, key: ProcessKey) -> Process:
         """Lets a process go on: what it could not take it is given again, what waits or was given up is sent at once.
@@ -202,6 +245,6 @@ class ProcessAdmin:
         async with self._reads.connection() as connection, connection.transaction():
             await store.lock(connection, CHECKPOINT, self._shard)
             process = await self._process(connection, key)
-            done = Round(self._kinds, self._clock(), {key: process})
+            done = Round(self._kinds, self._clock(), {key: process}, self._announcements)
             yield connection, process, await store.commands_of(connection, key), done
             await store.write(connection, done, due_at=done.now, handed_out=False)

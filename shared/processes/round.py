@@ -46,6 +46,8 @@ class ProcessStatus(StrEnum):
     RUNNING = "running"
     ENDED = "ended"
     PARKED = "parked"
+    # What began it is gone from the line: for the line it never was. It begins anew if that comes again.
+    UNDONE = "undone"
 
 
 @dataclass(slots=True)
@@ -232,6 +234,10 @@ class Round:
         """An event that belongs to a process, which it may begin."""
         key = (envelope.tenant, kind.manager.type, process_id)
         process = self.processes.get(key) or self._fresh(key, envelope)
+        if process.status == ProcessStatus.UNDONE:
+            # The lines of its history are numbered on, and steps keep the attempts that they had reached.
+            before, process = process, self._fresh(key, envelope)
+            process.entries, process.attempts, process.started_at = before.entries, before.attempts, before.started_at
         if process.status == ProcessStatus.ENDED:
             return
 

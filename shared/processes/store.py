@@ -80,6 +80,7 @@ SELECT * FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::int[], 
   %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::int[], %s::timestamptz[], %s::timestamptz[])
 ON CONFLICT (tenant, type, process_id) DO UPDATE SET state = excluded.state, schema = excluded.schema,
   status = excluded.status, trouble = excluded.trouble, attention = excluded.attention, phase = excluded.phase,
+  correlation_id = excluded.correlation_id, on_behalf_of = excluded.on_behalf_of, traceparent = excluded.traceparent,
   causation_id = excluded.causation_id, attempts = excluded.attempts, entries = excluded.entries, moved_at = excluded.moved_at
 """
 

@@ -32,6 +32,8 @@ class _ProcessStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Process
     PROCESS_STATUS_ENDED: _ProcessStatus.ValueType  # 2
     PROCESS_STATUS_PARKED: _ProcessStatus.ValueType  # 3
     """Goes on by itself no more: an operator is needed."""
+    PROCESS_STATUS_UNDONE: _ProcessStatus.ValueType  # 4
+    """The event that began it is gone from the line, after a restore. It begins anew if that comes again."""
 
 class ProcessStatus(_ProcessStatus, metaclass=_ProcessStatusEnumTypeWrapper): ...
 
@@ -40,6 +42,8 @@ PROCESS_STATUS_RUNNING: ProcessStatus.ValueType  # 1
 PROCESS_STATUS_ENDED: ProcessStatus.ValueType  # 2
 PROCESS_STATUS_PARKED: ProcessStatus.ValueType  # 3
 """Goes on by itself no more: an operator is needed."""
+PROCESS_STATUS_UNDONE: ProcessStatus.ValueType  # 4
+"""The event that began it is gone from the line, after a restore. It begins anew if that comes again."""
 Global___ProcessStatus: _TypeAlias = ProcessStatus  # noqa: Y015
 
 class _RunnerState:
@@ -546,3 +550,140 @@ class ListRunnersResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListRunnersResponse: _TypeAlias = ListRunnersResponse  # noqa: Y015
+
+@_typing.final
+class AcceptHistoryRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AcceptHistoryRequest: _TypeAlias = AcceptHistoryRequest  # noqa: Y015
+
+@_typing.final
+class AcceptHistoryResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    HEAD_POSITION_FIELD_NUMBER: _builtins.int
+    FORMER_EPOCH_FIELD_NUMBER: _builtins.int
+    FORMER_POSITION_FIELD_NUMBER: _builtins.int
+    COMMON_POSITION_FIELD_NUMBER: _builtins.int
+    PROCESSES_FIELD_NUMBER: _builtins.int
+    PROCESSES_TOTAL_FIELD_NUMBER: _builtins.int
+    COMMANDS_FIELD_NUMBER: _builtins.int
+    COMMANDS_TOTAL_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.str
+    """The history that is followed from now on, and its last position."""
+    head_position: _builtins.int
+    former_epoch: _builtins.str
+    """The runner had seen the line up to here, under another history."""
+    former_position: _builtins.int
+    common_position: _builtins.int
+    """The last event that both have, as far as processes know: it goes on behind it. 0 if there is none."""
+    processes_total: _builtins.int
+    commands_total: _builtins.int
+    @_builtins.property
+    def processes(self) -> _containers.RepeatedCompositeFieldContainer[Global___RevisedProcess]:
+        """What becomes of the processes that moved since then; 1,000 at the most."""
+
+    @_builtins.property
+    def commands(self) -> _containers.RepeatedCompositeFieldContainer[Global___LostCommand]:
+        """What was acknowledged and is gone, or may be; 1,000 at the most."""
+
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.str = ...,
+        head_position: _builtins.int = ...,
+        former_epoch: _builtins.str = ...,
+        former_position: _builtins.int = ...,
+        common_position: _builtins.int = ...,
+        processes: _abc.Iterable[Global___RevisedProcess] | None = ...,
+        processes_total: _builtins.int = ...,
+        commands: _abc.Iterable[Global___LostCommand] | None = ...,
+        commands_total: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commands", b"commands", "commands_total", b"commands_total", "common_position", b"common_position", "epoch", b"epoch", "former_epoch", b"former_epoch", "former_position", b"former_position", "head_position", b"head_position", "processes", b"processes", "processes_total", b"processes_total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AcceptHistoryResponse: _TypeAlias = AcceptHistoryResponse  # noqa: Y015
+
+@_typing.final
+class RevisedProcess(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    PROCESS_ID_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    LOST_EVENT_ID_FIELD_NUMBER: _builtins.int
+    LOST_POSITION_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    type: _builtins.str
+    process_id: _builtins.str
+    outcome: _builtins.str
+    """undone, restarted; parked: an operator had cancelled or skipped a step, so it is not run again by itself."""
+    lost_event_id: _builtins.str
+    """Of the event that began it, if that is gone."""
+    lost_position: _builtins.int
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        type: _builtins.str = ...,
+        process_id: _builtins.str = ...,
+        outcome: _builtins.str = ...,
+        lost_event_id: _builtins.str = ...,
+        lost_position: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lost_event_id", b"lost_event_id", "lost_position", b"lost_position", "outcome", b"outcome", "process_id", b"process_id", "tenant", b"tenant", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevisedProcess: _TypeAlias = RevisedProcess  # noqa: Y015
+
+@_typing.final
+class LostCommand(_message.Message):
+    """A command of a process that was accepted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    COMMAND_ID_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    PROCESS_ID_FIELD_NUMBER: _builtins.int
+    CERTAIN_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    command_id: _builtins.str
+    type: _builtins.str
+    process_id: _builtins.str
+    certain: _builtins.bool
+    """Gone for certain; else it came at about the moment of the copy and may be in the line."""
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        command_id: _builtins.str = ...,
+        type: _builtins.str = ...,
+        process_id: _builtins.str = ...,
+        certain: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certain", b"certain", "command_id", b"command_id", "process_id", b"process_id", "tenant", b"tenant", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LostCommand: _TypeAlias = LostCommand  # noqa: Y015

@@ -60,6 +60,11 @@ class ProcessServiceStub:
                 request_serializer=foldline_dot_v1_dot_process__pb2.ListRunnersRequest.SerializeToString,
                 response_deserializer=foldline_dot_v1_dot_process__pb2.ListRunnersResponse.FromString,
                 _registered_method=True)
+        self.AcceptHistory = channel.unary_unary(
+                '/foldline.v1.ProcessService/AcceptHistory',
+                request_serializer=foldline_dot_v1_dot_process__pb2.AcceptHistoryRequest.SerializeToString,
+                response_deserializer=foldline_dot_v1_dot_process__pb2.AcceptHistoryResponse.FromString,
+                _registered_method=True)
 
 
 class ProcessServiceServicer:
@@ -102,6 +107,15 @@ class ProcessServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AcceptHistory(self, request, context):
+        """Lets a diverged runner go on with the line as it is now, from the last event that it has seen there. A process whose begin
+        is gone is undone; one that moved since then runs again from its begin: what it did gives the first answers, what is gone
+        is done anew. Refusals: NOT_DIVERGED, CHECKPOINT_MOVED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ProcessServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -129,6 +143,11 @@ def add_ProcessServiceServicer_to_server(servicer, server):
                     servicer.ListRunners,
                     request_deserializer=foldline_dot_v1_dot_process__pb2.ListRunnersRequest.FromString,
                     response_serializer=foldline_dot_v1_dot_process__pb2.ListRunnersResponse.SerializeToString,
+            ),
+            'AcceptHistory': grpc.unary_unary_rpc_method_handler(
+                    servicer.AcceptHistory,
+                    request_deserializer=foldline_dot_v1_dot_process__pb2.AcceptHistoryRequest.FromString,
+                    response_serializer=foldline_dot_v1_dot_process__pb2.AcceptHistoryResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -267,6 +286,33 @@ class ProcessService:
             '/foldline.v1.ProcessService/ListRunners',
             foldline_dot_v1_dot_process__pb2.ListRunnersRequest.SerializeToString,
             foldline_dot_v1_dot_process__pb2.ListRunnersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AcceptHistory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/foldline.v1.ProcessService/AcceptHistory',
+            foldline_dot_v1_dot_process__pb2.AcceptHistoryRequest.SerializeToString,
+            foldline_dot_v1_dot_process__pb2.AcceptHistoryResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -29,6 +29,11 @@ class ProcessServiceStub:
     """
     ListRunners: _aio.UnaryUnaryMultiCallable[_process_pb2.ListRunnersRequest, _process_pb2.ListRunnersResponse]
     """Those that run processes: how far each has followed the line of events, and whether it goes on."""
+    AcceptHistory: _aio.UnaryUnaryMultiCallable[_process_pb2.AcceptHistoryRequest, _process_pb2.AcceptHistoryResponse]
+    """Lets a diverged runner go on with the line as it is now, from the last event that it has seen there. A process whose begin
+    is gone is undone; one that moved since then runs again from its begin: what it did gives the first answers, what is gone
+    is done anew. Refusals: NOT_DIVERGED, CHECKPOINT_MOVED.
+    """
 
 class ProcessServiceServicer(metaclass=_abc_1.ABCMeta):
     """Long-running processes, for operators."""
@@ -75,5 +80,16 @@ class ProcessServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_process_pb2.ListRunnersRequest, _abc.Awaitable[_process_pb2.ListRunnersResponse]],
     ) -> _abc.Awaitable[_process_pb2.ListRunnersResponse]:
         """Those that run processes: how far each has followed the line of events, and whether it goes on."""
+
+    @_abc_1.abstractmethod
+    def AcceptHistory(
+        self,
+        request: _process_pb2.AcceptHistoryRequest,
+        context: _aio.ServicerContext[_process_pb2.AcceptHistoryRequest, _abc.Awaitable[_process_pb2.AcceptHistoryResponse]],
+    ) -> _abc.Awaitable[_process_pb2.AcceptHistoryResponse]:
+        """Lets a diverged runner go on with the line as it is now, from the last event that it has seen there. A process whose begin
+        is gone is undone; one that moved since then runs again from its begin: what it did gives the first answers, what is gone
+        is done anew. Refusals: NOT_DIVERGED, CHECKPOINT_MOVED.
+        """
 
 def add_ProcessServiceServicer_to_server(servicer: ProcessServiceServicer, server: _aio.Server) -> None: ...

@@ -274,7 +274,7 @@ class World:
         reads = Reads(self.database.app, application_name="test-desk")
         await reads.open()
         try:
-            yield ProcessAdmin(reads, [GIFT], 1, clock=self.clock)
+            yield ProcessAdmin(reads, [GIFT], 1, clock=self.clock, line=StoreLine(self.store))
         finally:
             await reads.close()
 
