@@ -5,36 +5,20 @@ from __future__ import annotations
 import sys
 
 from read_service.app import TABLES, ReadSettings, build
-from shared.platform import process, startup
-from shared.platform.leader import until
 from shared.platform.postgres import Reads
 from shared.platform.settings import load
-
-
-async def serve(settings: ReadSettings) -> None:
-    """Listens at once, is healthy as soon as the database is there, and serves until SIGTERM or SIGINT."""
-    reads = Reads(
-        settings.query_database_url.get_secret_value(),
-        application_name="foldline-read",
-        size_max=settings.connections_max,
-    )
-    await reads.open()
-    server = build(settings, reads)
-    server.on_drained(reads.close)
-    stopping = process.stop_requested()
-    await server.start(serving=False)
-    try:
-        await until(stopping, startup.until_safe(reads, tables=TABLES))
-        await server.set_serving(not stopping.is_set())
-        await stopping.wait()
-    finally:
-        await server.drain()
+from shared.rpc import bootstrap
 
 
 def main() -> int:
     """Reads the settings and serves."""
     settings = load(ReadSettings, "read_service")
-    return startup.run("read_service", settings, lambda: serve(settings))
+    reads = Reads(
+        settings.query_database_url.get_secret_value(),
+        application_name="foldline-read",
+        size_max=settings.connections_max,
+    )
+    return bootstrap.serve("read_service", settings, reads, lambda: build(settings, reads), read_only=TABLES)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from bank.v1 import (
     account_query_pb2,
     account_query_pb2_grpc,
@@ -31,6 +29,7 @@ from read_service.queries import Order
 from shared.folds.errors import NotFound
 from shared.line.consistency import ConsistencyGate
 from shared.line.standing import Standing, State, read_standings
+from shared.platform.clock import timestamp
 from shared.platform.identity import Role, current_call
 from shared.platform.leader import LockClass
 from shared.platform.postgres import Reads
@@ -280,17 +279,11 @@ def _sortable(row: Any, order: Order) -> str | int:
     return value
 
 
-def _moment(value: datetime) -> Timestamp:
-    moment = Timestamp()
-    moment.FromDatetime(value)
-    return moment
-
-
 def _person(row: queries.Person) -> person_query_pb2.PersonSummary:
     return person_query_pb2.PersonSummary(
         person_id=row.person_id,
         name=row.name,
-        registered_at=_moment(row.registered_at),
+        registered_at=timestamp(row.registered_at),
         open_account_count=row.open_account_count,
         total_balances=[
             person_query_pb2.CurrencyTotal(currency=currency, total_minor=total)
@@ -308,7 +301,7 @@ def _account(row: queries.Account) -> account_query_pb2.AccountSummary:
         currency=row.currency,
         balance_minor=row.balance_minor,
         status=STATUS_OF[row.status],
-        opened_at=_moment(row.opened_at),
+        opened_at=timestamp(row.opened_at),
         version=row.version,
     )
 
@@ -318,7 +311,7 @@ def _movement(row: queries.Movement) -> account_query_pb2.Movement:
         version=row.version,
         amount_minor=row.amount_minor,
         balance_after_minor=row.balance_after_minor,
-        moved_at=_moment(row.moved_at),
+        moved_at=timestamp(row.moved_at),
         transfer_id=row.transfer_id,
         counterparty_account_id=row.counterparty_account_id,
     )
@@ -343,12 +336,12 @@ def _transfer(row: queries.Transfer) -> transfer_query_pb2.TransferSummary:
         reason=row.reason,
         compensation=transfer_pb2.Compensation.ValueType(row.compensation),
         steps=[
-            transfer_query_pb2.TransferStep(name=name, happened_at=_moment(moment))
+            transfer_query_pb2.TransferStep(name=name, happened_at=timestamp(moment))
             for name, moment in steps
             if moment is not None
         ],
-        started_at=_moment(row.started_at),
-        ended_at=None if row.ended_at is None else _moment(row.ended_at),
+        started_at=timestamp(row.started_at),
+        ended_at=None if row.ended_at is None else timestamp(row.ended_at),
     )
 
 
@@ -359,8 +352,8 @@ def _user(row: queries.User) -> user_query_pb2.UserSummary:
         email=row.email,
         status=REGISTRATION_STATUS_OF[row.status],
         reason=row.reason,
-        started_at=_moment(row.started_at),
-        ended_at=None if row.ended_at is None else _moment(row.ended_at),
+        started_at=timestamp(row.started_at),
+        ended_at=None if row.ended_at is None else timestamp(row.ended_at),
     )
 
 
@@ -372,5 +365,5 @@ def _projection(standing: Standing) -> projection_pb2.ProjectionStatus:
         position=standing.checkpoint.position,
         state=STATES[standing.state],
         reason=standing.reason,
-        moved_at=None if standing.moved_at is None else _moment(standing.moved_at),
+        moved_at=None if standing.moved_at is None else timestamp(standing.moved_at),
     )

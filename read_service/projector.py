@@ -1,8 +1,8 @@
 """`python -m read_service.projector`: keeps the query tables of one shard in step with the line.
 
 Any number may run; one of them leads, the others stand by. The order in which processes start does not matter, and the
-broker need not be there at all. When the tables cannot go on (see `ListProjections`), it stays up, applies nothing, and
-its health, if it serves it, says NOT_SERVING.
+broker need not be there at all. When the tables cannot go on (see `ListProjections`), it stays up, applies nothing, and is
+not ready.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ from pydantic import Field, SecretStr
 from read_service.registry import SUMMARIES
 from shared.folds.projection import Group
 from shared.line.follower import Follower
-from shared.line.sources import StoreLine, StreamFeed, open_channel
-from shared.platform import process, startup, telemetry
-from shared.platform.leader import LockClass, lead
+from shared.line.sources import StoreLine, StreamFeed
+from shared.platform.leader import LockClass, until
 from shared.platform.postgres import Connection, connect, refuse_unsafe
 from shared.platform.settings import ProcessSettings, load
 from shared.projections.projector import Projector, Tables
-
-log = telemetry.logger(__name__)
+from shared.rpc import bootstrap
+from shared.rpc.client import channel
 
 
 class ProjectorSettings(ProcessSettings):
@@ -63,35 +62,45 @@ def build(settings: ProjectorSettings, line: StoreLine, feed: StreamFeed | None,
     )
 
 
-async def run(settings: ProjectorSettings) -> None:
-    """Leads or stands by until SIGTERM or SIGINT. A transaction under way is then rolled back: nothing is lost."""
-    stopping = process.stop_requested()
-    log.info("projector_started", shard=settings.shard)
+class Leading:
+    """What the projector does while it leads."""
 
-    async def follow() -> None:
-        # Built afresh for every lease: what was read under an earlier one says nothing any more.
+    def __init__(self, settings: ProjectorSettings) -> None:
+        self._settings = settings
+        self._projector: Projector | None = None
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Projects until `stopping` is set; the transaction in progress is then rolled back, and nothing is lost."""
+        # Built for every lease anew: nothing that was read under an earlier lease may be used.
+        settings = self._settings
         feed = StreamFeed(settings.nats_url.get_secret_value(), settings.shard, f"projector-{settings.shard}")
-        async with open_channel(settings.write_address) as channel:
-            projector = build(settings, StoreLine(channel, settings.token_file, settings.shard), feed)
-            running, gate = asyncio.create_task(projector.run()), asyncio.create_task(stopping.wait())
-            try:
-                await asyncio.wait({running, gate}, return_when=asyncio.FIRST_COMPLETED)
-                if running.done():
-                    running.result()
-            finally:
-                running.cancel()
-                gate.cancel()
-                await asyncio.gather(running, gate, return_exceptions=True)
-                await feed.close()
+        try:
+            async with channel(settings.write_address, retries=False) as events:
+                self._projector = build(settings, StoreLine(events, settings.token_file, settings.shard), feed)
+                await until(stopping, self._projector.run())
+        finally:
+            self._projector = None
+            await feed.close()
 
-    await lead(settings.database_url.get_secret_value(), LockClass.PROJECTOR, settings.shard, follow, stopping)
-    log.info("projector_stopped", shard=settings.shard)
+    async def goes_on(self) -> str:
+        """A check of readiness: why the tables stopped. A projector that stands by has no tables to keep."""
+        stopped = None if self._projector is None else self._projector.stopped
+        return "" if stopped is None else stopped.partition(":")[0]
 
 
 def main() -> int:
     """Reads the settings and runs."""
     settings = load(ProjectorSettings, "read_service.projector")
-    return startup.run("projector", settings, lambda: run(settings))
+    leading = Leading(settings)
+    return bootstrap.lead(
+        "projector",
+        settings,
+        settings.database_url.get_secret_value(),
+        LockClass.PROJECTOR,
+        settings.shard,
+        leading.run,
+        checks={"projection": leading.goes_on},
+    )
 
 
 if __name__ == "__main__":

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import status_pb2
 
 from foldline.v1 import delivery_pb2, delivery_pb2_grpc, process_pb2, process_pb2_grpc
 from shared.line.standing import Standing, State
+from shared.platform.clock import timestamp
 from shared.platform.identity import Role, current_call
 from shared.platform.telemetry import logger
 from shared.processes.admin import Case, Place, ProcessAdmin
@@ -58,17 +57,17 @@ RUNNER_STATES = {
 class ProcessService(process_pb2_grpc.ProcessServiceServicer):
     """foldline.v1.ProcessService."""
 
-    def __init__(self, desk: ProcessAdmin) -> None:
-        self._desk = desk
+    def __init__(self, admin: ProcessAdmin) -> None:
+        self._admin = admin
 
     async def GetProcess(self, request: process_pb2.GetProcessRequest, context: Any) -> process_pb2.GetProcessResponse:
-        case = await self._desk.get((request.tenant, request.type, request.process_id.lower()))
+        case = await self._admin.get((request.tenant, request.type, request.process_id.lower()))
         return process_pb2.GetProcessResponse(
             process=self._summary(case.process),
             state_json=case.process.state,
             history=[_entry(entry) for entry in case.history],
             commands=_commands(case),
-            timers=[process_pb2.PendingTimer(name=name, due_at=_timestamp(due_at)) for name, due_at in case.timers],
+            timers=[process_pb2.PendingTimer(name=name, due_at=timestamp(due_at)) for name, due_at in case.timers],
         )
 
     async def ListProcesses(self, request: process_pb2.ListProcessesRequest, context: Any) -> process_pb2.ListProcessesResponse:
@@ -76,7 +75,7 @@ class ProcessService(process_pb2_grpc.ProcessServiceServicer):
         status = STATUS_OF.get(wanted.status, "")
         query = ("ListProcesses", wanted.tenant, wanted.type, status, str(wanted.attention))
         after = pages.decode(query, request.page_token, (int, str, str, str))
-        rows: Sequence[Process] = await self._desk.find(
+        rows: Sequence[Process] = await self._admin.find(
             size + 1,
             Place(*after) if after else None,
             tenant=wanted.tenant,
@@ -84,22 +83,22 @@ class ProcessService(process_pb2_grpc.ProcessServiceServicer):
             status=status,
             attention=wanted.attention,
         )
-        shown, following = pages.cut(rows, size, query, self._desk.place)
+        shown, following = pages.cut(rows, size, query, self._admin.place)
         return process_pb2.ListProcessesResponse(processes=[self._summary(row) for row in shown], next_page_token=following)
 
     async def RetryProcess(self, request: process_pb2.RetryProcessRequest, context: Any) -> process_pb2.RetryProcessResponse:
-        process = await self._desk.retry((request.tenant, request.type, request.process_id.lower()))
+        process = await self._admin.retry((request.tenant, request.type, request.process_id.lower()))
         return process_pb2.RetryProcessResponse(process=self._summary(process))
 
     async def CancelProcess(self, request: process_pb2.CancelProcessRequest, context: Any) -> process_pb2.CancelProcessResponse:
-        process = await self._desk.cancel((request.tenant, request.type, request.process_id.lower()))
+        process = await self._admin.cancel((request.tenant, request.type, request.process_id.lower()))
         return process_pb2.CancelProcessResponse(process=self._summary(process))
 
     async def ListRunners(self, request: process_pb2.ListRunnersRequest, context: Any) -> process_pb2.ListRunnersResponse:
-        return process_pb2.ListRunnersResponse(runners=map(_runner, await self._desk.runners()))
+        return process_pb2.ListRunnersResponse(runners=map(_runner, await self._admin.runners()))
 
     async def AcceptHistory(self, request: process_pb2.AcceptHistoryRequest, context: Any) -> process_pb2.AcceptHistoryResponse:
-        revision = await self._desk.accept_history()
+        revision = await self._admin.accept_history()
         before, common = revision.before, revision.common
         log.warning(
             "history_accepted",
@@ -132,9 +131,9 @@ class ProcessService(process_pb2_grpc.ProcessServiceServicer):
             status=STATUSES[ProcessStatus(process.status)],
             attention=process.trouble or process.attention,
             phase=process.phase,
-            started_at=_timestamp(process.started_at),
-            moved_at=_timestamp(process.moved_at),
-            stuck=self._desk.is_stuck(process),
+            started_at=timestamp(process.started_at),
+            moved_at=timestamp(process.moved_at),
+            stuck=self._admin.is_stuck(process),
         )
 
 
@@ -192,9 +191,9 @@ def _delivery(row: Delivery) -> delivery_pb2.DeliverySummary:
         sending=row.sending,
         tries=row.tries,
         last_error=row.last_error,
-        created_at=_timestamp(row.created_at),
-        due_at=_timestamp(row.due_at) if waits else None,
-        ended_at=None if row.ended_at is None else _timestamp(row.ended_at),
+        created_at=timestamp(row.created_at),
+        due_at=timestamp(row.due_at) if waits else None,
+        ended_at=None if row.ended_at is None else timestamp(row.ended_at),
         order_key=row.order_key,
         source=row.source,
         correlation_id=row.correlation_id,
@@ -209,7 +208,7 @@ def _runner(standing: Standing) -> process_pb2.RunnerStatus:
         position=standing.checkpoint.position,
         state=RUNNER_STATES[standing.state],
         reason=standing.reason,
-        moved_at=None if standing.moved_at is None else _timestamp(standing.moved_at),
+        moved_at=None if standing.moved_at is None else timestamp(standing.moved_at),
     )
 
 
@@ -234,7 +233,7 @@ def _lost(it: LostCommand) -> process_pb2.LostCommand:
 
 def _entry(entry: Entry) -> process_pb2.ProcessEntry:
     return process_pb2.ProcessEntry(
-        happened_at=_timestamp(entry.happened_at),
+        happened_at=timestamp(entry.happened_at),
         kind=entry.kind,
         name=entry.name,
         id=entry.id,
@@ -255,14 +254,8 @@ def _commands(case: Case) -> list[process_pb2.PendingCommand]:
             type=pending.command.command_type,
             tries=pending.command.tries,
             # One that was given up is due no more.
-            due_at=None if pending.given_up else _timestamp(pending.due_at),
+            due_at=None if pending.given_up else timestamp(pending.due_at),
             last_error=pending.last_error,
         )
         for pending in case.commands
     ]
-
-
-def _timestamp(moment: datetime) -> Timestamp:
-    timestamp = Timestamp()
-    timestamp.FromDatetime(moment.astimezone(UTC))
-    return timestamp

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,9 +21,10 @@ from saga_service.registry import PROCESSES
 from shared.folds.delivery import Announcements
 from shared.folds.process import ProcessDefinition
 from shared.line.follower import Follower
-from shared.line.sources import StoreLine, StreamFeed, open_channel
+from shared.line.sources import StoreLine, StreamFeed
 from shared.line.standing import readiness_check
 from shared.platform import postgres
+from shared.platform.clock import utc_now
 from shared.platform.leader import LockClass, lead, until
 from shared.platform.postgres import Connection, Reads, refuse_unsafe
 from shared.platform.settings import ServerSettings
@@ -36,7 +37,7 @@ from shared.processes.dispatcher import Dispatcher
 from shared.processes.runner import CHECKPOINT, ProcessRunner
 from shared.processes.smtp import Smtp
 from shared.processes.webhook import WebhookChannel
-from shared.rpc import client
+from shared.rpc.client import channel
 from shared.rpc.probes import Probes
 from shared.rpc.server import Server
 
@@ -96,9 +97,9 @@ class SagaSettings(ServerSettings):
 class Leading:
     """The part of the service that one instance does at a time: follows the line, runs processes, sends commands."""
 
-    def __init__(self, settings: SagaSettings, managers: Iterable[ProcessDefinition[Any]] = PROCESSES) -> None:
+    def __init__(self, settings: SagaSettings, definitions: Iterable[ProcessDefinition[Any]] = PROCESSES) -> None:
         self._settings = settings
-        self._managers = tuple(managers)
+        self._definitions = tuple(definitions)
         self._runner: ProcessRunner | None = None
         self._sender: DeliverySender | None = None
 
@@ -115,20 +116,19 @@ class Leading:
         await lead(database_url, LockClass.SAGA, self._settings.shard, lambda: self._run_until(stopping), stopping)
 
     async def _run_until(self, stopping: asyncio.Event) -> None:
-        # Built afresh for every lease: what was read under an earlier one says nothing any more.
+        # Built for every lease anew: nothing that was read under an earlier lease may be used.
         settings = self._settings
         async with AsyncExitStack() as stack:
             feed = StreamFeed(settings.nats_url.get_secret_value(), settings.shard, f"saga-{settings.shard}")
             stack.push_async_callback(feed.close)
-            events = await stack.enter_async_context(open_channel(settings.write_address))
-            commands = await stack.enter_async_context(client.channel(settings.write_address, retries=False))
+            write = await stack.enter_async_context(channel(settings.write_address, retries=False))
             self._runner = ProcessRunner(
-                self._managers,
+                self._definitions,
                 settings.shard,
-                follow=Follower(StoreLine(events, settings.token_file, settings.shard), feed).follow,
+                follow=Follower(StoreLine(write, settings.token_file, settings.shard), feed).follow,
                 connect=self._connect,
                 dispatcher=lambda news: Dispatcher(
-                    CommandServiceStub(commands).SendBatch, settings.token_file, clock=utc_now, news=news
+                    CommandServiceStub(write).SendBatch, settings.token_file, clock=utc_now, news=news
                 ),
                 clock=utc_now,
                 announcements=announcements(settings),
@@ -167,10 +167,10 @@ class Leading:
 def build(
     settings: SagaSettings,
     reads: Reads,
-    managers: Iterable[ProcessDefinition[Any]] = PROCESSES,
+    definitions: Iterable[ProcessDefinition[Any]] = PROCESSES,
     *,
     wake: Callable[[], None] = lambda: None,
-    clock: Callable[[], datetime] | None = None,
+    clock: Callable[[], datetime] = utc_now,
 ) -> Server:
     """The server with its services; `reads` is opened and closed by the caller, the latter when the server is drained.
 
@@ -180,19 +180,19 @@ def build(
     probe = server.probes.needs_database(settings.database_url.get_secret_value())
     # Whichever instance leads: an operator must hear of a runner that stopped from whoever asks any of them.
     server.probes.readiness.add("processes", readiness_check(probe, LockClass.SAGA, settings.shard, (CHECKPOINT,)))
-    events = open_channel(settings.write_address)
+    events = channel(settings.write_address, retries=False)
     server.on_drained(lambda: events.close(None))
-    desk = ProcessAdmin(
+    admin = ProcessAdmin(
         reads,
-        managers,
+        definitions,
         settings.shard,
-        clock=clock or utc_now,
+        clock=clock,
         wake=wake,
         announcements=announcements(settings),
         line=StoreLine(events, settings.token_file, settings.shard),
     )
-    server.add(add_ProcessServiceServicer_to_server, ProcessService(desk))
-    deliveries = DeliveryAdmin(reads, announcements(settings), settings.shard, clock=clock or utc_now, wake=wake)
+    server.add(add_ProcessServiceServicer_to_server, ProcessService(admin))
+    deliveries = DeliveryAdmin(reads, announcements(settings), settings.shard, clock=clock, wake=wake)
     server.add(add_DeliveryServiceServicer_to_server, DeliveryService(deliveries))
     return server
 
@@ -207,8 +207,3 @@ async def _both(*work: Coroutine[None, None, None]) -> None:
     async with asyncio.TaskGroup() as group:
         for each in work:
             group.create_task(each)
-
-
-def utc_now() -> datetime:
-    """The moment, in UTC."""
-    return datetime.now(UTC)

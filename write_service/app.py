@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime
 
 from pydantic import Field, SecretStr
 
@@ -13,6 +12,7 @@ from shared.commands.bus import CommandBus
 from shared.commands.committer import Committer
 from shared.commands.intake import Limits
 from shared.line.notifier import Notifier
+from shared.platform.clock import utc_now
 from shared.platform.postgres import Reads
 from shared.platform.settings import Seconds, ServerSettings
 from shared.rpc.probes import Probes
@@ -50,7 +50,7 @@ def build(settings: WriteSettings, reads: Reads) -> Server:
     `reads` is opened and closed by the caller, the latter when the server is drained.
     """
     database_url = settings.database_url.get_secret_value()
-    notifier = Notifier(database_url, channel="line")
+    notifier = Notifier(database_url)
     passwords = Passwords()
     registry = build_registry(passwords)
     committer = Committer(
@@ -85,8 +85,3 @@ def build(settings: WriteSettings, reads: Reads) -> Server:
 
     server.on_drained(commit_the_rest)
     return server
-
-
-def utc_now() -> datetime:
-    """The moment, in UTC."""
-    return datetime.now(UTC)

@@ -1,24 +1,25 @@
 """`python -m write_service.relay`: publishes the committed events of one shard, in order.
 
-Any number may run; one of them leads, the others stand by. SIGTERM lets what is under way be acknowledged, then ends
-with exit code 0. The order in which processes start does not matter: it waits for the database, its tables and NATS,
-and says so.
+Any number may run; one of them leads, the others stand by. On SIGTERM it waits for the acknowledgements of what it has
+published, then ends with exit code 0. The order in which processes start does not matter: it waits for the database, its
+tables and NATS, and logs what it waits for.
 """
 
 from __future__ import annotations
 
+import asyncio
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
-import structlog
+from nats.aio.client import Client
 from pydantic import Field, SecretStr
 
 from shared.line import broker
 from shared.line.relay import Relay, Retention, WrongShard
-from shared.platform import process, startup
-from shared.platform.leader import LockClass, lead, until
+from shared.platform.leader import LockClass, until
 from shared.platform.settings import ProcessSettings, load
-
-log = structlog.get_logger(__name__)
+from shared.rpc import bootstrap
 
 
 class RelaySettings(ProcessSettings):
@@ -38,30 +39,56 @@ class RelaySettings(ProcessSettings):
     """How many NATS servers keep a copy of the stream."""
 
 
-async def run(settings: RelaySettings) -> None:
-    """Leads or stands by until SIGTERM or SIGINT. Raises WrongShard and UnsafeDatabase."""
-    stopping = process.stop_requested()
-    log.info("relay_started", shard=settings.shard)
-    client = await until(stopping, broker.connect(settings.nats_url.get_secret_value(), f"relay-{settings.shard}"))
-    if client is not None:
-        database_url = settings.database_url.get_secret_value()
+class Publishing:
+    """What the relay does, and what it needs for that."""
+
+    def __init__(self, settings: RelaySettings) -> None:
+        self._settings = settings
+        self._client: Client | None = None
+
+    @asynccontextmanager
+    async def connected(self, stopping: asyncio.Event) -> AsyncIterator[None]:
+        """Connects to NATS, and returns without a connection if `stopping` is set before. One connection for all leases."""
+        settings = self._settings
+        client = await until(stopping, broker.connect(settings.nats_url.get_secret_value(), f"relay-{settings.shard}"))
+        self._client = client
+        try:
+            yield
+        finally:
+            if client is not None:
+                await client.close()
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Publishes as the leader until `stopping` is set. Raises WrongShard and UnsafeDatabase."""
+        assert self._client is not None  # nobody leads before `connected`
+        settings = self._settings
         retention = Retention(
             age_max_s=settings.stream_age_max_s,
             bytes_max=settings.stream_bytes_max,
             replicas=settings.stream_replicas,
         )
-        relay = Relay(database_url, client, settings.shard, retention)
-        try:
-            await lead(database_url, LockClass.RELAY, settings.shard, lambda: relay.run(stopping), stopping)
-        finally:
-            await client.close()
-    log.info("relay_stopped", shard=settings.shard)
+        await Relay(settings.database_url.get_secret_value(), self._client, settings.shard, retention).run(stopping)
+
+    async def reaches_broker(self) -> str:
+        """A check of readiness."""
+        return "" if self._client is not None and self._client.is_connected else "NATS is away"
 
 
 def main() -> int:
     """Reads the settings and runs."""
     settings = load(RelaySettings, "write_service.relay")
-    return startup.run("relay", settings, lambda: run(settings), refuses=(WrongShard,))
+    publishing = Publishing(settings)
+    return bootstrap.lead(
+        "relay",
+        settings,
+        settings.database_url.get_secret_value(),
+        LockClass.RELAY,
+        settings.shard,
+        publishing.run,
+        around=publishing.connected,
+        checks={"broker": publishing.reaches_broker},
+        refuses=(WrongShard,),
+    )
 
 
 if __name__ == "__main__":

@@ -29,8 +29,8 @@ from bank.v1 import (
     user_query_pb2,
     user_query_pb2_grpc,
 )
-from deploy.local.system import bearer
 from foldline.v1 import command_pb2, event_store_pb2, event_store_pb2_grpc
+from shared.rpc.client import bearer
 
 CALL_TIMEOUT_S = 10.0
 ENDS_WITHIN_S = 30.0

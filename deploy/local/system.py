@@ -15,6 +15,7 @@ from deploy.engines.child import free_port
 from deploy.local.supervisor import Program, Supervisor
 from shared.platform.identity import Role
 from shared.platform.tokens import DevelopmentIssuer
+from shared.rpc import client
 
 WRITE, RELAY, READ, PROJECTOR, SAGA = "write_service", "relay", "read_service", "projector", "saga_service"
 MONTH_S = 30 * 24 * 3600.0
@@ -117,15 +118,8 @@ class System(Supervisor):
 
     def channel(self, name: str) -> grpc.aio.Channel:
         """A channel to a program that serves gRPC. The caller closes it."""
-        # Reconnects at once after a restart, rather than after the 1 s and more that gRPC would wait.
-        options = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 500)]
-        return grpc.aio.insecure_channel(self.programs[name].address, options=options)
+        return client.channel(self.programs[name].address, retries=False)
 
 
 def _listen(port: int, admin_port: int) -> dict[str, str]:
     return {"FOLDLINE_LISTEN": f"127.0.0.1:{port}", "FOLDLINE_ADMIN_LISTEN": f"127.0.0.1:{admin_port}"}
-
-
-def bearer(token: str) -> tuple[tuple[str, str], ...]:
-    """The metadata that carries a token: `await stub.Call(request, metadata=bearer(token))`."""
-    return (("authorization", f"Bearer {token}"),)

@@ -19,6 +19,7 @@ from psycopg.errors import SerializationFailure, UniqueViolation
 
 from shared.commands.states import packed_keys
 from shared.line.event_store import AggregateKey
+from shared.platform.leader import LockClass
 from shared.platform.packing import (
     Packed,
     blob,
@@ -40,9 +41,6 @@ from shared.platform.packing import (
     uuids,
 )
 from shared.platform.postgres import Connection, Prepared
-
-LOCK_CLASS_APPEND = 1
-"""The first key of the advisory lock that every append takes; the second is the shard."""
 
 
 class NewEvent(Struct, frozen=True):
@@ -246,4 +244,4 @@ def _columns(rows: Sequence[Struct], kind: type[Struct]) -> dict[str, Sequence[A
 
 async def lock(connection: Connection, shard: int) -> None:
     """Takes the shard's append lock until the transaction ends."""
-    await connection.execute("SELECT pg_advisory_xact_lock(%s::integer, %s::integer)", (LOCK_CLASS_APPEND, shard))
+    await connection.execute("SELECT pg_advisory_xact_lock(%s::integer, %s::integer)", (int(LockClass.APPEND), shard))

@@ -21,7 +21,7 @@ from shared.commands.registry import Prepare, Route
 from shared.folds.errors import BatchAborted, Forbidden, Invalid, OverLimit, Refusal
 from shared.folds.ids import is_of_processes
 from shared.line.consistency import Token, encode
-from shared.line.event_store import timestamp
+from shared.platform.clock import timestamp
 from shared.platform.identity import Call, Role, current_call
 from shared.platform.postgres import Reads
 from shared.platform.telemetry import annotate, valid_traceparent

@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
 
-import structlog
 from msgspec import Struct
 
 from shared.commands import append as appending
@@ -32,6 +31,7 @@ from shared.line import event_store
 from shared.line.event_store import AggregateKey
 from shared.platform import postgres
 from shared.platform.postgres import Connection
+from shared.platform.telemetry import logger
 
 # Target batch size: at 32 commands the cost of a commit per command is small, and of 64 callers one half is decided while
 # the other half is committed. Below GATHER_MIN, waiting does not pay.
@@ -39,7 +39,7 @@ GATHER_TARGET, GATHER_MIN = 32, 3
 GATHER_WAIT_S_EACH = 0.0005
 EPOCH_LOOK_S = 1.0
 
-log = structlog.get_logger()
+log = logger(__name__)
 
 
 class _Batch(Struct, eq=False):

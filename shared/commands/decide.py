@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
-import structlog
 from msgspec import Struct, field
 from uuid_utils import uuid7
 
@@ -25,12 +24,13 @@ from shared.folds.aggregate import Aggregate, Decided, Meta
 from shared.folds.errors import BatchAborted, Code, InternalError, OverLimit, Refusal, VersionMismatch
 from shared.line.event_store import AggregateKey
 from shared.platform.identity import Role
+from shared.platform.telemetry import logger
 from shared.rpc.status import to_status
 
 REACTIONS_DEPTH_MAX = 16
 EVENT_BYTES_MAX = 256 * 1024
 
-log = structlog.get_logger()
+log = logger(__name__)
 
 Lookup = Callable[[AggregateKey], Versioned | None]
 """The state of an aggregate, or None if it is not loaded."""

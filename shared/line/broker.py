@@ -22,18 +22,18 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
-import structlog
 from google.protobuf.message import DecodeError
-from google.protobuf.timestamp_pb2 import Timestamp
 from nats.aio.client import Client
 from nats.errors import NotJSMessageError, UnexpectedEOF
 
 from foldline.v1.event_store_pb2 import EventEnvelope, EventMetadata
+from shared.platform.clock import timestamp
+from shared.platform.telemetry import logger
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
 
-log = structlog.get_logger(__name__)
+log = logger(__name__)
 
 EXPECTED_LAST_SEQUENCE = "Nats-Expected-Last-Sequence"
 ID = "ce-id"
@@ -137,8 +137,6 @@ def from_message(message: Msg) -> Received:
 def from_headers(headers: dict[str, str], payload: bytes) -> Received:
     """The inverse of `to_message`. Raises KeyError, ValueError or DecodeError."""
     _, _, _, tenant, category = headers["ce-source"].split("/")
-    recorded_at = Timestamp()
-    recorded_at.FromDatetime(datetime.fromisoformat(headers["ce-time"]))
     return Received(
         int(headers[SHARD]),
         headers[EPOCH],
@@ -151,7 +149,7 @@ def from_headers(headers: dict[str, str], payload: bytes) -> Received:
             version=int(headers[VERSION]),
             type=unquote(headers["ce-type"]),
             payload=payload,
-            recorded_at=recorded_at,
+            recorded_at=timestamp(datetime.fromisoformat(headers["ce-time"])),
             metadata=EventMetadata.FromString(b64decode(headers[METADATA], validate=True)),
         ),
     )

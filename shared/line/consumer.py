@@ -18,14 +18,14 @@ from contextlib import suppress
 from typing import ClassVar
 
 import psycopg
-import structlog
 
 from shared.line import checkpoint as checkpoints
 from shared.line.checkpoint import Checkpoint, Fenced
 from shared.line.follower import HistoryDiverged
 from shared.platform.postgres import Connection, UnsafeDatabase, describe
+from shared.platform.telemetry import logger
 
-log = structlog.get_logger(__name__)
+log = logger(__name__)
 
 RETRY_MIN_S, RETRY_MAX_S = 0.5, 5.0
 # So many tries in vain are worth an operator's attention.

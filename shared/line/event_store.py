@@ -6,10 +6,10 @@ from datetime import datetime
 from typing import LiteralString
 from uuid import UUID
 
-from google.protobuf.timestamp_pb2 import Timestamp
 from msgspec import Struct
 
 from foldline.v1 import event_store_pb2
+from shared.platform.clock import timestamp
 from shared.platform.postgres import Connection, one
 
 TABLES = ("line", "events", "commands", "snapshots", "credentials")
@@ -70,13 +70,6 @@ def envelope(event: StoredEvent) -> event_store_pb2.EventEnvelope:
         recorded_at=timestamp(event.recorded_at),
         metadata=event_store_pb2.EventMetadata.FromString(event.metadata),
     )
-
-
-def timestamp(moment: datetime) -> Timestamp:
-    """A moment as messages carry it."""
-    stamp = Timestamp()
-    stamp.FromDatetime(moment)
-    return stamp
 
 
 async def read_stream(connection: Connection, key: AggregateKey, *, after: int, limit: int) -> list[StoredEvent]:

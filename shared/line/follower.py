@@ -18,12 +18,11 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol
 
-import structlog
-
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.line.checkpoint import DIVERGED, Checkpoint
+from shared.platform.telemetry import logger
 
-log = structlog.get_logger(__name__)
+log = logger(__name__)
 
 SILENCE_S = 1.0
 BATCH_MAX = 500

@@ -11,6 +11,9 @@ from shared.platform.packing import text
 from shared.platform.postgres import Connection, Prepared
 from shared.platform.telemetry import logger
 
+CHANNEL = "line"
+"""The channel of the notifications; their payload is the head."""
+
 PAUSE_S = 0.02
 """Between two notifications. The listener that the first one woke looks by itself every few milliseconds for a while."""
 
@@ -27,9 +30,8 @@ class Notifier:
     Inside the commit it would take a lock that all databases of a server share, and hold up everybody's commits.
     """
 
-    def __init__(self, database_url: str, *, channel: str) -> None:
+    def __init__(self, database_url: str) -> None:
         self._database_url = database_url
-        self._channel = channel
         self._head = 0
         self._grown = asyncio.Event()
 
@@ -55,5 +57,5 @@ class Notifier:
         while True:
             await self._grown.wait()
             self._grown.clear()
-            await _NOTIFY.row(connection, (text(self._channel), text(str(self._head))))
+            await _NOTIFY.row(connection, (text(CHANNEL), text(str(self._head))))
             await asyncio.sleep(PAUSE_S)

@@ -32,7 +32,6 @@ from dataclasses import dataclass
 
 import nats.errors
 import psycopg
-import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig, StreamInfo
@@ -40,9 +39,11 @@ from nats.js.errors import NotFoundError
 
 from shared.line import broker
 from shared.line.event_store import TABLES, Head, envelope, read_head, read_line
+from shared.line.notifier import CHANNEL
 from shared.platform.postgres import Connection, connect, refuse_unsafe
+from shared.platform.telemetry import logger
 
-log = structlog.get_logger(__name__)
+log = logger(__name__)
 
 BATCH_EVENTS_MAX = 256  # an event is at most 256 KiB, so a batch is at most 64 MiB
 WINDOW_EVENTS_MAX = 2048
@@ -53,9 +54,6 @@ CHECK_S = 1.0  # how often an idle relay looks whether its stream is still there
 RETRY_MIN_S, RETRY_MAX_S = 0.02, 1.0
 REPEAT_LOG_S = 10.0
 EMPTY_BEHIND_MAX = 10_000  # an empty stream that is further behind is made anew: consumers read the store faster
-
-CHANNEL = "line"
-"""What the committer notifies after a commit. A hint: it may be lost, so the relay polls behind it."""
 
 
 class StreamOutOfSync(Exception):

@@ -13,10 +13,8 @@ import time
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
-import grpc
 import nats.errors
 import orjson
-import structlog
 from grpc import aio
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -27,8 +25,10 @@ from nats.js.errors import Error as JetStreamError
 from foldline.v1 import event_store_pb2, event_store_pb2_grpc
 from shared.line.broker import NotAnEvent, connect, from_message, stream_name
 from shared.line.follower import Delivery, FeedAway, LineAway, Page
+from shared.platform.telemetry import logger
+from shared.rpc.client import bearer
 
-log = structlog.get_logger(__name__)
+log = logger(__name__)
 
 READ_TIMEOUT_S = 600.0
 """For one reading of the line, however long it is; the connection's keepalive notices a dead peer much sooner."""
@@ -50,7 +50,7 @@ class StoreLine:
         request = event_store_pb2.ReadAllRequest(shard=self._shard, from_position=from_position)
         try:
             token = self._token_file.read_text().strip()
-            call = self._stub.ReadAll(request, metadata=(("authorization", f"Bearer {token}"),), timeout=READ_TIMEOUT_S)
+            call = self._stub.ReadAll(request, metadata=bearer(token), timeout=READ_TIMEOUT_S)
         except OSError as error:
             raise LineAway(f"no token: {error}") from error
         try:
@@ -191,18 +191,3 @@ def heed_cancellation() -> None:
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
-
-
-def open_channel(target: str) -> aio.Channel:
-    """A channel to the event store, which notices a dead peer within seconds and takes whole pages of the line."""
-    return aio.insecure_channel(
-        target,
-        options=(
-            ("grpc.keepalive_time_ms", 10_000),
-            ("grpc.keepalive_timeout_ms", 5_000),
-            ("grpc.max_receive_message_length", 64 * 1024 * 1024),
-            ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.max_reconnect_backoff_ms", 1_000),
-        ),
-        compression=grpc.Compression.NoCompression,
-    )

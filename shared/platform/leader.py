@@ -24,11 +24,11 @@ from enum import IntEnum
 from typing import TypeVar
 
 import psycopg
-import structlog
 
 from shared.platform.postgres import Connection, connect, refuse_pooler
+from shared.platform.telemetry import logger
 
-log = structlog.get_logger(__name__)
+log = logger(__name__)
 
 SESSION_TIMEOUT_S = 3.0  # the server ends the session of a leader that is silent for so long
 HEARTBEAT_S = 1.0

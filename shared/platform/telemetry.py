@@ -50,7 +50,7 @@ def configure(level: str = "info", *, service: str, stream: BinaryIO | None = No
 
 
 def logger(name: str) -> structlog.typing.FilteringBoundLogger:
-    """A logger for a module: `log = logger(__name__)`, then `log.info("what happened", fact=1)`."""
+    """A logger for a module: `log = logger(__name__)`, then `log.info("what_happened", fact=1)`."""
     bound: structlog.typing.FilteringBoundLogger = structlog.get_logger(module=name)
     return bound
 

@@ -59,9 +59,9 @@ class KeyFile:
             try:
                 if _stamp(self._path) != self._stamp:
                     self._stamp, self._keys = self._read()
-                    log.info("keys reloaded", keys=sorted(self._keys))
+                    log.info("keys_reloaded", keys=sorted(self._keys))
             except (OSError, ValueError) as error:
-                log.warning("keys not reloaded", file=str(self._path), error=str(error))
+                log.warning("keys_not_reloaded", file=str(self._path), error=str(error))
         return self._keys
 
     def _read(self) -> tuple[tuple[int, int, int], dict[str, ECKey | OKPKey]]:

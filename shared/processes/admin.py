@@ -19,6 +19,7 @@ from shared.folds.process import CANCELLED_BY_OPERATOR, ProcessDefinition
 from shared.line import checkpoint as checkpoints
 from shared.line.follower import Line
 from shared.line.standing import Standing, State, read_standings
+from shared.platform.clock import utc_now
 from shared.platform.leader import LockClass
 from shared.platform.packing import texts, timestamps
 from shared.platform.postgres import Connection, Reads
@@ -92,7 +93,7 @@ class ProcessAdmin:
         managers: Iterable[ProcessDefinition[Any]],
         shard: int,
         *,
-        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        clock: Callable[[], datetime] = utc_now,
         wake: Callable[[], None] = lambda: None,
         announcements: Announcements = NO_ANNOUNCEMENTS,
         line: Line | None = None,

@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -36,6 +36,7 @@ from shared.line import checkpoint as checkpoints
 from shared.line.checkpoint import Checkpoint, Fenced
 from shared.line.consumer import Consumer, ConsumerFailed
 from shared.line.follower import Batch
+from shared.platform.clock import utc_now
 from shared.platform.postgres import Connection
 from shared.platform.telemetry import logger, trace_id
 from shared.processes import store
@@ -120,7 +121,7 @@ class ProcessRunner(Consumer):
         follow: Callable[[Checkpoint], AsyncGenerator[Batch, None]],
         connect: Callable[[], Awaitable[Connection]],
         dispatcher: Callable[[asyncio.Event], Dispatcher],
-        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        clock: Callable[[], datetime] = utc_now,
         announcements: Announcements = NO_ANNOUNCEMENTS,
         on_deliveries: Callable[[], None] = lambda: None,
     ) -> None:

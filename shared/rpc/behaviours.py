@@ -112,7 +112,7 @@ async def answer_error(call: CallContext, error: BaseException) -> Any:
     nobody asked for. Raises AbortError, as gRPC wants it.
     """
     if not isinstance(error, Refusal):
-        log.error("defect", method=call.rpc.name, exc_info=error)
+        log.error("call_defect", method=call.rpc.name, exc_info=error)
     code, text, trailing = trailers(to_status(error))
     return await call.context.abort(code, text, trailing)
 
@@ -141,7 +141,7 @@ class CallLog:
         if isinstance(error, Refusal):
             facts["reason"] = error.reason
         if slow or code == "INTERNAL":
-            log.warning("slow call" if slow else "call", **facts)
+            log.warning("slow_call" if slow else "call", **facts)
         else:
             self._info("call", facts)
 

@@ -184,13 +184,13 @@ class Server:
         await self._server.stop(0)  # what is left: watchers of health, and calls that took too long
         await stopping
         if not await self._until_idle(max(until - loop.time(), 0) / 2):
-            log.error("calls do not end", in_flight=self._in_flight)
+            log.error("calls_do_not_end", in_flight=self._in_flight)
         for callback in (*reversed(self._on_drained), self.probes.close):
             try:
                 async with asyncio.timeout_at(until):
                     await callback()
             except Exception:
-                log.exception("not closed properly", what=getattr(callback, "__qualname__", repr(callback)))
+                log.exception("close_failed", what=getattr(callback, "__qualname__", repr(callback)))
         log.info("drained")
 
     async def _until_quiet(self, timeout_s: float) -> None:
@@ -272,7 +272,7 @@ class Server:
         if self._in_flight >= self._calls_max:
             if (now := asyncio.get_running_loop().time()) - self._warned_at >= _WARN_EVERY_S:
                 self._warned_at = now
-                log.warning("too many calls", in_flight=self._in_flight)
+                log.warning("too_many_calls", in_flight=self._in_flight)
             return OverLimit("TOO_MANY_CALLS", "this instance serves as many calls as it takes on", retry_after_s=0.5)
         return None
 

@@ -11,9 +11,10 @@ import grpc
 import grpc.aio
 import pytest
 
-from deploy.local.system import SAGA, bearer
+from deploy.local.system import SAGA
 from foldline.v1 import process_pb2, process_pb2_grpc
 from shared.platform.identity import Role
+from shared.rpc.client import bearer
 from tests.support.clients.bank import Bank, channels
 from tests.support.system.stack import Stack
 from tests.support.system.waiting import eventually

@@ -9,9 +9,10 @@ from typing import Any
 import grpc.aio
 import pytest
 
-from deploy.local.system import SAGA, bearer
+from deploy.local.system import SAGA
 from foldline.v1 import delivery_pb2, delivery_pb2_grpc
 from shared.platform.identity import Role
+from shared.rpc.client import bearer
 from tests.e2e.conftest import Caller
 from tests.support.clients.bank import Bank, channels, read_refusal
 from tests.support.system.mail import Mailbox

@@ -20,8 +20,8 @@ import psycopg
 import pytest
 
 from bank.v1 import person_pb2, person_pb2_grpc, person_query_pb2, person_query_pb2_grpc
-from deploy.local.system import bearer
 from foldline.v1 import command_pb2
+from shared.rpc.client import bearer
 from tests.support.system.engines import Engines
 from tests.support.system.waiting import eventually
 

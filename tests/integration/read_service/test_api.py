@@ -16,7 +16,6 @@ from grpc import aio
 
 from bank.v1 import account_pb2, account_query_pb2, account_query_pb2_grpc, person_query_pb2, person_query_pb2_grpc
 from deploy.bootstrap import Database
-from deploy.local.system import bearer
 from foldline.v1 import projection_pb2, projection_pb2_grpc
 from read_service.app import TABLES as WATCHED
 from read_service.app import ReadSettings, build
@@ -27,6 +26,7 @@ from shared.platform.leader import LockClass, hold_lease
 from shared.platform.postgres import Reads, UnsafeDatabase
 from shared.platform.startup import until_safe
 from shared.platform.tokens import DevelopmentIssuer
+from shared.rpc.client import bearer
 from shared.rpc.status import from_rpc_error
 from tests.support.fakes.line import EPOCH, Store, StoreLine, uid
 from tests.support.fakes.tables import projector, reached, running

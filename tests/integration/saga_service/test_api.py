@@ -14,7 +14,6 @@ import pytest
 from grpc import aio
 
 from deploy.bootstrap import Database
-from deploy.local.system import bearer
 from foldline.v1 import process_pb2, process_pb2_grpc
 from foldline.v1.process_pb2 import (
     CancelProcessRequest,
@@ -35,6 +34,7 @@ from shared.platform.postgres import Reads, UnsafeDatabase
 from shared.platform.startup import until_safe
 from shared.platform.tokens import DevelopmentIssuer
 from shared.processes.store import TABLES
+from shared.rpc.client import bearer
 from shared.rpc.server import Server
 from shared.rpc.status import from_rpc_error, from_status
 from tests.support.domains.gifts import GIFT, World, frozen

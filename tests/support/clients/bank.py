@@ -31,9 +31,10 @@ from bank.v1 import (
     user_query_pb2,
     user_query_pb2_grpc,
 )
-from deploy.local.system import READ, WRITE, System, bearer
+from deploy.local.system import READ, WRITE, System
 from foldline.v1 import command_pb2, command_pb2_grpc, event_store_pb2, event_store_pb2_grpc, projection_pb2_grpc
 from shared.platform.identity import Role
+from shared.rpc.client import bearer
 from tests.support.system.waiting import eventually
 
 T = TypeVar("T")

@@ -223,7 +223,7 @@ async def test_a_defect_reaches_the_log_and_nobody_else(world: World) -> None:
     told = f"{error.details()} {error.debug_error_string()} {list(error.trailing_metadata() or ())} {error.initial_metadata()}"
     assert SECRET not in told
     assert "Traceback" not in told
-    [line] = world.lines("defect")
+    [line] = world.lines("call_defect")
     assert SECRET in line["exception"]
     assert (line["tenant"], line["command_id"]) == ("acme", ID)
 
@@ -346,7 +346,7 @@ async def test_a_caller_that_goes_away_ends_its_handler(world: World) -> None:
     call.cancel()
     await asyncio.wait_for(cancelled.wait(), 30)
     await eventually(lambda: [line["code"] for line in world.lines("call")] == ["CANCELLED"])
-    assert not world.lines("defect")
+    assert not world.lines("call_defect")
 
 
 @pytest.mark.parametrize("route", ["/bank.v1.PersonService/BurnPerson", "/no.such.Service/Method"])
@@ -396,7 +396,7 @@ async def test_more_calls_than_it_takes_on_are_refused_by_name(make_world: MakeW
         assert (code, refusal.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS")
         assert isinstance(refusal, OverLimit)
         assert refusal.retry_after_s
-        assert len(world.lines("too many calls")) == 1
+        assert len(world.lines("too_many_calls")) == 1
         over.set()
     assert (await world.register()).command_id == ID
 
@@ -413,7 +413,7 @@ async def test_a_slow_call_is_a_warning(make_world: MakeWorld) -> None:
 
     world.people.handle = handle
     await world.register()
-    [line] = world.lines("slow call")
+    [line] = world.lines("slow_call")
     assert line["level"] == "warning"
     assert line["took_ms"] >= 2
 
