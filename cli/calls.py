@@ -6,7 +6,8 @@ Every function returns plain data, as `-o json` prints it; names are those of th
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 from google.protobuf import json_format
@@ -14,21 +15,11 @@ from google.protobuf.message import Message
 from grpc.aio import AioRpcError
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from bank.v1 import (
-    account_query_pb2,
-    account_query_pb2_grpc,
-    person_query_pb2,
-    person_query_pb2_grpc,
-    transfer_query_pb2,
-    transfer_query_pb2_grpc,
-    user_query_pb2,
-    user_query_pb2_grpc,
-)
 from cli import contract
 from cli.endpoints import Endpoints
+from deploy.bank import Bank, packed
 from foldline.v1 import (
     command_pb2,
-    command_pb2_grpc,
     event_store_pb2,
     event_store_pb2_grpc,
     process_pb2,
@@ -53,62 +44,67 @@ class Refused(Exception):
         self.refusal = refusal
 
 
+@asynccontextmanager
+async def caller(endpoints: Endpoints, tenant: str) -> AsyncIterator[Bank]:
+    """A client with the tenant's token. Raises Refused for a call that fails inside."""
+    token = endpoints.token(tenant)
+    async with channel(endpoints.write) as write, channel(endpoints.read) as read:
+        try:
+            yield Bank(write, read, token, timeout_s=TIMEOUT_S)
+        except AioRpcError as error:
+            raise Refused(from_rpc_error(error)) from None
+
+
 async def send(endpoints: Endpoints, tenant: str, request: Message) -> dict[str, Any]:
     """Sends a command; returns its receipt and the ids that it was sent with. Raises Refused."""
-    packed = command_pb2.SendRequest()
-    packed.command.Pack(request)
-    async with channel(endpoints.write) as write:
-        stub = command_pb2_grpc.CommandServiceStub(write)
-        try:
-            answer = await stub.Send(packed, metadata=bearer(endpoints.token(tenant)), timeout=TIMEOUT_S)
-        except AioRpcError as error:
-            refusal = from_rpc_error(error)
-            # What was made here and is needed to send the same command again.
-            refusal.facts["command_id"] = request.options.command_id  # type: ignore[attr-defined]
-            raise Refused(refusal) from None
+    try:
+        async with caller(endpoints, tenant) as bank:
+            answer = await bank.call(bank.commands.Send, command_pb2.SendRequest(command=packed(request)))
+    except Refused as refused:
+        # The id was made here; the caller needs it to send the same command again.
+        refused.refusal.facts["command_id"] = request.options.command_id  # type: ignore[attr-defined]
+        raise
     return plain(answer.receipt)
 
 
 async def get_person(endpoints: Endpoints, tenant: str, person_id: str, after: str) -> dict[str, Any]:
     """A person's summary. Raises Refused."""
-    async with channel(endpoints.read) as read:
-        stub = person_query_pb2_grpc.PersonQueryServiceStub(read)
-        request = person_query_pb2.GetPersonRequest(person_id=person_id, consistency_token=after)
-        try:
-            answer = await stub.GetPerson(request, metadata=bearer(endpoints.token(tenant)), timeout=TIMEOUT_S)
-        except AioRpcError as error:
-            raise Refused(from_rpc_error(error)) from None
-    return plain(answer.person)
+    async with caller(endpoints, tenant) as bank:
+        return plain(await bank.person(person_id, after))
 
 
 async def get_account(endpoints: Endpoints, tenant: str, account_id: str, after: str) -> dict[str, Any]:
     """An account's summary. Raises Refused."""
-    async with channel(endpoints.read) as read:
-        stub = account_query_pb2_grpc.AccountQueryServiceStub(read)
-        request = account_query_pb2.GetAccountRequest(account_id=account_id, consistency_token=after)
-        try:
-            answer = await stub.GetAccount(request, metadata=bearer(endpoints.token(tenant)), timeout=TIMEOUT_S)
-        except AioRpcError as error:
-            raise Refused(from_rpc_error(error)) from None
-    return plain(answer.account)
+    async with caller(endpoints, tenant) as bank:
+        return plain(await bank.account(account_id, after))
 
 
 async def get_transfer(endpoints: Endpoints, tenant: str, transfer_id: str, after: str) -> dict[str, Any]:
     """A transfer's summary, with every step of it. Raises Refused."""
-    async with channel(endpoints.read) as read:
-        stub = transfer_query_pb2_grpc.TransferQueryServiceStub(read)
-        request = transfer_query_pb2.GetTransferRequest(transfer_id=transfer_id, consistency_token=after)
-        answer = await unary(stub.GetTransfer, request, endpoints.token(tenant))
-    return plain(answer.transfer)
+    async with caller(endpoints, tenant) as bank:
+        return plain(await bank.transfer_summary(transfer_id, after))
 
 
 async def get_user(endpoints: Endpoints, tenant: str, user_id: str, after: str) -> dict[str, Any]:
     """A user's summary. Raises Refused."""
-    async with channel(endpoints.read) as read:
-        stub = user_query_pb2_grpc.UserQueryServiceStub(read)
-        request = user_query_pb2.GetUserRequest(user_id=user_id, consistency_token=after)
-        answer = await unary(stub.GetUser, request, endpoints.token(tenant))
-    return plain(answer.user)
+    async with caller(endpoints, tenant) as bank:
+        return plain(await bank.user(user_id, after))
+
+
+async def get_command(endpoints: Endpoints, tenant: str, command_id: str) -> dict[str, Any]:
+    """A row of the command log. Raises Refused."""
+    async with caller(endpoints, tenant) as bank:
+        command = await bank.command(command_id)
+    record = plain(command)
+    if command.receipt.HasField("error"):
+        record["receipt"]["error"] = told(from_status(command.receipt.error))
+    return record
+
+
+async def get_stream(endpoints: Endpoints, tenant: str, aggregate_type: str, aggregate_id: str) -> list[dict[str, Any]]:
+    """The events of an aggregate, with their payloads as fields. Raises Refused."""
+    async with caller(endpoints, tenant) as bank:
+        return [event(envelope) for envelope in await bank.stream(aggregate_type, aggregate_id)]
 
 
 async def list_processes(endpoints: Endpoints, wanted: Mapping[str, Any], limit: int) -> tuple[list[dict[str, Any]], bool]:
@@ -158,35 +154,6 @@ async def unary(method: Callable[..., Awaitable[Any]], request: Message, token: 
         return await method(request, metadata=bearer(token), timeout=TIMEOUT_S)
     except AioRpcError as error:
         raise Refused(from_rpc_error(error)) from None
-
-
-async def get_command(endpoints: Endpoints, tenant: str, command_id: str) -> dict[str, Any]:
-    """A row of the command log. Raises Refused."""
-    async with channel(endpoints.write) as write:
-        stub = command_pb2_grpc.CommandServiceStub(write)
-        request = command_pb2.GetCommandRequest(command_id=command_id)
-        try:
-            answer = await stub.GetCommand(request, metadata=bearer(endpoints.token(tenant)), timeout=TIMEOUT_S)
-        except AioRpcError as error:
-            raise Refused(from_rpc_error(error)) from None
-    record = plain(answer.command)
-    if answer.command.receipt.HasField("error"):
-        record["receipt"]["error"] = told(from_status(answer.command.receipt.error))
-    return record
-
-
-async def get_stream(endpoints: Endpoints, tenant: str, aggregate_type: str, aggregate_id: str) -> list[dict[str, Any]]:
-    """The events of an aggregate, with their payloads as fields. Raises Refused."""
-    events: list[dict[str, Any]] = []
-    async with channel(endpoints.write) as write:
-        stub = event_store_pb2_grpc.EventStoreServiceStub(write)
-        request = event_store_pb2.ReadStreamRequest(aggregate_type=aggregate_type, aggregate_id=aggregate_id)
-        try:
-            async for part in stub.ReadStream(request, metadata=bearer(endpoints.token(tenant)), timeout=TIMEOUT_S):
-                events.extend(event(envelope) for envelope in part.events)
-        except AioRpcError as error:
-            raise Refused(from_rpc_error(error)) from None
-    return events
 
 
 async def status(endpoints: Endpoints) -> dict[str, Any]:

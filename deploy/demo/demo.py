@@ -17,9 +17,9 @@ import psycopg
 from rich.console import Console
 from rich.table import Table
 
-from deploy.demo.client import Bank, Wrong
+from deploy.bank import Bank, NotEnded
 from deploy.demo.kills import Kills
-from deploy.demo.scenarios import Scenarios, Stage
+from deploy.demo.scenarios import Scenarios, Stage, Wrong
 from deploy.engines.child import NotStarted
 from deploy.local.dev import Machine
 from deploy.local.system import READ, WRITE
@@ -99,7 +99,7 @@ async def _play(key: str, scenario: Callable[[], Awaitable[None]], say: Callable
     try:
         await scenario()
         passed = True
-    except* (Wrong, grpc.aio.AioRpcError) as group:
+    except* (Wrong, NotEnded, grpc.aio.AioRpcError) as group:
         passed = False
         for error in group.exceptions:
             text = f"{error.code().name}: {error.details()}" if isinstance(error, grpc.aio.AioRpcError) else str(error)

@@ -14,16 +14,18 @@ import nats
 from nats.js.errors import NotFoundError
 
 from bank.v1 import account_pb2, transfer_query_pb2
-from deploy.demo.client import CALL_TIMEOUT_S, MAY_RETRY, Bank, Wrong, fresh_options
-from deploy.demo.scenarios import Stage
+from deploy.bank import Bank, deposit
+from deploy.demo.scenarios import Stage, Wrong
 from deploy.local.system import SAGA, WRITE, System
 from foldline.v1 import command_pb2
 from shared.line.broker import stream_name
 
+MAY_RETRY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED)
 LOAD_CALLERS = 16
 LOAD_BEFORE_KILL_S = 1.0
 LOAD_AFTER_HEALING_S = 0.5
 HEALING_MAX_S = 20.0
+GIVE_UP_S = 30.0
 RELAY_MAX_S = 5.0
 TRANSFERS = 100
 
@@ -43,7 +45,7 @@ class Kills:
     async def kill_write(self) -> None:
         """The write service is killed with -9 under load. What it acknowledged is there, once."""
         owner, _ = await self._bank.register("Evil Knievel")
-        accounts = [await self._bank.open_account(owner, name) for name in ("left", "right")]
+        accounts = [(await self._bank.open(owner, name=name))[0] for name in ("left", "right")]
         load = Load(self._bank, accounts)
         self._say(f"{LOAD_CALLERS} callers deposit as fast as they are answered")
         async with asyncio.TaskGroup() as callers:
@@ -111,24 +113,24 @@ class Kills:
     async def kill_saga(self) -> None:
         """The saga service is killed with -9 in the middle of a hundred transfers. All end, and the money is right."""
         owner, _ = await self._bank.register("The Duke")
-        accounts = [await self._bank.open_account(owner, f"purse {number}") for number in range(4)]
+        accounts = [(await self._bank.open(owner, name=f"purse {number}"))[0] for number in range(4)]
         for account in accounts:
             await self._bank.deposit(account, 1000_00)
         self._say(f"start {TRANSFERS} transfers among four accounts, one of them frozen")
         await self._bank.freeze(accounts[3])
         pairs = list(itertools.islice(itertools.cycle(itertools.permutations(accounts, 2)), TRANSFERS))
         half = TRANSFERS // 2
-        started = await asyncio.gather(*(self._bank.start_transfer(*pair, 1_00) for pair in pairs[:half]))
+        started = await asyncio.gather(*(self._bank.transfer(*pair, 1_00) for pair in pairs[:half]))
         pid = self._system.pid(SAGA)
         self._say(f"kill -9 {pid} (saga_service), and start the other half")
         await self._system.kill9(SAGA)
-        started += await asyncio.gather(*(self._bank.start_transfer(*pair, 1_00) for pair in pairs[half:]))
+        started += await asyncio.gather(*(self._bank.transfer(*pair, 1_00) for pair in pairs[half:]))
         ended = await asyncio.gather(*(self._bank.ended_transfer(transfer) for transfer in started))
         outcomes = Counter(transfer_query_pb2.TransferStatus.Name(transfer.status) for transfer in ended)
         frozen = sum(accounts[3] in pair for pair in pairs)
         self._see("completed", outcomes["TRANSFER_STATUS_COMPLETED"], TRANSFERS - frozen)
         self._see("failed, because one account is frozen", outcomes["TRANSFER_STATUS_FAILED"], frozen)
-        balances = [(await self._bank.account(account, "")).balance_minor for account in accounts]
+        balances = [(await self._bank.account(account)).balance_minor for account in accounts]
         self._see("on all four accounts together, in cents", sum(balances), 4 * 1000_00)
         self._see("on the frozen one", balances[3], 1000_00)
 
@@ -155,22 +157,19 @@ class Load:
         for turn in itertools.count():
             if self.over:
                 return
-            options, amount = fresh_options(), 1 + (turn + number) % 97
-            receipt = await self._until_answered(options, account_id, amount)
-            self.acknowledged[account_id][options.command_id] = amount
+            request = deposit(account_id, 1 + (turn + number) % 97)
+            receipt = await self._until_answered(request)
+            self.acknowledged[account_id][request.options.command_id] = request.amount_minor
             self.count += 1
             if receipt.position > self.position:
                 self.position, self.token = receipt.position, receipt.consistency_token
 
-    async def _until_answered(
-        self, options: command_pb2.CommandOptions, account_id: str, amount: int
-    ) -> command_pb2.CommandReceipt:
-        request = account_pb2.DepositMoneyRequest(options=options, account_id=account_id, amount_minor=amount, currency="USD")
-        give_up_at = time.monotonic() + HEALING_MAX_S + CALL_TIMEOUT_S
+    async def _until_answered(self, request: account_pb2.DepositMoneyRequest) -> command_pb2.CommandReceipt:
+        give_up_at = time.monotonic() + GIVE_UP_S
         while True:
             began_at = time.monotonic()
             try:
-                receipt = await self.bank.accounts.DepositMoney(request, metadata=self.bank.who, timeout=2)
+                receipt = await self.bank.call(self.bank.accounts.DepositMoney, request, timeout_s=2)
             except grpc.aio.AioRpcError as error:
                 if error.code() not in MAY_RETRY or time.monotonic() > give_up_at:
                     raise

@@ -9,8 +9,13 @@ from dataclasses import dataclass
 
 import grpc.aio
 
-from bank.v1 import account_query_pb2, person_pb2, transfer_query_pb2, user_query_pb2
-from deploy.demo.client import CALL_TIMEOUT_S, Bank, Wrong, fresh_options, refusal
+from bank.v1 import account_query_pb2, transfer_query_pb2, user_query_pb2
+from deploy.bank import Bank
+from shared.rpc.status import from_rpc_error
+
+
+class Wrong(Exception):
+    """A scenario saw something else than it should have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +45,7 @@ class Scenarios:
         """A person is registered and takes another name."""
         self._say("register Alice O'Wonderland, rename her to Alice Cooper")
         alice, _ = await self._bank.register("Alice O'Wonderland")
-        request = person_pb2.RenamePersonRequest(options=fresh_options(), person_id=alice, name="Alice Cooper")
-        receipt = await self._bank.people.RenamePerson(request, metadata=self._bank.who, timeout=CALL_TIMEOUT_S)
+        receipt = await self._bank.rename(alice, "Alice Cooper")
         summary = await self._bank.person(alice, receipt.consistency_token)
         self._see("the person summary reads", summary.name, "Alice Cooper")
         events = await self._bank.stream("person", alice)
@@ -59,7 +63,7 @@ class Scenarios:
         except grpc.aio.AioRpcError as error:
             self._see(
                 "the last one is refused",
-                (error.code().name, refusal(error).reason),
+                (error.code().name, from_rpc_error(error).reason),
                 ("FAILED_PRECONDITION", "INSUFFICIENT_FUNDS"),
             )
         else:
@@ -72,27 +76,27 @@ class Scenarios:
         totals = [(total.currency, total.total_minor) for total in person.total_balances]
         self._see("Bill owns, in all", (person.open_account_count, totals), (1, [("USD", "3100")]))
         request = account_query_pb2.ListMovementsRequest(account_id=blue, consistency_token=token)
-        listed = await self._bank.account_queries.ListMovements(request, metadata=self._bank.who, timeout=CALL_TIMEOUT_S)
+        listed = await self._bank.call(self._bank.account_queries.ListMovements, request)
         self._see("blue's statement, the newest first", [m.amount_minor for m in listed.movements], [-69_00, 100_00])
 
     async def logins(self) -> None:
         """Many users want one login: exactly one gets it."""
         self._say("register two users with the login Tweedle, one after the other, and one in another tenant")
-        first = await self._bank.register_user("Tweedle", "dum and dee")
+        first = await _registered(self._bank, "Tweedle", "dum and dee")
         self._see("the first registration", _status(first), "SUCCEEDED")
-        second = await self._bank.register_user("TWEEDLE", "dee and dum")
+        second = await _registered(self._bank, "TWEEDLE", "dee and dum")
         self._see("the second", (_status(second), second.reason), ("FAILED", "LOGIN_TAKEN"))
-        neighbour = await self._neighbour.register_user("Tweedle", "another house")
+        neighbour = await _registered(self._neighbour, "Tweedle", "another house")
         self._see("the one in another tenant", _status(neighbour), "SUCCEEDED")
         self._say("register a hundred users with the login Humpty, at once")
-        crowd = await asyncio.gather(*(self._bank.register_user("Humpty", f"wall number {n}") for n in range(100)))
+        crowd = await asyncio.gather(*(_registered(self._bank, "Humpty", f"wall number {n}") for n in range(100)))
         self._see("of a hundred", dict(Counter(_status(user) for user in crowd)), {"SUCCEEDED": 1, "FAILED": 99})
 
     async def transfer(self) -> None:
         """A transfer from blue to red."""
         blue, red = await self._two_accounts()
         self._say("transfer 69.00 from blue to red")
-        transfer = await self._bank.ended_transfer(await self._bank.start_transfer(blue, red, 69_00))
+        transfer = await self._bank.ended_transfer(await self._bank.transfer(blue, red, 69_00))
         self._see("the transfer is", _ended(transfer), "COMPLETED")
         steps = [step.name for step in transfer.steps]
         self._see("its steps were", steps, ["started", "debited", "credited", "completed"])
@@ -103,31 +107,35 @@ class Scenarios:
         blue, red = await self._two_accounts()
         self._say("freeze red, transfer 69.00 from blue to red")
         await self._bank.freeze(red)
-        transfer = await self._bank.ended_transfer(await self._bank.start_transfer(blue, red, 69_00))
+        transfer = await self._bank.ended_transfer(await self._bank.transfer(blue, red, 69_00))
         self._see("the transfer is", (_ended(transfer), transfer.reason), ("FAILED", "ACCOUNT_FROZEN"))
         steps = [step.name for step in transfer.steps]
         self._see("its steps were", steps, ["started", "debited", "refunded", "failed"])
         await self._balances(blue, 100_00, red, 100_00)
         self._say("close green, transfer 69.00 from blue to green")
         owner, _ = await self._bank.register("Rufus")
-        green = await self._bank.open_account(owner, "green")
+        green, _ = await self._bank.open(owner, name="green")
         await self._bank.close(green)
-        transfer = await self._bank.ended_transfer(await self._bank.start_transfer(blue, green, 69_00))
+        transfer = await self._bank.ended_transfer(await self._bank.transfer(blue, green, 69_00))
         self._see("the transfer is", (_ended(transfer), transfer.reason), ("FAILED", "ACCOUNT_CLOSED"))
         await self._balances(blue, 100_00, red, 100_00)
 
     async def _two_accounts(self) -> tuple[str, str]:
         self._say("register Bill and Ted, open blue and red, deposit 100.00 USD on each")
         (bill, _), (ted, _) = await self._bank.register("Bill"), await self._bank.register("Ted")
-        blue, red = await self._bank.open_account(bill, "blue"), await self._bank.open_account(ted, "red")
+        (blue, _), (red, _) = await self._bank.open(bill, name="blue"), await self._bank.open(ted, name="red")
         await self._bank.deposit(blue, 100_00)
         await self._bank.deposit(red, 100_00)
         return blue, red
 
     async def _balances(self, blue: str, blue_minor: int, red: str, red_minor: int) -> None:
         """The transfer's end came to the same tables, so the balances are not older than it."""
-        self._see("blue holds, in cents", (await self._bank.account(blue, "")).balance_minor, blue_minor)
-        self._see("red holds, in cents", (await self._bank.account(red, "")).balance_minor, red_minor)
+        self._see("blue holds, in cents", (await self._bank.account(blue)).balance_minor, blue_minor)
+        self._see("red holds, in cents", (await self._bank.account(red)).balance_minor, red_minor)
+
+
+async def _registered(bank: Bank, login: str, password: str) -> user_query_pb2.UserSummary:
+    return await bank.ended_registration(await bank.register_user(login, password))
 
 
 def _status(user: user_query_pb2.UserSummary) -> str:

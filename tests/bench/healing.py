@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator
 from deploy.local.system import PROJECTOR, READ, RELAY, WRITE, System
 from tests.bench.rows import Row, Sample
 from tests.bench.stage import Stage
-from tests.support.clients.bank import Bank, channels
+from tests.support.clients.bank import Bank, channels, round_trip
 from tests.support.system.waiting import eventually
 
 PROMISED_S = 5.0
@@ -40,7 +40,7 @@ async def _killed(system: System, name: str, token: str, account_id: str) -> flo
     async with channels(system) as (write, read):
         bank = Bank(write, read, token)
         try:
-            await eventually(lambda: bank.round_trip(account_id), GIVE_UP_S, every_s=0.02)
+            await eventually(lambda: round_trip(bank, account_id), GIVE_UP_S, every_s=0.02)
         except AssertionError as error:
             raise RuntimeError(f"{name} was not back after {GIVE_UP_S:.0f} s") from error
         return time.monotonic() - began

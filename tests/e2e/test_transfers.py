@@ -232,10 +232,11 @@ async def test_only_a_process_moves_money_for_a_transfer(caller: Caller) -> None
     bank = caller(roles=[Role.USER, Role.TENANT_ADMIN, Role.OPERATOR])
     blue, red = await blue_and_red(bank)
     for more in ({"transfer_id": new_id()}, {"counterparty_account_id": red}, {"not_after_ms": 2**60}):
-        for method, request in (
+        calls: tuple[tuple[Any, Any], ...] = (
             (bank.accounts.DepositMoney, deposit(blue, 1)),
             (bank.accounts.WithdrawMoney, withdraw(blue, 1)),
-        ):
+        )
+        for method, request in calls:
             for name, value in more.items():
                 setattr(request, name, value)
             told = await refused(bank.call(method, request))

@@ -8,7 +8,7 @@ import pytest
 
 from deploy.local.system import PROJECTOR, READ, RELAY, WRITE
 from tests.support.checks.invariants import check, look, published
-from tests.support.clients.bank import Bank, channels
+from tests.support.clients.bank import Bank, channels, round_trip
 from tests.support.clients.traffic import Traffic, running
 from tests.support.system.stack import Stack
 from tests.support.system.waiting import eventually
@@ -42,7 +42,7 @@ async def heal(stack: Stack, traffic: Traffic) -> None:
     """Returns when a new command is answered and a query has it seen."""
     async with channels(stack) as (write, read):
         bank = Bank(write, read, traffic.banks[0].token)
-        await eventually(lambda: bank.round_trip(traffic.accounts[0]), GIVE_UP_S, every_s=0.02)
+        await eventually(lambda: round_trip(bank, traffic.accounts[0]), GIVE_UP_S, every_s=0.02)
 
 
 async def test_everything_killed_at_once(stack: Stack) -> None:

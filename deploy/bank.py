@@ -1,0 +1,322 @@
+"""A client of the bank's public API, in the generated messages: the demo, the command line and the tests use it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import grpc.aio
+from google.protobuf.any_pb2 import Any as Packed
+from google.protobuf.message import Message
+
+from bank.v1 import (
+    account_pb2,
+    account_pb2_grpc,
+    account_query_pb2,
+    account_query_pb2_grpc,
+    person_pb2,
+    person_pb2_grpc,
+    person_query_pb2,
+    person_query_pb2_grpc,
+    transfer_pb2,
+    transfer_pb2_grpc,
+    transfer_query_pb2,
+    transfer_query_pb2_grpc,
+    user_pb2,
+    user_pb2_grpc,
+    user_query_pb2,
+    user_query_pb2_grpc,
+)
+from foldline.v1 import command_pb2, command_pb2_grpc, event_store_pb2, event_store_pb2_grpc, projection_pb2_grpc
+from shared.rpc.client import bearer
+
+T = TypeVar("T")
+Request = TypeVar("Request", bound=Message)
+Response = TypeVar("Response", bound=Message)
+
+CALL_TIMEOUT_S = 20.0
+"""Longer than any call should take, even on a busy machine."""
+LINE_TIMEOUT_S = 60.0
+ENDS_WITHIN_S = 60.0
+ASK_AGAIN_S = 0.05
+
+
+class NotEnded(Exception):
+    """A transfer or a registration did not end in time."""
+
+
+def new_id() -> str:
+    """A fresh UUID."""
+    return str(uuid4())
+
+
+def options(command_id: str | None = None, **more: Any) -> command_pb2.CommandOptions:
+    """What begins every command; with a fresh command id unless one is given."""
+    return command_pb2.CommandOptions(command_id=command_id or new_id(), **more)
+
+
+def packed(command: Message) -> Packed:
+    """The command as CommandService takes it."""
+    wrapped = Packed()
+    wrapped.Pack(command)
+    return wrapped
+
+
+def item(command: Message, **more: str) -> command_pb2.BatchItem:
+    """The command as an item of a batch."""
+    return command_pb2.BatchItem(command=packed(command), **more)
+
+
+class Bank:
+    """One caller: a method for each thing to do or ask, and the stubs. Each call carries the caller's token and a deadline.
+
+    A call that a service refuses raises `grpc.aio.AioRpcError`.
+    """
+
+    def __init__(self, write: grpc.aio.Channel, read: grpc.aio.Channel, token: str, *, timeout_s: float = CALL_TIMEOUT_S) -> None:
+        self._timeout_s = timeout_s
+        self.write = write
+        self.read = read
+        self.token = token
+        self.who = bearer(token)
+        self.people = person_pb2_grpc.PersonServiceStub(write)
+        self.accounts = account_pb2_grpc.AccountServiceStub(write)
+        self.transfers = transfer_pb2_grpc.TransferServiceStub(write)
+        self.users = user_pb2_grpc.UserServiceStub(write)
+        self.commands = command_pb2_grpc.CommandServiceStub(write)
+        self.events = event_store_pb2_grpc.EventStoreServiceStub(write)
+        self.person_queries = person_query_pb2_grpc.PersonQueryServiceStub(read)
+        self.account_queries = account_query_pb2_grpc.AccountQueryServiceStub(read)
+        self.transfer_queries = transfer_query_pb2_grpc.TransferQueryServiceStub(read)
+        self.user_queries = user_query_pb2_grpc.UserQueryServiceStub(read)
+        self.projections = projection_pb2_grpc.ProjectionServiceStub(read)
+
+    async def call(
+        self,
+        method: grpc.aio.UnaryUnaryMultiCallable[Request, Response],
+        request: Request,
+        *,
+        more: Iterable[tuple[str, str]] = (),
+        timeout_s: float | None = None,
+    ) -> Response:
+        """The answer of a unary call: `bank.call(bank.people.RegisterPerson, request)`. `more` is added to the metadata."""
+        return await method(request, metadata=(*self.who, *more), timeout=timeout_s or self._timeout_s)
+
+    async def collect(
+        self,
+        method: grpc.aio.UnaryStreamMultiCallable[Request, Response],
+        request: Request,
+        *,
+        timeout_s: float | None = None,
+    ) -> list[Response]:
+        """All messages of a call that answers with a stream."""
+        return [answer async for answer in method(request, metadata=self.who, timeout=timeout_s or self._timeout_s)]
+
+    # Commands
+
+    async def register(self, name: str, person_id: str | None = None) -> tuple[str, command_pb2.CommandReceipt]:
+        """Registers a person; returns the id and the receipt."""
+        person_id = person_id or new_id()
+        return person_id, await self.call(self.people.RegisterPerson, register(person_id, name))
+
+    async def rename(self, person_id: str, name: str) -> command_pb2.CommandReceipt:
+        """Renames a person."""
+        return await self.call(self.people.RenamePerson, rename(person_id, name))
+
+    async def open(self, owner_id: str, currency: str = "USD", *, name: str = "blue") -> tuple[str, command_pb2.CommandReceipt]:
+        """Opens an account; returns its id and the receipt."""
+        account_id = new_id()
+        return account_id, await self.call(self.accounts.OpenAccount, open_account(account_id, owner_id, currency, name))
+
+    async def deposit(self, account_id: str, amount_minor: int, currency: str = "USD") -> command_pb2.CommandReceipt:
+        """Puts money on an account."""
+        return await self.call(self.accounts.DepositMoney, deposit(account_id, amount_minor, currency))
+
+    async def withdraw(self, account_id: str, amount_minor: int, currency: str = "USD") -> command_pb2.CommandReceipt:
+        """Takes money from an account."""
+        return await self.call(self.accounts.WithdrawMoney, withdraw(account_id, amount_minor, currency))
+
+    async def freeze(self, account_id: str) -> command_pb2.CommandReceipt:
+        """Freezes an account."""
+        return await self.call(self.accounts.FreezeAccount, freeze(account_id))
+
+    async def unfreeze(self, account_id: str) -> command_pb2.CommandReceipt:
+        """Unfreezes an account."""
+        return await self.call(self.accounts.UnfreezeAccount, unfreeze(account_id))
+
+    async def close(self, account_id: str) -> command_pb2.CommandReceipt:
+        """Closes an account."""
+        return await self.call(self.accounts.CloseAccount, close(account_id))
+
+    async def transfer(
+        self, source: str, target: str, amount_minor: int, currency: str = "USD", transfer_id: str | None = None
+    ) -> tuple[str, command_pb2.CommandReceipt]:
+        """Starts a transfer; returns its id and the receipt."""
+        transfer_id = transfer_id or new_id()
+        request = start_transfer(transfer_id, source, target, amount_minor, currency)
+        return transfer_id, await self.call(self.transfers.StartTransfer, request)
+
+    async def register_user(
+        self, login: str, password: str, user_id: str | None = None
+    ) -> tuple[str, command_pb2.CommandReceipt]:
+        """Starts a user's registration; returns the user's id and the receipt."""
+        user_id = user_id or new_id()
+        return user_id, await self.call(self.users.StartUserRegistration, start_registration(user_id, login, password))
+
+    async def verify(self, login: str, password: str) -> str:
+        """Whose login it is, if the password is right."""
+        request = user_pb2.VerifyPasswordRequest(login=login, password=password)
+        return (await self.call(self.users.VerifyPassword, request)).user_id
+
+    async def batch(self, *items: command_pb2.BatchItem, atomic: bool = False) -> list[command_pb2.CommandReceipt]:
+        """Sends a batch; returns its receipts."""
+        request = command_pb2.SendBatchRequest(items=items, atomic=atomic)
+        return list((await self.call(self.commands.SendBatch, request)).receipts)
+
+    async def command(self, command_id: str) -> command_pb2.CommandRecord:
+        """What the command log says of a command."""
+        request = command_pb2.GetCommandRequest(command_id=command_id)
+        return (await self.call(self.commands.GetCommand, request)).command
+
+    # Queries
+
+    async def person(self, person_id: str, token: str = "") -> person_query_pb2.PersonSummary:
+        """A person's summary, not older than the consistency token."""
+        request = person_query_pb2.GetPersonRequest(person_id=person_id, consistency_token=token)
+        return (await self.call(self.person_queries.GetPerson, request)).person
+
+    async def account(self, account_id: str, token: str = "") -> account_query_pb2.AccountSummary:
+        """An account's summary, not older than the consistency token."""
+        request = account_query_pb2.GetAccountRequest(account_id=account_id, consistency_token=token)
+        return (await self.call(self.account_queries.GetAccount, request)).account
+
+    async def transfer_summary(self, transfer_id: str, token: str = "") -> transfer_query_pb2.TransferSummary:
+        """A transfer's summary, not older than the consistency token."""
+        request = transfer_query_pb2.GetTransferRequest(transfer_id=transfer_id, consistency_token=token)
+        return (await self.call(self.transfer_queries.GetTransfer, request)).transfer
+
+    async def ended_transfer(
+        self, started: tuple[str, command_pb2.CommandReceipt], deadline_s: float = ENDS_WITHIN_S
+    ) -> transfer_query_pb2.TransferSummary:
+        """The summary of a transfer that was started, when it has ended. Raises NotEnded."""
+        transfer_id, receipt = started
+
+        async def ended() -> transfer_query_pb2.TransferSummary | None:
+            summary = await self.transfer_summary(transfer_id, receipt.consistency_token)
+            return None if summary.status == transfer_query_pb2.TRANSFER_STATUS_STARTED else summary
+
+        return await _until(ended, deadline_s, f"the transfer {transfer_id}")
+
+    async def user(self, user_id: str, token: str = "") -> user_query_pb2.UserSummary:
+        """A user's summary, not older than the consistency token."""
+        request = user_query_pb2.GetUserRequest(user_id=user_id, consistency_token=token)
+        return (await self.call(self.user_queries.GetUser, request)).user
+
+    async def ended_registration(
+        self, started: tuple[str, command_pb2.CommandReceipt], deadline_s: float = ENDS_WITHIN_S
+    ) -> user_query_pb2.UserSummary:
+        """The summary of a user whose registration was started, when it has ended. Raises NotEnded."""
+        user_id, receipt = started
+
+        async def ended() -> user_query_pb2.UserSummary | None:
+            summary = await self.user(user_id, receipt.consistency_token)
+            return None if summary.status == user_query_pb2.REGISTRATION_STATUS_STARTED else summary
+
+        return await _until(ended, deadline_s, f"the registration of {user_id}")
+
+    async def stream(self, aggregate_type: str, aggregate_id: str, **more: int) -> list[event_store_pb2.EventEnvelope]:
+        """The events of an aggregate."""
+        request = event_store_pb2.ReadStreamRequest(aggregate_type=aggregate_type, aggregate_id=aggregate_id, **more)
+        return [event for answer in await self.collect(self.events.ReadStream, request) for event in answer.events]
+
+    async def line(self, from_position: int = 0, events_max: int = 0) -> list[event_store_pb2.EventEnvelope]:
+        """The events of all tenants, by position. Needs role `reader`."""
+        request = event_store_pb2.ReadAllRequest(from_position=from_position, events_max=events_max)
+        answers = await self.collect(self.events.ReadAll, request, timeout_s=LINE_TIMEOUT_S)
+        return [event for answer in answers for event in answer.events]
+
+
+async def _until(ended: Callable[[], Awaitable[T | None]], deadline_s: float, what: str) -> T:
+    """What `ended` returns once that is not None."""
+    give_up_at = time.monotonic() + deadline_s
+    while True:
+        found = await ended()
+        if found is not None:
+            return found
+        if time.monotonic() > give_up_at:
+            raise NotEnded(f"{what} has not ended within {deadline_s:.0f} s")
+        await asyncio.sleep(ASK_AGAIN_S)
+
+
+def register(person_id: str, name: str, **more: Any) -> person_pb2.RegisterPersonRequest:
+    """RegisterPerson; `more` goes into the options."""
+    return person_pb2.RegisterPersonRequest(options=options(**more), person_id=person_id, name=name)
+
+
+def rename(person_id: str, name: str, **more: Any) -> person_pb2.RenamePersonRequest:
+    """RenamePerson; `more` goes into the options."""
+    return person_pb2.RenamePersonRequest(options=options(**more), person_id=person_id, name=name)
+
+
+def open_account(
+    account_id: str, owner_id: str, currency: str = "USD", name: str = "blue", **more: Any
+) -> account_pb2.OpenAccountRequest:
+    """OpenAccount; `more` goes into the options."""
+    return account_pb2.OpenAccountRequest(
+        options=options(**more), account_id=account_id, owner_id=owner_id, currency=currency, name=name
+    )
+
+
+def deposit(account_id: str, amount_minor: int, currency: str = "USD", **more: Any) -> account_pb2.DepositMoneyRequest:
+    """DepositMoney; `more` goes into the options."""
+    return account_pb2.DepositMoneyRequest(
+        options=options(**more), account_id=account_id, amount_minor=amount_minor, currency=currency
+    )
+
+
+def withdraw(account_id: str, amount_minor: int, currency: str = "USD", **more: Any) -> account_pb2.WithdrawMoneyRequest:
+    """WithdrawMoney; `more` goes into the options."""
+    return account_pb2.WithdrawMoneyRequest(
+        options=options(**more), account_id=account_id, amount_minor=amount_minor, currency=currency
+    )
+
+
+def freeze(account_id: str, **more: Any) -> account_pb2.FreezeAccountRequest:
+    """FreezeAccount; `more` goes into the options."""
+    return account_pb2.FreezeAccountRequest(options=options(**more), account_id=account_id)
+
+
+def unfreeze(account_id: str, **more: Any) -> account_pb2.UnfreezeAccountRequest:
+    """UnfreezeAccount; `more` goes into the options."""
+    return account_pb2.UnfreezeAccountRequest(options=options(**more), account_id=account_id)
+
+
+def close(account_id: str, **more: Any) -> account_pb2.CloseAccountRequest:
+    """CloseAccount; `more` goes into the options."""
+    return account_pb2.CloseAccountRequest(options=options(**more), account_id=account_id)
+
+
+def start_transfer(
+    transfer_id: str, source: str, target: str, amount_minor: int, currency: str = "USD", **more: Any
+) -> transfer_pb2.StartTransferRequest:
+    """StartTransfer; `more` goes into the options."""
+    return transfer_pb2.StartTransferRequest(
+        options=options(**more),
+        transfer_id=transfer_id,
+        from_account_id=source,
+        to_account_id=target,
+        amount_minor=amount_minor,
+        currency=currency,
+    )
+
+
+def start_registration(
+    user_id: str, login: str, password: str, *, email: str = "somebody@example.com", **more: Any
+) -> user_pb2.StartUserRegistrationRequest:
+    """StartUserRegistration; `more` goes into the options."""
+    return user_pb2.StartUserRegistrationRequest(
+        options=options(**more), user_id=user_id, login=login, email=email, password=password
+    )
