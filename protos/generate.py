@@ -1,5 +1,8 @@
 """Generates the Python code of every `.proto` beside it, or checks that what is committed is up to date.
 
+Beside each `.proto` its messages and stubs; in the service that decides on a domain its structs, codecs and command
+servicers (`domain_code.py`).
+
 Run as `python protos/generate.py [--check | --image FILE]`. `--image` writes a descriptor set for buf, which then
 needs no network: the definitions of buf/validate come from the installed protovalidate, google/rpc from
 googleapis-common-protos.
@@ -8,19 +11,24 @@ googleapis-common-protos.
 from __future__ import annotations
 
 import argparse
-import filecmp
+import subprocess
 import sys
 import sysconfig
 import tempfile
 from pathlib import Path
 
+from domain_code import NotADomain, domain_files
 from google.protobuf import any_pb2, descriptor_pb2, duration_pb2, field_mask_pb2, timestamp_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_tools import protoc
 from protovalidate._gen.buf.validate import validate_pb
 
 HERE = Path(__file__).resolve().parent
+TOP = HERE.parent
 OURS = ("foldline", "bank")
+
+DOMAINS = {"bank/v1/": "write_service"}
+"""Where the domain of the `.proto` files that begin so is decided: the folder of its structs, codecs and servicers."""
 
 
 def sources() -> list[str]:
@@ -46,29 +54,53 @@ def protoc_run(*options: str) -> None:
         raise SystemExit(code)
 
 
-def generate(target: Path, imports: Path) -> None:
-    """Writes messages, stubs for grpc.aio and their types of every source below `target`."""
+def write_image(target: Path, imports: Path) -> None:
+    """Writes our definitions with all that they import and where each stands in its source."""
+    protoc_run(
+        f"--proto_path={HERE}",
+        f"--descriptor_set_in={imports}",
+        "--include_imports",
+        "--include_source_info",
+        f"--descriptor_set_out={target}",
+    )
+
+
+def generate(top: Path, imports: Path) -> set[Path]:
+    """Writes all generated files below `top`, as they lie below the project's folder, and returns their paths."""
+    (top / HERE.name).mkdir(exist_ok=True)
     scripts = Path(sysconfig.get_path("scripts"))
     protoc_run(
         f"--plugin={scripts / 'protoc-gen-mypy'}",
         f"--plugin={scripts / 'protoc-gen-mypy_grpc'}",
         f"--proto_path={HERE}",
         f"--descriptor_set_in={imports}",
-        f"--python_out={target}",
-        f"--grpc_python_out={target}",
-        f"--mypy_out=quiet:{target}",
-        f"--mypy_grpc_out=quiet,only_async:{target}",
+        f"--python_out={top / HERE.name}",
+        f"--grpc_python_out={top / HERE.name}",
+        f"--mypy_out=quiet:{top / HERE.name}",
+        f"--mypy_grpc_out=quiet,only_async:{top / HERE.name}",
     )
+    image = imports.with_name("image.binpb")
+    write_image(image, imports)
+    described = descriptor_pb2.FileDescriptorSet.FromString(image.read_bytes())
+    written = []
+    for prefix, package in DOMAINS.items():
+        for name, text in domain_files(described, prefix, package).items():
+            path = top / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+            written.append(path)
+    ruff = [str(scripts / "ruff"), "--quiet", "--config", str(TOP / "pyproject.toml")]
+    subprocess.run([ruff[0], "check", "--select", "I", "--fix", *ruff[1:], *map(str, written)], check=True)  # noqa: S603
+    subprocess.run([ruff[0], "format", *ruff[1:], *map(str, written)], check=True)  # noqa: S603
+    return generated(top)
 
 
-def generated(root: Path) -> set[Path]:
-    """The generated files below `root`, as paths relative to it."""
-    return {
-        path.relative_to(root)
-        for package in OURS
-        for pattern in ("*_pb2*.py", "*_pb2*.pyi")
-        for path in (root / package).rglob(pattern)
-    }
+def generated(top: Path) -> set[Path]:
+    """The generated files below `top`, as paths relative to it."""
+    patterns = [f"{HERE.name}/{package}/**/*_pb2*.py{end}" for package in OURS for end in ("", "i")]
+    for package in DOMAINS.values():
+        patterns += [f"{package}/domain/*_types.py", f"{package}/codec/*_codec.py", f"{package}/servicers.py"]
+    return {path.relative_to(top) for pattern in patterns for path in top.glob(pattern)}
 
 
 def main() -> int:
@@ -81,25 +113,35 @@ def main() -> int:
         imports, fresh = Path(folder) / "imports.binpb", Path(folder) / "fresh"
         write_imports(imports)
         if arguments.image:
-            protoc_run(
-                f"--proto_path={HERE}",
-                f"--descriptor_set_in={imports}",
-                "--include_imports",
-                "--include_source_info",
-                f"--descriptor_set_out={arguments.image}",
-            )
-            return 0
-        if not arguments.check:
-            generate(HERE, imports)
+            write_image(arguments.image, imports)
             return 0
         fresh.mkdir()
-        generate(fresh, imports)
-        names = generated(fresh) | generated(HERE)
-        _, different, missing = filecmp.cmpfiles(fresh, HERE, [str(name) for name in names], shallow=False)
-        if different or missing:
-            print("out of date, run `make proto`:", *sorted(different + missing), sep="\n  ", file=sys.stderr)
+        try:
+            wanted = generate(fresh, imports)
+        except NotADomain as refused:
+            print(refused, file=sys.stderr)
             return 1
+        different = sorted(name for name in wanted | generated(TOP) if _bytes(fresh / name) != _bytes(TOP / name))
+        if arguments.check and different:
+            print("out of date, run `make proto`:", *different, sep="\n  ", file=sys.stderr)
+            return 1
+        for name in different:
+            _replace(TOP / name, _bytes(fresh / name))
     return 0
+
+
+def _bytes(path: Path) -> bytes | None:
+    """What a file holds; None if there is none."""
+    return path.read_bytes() if path.exists() else None
+
+
+def _replace(path: Path, content: bytes | None) -> None:
+    """Writes a file, or removes it."""
+    if content is None:
+        path.unlink()
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The write service's RPCs. Every command's RPC is one line that sends it; ROLES says who may call what."""
+"""The write service's RPCs, without those that send one command (`servicers.py`). ROLES says which roles may call them."""
 
 from __future__ import annotations
 
@@ -7,16 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
-from bank.v1 import (
-    account_pb2,
-    account_pb2_grpc,
-    person_pb2,
-    person_pb2_grpc,
-    transfer_pb2,
-    transfer_pb2_grpc,
-    user_pb2,
-    user_pb2_grpc,
-)
+from bank.v1 import user_pb2
 from foldline.v1 import command_pb2, command_pb2_grpc, event_store_pb2, event_store_pb2_grpc
 from shared.commands import log as command_log
 from shared.commands.bus import CommandBus
@@ -27,6 +18,7 @@ from shared.platform.identity import Role, current_call
 from shared.platform.postgres import Reads
 from shared.platform.telemetry import logger
 from shared.rpc.server import BATCH_SIZE_MAX
+from write_service import servicers
 from write_service.passwords import PasswordVerifier
 from write_service.registry import ADMINS, CALLERS
 
@@ -34,16 +26,6 @@ READERS = frozenset({Role.READER})
 OPERATORS = frozenset({Role.OPERATOR})
 
 ROLES: dict[str, frozenset[Role]] = {
-    "bank.v1.PersonService/RegisterPerson": CALLERS,
-    "bank.v1.PersonService/RenamePerson": CALLERS,
-    "bank.v1.AccountService/OpenAccount": CALLERS,
-    "bank.v1.AccountService/DepositMoney": CALLERS,
-    "bank.v1.AccountService/WithdrawMoney": CALLERS,
-    "bank.v1.AccountService/FreezeAccount": ADMINS,
-    "bank.v1.AccountService/UnfreezeAccount": ADMINS,
-    "bank.v1.AccountService/CloseAccount": ADMINS,
-    "bank.v1.TransferService/StartTransfer": CALLERS,
-    "bank.v1.UserService/StartUserRegistration": ADMINS,
     "bank.v1.UserService/VerifyPassword": ADMINS,
     "foldline.v1.CommandService/Send": CALLERS,
     "foldline.v1.CommandService/SendBatch": CALLERS,
@@ -62,69 +44,16 @@ CHUNK_EVENTS = 500
 log = logger(__name__)
 
 
-class PersonService(person_pb2_grpc.PersonServiceServicer):
-    """bank.v1.PersonService."""
-
-    def __init__(self, commands: CommandBus) -> None:
-        self._send = commands.send
-
-    async def RegisterPerson(self, request: person_pb2.RegisterPersonRequest, context: Any) -> command_pb2.CommandReceipt:
-        return await self._send(request)
-
-    async def RenamePerson(self, request: person_pb2.RenamePersonRequest, context: Any) -> command_pb2.CommandReceipt:
-        return await self._send(request)
-
-
-class AccountService(account_pb2_grpc.AccountServiceServicer):
-    """bank.v1.AccountService."""
-
-    def __init__(self, commands: CommandBus) -> None:
-        self._send = commands.send
-
-    async def OpenAccount(self, request: account_pb2.OpenAccountRequest, context: Any) -> command_pb2.CommandReceipt:
-        return await self._send(request)
-
-    async def DepositMoney(self, request: account_pb2.DepositMoneyRequest, context: Any) -> command_pb2.CommandReceipt:
-        return await self._send(request)
-
-    async def WithdrawMoney(self, request: account_pb2.WithdrawMoneyRequest, context: Any) -> command_pb2.CommandReceipt:
-        return await self._send(request)
-
-    async def FreezeAccount(self, request: account_pb2.FreezeAccountRequest, context: Any) -> command_pb2.CommandReceipt:
-        return await self._send(request)
-
-    async def UnfreezeAccount(self, request: account_pb2.UnfreezeAccountRequest, context: Any) -> command_pb2.CommandReceipt:
-        return await self._send(request)
-
-    async def CloseAccount(self, request: account_pb2.CloseAccountRequest, context: Any) -> command_pb2.CommandReceipt:
-        return await self._send(request)
-
-
-class TransferService(transfer_pb2_grpc.TransferServiceServicer):
-    """bank.v1.TransferService."""
-
-    def __init__(self, commands: CommandBus) -> None:
-        self._send = commands.send
-
-    async def StartTransfer(self, request: transfer_pb2.StartTransferRequest, context: Any) -> command_pb2.CommandReceipt:
-        return await self._send(request)
-
-
-class UserService(user_pb2_grpc.UserServiceServicer):
+class UserService(servicers.UserService):
     """bank.v1.UserService."""
 
-    def __init__(self, commands: CommandBus, door: PasswordVerifier) -> None:
-        self._send = commands.send
-        self._door = door
-
-    async def StartUserRegistration(
-        self, request: user_pb2.StartUserRegistrationRequest, context: Any
-    ) -> command_pb2.CommandReceipt:
-        return await self._send(request)
+    def __init__(self, commands: CommandBus, verifier: PasswordVerifier) -> None:
+        super().__init__(commands)
+        self._verifier = verifier
 
     async def VerifyPassword(self, request: user_pb2.VerifyPasswordRequest, context: Any) -> user_pb2.VerifyPasswordResponse:
         tenant = current_call.get().identity.tenant
-        return user_pb2.VerifyPasswordResponse(user_id=await self._door.verify(tenant, request.login, request.password))
+        return user_pb2.VerifyPasswordResponse(user_id=await self._verifier.verify(tenant, request.login, request.password))
 
 
 class CommandService(command_pb2_grpc.CommandServiceServicer):

@@ -6,7 +6,7 @@ import asyncio
 
 from pydantic import Field, SecretStr
 
-from bank.v1 import account_pb2_grpc, person_pb2_grpc, transfer_pb2_grpc, user_pb2_grpc
+from bank.v1 import user_pb2_grpc
 from foldline.v1 import command_pb2_grpc, event_store_pb2_grpc
 from shared.commands.bus import CommandBus
 from shared.commands.committer import Committer
@@ -17,18 +17,10 @@ from shared.platform.postgres import Reads
 from shared.platform.settings import Seconds, ServerSettings
 from shared.rpc.probes import Probes
 from shared.rpc.server import Server
-from write_service.api import (
-    ROLES,
-    SIZES_MAX,
-    AccountService,
-    CommandService,
-    EventStoreService,
-    PersonService,
-    TransferService,
-    UserService,
-)
+from write_service.api import ROLES, SIZES_MAX, CommandService, EventStoreService, UserService
 from write_service.passwords import Passwords, PasswordVerifier
 from write_service.registry import build_registry
+from write_service.servicers import COMMANDS, add_command_services
 
 
 class WriteSettings(ServerSettings):
@@ -63,11 +55,14 @@ def build(settings: WriteSettings, reads: Reads) -> Server:
     )
     commands = CommandBus(committer, reads, clock=utc_now)
 
-    server = Server(settings, roles=ROLES, sizes_max=SIZES_MAX, probes=Probes(settings, "write_service"))
+    server = Server(
+        settings,
+        roles=ROLES | registry.roles(COMMANDS),
+        sizes_max=SIZES_MAX,
+        probes=Probes(settings, "write_service"),
+    )
     server.probes.needs_database(database_url)
-    server.add(person_pb2_grpc.add_PersonServiceServicer_to_server, PersonService(commands))
-    server.add(account_pb2_grpc.add_AccountServiceServicer_to_server, AccountService(commands))
-    server.add(transfer_pb2_grpc.add_TransferServiceServicer_to_server, TransferService(commands))
+    add_command_services(server, commands)
     server.add(
         user_pb2_grpc.add_UserServiceServicer_to_server, UserService(commands, PasswordVerifier(registry, reads, passwords))
     )

@@ -25,7 +25,7 @@ from shared.commands.states import load
 from shared.folds.errors import Invalid, OverLimit, Unauthenticated
 from shared.platform.postgres import Reads
 from write_service.domain.login import LOGIN, Login, login_id
-from write_service.domain.user import StartUserRegistration
+from write_service.domain.user_types import StartUserRegistration
 
 T = TypeVar("T")
 

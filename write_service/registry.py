@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-from operator import attrgetter
-
-from bank.v1 import account_pb2, person_pb2, transfer_pb2, user_pb2
 from shared.commands.registry import CommandRegistry
-from shared.folds.aggregate import on
 from shared.platform.identity import Role
+from write_service.codec import account_codec, login_codec, person_codec, suspense_codec, transfer_codec, user_codec
 from write_service.domain import account, login, person, suspense, transfer, user
 from write_service.domain.account import ACCOUNT
+from write_service.domain.account_types import AccountClosed, AccountOpened
 from write_service.domain.login import LOGIN
 from write_service.domain.person import PERSON
 from write_service.domain.suspense import SUSPENSE
 from write_service.domain.transfer import TRANSFER
+from write_service.domain.transfer_types import TransferStarted
 from write_service.domain.user import USER
 from write_service.passwords import Passwords
-
-person_id = attrgetter("person_id")
-account_id = attrgetter("account_id")
-owner_id = attrgetter("owner_id")
-suspense_id = attrgetter("suspense_id")
-transfer_id = attrgetter("transfer_id")
-from_account_id = attrgetter("from_account_id")
-to_account_id = attrgetter("to_account_id")
-user_id = attrgetter("user_id")
-login_id = attrgetter("login_id")
 
 CALLERS = frozenset({Role.USER, Role.TENANT_ADMIN, Role.OPERATOR, Role.PROCESS})
 PROCESSES = frozenset({Role.PROCESS})
@@ -33,99 +22,70 @@ ADMINS = frozenset({Role.TENANT_ADMIN, Role.OPERATOR, Role.PROCESS})
 
 
 def build_registry(passwords: Passwords) -> CommandRegistry:
-    """The bank's table: aggregates with their events, commands with their decisions, and what follows an event."""
-    bus = CommandRegistry()
+    """The bank's table: aggregates with their events, commands with their decisions, and reactions to events."""
+    registry = CommandRegistry()
+    people(registry)
+    accounts(registry)
+    suspense_accounts(registry)
+    transfers(registry)
+    users(registry, passwords)
+    logins(registry)
+    return registry
 
-    bus.aggregate(
-        PERSON,
-        events={
-            person.PersonRegistered: person_pb2.PersonRegistered,
-            person.PersonRenamed: person_pb2.PersonRenamed,
-            person.AccountAttached: person_pb2.AccountAttached,
-            person.AccountDetached: person_pb2.AccountDetached,
-        },
-    )
-    bus.register(person_pb2.RegisterPersonRequest, person.RegisterPerson, on(PERSON, person_id, person.register), CALLERS)
-    bus.register(person_pb2.RenamePersonRequest, person.RenamePerson, on(PERSON, person_id, person.rename), CALLERS)
 
-    bus.aggregate(
-        ACCOUNT,
-        events={
-            account.AccountOpened: account_pb2.AccountOpened,
-            account.MoneyDeposited: account_pb2.MoneyDeposited,
-            account.MoneyWithdrawn: account_pb2.MoneyWithdrawn,
-            account.AccountFrozen: account_pb2.AccountFrozen,
-            account.AccountUnfrozen: account_pb2.AccountUnfrozen,
-            account.AccountClosed: account_pb2.AccountClosed,
-        },
-    )
-    bus.register(account_pb2.OpenAccountRequest, account.OpenAccount, on(ACCOUNT, account_id, account.open_account), CALLERS)
-    bus.register(account_pb2.DepositMoneyRequest, account.DepositMoney, on(ACCOUNT, account_id, account.deposit), CALLERS)
-    bus.register(account_pb2.WithdrawMoneyRequest, account.WithdrawMoney, on(ACCOUNT, account_id, account.withdraw), CALLERS)
-    bus.register(account_pb2.FreezeAccountRequest, account.FreezeAccount, on(ACCOUNT, account_id, account.freeze), ADMINS)
-    bus.register(account_pb2.UnfreezeAccountRequest, account.UnfreezeAccount, on(ACCOUNT, account_id, account.unfreeze), ADMINS)
-    bus.register(account_pb2.CloseAccountRequest, account.CloseAccount, on(ACCOUNT, account_id, account.close), ADMINS)
+def people(registry: CommandRegistry) -> None:
+    """The commands of a person, and the accounts that a person gains and loses."""
+    on = registry.aggregate(PERSON, person_codec.EVENTS)
+    on.command(person_codec.REGISTER_PERSON, person.register, id=lambda c: c.person_id, roles=CALLERS)
+    on.command(person_codec.RENAME_PERSON, person.rename, id=lambda c: c.person_id, roles=CALLERS)
+    on.react(AccountOpened, person.attach_account, id=lambda e: e.owner_id)
+    on.react(AccountClosed, person.detach_account, id=lambda e: e.owner_id)
 
-    bus.aggregate(SUSPENSE, events={suspense.MoneySuspended: account_pb2.MoneySuspended})
-    bus.register(account_pb2.SuspendMoneyRequest, suspense.SuspendMoney, on(SUSPENSE, suspense_id, suspense.suspend), PROCESSES)
 
-    bus.aggregate(
-        TRANSFER,
-        events={
-            transfer.TransferStarted: transfer_pb2.TransferStarted,
-            transfer.TransferCompleted: transfer_pb2.TransferCompleted,
-            transfer.TransferFailed: transfer_pb2.TransferFailed,
-        },
-    )
-    bus.register(transfer_pb2.StartTransferRequest, transfer.StartTransfer, on(TRANSFER, transfer_id, transfer.start), CALLERS)
-    bus.register(
-        transfer_pb2.CompleteTransferRequest, transfer.CompleteTransfer, on(TRANSFER, transfer_id, transfer.complete), PROCESSES
-    )
-    bus.register(transfer_pb2.FailTransferRequest, transfer.FailTransfer, on(TRANSFER, transfer_id, transfer.fail), PROCESSES)
+def accounts(registry: CommandRegistry) -> None:
+    """The commands of an account, and the transfers that it is an end of."""
+    on = registry.aggregate(ACCOUNT, account_codec.EVENTS)
+    on.command(account_codec.OPEN_ACCOUNT, account.open_account, id=lambda c: c.account_id, roles=CALLERS)
+    on.command(account_codec.DEPOSIT_MONEY, account.deposit, id=lambda c: c.account_id, roles=CALLERS)
+    on.command(account_codec.WITHDRAW_MONEY, account.withdraw, id=lambda c: c.account_id, roles=CALLERS)
+    on.command(account_codec.FREEZE_ACCOUNT, account.freeze, id=lambda c: c.account_id, roles=ADMINS)
+    on.command(account_codec.UNFREEZE_ACCOUNT, account.unfreeze, id=lambda c: c.account_id, roles=ADMINS)
+    on.command(account_codec.CLOSE_ACCOUNT, account.close, id=lambda c: c.account_id, roles=ADMINS)
+    on.react(TransferStarted, account.end_of_transfer, id=lambda e: e.from_account_id)
+    on.react(TransferStarted, account.end_of_transfer, id=lambda e: e.to_account_id)
 
-    bus.aggregate(
-        USER,
-        events={
-            user.UserRegistrationStarted: user_pb2.UserRegistrationStarted,
-            user.UserRegistrationSucceeded: user_pb2.UserRegistrationSucceeded,
-            user.UserRegistrationFailed: user_pb2.UserRegistrationFailed,
-        },
-        readers=ADMINS,
-    )
-    bus.register(
-        user_pb2.StartUserRegistrationRequest,
-        user.StartUserRegistration,
-        on(USER, user_id, user.start_registration),
-        ADMINS,
+
+def suspense_accounts(registry: CommandRegistry) -> None:
+    """The command of a suspense account."""
+    on = registry.aggregate(SUSPENSE, suspense_codec.EVENTS)
+    on.command(suspense_codec.SUSPEND_MONEY, suspense.suspend, id=lambda c: c.suspense_id, roles=PROCESSES)
+
+
+def transfers(registry: CommandRegistry) -> None:
+    """The commands of a transfer: a caller starts it, its process ends it."""
+    on = registry.aggregate(TRANSFER, transfer_codec.EVENTS)
+    on.command(transfer_codec.START_TRANSFER, transfer.start, id=lambda c: c.transfer_id, roles=CALLERS)
+    on.command(transfer_codec.COMPLETE_TRANSFER, transfer.complete, id=lambda c: c.transfer_id, roles=PROCESSES)
+    on.command(transfer_codec.FAIL_TRANSFER, transfer.fail, id=lambda c: c.transfer_id, roles=PROCESSES)
+
+
+def users(registry: CommandRegistry, passwords: Passwords) -> None:
+    """The commands of a user: an administrator starts a registration, its process ends it."""
+    on = registry.aggregate(USER, user_codec.EVENTS, readers=ADMINS)
+    on.command(
+        user_codec.START_USER_REGISTRATION,
+        user.start_registration,
+        id=lambda c: c.user_id,
+        roles=ADMINS,
         prepare=passwords.prepare,
     )
-    bus.register(
-        user_pb2.ConfirmUserRegistrationRequest,
-        user.ConfirmUserRegistration,
-        on(USER, user_id, user.confirm_registration),
-        PROCESSES,
-    )
-    bus.register(
-        user_pb2.FailUserRegistrationRequest, user.FailUserRegistration, on(USER, user_id, user.fail_registration), PROCESSES
-    )
+    on.command(user_codec.CONFIRM_USER_REGISTRATION, user.confirm_registration, id=lambda c: c.user_id, roles=PROCESSES)
+    on.command(user_codec.FAIL_USER_REGISTRATION, user.fail_registration, id=lambda c: c.user_id, roles=PROCESSES)
 
-    bus.aggregate(
-        LOGIN,
-        events={
-            login.LoginReserved: user_pb2.LoginReserved,
-            login.LoginConfirmed: user_pb2.LoginConfirmed,
-            login.LoginReleased: user_pb2.LoginReleased,
-        },
-        readers=ADMINS,
-    )
-    bus.register(user_pb2.ReserveLoginRequest, login.ReserveLogin, on(LOGIN, login_id, login.reserve), PROCESSES)
-    bus.register(user_pb2.ConfirmLoginRequest, login.ConfirmLogin, on(LOGIN, login_id, login.confirm), PROCESSES)
-    bus.register(user_pb2.ReleaseLoginRequest, login.ReleaseLogin, on(LOGIN, login_id, login.release), PROCESSES)
 
-    # In the same transaction:
-    bus.react(account.AccountOpened, on(PERSON, owner_id, person.attach_account))
-    bus.react(account.AccountClosed, on(PERSON, owner_id, person.detach_account))
-    bus.react(transfer.TransferStarted, on(ACCOUNT, from_account_id, account.end_of_transfer))
-    bus.react(transfer.TransferStarted, on(ACCOUNT, to_account_id, account.end_of_transfer))
-
-    return bus
+def logins(registry: CommandRegistry) -> None:
+    """The commands of a login, which the process of a registration sends."""
+    on = registry.aggregate(LOGIN, login_codec.EVENTS, readers=ADMINS)
+    on.command(login_codec.RESERVE_LOGIN, login.reserve, id=lambda c: c.login_id, roles=PROCESSES)
+    on.command(login_codec.CONFIRM_LOGIN, login.confirm, id=lambda c: c.login_id, roles=PROCESSES)
+    on.command(login_codec.RELEASE_LOGIN, login.release, id=lambda c: c.login_id, roles=PROCESSES)

@@ -67,7 +67,7 @@ class CommandBus:
             raise outcome.refusal
         return self._receipt(command, outcome)
 
-    async def _prepared(self, command: Command, prepare: Prepare) -> Outcome:
+    async def _prepared(self, command: Command, prepare: Prepare[Any]) -> Outcome:
         """Prepares a command and submits it.
 
         Preparing is dear, so a repeat is answered without: a caller who repeats one command costs one look-up.
@@ -163,7 +163,7 @@ class CommandBus:
         if len(value) > COMMAND_BYTES_MAX:
             raise OverLimit("MESSAGE_TOO_LARGE", f"a command may have {COMMAND_BYTES_MAX} bytes")
         try:
-            request = route.pair.message.FromString(value)
+            request = route.codec.message.FromString(value)
         except DecodeError:
             raise _bad("MALFORMED_MESSAGE", "the command cannot be read", within + "value", "malformed") from None
         refuse_invalid(request, within=within)
@@ -223,7 +223,6 @@ def _command(route: Route, request: Any, sender: Sender, now: datetime) -> Comma
         # Checked here and not by the RPC alone, because any command can also come packed.
         needed = ", ".join(sorted(route.roles))
         raise Forbidden("ROLE_MISSING", f"this needs one of the roles: {needed}", roles=needed)
-    pair, handler = route.pair, route.handler
     options = request.options
     command_id = options.command_id.lower()
     if is_of_processes(command_id) and Role.PROCESS not in sender.roles:
@@ -232,14 +231,14 @@ def _command(route: Route, request: Any, sender: Sender, now: datetime) -> Comma
         )
     expected_version = options.expected_version if options.HasField("expected_version") else None
     correlation_id = options.correlation_id.lower() or command_id
-    content = pair.decode(request)
+    content = route.codec.decode(request)
     request.ClearField("options")
-    for name in pair.redacted:
+    for name in route.codec.redacted:
         request.ClearField(name)
     return Command(
         key=(sender.tenant, command_id),
         route=route,
-        aggregate=(sender.tenant, handler.aggregate.category, handler.key(content)),
+        aggregate=(sender.tenant, route.aggregate.category, route.id(content)),
         content=content,
         payload=request.SerializeToString(),
         expected_version=expected_version,

@@ -63,7 +63,7 @@ class Command(Struct, kw_only=True, eq=False):
     @property
     def type(self) -> str:
         """The full name of the command's message."""
-        return self.route.pair.type_name
+        return self.route.codec.type_name
 
     @property
     def fingerprint(self) -> bytes:
@@ -176,7 +176,7 @@ class BatchDecider:
         meta = Meta(command.key[1], sender.tenant, sender.user_id, sender.on_behalf_of, sender.roles, now)
         metadata = _metadata(command)
         decision = route.decision(sender.tenant)
-        wave = self._apply(route.handler.aggregate, command.aggregate, at, decision, command.content, meta, metadata, staged)
+        wave = self._apply(route.aggregate, command.aggregate, at, decision, command.content, meta, metadata, staged)
         for _ in range(REACTIONS_DEPTH_MAX):
             if not (wave := self._react(wave, meta, metadata, staged)):
                 break
@@ -189,10 +189,10 @@ class BatchDecider:
         """The events that in-transaction reactions to the last round's events cause."""
         caused: list[Any] = []
         for event in wave:
-            for handler in self.registry.reactions(type(event)):
-                key = (meta.tenant, handler.aggregate.category, handler.key(event))
+            for reaction in self.registry.reactions(type(event)):
+                key = (meta.tenant, reaction.aggregate.category, reaction.id(event))
                 at = self._state(key, staged)
-                caused += self._apply(handler.aggregate, key, at, handler.decide, event, meta, metadata, staged)
+                caused += self._apply(reaction.aggregate, key, at, reaction.decide, event, meta, metadata, staged)
         return caused
 
     def _apply(
@@ -215,12 +215,12 @@ class BatchDecider:
             decided = decided.events
         version, state = at.version, at.state
         for event in decided:
-            pair = self.registry.codec.of(event)
-            payload = pair.encode(event)
+            codec = self.registry.codecs.of(event)
+            payload = codec.encode(event)
             if len(payload) > EVENT_BYTES_MAX:
                 raise OverLimit("EVENT_TOO_LARGE", f"an event may have {EVENT_BYTES_MAX} bytes, this has {len(payload)}")
             version, state = version + 1, aggregate.evolve(state, event)
-            staged.events.append(NewEvent(uuid7(), key, version, pair.type_name, payload, metadata))
+            staged.events.append(NewEvent(uuid7(), key, version, codec.type_name, payload, metadata))
             if version % aggregate.snapshot_every == 0:
                 dump = self.registry.dump_state(state)
                 staged.snapshots[key] = NewSnapshot(key, version, aggregate.schema, dump)

@@ -1,57 +1,128 @@
-"""The registration table: which function decides each command, and which reactions follow an event in its transaction."""
+"""The registration table: which function decides each command, and which reactions follow an event in its transaction.
+
+The type checker proves each row: the aggregate's state and events, the struct, the decision and the id must fit each
+other. `tests/unit/write_service/wrong_rows.py` has a row for each mistake that is refused.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic
 
-from google.protobuf.message import Message
-from msgspec import Struct, json
+from msgspec import json
 
-from shared.commands.codec import Codec, Pair
-from shared.folds.aggregate import Aggregate, Decision, Handler
+from shared.commands.codec import Codecs, EventCodecs, MessageCodec
+from shared.folds.aggregate import Aggregate, Content, Decision, Event, State
 from shared.folds.errors import Forbidden
 from shared.platform.identity import Role
 
-Prepare = Callable[[Any], Awaitable[Any]]
+Prepare = Callable[[Content], Awaitable[Content]]
 """Work on a command's content before the decision, which must be pure: for example hashing a password."""
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """How one command is decoded, decided and authorised."""
+    """How one command is decoded, decided and authorised. `id` reads the aggregate's id from its content."""
 
-    pair: Pair
-    handler: Handler
+    codec: MessageCodec[Any]
+    aggregate: Aggregate[Any, Any]
+    id: Callable[[Any], str]
+    decide: Decision[Any, Any, Any]
     roles: frozenset[Role]
-    prepare: Prepare | None = None
+    prepare: Prepare[Any] | None = None
     # Decisions of single tenants, by tenant.
-    overrides: dict[str, Decision] = field(default_factory=dict)
+    overrides: dict[str, Decision[Any, Any, Any]] = field(default_factory=dict)
 
-    def decision(self, tenant: str) -> Decision:
+    def decision(self, tenant: str) -> Decision[Any, Any, Any]:
         """The tenant's own decision function, or the default one."""
-        return self.overrides.get(tenant, self.handler.decide)
+        return self.overrides.get(tenant, self.decide)
+
+
+@dataclass(frozen=True, slots=True)
+class Reaction:
+    """A decision that follows an event, on the aggregate whose id `id` reads from the event."""
+
+    aggregate: Aggregate[Any, Any]
+    id: Callable[[Any], str]
+    decide: Decision[Any, Any, Any]
+
+    def is_same(self, other: Reaction) -> bool:
+        """Whether both make the same decision on the same aggregate; two lambdas are the same if their code is."""
+        return (self.aggregate, self.decide, _code(self.id)) == (other.aggregate, other.decide, _code(other.id))
+
+
+def _code(function: Callable[[Any], str]) -> object:
+    """What a function does, wherever it is written; a closure equals only itself."""
+    code = getattr(function, "__code__", None)
+    return function if code is None or code.co_freevars else (code.co_code, code.co_names, code.co_consts)
+
+
+class AggregateRows(Generic[State, Event]):
+    """Adds the rows of one aggregate to the table."""
+
+    def __init__(self, registry: CommandRegistry, aggregate: Aggregate[State, Event]) -> None:
+        self._registry = registry
+        self._aggregate = aggregate
+
+    def command(
+        self,
+        codec: MessageCodec[Content],
+        decide: Decision[State, Content, Event],
+        *,
+        id: Callable[[Content], str],  # noqa: A002 - what a row says best
+        roles: frozenset[Role],
+        prepare: Prepare[Content] | None = None,
+    ) -> None:
+        """Adds a command: its decision, and the roles that may send it by any RPC.
+
+        A command with `prepare` is refused inside a batch.
+        """
+        self._registry.codecs.add(codec)
+        self._registry.routes[codec.type_name] = Route(codec, self._aggregate, id, decide, roles, prepare)
+
+    def react(
+        self,
+        event: type[Content],
+        decide: Decision[State, Content, Event],
+        *,
+        id: Callable[[Content], str],  # noqa: A002 - as above
+    ) -> None:
+        """Adds a reaction that changes this aggregate in the event's transaction; a refusal here aborts the command."""
+        reaction = Reaction(self._aggregate, id, decide)
+        reactions = self._registry.reactions_by_event.setdefault(event, [])
+        if any(map(reaction.is_same, reactions)):
+            raise TypeError(f"a reaction to {event.__name__} is registered twice")
+        reactions.append(reaction)
+
+    def override(self, codec: MessageCodec[Content], decide: Decision[State, Content, Event], *, tenant: str) -> None:
+        """Replaces the decision on a command for one tenant."""
+        route = self._registry.routes.get(codec.type_name)
+        if route is None or route.aggregate is not self._aggregate:
+            raise TypeError(f"{codec.type_name} is not registered for {self._aggregate.category}")
+        if tenant in route.overrides:
+            raise TypeError(f"{codec.type_name} is overridden twice for {tenant}")
+        route.overrides[tenant] = decide
 
 
 class CommandRegistry:
     """The table of one service, filled by plain calls at start-up. A second registration of anything raises TypeError."""
 
     def __init__(self) -> None:
-        self.codec = Codec()
+        self.codecs = Codecs()
+        self.routes: dict[str, Route] = {}
+        self.reactions_by_event: dict[type, list[Reaction]] = {}
         self._aggregates: dict[str, Aggregate[Any, Any]] = {}
-        self._routes: dict[str, Route] = {}
-        self._reactions: dict[type, list[Handler]] = {}
         self._readers: dict[str, frozenset[Role]] = {}
 
     def aggregate(
         self,
-        aggregate: Aggregate[Any, Any],
-        events: Mapping[type[Struct], type[Message]],
+        aggregate: Aggregate[State, Event],
+        events: EventCodecs[Event],
         *,
         readers: frozenset[Role] = frozenset(Role),
-    ) -> None:
-        """Adds an aggregate with its events, each with the message it is stored as.
+    ) -> AggregateRows[State, Event]:
+        """Adds an aggregate with its events; what is returned adds its commands and reactions.
 
         `readers` are the roles that may read its events, and the commands on it, in whatever way they are offered.
         """
@@ -59,58 +130,33 @@ class CommandRegistry:
             raise TypeError(f"{aggregate.category} is registered twice")
         self._aggregates[aggregate.category] = aggregate
         self._readers[aggregate.category] = readers
-        for struct, message in events.items():
-            self.codec.add(struct, message)
+        for codec in events:
+            self.codecs.add(codec)
+        return AggregateRows(self, aggregate)
 
-    def register(
-        self,
-        message: type[Message],
-        command: type[Struct],
-        handler: Handler,
-        roles: frozenset[Role],
-        *,
-        prepare: Prepare | None = None,
-    ) -> None:
-        """Adds a command: its message, its decision, and the roles that may send it by any RPC.
-
-        A command with `prepare` is refused inside a batch.
-        """
-        self._check(handler)
-        pair = self.codec.add(command, message)
-        self._routes[pair.type_name] = Route(pair, handler, roles, prepare)
-
-    def override(self, command: type[Struct], decide: Decision, *, tenant: str) -> None:
-        """Replaces the decision on a command for one tenant."""
-        route = next((route for route in self._routes.values() if route.pair.struct is command), None)
-        if route is None:
-            raise TypeError(f"{command.__name__} is not registered")
-        if tenant in route.overrides:
-            raise TypeError(f"{route.pair.type_name} is overridden twice for {tenant}")
-        route.overrides[tenant] = decide
-
-    def react(self, event: type, handler: Handler) -> None:
-        """Adds a reaction that changes another aggregate in the event's transaction; a refusal there aborts the command."""
-        self._check(handler)
-        reactions = self._reactions.setdefault(event, [])
-        if handler in reactions:
-            raise TypeError(f"a reaction to {event.__name__} is registered twice")
-        reactions.append(handler)
-
-    def _check(self, handler: Handler) -> None:
-        if self._aggregates.get(handler.aggregate.category) is not handler.aggregate:
-            raise TypeError(f"{handler.aggregate.category} is not registered")
+    def rows_of(self, aggregate: Aggregate[State, Event]) -> AggregateRows[State, Event]:
+        """Adds to an aggregate that is registered; raises TypeError if it is not."""
+        if self._aggregates.get(aggregate.category) is not aggregate:
+            raise TypeError(f"{aggregate.category} is not registered")
+        return AggregateRows(self, aggregate)
 
     def route(self, type_name: str) -> Route | None:
         """The route of a command's message type; None if it is not registered."""
-        return self._routes.get(type_name)
+        return self.routes.get(type_name)
+
+    def roles(self, rpcs: Mapping[str, str]) -> dict[str, frozenset[Role]]:
+        """The roles that may call each RPC, given the command that it sends; raises TypeError if a command has no row."""
+        if missing := sorted(set(rpcs.values()) - set(self.routes)):
+            raise TypeError(f"these commands have an RPC and no row: {missing}")
+        return {rpc: self.routes[type_name].roles for rpc, type_name in rpcs.items()}
 
     def commands(self) -> list[str]:
         """The full message names of all commands, sorted."""
-        return sorted(self._routes)
+        return sorted(self.routes)
 
-    def reactions(self, event: type) -> list[Handler]:
+    def reactions(self, event: type) -> list[Reaction]:
         """The reactions to an event, in the order of their registration."""
-        return self._reactions.get(event, [])
+        return self.reactions_by_event.get(event, [])
 
     def aggregate_of(self, category: str) -> Aggregate[Any, Any]:
         """The aggregate of a category; raises KeyError if there is none."""

@@ -62,7 +62,7 @@ async def load(connection: Connection, registry: CommandRegistry, keys: Iterable
         at = nth - 1
         versions[at] = version
         if type_name:
-            states[at] = aggregates[at].evolve(states[at], registry.codec.decode(type_name, data))
+            states[at] = aggregates[at].evolve(states[at], registry.codecs.decode(type_name, data))
         else:
             states[at] = registry.load_state(wanted[at][1], data)
     return {key: Versioned(versions[at], states[at]) for at, key in enumerate(wanted)}

@@ -9,98 +9,25 @@ from msgspec.structs import replace
 
 from shared.folds.aggregate import Aggregate, Meta
 from shared.folds.errors import AlreadyExists, NotFound, Rejected
-from write_service.domain.transfer import TransferStarted
+from write_service.domain.account_types import (
+    AccountClosed,
+    AccountEvent,
+    AccountFrozen,
+    AccountOpened,
+    AccountUnfrozen,
+    CloseAccount,
+    DepositMoney,
+    FreezeAccount,
+    MoneyDeposited,
+    MoneyWithdrawn,
+    OpenAccount,
+    UnfreezeAccount,
+    WithdrawMoney,
+)
+from write_service.domain.transfer_types import TransferStarted
 
 BALANCE_MINOR_MAX = 2**63 - 1
 """What the 64 bits of an amount hold."""
-
-
-# Commands
-
-
-class OpenAccount(Struct, frozen=True, kw_only=True):
-    account_id: str
-    owner_id: str
-    currency: str
-    name: str
-
-
-class DepositMoney(Struct, frozen=True, kw_only=True):
-    account_id: str
-    amount_minor: int
-    currency: str
-    transfer_id: str | None
-    counterparty_account_id: str | None
-    not_after_ms: int | None
-
-
-class WithdrawMoney(Struct, frozen=True, kw_only=True):
-    account_id: str
-    amount_minor: int
-    currency: str
-    transfer_id: str | None
-    counterparty_account_id: str | None
-    not_after_ms: int | None
-
-
-class FreezeAccount(Struct, frozen=True, kw_only=True):
-    account_id: str
-
-
-class UnfreezeAccount(Struct, frozen=True, kw_only=True):
-    account_id: str
-
-
-class CloseAccount(Struct, frozen=True, kw_only=True):
-    account_id: str
-
-
-# Events
-
-
-class AccountOpened(Struct, frozen=True, kw_only=True):
-    account_id: str
-    owner_id: str
-    currency: str
-    name: str
-
-
-class MoneyDeposited(Struct, frozen=True, kw_only=True):
-    account_id: str
-    owner_id: str
-    amount_minor: int
-    currency: str
-    balance_after_minor: int
-    transfer_id: str | None
-    counterparty_account_id: str | None
-
-
-class MoneyWithdrawn(Struct, frozen=True, kw_only=True):
-    account_id: str
-    owner_id: str
-    amount_minor: int
-    currency: str
-    balance_after_minor: int
-    transfer_id: str | None
-    counterparty_account_id: str | None
-
-
-class AccountFrozen(Struct, frozen=True, kw_only=True):
-    account_id: str
-    owner_id: str
-
-
-class AccountUnfrozen(Struct, frozen=True, kw_only=True):
-    account_id: str
-    owner_id: str
-
-
-class AccountClosed(Struct, frozen=True, kw_only=True):
-    account_id: str
-    owner_id: str
-
-
-AccountEvent = AccountOpened | MoneyDeposited | MoneyWithdrawn | AccountFrozen | AccountUnfrozen | AccountClosed
 
 
 # State

@@ -15,6 +15,15 @@ from msgspec.structs import replace
 from shared.folds.aggregate import Aggregate, Meta
 from shared.folds.errors import AlreadyExists, Invalid, Rejected
 from shared.folds.ids import derived_id
+from write_service.domain.login_types import (
+    ConfirmLogin,
+    LoginConfirmed,
+    LoginEvent,
+    LoginReleased,
+    LoginReserved,
+    ReleaseLogin,
+    ReserveLogin,
+)
 
 # Characters that show nothing and are not of a category that says so: Unicode's Default_Ignorable_Code_Point beyond
 # the format characters (DerivedCoreProperties.txt).
@@ -38,47 +47,6 @@ def fold_login(login: str) -> str:
 def login_id(tenant: str, login: str) -> str:
     """The id of the login's aggregate. Refusals: LOGIN_NOT_ALLOWED."""
     return derived_id("login", tenant, fold_login(login))
-
-
-# Commands
-
-
-class ReserveLogin(Struct, frozen=True, kw_only=True):
-    login_id: str
-    user_id: str
-    expires_at_ms: int
-
-
-class ConfirmLogin(Struct, frozen=True, kw_only=True):
-    login_id: str
-    user_id: str
-
-
-class ReleaseLogin(Struct, frozen=True, kw_only=True):
-    login_id: str
-    user_id: str
-
-
-# Events
-
-
-class LoginReserved(Struct, frozen=True, kw_only=True):
-    login_id: str
-    user_id: str
-    expires_at_ms: int
-
-
-class LoginConfirmed(Struct, frozen=True, kw_only=True):
-    login_id: str
-    user_id: str
-
-
-class LoginReleased(Struct, frozen=True, kw_only=True):
-    login_id: str
-    user_id: str
-
-
-LoginEvent = LoginReserved | LoginConfirmed | LoginReleased
 
 
 # State

@@ -9,49 +9,19 @@ from msgspec.structs import replace
 
 from shared.folds.aggregate import Aggregate, Meta
 from shared.folds.errors import AlreadyExists, NotFound, Rejected
-from write_service.domain.account import AccountClosed, AccountOpened
+from write_service.domain.account_types import AccountClosed, AccountOpened
+from write_service.domain.person_types import (
+    AccountAttached,
+    AccountDetached,
+    PersonEvent,
+    PersonRegistered,
+    PersonRenamed,
+    RegisterPerson,
+    RenamePerson,
+)
 
 ACCOUNTS_MAX = 1000
 """How many accounts one person may have: the state names them all."""
-
-
-# Commands
-
-
-class RegisterPerson(Struct, frozen=True, kw_only=True):
-    person_id: str
-    name: str
-
-
-class RenamePerson(Struct, frozen=True, kw_only=True):
-    person_id: str
-    name: str
-
-
-# Events
-
-
-class PersonRegistered(Struct, frozen=True, kw_only=True):
-    person_id: str
-    name: str
-
-
-class PersonRenamed(Struct, frozen=True, kw_only=True):
-    person_id: str
-    name: str
-
-
-class AccountAttached(Struct, frozen=True, kw_only=True):
-    person_id: str
-    account_id: str
-
-
-class AccountDetached(Struct, frozen=True, kw_only=True):
-    person_id: str
-    account_id: str
-
-
-PersonEvent = PersonRegistered | PersonRenamed | AccountAttached | AccountDetached
 
 
 # State

@@ -6,27 +6,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from shared.folds.aggregate import Aggregate, Meta
-
-# Commands
-
-
-class SuspendMoney(Struct, frozen=True, kw_only=True):
-    suspense_id: str
-    transfer_id: str
-    amount_minor: int
-    currency: str
-
-
-# Events
-
-
-class MoneySuspended(Struct, frozen=True, kw_only=True):
-    suspense_id: str
-    transfer_id: str
-    amount_minor: int
-    currency: str
-    balance_after_minor: int
-
+from write_service.domain.suspense_types import MoneySuspended, SuspendMoney, SuspenseEvent
 
 # State
 
@@ -38,7 +18,7 @@ class Suspense(Struct, frozen=True, kw_only=True):
 # Decisions
 
 
-def suspend(suspense: Suspense, command: SuspendMoney, meta: Meta) -> list[MoneySuspended]:
+def suspend(suspense: Suspense, command: SuspendMoney, meta: Meta) -> list[SuspenseEvent]:
     """Never refused: money that is here has nowhere else to go. The command's id keeps it from coming twice."""
     return [
         MoneySuspended(
@@ -54,7 +34,7 @@ def suspend(suspense: Suspense, command: SuspendMoney, meta: Meta) -> list[Money
 # Evolve
 
 
-def evolve(suspense: Suspense, event: MoneySuspended) -> Suspense:
+def evolve(suspense: Suspense, event: SuspenseEvent) -> Suspense:
     """The suspense account after the event."""
     return replace(suspense, balance_minor=event.balance_after_minor)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import IntEnum
 from typing import assert_never
 
 from msgspec import Struct
@@ -11,74 +10,22 @@ from msgspec.structs import replace
 from shared.folds.aggregate import Aggregate, Meta
 from shared.folds.errors import AlreadyExists, NotFound, Rejected
 from shared.folds.ids import derived_id, step_id
+from write_service.domain.transfer_types import (
+    Compensation,
+    CompleteTransfer,
+    FailTransfer,
+    StartTransfer,
+    TransferCompleted,
+    TransferEvent,
+    TransferFailed,
+    TransferStarted,
+)
 
 PROCESS = "transfer"
 """The type of the process that takes it on: the ids of the later steps are made of it."""
 
 STEP_LIMIT_MS = 60_000
 """How long the debit, and after it the credit, may take; a later one is refused and the transfer fails."""
-
-
-class Compensation(IntEnum):
-    """What became of the money of a transfer that failed; the numbers are those of bank.v1.Compensation."""
-
-    NOT_NEEDED = 1
-    REFUNDED = 2
-    SUSPENDED = 3
-
-
-# Commands
-
-
-class StartTransfer(Struct, frozen=True, kw_only=True):
-    transfer_id: str
-    from_account_id: str
-    to_account_id: str
-    amount_minor: int
-    currency: str
-
-
-class CompleteTransfer(Struct, frozen=True, kw_only=True):
-    transfer_id: str
-
-
-class FailTransfer(Struct, frozen=True, kw_only=True):
-    transfer_id: str
-    reason: str
-    compensation: int
-
-
-# Events
-
-
-class TransferStarted(Struct, frozen=True, kw_only=True):
-    transfer_id: str
-    from_account_id: str
-    to_account_id: str
-    amount_minor: int
-    currency: str
-    debit_command_id: str
-    credit_command_id: str
-    refund_command_id: str
-    suspend_command_id: str
-    complete_command_id: str
-    fail_command_id: str
-    suspense_id: str
-    debit_not_after_ms: int
-    credit_not_after_ms: int
-
-
-class TransferCompleted(Struct, frozen=True, kw_only=True):
-    transfer_id: str
-
-
-class TransferFailed(Struct, frozen=True, kw_only=True):
-    transfer_id: str
-    reason: str
-    compensation: int
-
-
-TransferEvent = TransferStarted | TransferCompleted | TransferFailed
 
 
 # State

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, assert_never
+from typing import assert_never
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -11,6 +11,15 @@ from shared.folds.aggregate import Aggregate, Credential, Decided, Meta
 from shared.folds.errors import AlreadyExists, NotFound, Rejected
 from shared.folds.ids import step_id
 from write_service.domain.login import login_id
+from write_service.domain.user_types import (
+    ConfirmUserRegistration,
+    FailUserRegistration,
+    StartUserRegistration,
+    UserEvent,
+    UserRegistrationFailed,
+    UserRegistrationStarted,
+    UserRegistrationSucceeded,
+)
 
 PROCESS = "registration"
 """The type of the process that takes it on: the ids of the later steps are made of it."""
@@ -19,62 +28,6 @@ RESERVATION_MS = 5 * 60_000
 """How long a login is kept for a registration that does not go on."""
 
 HASH_PREFIX = "$argon2id$"
-
-
-# Commands
-
-
-class StartUserRegistration(Struct, frozen=True, kw_only=True):
-    user_id: str
-    login: str
-    email: str
-    # Its argon2id hash, by the time it is decided.
-    password: str
-
-    # Whoever shows it shows no password.
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(user_id={self.user_id!r})"
-
-    def __rich_repr__(self) -> list[tuple[str, Any]]:
-        return [("user_id", self.user_id)]
-
-
-class ConfirmUserRegistration(Struct, frozen=True, kw_only=True):
-    user_id: str
-
-
-class FailUserRegistration(Struct, frozen=True, kw_only=True):
-    user_id: str
-    reason: str
-
-
-# Events
-
-
-class UserRegistrationStarted(Struct, frozen=True, kw_only=True):
-    user_id: str
-    login: str
-    email: str
-    login_id: str
-    reserve_command_id: str
-    confirm_command_id: str
-    fail_command_id: str
-    hold_command_id: str
-    release_command_id: str
-    expires_at_ms: int
-
-
-class UserRegistrationSucceeded(Struct, frozen=True, kw_only=True):
-    user_id: str
-
-
-class UserRegistrationFailed(Struct, frozen=True, kw_only=True):
-    user_id: str
-    reason: str
-
-
-UserEvent = UserRegistrationStarted | UserRegistrationSucceeded | UserRegistrationFailed
 
 
 # State
@@ -89,7 +42,7 @@ class User(Struct, frozen=True, kw_only=True):
 # Decisions
 
 
-def start_registration(user: User, command: StartUserRegistration, meta: Meta) -> Decided:
+def start_registration(user: User, command: StartUserRegistration, meta: Meta) -> Decided[UserEvent]:
     """Fixes the ids of all later steps, and saves the password's hash beside the event.
 
     Refusals, in order of precedence: USER_ALREADY_REGISTERED, LOGIN_NOT_ALLOWED.

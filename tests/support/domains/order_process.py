@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.process import Answer, ProcessDefinition, Send, Step
-from tests.support.domains.trial import message_of
+from tests.support.domains.messages import message_of
 
 
 class OrderPlaced(Struct, frozen=True, kw_only=True):

@@ -1,59 +1,26 @@
-"""A domain for trying the kernel: it can be refused, change nothing, read others, swell, leak, chain and never end.
-
-Its messages are made here, from its structs, so that no test's domain is among the generated code.
-"""
+"""A domain for trying the kernel: it can be refused, change nothing, read others, swell, leak, chain and never end."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from operator import attrgetter
-from typing import Any, get_args, get_type_hints
+from typing import Any
 from uuid import UUID, uuid4
 
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-from google.protobuf.descriptor_pb2 import FieldDescriptorProto
-from google.protobuf.message import Message
 from msgspec import Struct
-from msgspec.structs import fields, replace
+from msgspec.structs import replace
 
-from foldline.v1 import command_pb2, options_pb2
 from shared.commands.append import Batch, NewCommand, NewEvent
+from shared.commands.codec import EventCodecs
 from shared.commands.registry import CommandRegistry
-from shared.folds.aggregate import Aggregate, Credential, Decided, Meta, on
+from shared.folds.aggregate import Aggregate, Credential, Decided, Meta
 from shared.folds.errors import Rejected
 from shared.line.event_store import AggregateKey
 from shared.platform.identity import Role
+from tests.support.domains.messages import command_codec, event_codec
 
 ALL_BYTES = bytes(range(256))
 RECEIVED_AT = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
-
-_TYPES = {str: FieldDescriptorProto.TYPE_STRING, int: FieldDescriptorProto.TYPE_INT64, bool: FieldDescriptorProto.TYPE_BOOL}
-
-
-def message_of(struct: type[Struct], *, options: bool = False, redacted: tuple[str, ...] = (), name: str = "") -> type[Message]:
-    """A message with the fields of a struct, `trial.<its name>`; with command options and redacted fields if asked for."""
-    name = name or struct.__name__
-    file = descriptor_pb2.FileDescriptorProto(name=f"trial/{name}.proto", package="trial", syntax="proto3")
-    file.dependency.extend([command_pb2.DESCRIPTOR.name, options_pb2.DESCRIPTOR.name])
-    described = file.message_type.add(name=name)
-    if options:
-        kind, type_name = FieldDescriptorProto.TYPE_MESSAGE, ".foldline.v1.CommandOptions"
-        described.field.add(name="options", number=1, type=kind, type_name=type_name, label=FieldDescriptorProto.LABEL_OPTIONAL)
-    hints = get_type_hints(struct)
-    for number, field in enumerate(fields(struct), start=2):
-        kind, *more = get_args(hints[field.name]) or [hints[field.name]]
-        added = described.field.add(name=field.name, number=number, type=_TYPES[kind], label=FieldDescriptorProto.LABEL_OPTIONAL)
-        if more == [type(None)]:  # str | None
-            added.proto3_optional, added.oneof_index = True, len(described.oneof_decl)
-            described.oneof_decl.add(name=f"_{field.name}")
-        elif more:  # tuple[str, ...]
-            added.label = FieldDescriptorProto.LABEL_REPEATED
-        if field.name in redacted:
-            added.options.Extensions[options_pb2.redacted] = True
-    pool = descriptor_pool.Default()
-    pool.AddSerializedFile(file.SerializeToString())
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"trial.{name}"))
 
 
 # Commands
@@ -174,7 +141,7 @@ def swell(counter: Counter, command: Swell, meta: Meta) -> list[CounterEvent]:
     return [Swollen(counter_id=command.counter_id, text="x" * (counter.total + command.amount))]
 
 
-def set_password(counter: Counter, command: SetPassword, meta: Meta) -> Decided:
+def set_password(counter: Counter, command: SetPassword, meta: Meta) -> Decided[CounterEvent]:
     """Refusals: WEAK. Any other function of the password would do for a hash."""
     if not command.word:
         raise Rejected("WEAK", "an empty password")
@@ -236,32 +203,39 @@ def evolve(counter: Counter, event: CounterEvent) -> Counter:
 
 COUNTER = Aggregate(category="counter", initial=Counter(), evolve=evolve, snapshot_every=10)
 
-_COMMANDS: dict[type[Struct], tuple[type[Message], Any]] = {
-    Add: (message_of(Add, options=True), add),
-    Blurt: (message_of(Blurt, options=True), blurt),
-    Swell: (message_of(Swell, options=True), swell),
-    SetPassword: (message_of(SetPassword, options=True, redacted=("word",)), set_password),
-    Chain: (message_of(Chain, options=True), chain),
-    GoOffDuty: (message_of(GoOffDuty, options=True), go_off_duty),
-    Move: (message_of(Move, options=True), move),
-}
-_EVENTS: dict[type[Struct], type[Message]] = {
-    event: message_of(event) for event in (Added, Swollen, PasswordSet, Linked, WentOffDuty, Moved)
-}
-
-counter_id = attrgetter("counter_id")
+ADD = command_codec(Add)
+BLURT = command_codec(Blurt)
+SWELL = command_codec(Swell)
+SET_PASSWORD = command_codec(SetPassword, redacted=("word",))
+CHAIN = command_codec(Chain)
+GO_OFF_DUTY = command_codec(GoOffDuty)
+MOVE = command_codec(Move)
+EVENTS: EventCodecs[CounterEvent] = EventCodecs(
+    event_codec(Added),
+    event_codec(Swollen),
+    event_codec(PasswordSet),
+    event_codec(Linked),
+    event_codec(WentOffDuty),
+    event_codec(Moved),
+)
+USERS = frozenset({Role.USER})
 
 
 def build_registry(counter: Aggregate[Counter, CounterEvent] = COUNTER) -> CommandRegistry:
     """The table of this domain, for counters as given: with another interval of snapshots, for one."""
-    bus = CommandRegistry()
-    bus.aggregate(counter, events=_EVENTS)
-    for command, (message, decide) in _COMMANDS.items():
-        bus.register(message, command, on(counter, counter_id, decide), frozenset({Role.USER}))
-    bus.react(Linked, on(counter, counter_id, link))
-    bus.react(WentOffDuty, on(counter, attrgetter("colleague_id"), stay_on_duty))
-    bus.react(Moved, on(counter, attrgetter("to_id"), receive))
-    return bus
+    registry = CommandRegistry()
+    on = registry.aggregate(counter, EVENTS)
+    on.command(ADD, add, id=lambda c: c.counter_id, roles=USERS)
+    on.command(BLURT, blurt, id=lambda c: c.counter_id, roles=USERS)
+    on.command(SWELL, swell, id=lambda c: c.counter_id, roles=USERS)
+    on.command(SET_PASSWORD, set_password, id=lambda c: c.counter_id, roles=USERS)
+    on.command(CHAIN, chain, id=lambda c: c.counter_id, roles=USERS)
+    on.command(GO_OFF_DUTY, go_off_duty, id=lambda c: c.counter_id, roles=USERS)
+    on.command(MOVE, move, id=lambda c: c.counter_id, roles=USERS)
+    on.react(Linked, link, id=lambda e: e.counter_id)
+    on.react(WentOffDuty, stay_on_duty, id=lambda e: e.colleague_id)
+    on.react(Moved, receive, id=lambda e: e.to_id)
+    return registry
 
 
 def twice_as_much(counter: Counter, command: Add, meta: Meta) -> Sequence[CounterEvent]:

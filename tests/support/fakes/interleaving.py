@@ -73,18 +73,18 @@ class Domain:
 
     def ask(self, content: Any) -> Outcome:
         """A user's command, of the domain's struct."""
-        pair = self.bus.codec.of(content)
-        return self._carry_out(str(uuid4()), pair.type_name, content, pair.encode(content), Role.USER)
+        codec = self.bus.codecs.of(content)
+        return self._carry_out(str(uuid4()), codec.type_name, content, codec.encode(content), Role.USER)
 
     def carry_out(self, command: PendingCommand) -> Outcome:
         """A process's command, as SendBatch brings it."""
         route = self.bus.route(command.command_type)
         assert route is not None, command
-        request: Any = route.pair.message.FromString(command.payload)
+        request: Any = route.codec.message.FromString(command.payload)
         refuse_invalid(request)
         assert request.options.command_id == str(command.command_id)
         return self._carry_out(
-            str(command.command_id), command.command_type, route.pair.decode(request), command.payload, Role.PROCESS
+            str(command.command_id), command.command_type, route.codec.decode(request), command.payload, Role.PROCESS
         )
 
     def _carry_out(self, id_: str, type_: str, content: Any, payload: bytes, role: Role) -> Outcome:
@@ -98,7 +98,7 @@ class Domain:
         command = Command(
             key=key,
             route=route,
-            aggregate=(TENANT, route.handler.aggregate.category, route.handler.key(content)),
+            aggregate=(TENANT, route.aggregate.category, route.id(content)),
             content=content,
             payload=payload,
             expected_version=None,

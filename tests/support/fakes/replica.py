@@ -36,18 +36,18 @@ def make_command(
     traceparent: str = "",
 ) -> Command:
     """A valid command as the RPCs would make it, of a domain's struct."""
-    pair = bus.codec.of(content)
-    route = bus.route(pair.type_name)
+    codec = bus.codecs.of(content)
+    route = bus.route(codec.type_name)
     assert route is not None
-    message = pair.message.FromString(pair.encode(content))
-    for name in pair.redacted:
+    message = codec.message.FromString(codec.encode(content))
+    for name in codec.redacted:
         message.ClearField(name)
     payload = message.SerializeToString()
     key = (tenant, id or str(uuid4()))
     return Command(
         key=key,
         route=route,
-        aggregate=(tenant, route.handler.aggregate.category, route.handler.key(content)),
+        aggregate=(tenant, route.aggregate.category, route.id(content)),
         content=content,
         payload=payload,
         expected_version=expected_version,

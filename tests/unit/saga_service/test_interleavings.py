@@ -17,7 +17,7 @@ from saga_service.registry import PROCESSES
 from shared.processes.round import ProcessStatus
 from tests.support.fakes.interleaving import Clock, Domain, Saga, later, message_of
 from tests.support.fakes.line import uid
-from write_service.domain import account, person, transfer, user
+from write_service.domain import account_types, person_types, transfer_types, user_types
 from write_service.passwords import Passwords
 from write_service.registry import build_registry
 
@@ -274,10 +274,10 @@ class Transfers(World):
 
     @initialize()
     def a_bank(self) -> None:
-        self.domain.ask(person.RegisterPerson(person_id=OWNER, name="Bill"))
+        self.domain.ask(person_types.RegisterPerson(person_id=OWNER, name="Bill"))
         for account_id in (*ACCOUNTS, EUROS):
             currency = "EUR" if account_id == EUROS else "USD"
-            self.domain.ask(account.OpenAccount(account_id=account_id, owner_id=OWNER, currency=currency, name="blue"))
+            self.domain.ask(account_types.OpenAccount(account_id=account_id, owner_id=OWNER, currency=currency, name="blue"))
             self.bring(account_id, 100)
 
     @rule(
@@ -289,7 +289,7 @@ class Transfers(World):
     def a_transfer_starts(self, source: str, to: str, amount: int, currency: str) -> None:
         self.count += 1
         self.domain.ask(
-            transfer.StartTransfer(
+            transfer_types.StartTransfer(
                 transfer_id=uid(1000 + self.count),
                 from_account_id=source,
                 to_account_id=to,
@@ -305,19 +305,19 @@ class Transfers(World):
     def bring(self, account_id: str, amount: int) -> None:
         """Money comes from outside."""
         currency = "EUR" if account_id == EUROS else "USD"
-        deposit = account.DepositMoney(account_id=account_id, amount_minor=amount, currency=currency, **NO_TRANSFER)
+        deposit = account_types.DepositMoney(account_id=account_id, amount_minor=amount, currency=currency, **NO_TRANSFER)
         self.domain.ask(deposit)
 
     @rule(account_id=st.sampled_from(ACCOUNTS))
     def all_money_is_taken(self, account_id: str) -> None:
         amount = self.domain.state("account", account_id).balance_minor
         if amount:
-            withdraw = account.WithdrawMoney(account_id=account_id, amount_minor=amount, currency="USD", **NO_TRANSFER)
+            withdraw = account_types.WithdrawMoney(account_id=account_id, amount_minor=amount, currency="USD", **NO_TRANSFER)
             self.domain.ask(withdraw)
 
     @rule(
         account_id=st.sampled_from(ACCOUNTS),
-        what=st.sampled_from([account.FreezeAccount, account.UnfreezeAccount, account.CloseAccount]),
+        what=st.sampled_from([account_types.FreezeAccount, account_types.UnfreezeAccount, account_types.CloseAccount]),
     )
     def an_account_changes(self, account_id: str, what: Any) -> None:
         self.domain.ask(what(account_id=account_id))
@@ -346,7 +346,7 @@ class Registrations(World):
     def a_registration_starts(self, login: str) -> None:
         self.count += 1
         user_id = uid(2000 + self.count)
-        start = user.StartUserRegistration(user_id=user_id, login=login, email="ann@example.com", password="$argon2id$")
+        start = user_types.StartUserRegistration(user_id=user_id, login=login, email="ann@example.com", password="$argon2id$")
         assert self.domain.ask(start).refusal is None
         self.wanted[user_id] = login.casefold()
 

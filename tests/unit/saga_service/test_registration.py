@@ -13,6 +13,7 @@ from shared.folds.process import Answer, Send, Step
 from tests.support.checks.scenario import META
 from tests.support.fakes.line import uid
 from write_service.domain import user as domain
+from write_service.domain import user_types
 
 ID, LOGIN = uid(1), uid(2)
 STARTED = user_pb2.UserRegistrationStarted(
@@ -142,7 +143,7 @@ def test_what_is_never_refused_is_a_defect_if_it_is(before: list[tuple[str, str]
 
 def test_the_first_event_fixes_the_ids_of_all_steps_that_are_sent() -> None:
     """What the domain wrote down is what the runner makes of process, step and first attempt; no step is missing."""
-    start = domain.StartUserRegistration(user_id=ID, login="Alice", email="alice@example.com", password="$argon2id$x")
+    start = user_types.StartUserRegistration(user_id=ID, login="Alice", email="alice@example.com", password="$argon2id$x")
     [started] = domain.start_registration(domain.User(), start, META).events
     fixed = {name: getattr(started, f"{name}_command_id") for name in ALL_STEPS}
     assert fixed == {name: str(step_id("registration", ID, name)) for name in ALL_STEPS}

@@ -17,6 +17,7 @@ from tests.support.checks.scenario import META
 from tests.support.fakes.interleaving import BEGIN
 from tests.support.fakes.line import uid
 from write_service.domain import transfer as domain
+from write_service.domain import transfer_types
 
 ID, BLUE, RED, SUSPENSE = uid(1), uid(2), uid(3), uid(4)
 STARTED = transfer_pb2.TransferStarted(
@@ -200,9 +201,9 @@ def test_being_overdue_is_shown_and_changes_nothing() -> None:
 
 def test_the_first_event_fixes_the_ids_of_all_steps_that_are_sent() -> None:
     """What the domain wrote down is what the runner makes of process, step and first attempt; no step is missing."""
-    start = domain.StartTransfer(transfer_id=ID, from_account_id=BLUE, to_account_id=RED, amount_minor=1, currency="USD")
+    start = transfer_types.StartTransfer(transfer_id=ID, from_account_id=BLUE, to_account_id=RED, amount_minor=1, currency="USD")
     [started] = domain.start(domain.Transfer(), start, META)
-    assert isinstance(started, domain.TransferStarted)
+    assert isinstance(started, transfer_types.TransferStarted)
     fixed = {name: getattr(started, f"{name}_command_id") for name in ALL_STEPS}
     assert fixed == {name: str(step_id("transfer", ID, name)) for name in ALL_STEPS}
     sent = {begun().send[0].step} | {step_of(command) for road in ROADS.values() for *_, command, _, _ in road if command}
@@ -212,9 +213,9 @@ def test_the_first_event_fixes_the_ids_of_all_steps_that_are_sent() -> None:
 
 def test_the_time_limits_are_within_what_makes_it_overdue() -> None:
     """A credit may come after the debit's limit; an operator is called when both are past."""
-    start = domain.StartTransfer(transfer_id=ID, from_account_id=BLUE, to_account_id=RED, amount_minor=1, currency="USD")
+    start = transfer_types.StartTransfer(transfer_id=ID, from_account_id=BLUE, to_account_id=RED, amount_minor=1, currency="USD")
     [started] = domain.start(domain.Transfer(), start, META)
-    assert isinstance(started, domain.TransferStarted)
+    assert isinstance(started, transfer_types.TransferStarted)
     begun_ms = int(META.now.timestamp() * 1000)
     assert begun_ms < started.debit_not_after_ms < started.credit_not_after_ms
     limit = datetime.fromtimestamp(started.credit_not_after_ms / 1000, UTC)

@@ -13,6 +13,15 @@ from write_service.domain.account import (
     ACCOUNT,
     BALANCE_MINOR_MAX,
     Account,
+    close,
+    deposit,
+    end_of_transfer,
+    freeze,
+    open_account,
+    unfreeze,
+    withdraw,
+)
+from write_service.domain.account_types import (
     AccountClosed,
     AccountFrozen,
     AccountOpened,
@@ -25,15 +34,8 @@ from write_service.domain.account import (
     OpenAccount,
     UnfreezeAccount,
     WithdrawMoney,
-    close,
-    deposit,
-    end_of_transfer,
-    freeze,
-    open_account,
-    unfreeze,
-    withdraw,
 )
-from write_service.domain.transfer import TransferStarted
+from write_service.domain.transfer_types import TransferStarted
 
 BIGGEST = 9_223_372_036_854_775_807
 

@@ -13,20 +13,14 @@ from msgspec.structs import replace
 
 from shared.folds.errors import Invalid
 from tests.support.checks.scenario import META, given
-from write_service.domain.login import (
-    LOGIN,
+from write_service.domain.login import LOGIN, Login, confirm, fold_login, login_id, release, reserve
+from write_service.domain.login_types import (
     ConfirmLogin,
-    Login,
     LoginConfirmed,
     LoginReleased,
     LoginReserved,
     ReleaseLogin,
     ReserveLogin,
-    confirm,
-    fold_login,
-    login_id,
-    release,
-    reserve,
 )
 
 # (one way to write it, another, the form in which they are compared)

@@ -14,7 +14,7 @@ import pytest
 from shared.folds.errors import OverLimit, Refusal, Unauthenticated
 from write_service import passwords
 from write_service.domain.login import Login, login_id
-from write_service.domain.user import StartUserRegistration
+from write_service.domain.user_types import StartUserRegistration
 from write_service.passwords import NOBODY, THREADS, WAITING_MAX, Passwords, PasswordVerifier
 
 RIGHT, WRONG = "correct horse battery", "correct horse batteries"

@@ -3,20 +3,9 @@
 from __future__ import annotations
 
 from tests.support.checks.scenario import given
-from write_service.domain.account import AccountOpened
-from write_service.domain.person import (
-    ACCOUNTS_MAX,
-    PERSON,
-    AccountAttached,
-    Person,
-    PersonRegistered,
-    PersonRenamed,
-    RegisterPerson,
-    RenamePerson,
-    attach_account,
-    register,
-    rename,
-)
+from write_service.domain.account_types import AccountOpened
+from write_service.domain.person import ACCOUNTS_MAX, PERSON, Person, attach_account, register, rename
+from write_service.domain.person_types import AccountAttached, PersonRegistered, PersonRenamed, RegisterPerson, RenamePerson
 
 registered = PersonRegistered(person_id="p1", name="Alice O'Wonderland")
 renamed = PersonRenamed(person_id="p1", name="Alice Cooper")

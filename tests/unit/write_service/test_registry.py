@@ -14,18 +14,20 @@ from msgspec.structs import replace
 
 from bank.v1 import account_pb2, person_pb2, transfer_pb2, user_pb2
 from foldline.v1 import command_pb2
-from shared.commands.codec import OPTIONS, Codec, Pair
+from shared.commands.codec import OPTIONS, Codecs, EventCodecs, MessageCodec
 from shared.commands.registry import CommandRegistry
-from shared.folds.aggregate import Aggregate, on
+from shared.folds.aggregate import Aggregate
 from shared.platform.identity import Role
 from tests.support.domains import trial
-from tests.support.domains.trial import message_of
-from write_service.domain.transfer import Compensation
+from tests.support.domains.messages import codec_of, message_of
+from write_service.api import ROLES
+from write_service.domain.transfer_types import Compensation
 from write_service.passwords import Passwords
 from write_service.registry import build_registry
+from write_service.servicers import COMMANDS
 
 BUS = build_registry(Passwords())
-PAIRS = {pair.type_name: pair for pair in BUS.codec.pairs()}
+CODECS = {codec.type_name: codec for codec in BUS.codecs}
 FILES = (account_pb2, person_pb2, transfer_pb2, user_pb2)
 
 _PYTHON_TYPES = {
@@ -44,18 +46,18 @@ def _expected_type(field: Any) -> Any:
     return kind | None if field.has_presence else kind
 
 
-@pytest.mark.parametrize("type_name", PAIRS)
+@pytest.mark.parametrize("type_name", CODECS)
 def test_a_struct_has_the_fields_of_its_message_with_their_types(type_name: str) -> None:
     """Names in both directions, types, and `| None` exactly where the message says `optional`."""
-    pair = PAIRS[type_name]
-    fields = [field for field in pair.message.DESCRIPTOR.fields if field.name != OPTIONS]
-    assert typing.get_type_hints(pair.struct) == {field.name: _expected_type(field) for field in fields}
+    codec = CODECS[type_name]
+    fields = [field for field in codec.message.DESCRIPTOR.fields if field.name != OPTIONS]
+    assert typing.get_type_hints(codec.struct) == {field.name: _expected_type(field) for field in fields}
 
 
-@pytest.mark.parametrize("type_name", PAIRS)
+@pytest.mark.parametrize("type_name", CODECS)
 def test_a_struct_cannot_be_made_without_a_field_nor_changed(type_name: str) -> None:
     """A forgotten field raises, where protobuf would read zero."""
-    struct: Any = PAIRS[type_name].struct
+    struct: Any = CODECS[type_name].struct
     given = dict.fromkeys(struct.__struct_fields__, "x")
     value = struct(**given)
     for name in given:
@@ -67,19 +69,19 @@ def test_a_struct_cannot_be_made_without_a_field_nor_changed(type_name: str) -> 
         struct(*given.values())
 
 
-@pytest.mark.parametrize("type_name", PAIRS)
+@pytest.mark.parametrize("type_name", CODECS)
 def test_a_value_survives_its_message(type_name: str) -> None:
     """Encoding and decoding gives the same value, for the least and for the most that the fields hold."""
-    pair = PAIRS[type_name]
+    codec = CODECS[type_name]
     for values in (
         {str: "", int: 0, bool: False},
         {str: "ø€\U0001f600", int: 2**63 - 1, bool: True},
         {str: "b", int: -(2**63), bool: True},
     ):
-        given = {field.name: _value(field, values) for field in pair.message.DESCRIPTOR.fields if field.name != OPTIONS}
-        for value in (pair.struct(**given), pair.struct(**given | dict.fromkeys(_optional(pair)))):
-            assert BUS.codec.decode(type_name, pair.encode(value)) == value
-            assert pair.encode(value) == pair.encode(value)
+        given = {field.name: _value(field, values) for field in codec.message.DESCRIPTOR.fields if field.name != OPTIONS}
+        for value in (codec.struct(**given), codec.struct(**given | dict.fromkeys(_optional(codec)))):
+            assert BUS.codecs.decode(type_name, codec.encode(value)) == value
+            assert codec.encode(value) == codec.encode(value)
 
 
 def _value(field: Any, values: dict[type, Any]) -> Any:
@@ -90,18 +92,18 @@ def _value(field: Any, values: dict[type, Any]) -> Any:
     return (value, value) if field.is_repeated else value
 
 
-def _optional(pair: Pair) -> list[str]:
-    return [field.name for field in pair.message.DESCRIPTOR.fields if field.has_presence and field.name != OPTIONS]
+def _optional(codec: MessageCodec[Any]) -> list[str]:
+    return [field.name for field in codec.message.DESCRIPTOR.fields if field.has_presence and field.name != OPTIONS]
 
 
-@pytest.mark.parametrize("type_name", [name for name, pair in PAIRS.items() if pair.redacted])
+@pytest.mark.parametrize("type_name", [name for name, codec in CODECS.items() if codec.redacted])
 def test_what_is_redacted_is_not_shown(type_name: str) -> None:
     """Neither by whoever formats the command nor by what prints prettily."""
-    pair = PAIRS[type_name]
-    shown: Any = pair.struct(**{name: f"the {name}" for name in pair.struct.__struct_fields__})
+    codec = CODECS[type_name]
+    shown: Any = codec.struct(**{name: f"the {name}" for name in codec.struct.__struct_fields__})
     for text in (repr(shown), str(list(shown.__rich_repr__()))):
         assert "the user_id" in text
-        assert not any(f"the {name}" in text for name in pair.redacted)
+        assert not any(f"the {name}" in text for name in codec.redacted)
 
 
 def test_every_message_of_the_contracts_is_registered() -> None:
@@ -121,9 +123,22 @@ def test_every_message_of_the_contracts_is_registered() -> None:
     others -= commands | questions
     of_processes = {name for name in others if name.endswith("Request")}
     assert set(BUS.commands()) == commands | of_processes
-    assert set(PAIRS) - set(BUS.commands()) == others - of_processes
+    assert set(CODECS) - set(BUS.commands()) == others - of_processes
     roles = {name: route.roles for name in BUS.commands() if (route := BUS.route(name)) is not None}
     assert {name for name in roles if roles[name] == {Role.PROCESS}} == of_processes
+
+
+def test_the_roles_of_a_command_are_said_by_its_row_alone() -> None:
+    """The RPC of a command has the roles of the command's row, and no other table names it."""
+    roles = BUS.roles(COMMANDS)
+    assert set(roles).isdisjoint(ROLES)
+    assert roles["bank.v1.AccountService/FreezeAccount"] == {Role.TENANT_ADMIN, Role.OPERATOR, Role.PROCESS}
+    for rpc, type_name in COMMANDS.items():
+        route = BUS.route(type_name)
+        assert route is not None
+        assert roles[rpc] is route.roles
+    with pytest.raises(TypeError, match=r"an RPC and no row: \['trial.Nothing'\]"):
+        BUS.roles({"trial.Trial/Nothing": "trial.Nothing"})
 
 
 def test_the_domains_compensations_are_those_of_the_contract() -> None:
@@ -134,11 +149,11 @@ def test_the_domains_compensations_are_those_of_the_contract() -> None:
 
 def test_every_command_begins_with_its_options_and_no_event_has_any() -> None:
     """Options are what a client says about a command; they are no part of what it asks."""
-    for type_name, pair in PAIRS.items():
-        first = pair.message.DESCRIPTOR.fields_by_number[1]
+    for type_name, codec in CODECS.items():
+        first = codec.message.DESCRIPTOR.fields_by_number[1]
         is_command = BUS.route(type_name) is not None
         assert (first.name == OPTIONS) == is_command
-        assert is_command == (OPTIONS in pair.message.DESCRIPTOR.fields_by_name)
+        assert is_command == (OPTIONS in codec.message.DESCRIPTOR.fields_by_name)
 
 
 class Deposit(Struct, frozen=True, kw_only=True):
@@ -161,9 +176,7 @@ def test_a_mismatch_raises_in_both_directions(struct: type[Struct], message_like
     """A field that only one side has stops the service at its start, whichever side it is."""
     message = message_of(message_like, name=f"Mismatch{message_like.__name__}")
     with pytest.raises(TypeError, match="differ"):
-        Pair(struct, message)
-    with pytest.raises(TypeError, match="differ"):
-        Codec().add(struct, message)
+        codec_of(struct, message)
 
 
 def test_a_message_within_a_message_is_refused() -> None:
@@ -180,9 +193,9 @@ def test_a_message_within_a_message_is_refused() -> None:
         fields: dict[str, str]
 
     with pytest.raises(TypeError, match=r"not flat: \['command'\]"):
-        Pair(Item, command_pb2.BatchItem)
+        codec_of(Item, command_pb2.BatchItem)
     with pytest.raises(TypeError, match=r"not flat: \['fields'\]"):
-        Pair(Map, struct_pb2.Struct)
+        codec_of(Map, struct_pb2.Struct)
 
 
 @pytest.fixture(scope="module")
@@ -191,19 +204,19 @@ def messages() -> tuple[type[Message], type[Message]]:
     return message_of(Deposit, name="One"), message_of(Deposit, name="Other")
 
 
-def test_either_side_of_a_pair_is_in_one_pair_only(messages: tuple[type[Message], type[Message]]) -> None:
+def test_a_struct_and_a_message_have_one_codec_only(messages: tuple[type[Message], type[Message]]) -> None:
     """Else the same bytes could be read as two things, or the same thing be written as two."""
 
     class Twin(Struct, frozen=True):
         account_id: str
         amount_minor: int
 
-    codec = Codec()
-    codec.add(Deposit, messages[0])
+    codecs = Codecs()
+    codecs.add(codec_of(Deposit, messages[0]))
     with pytest.raises(TypeError, match="twice"):
-        codec.add(Deposit, messages[1])
+        codecs.add(codec_of(Deposit, messages[1]))
     with pytest.raises(TypeError, match="twice"):
-        codec.add(Twin, messages[0])
+        codecs.add(codec_of(Twin, messages[0]))
 
 
 class Evolved(Struct, frozen=True, kw_only=True):
@@ -217,22 +230,22 @@ class Evolved(Struct, frozen=True, kw_only=True):
 
 def test_a_field_that_was_added_later_is_none_where_it_is_missing() -> None:
     """Absent is not empty and not zero, in both directions; many values are a tuple."""
-    pair = Pair(Evolved, message_of(Evolved))
+    codec = codec_of(Evolved, message_of(Evolved))
     for value in (
         Evolved(name="a", nickname=None, age=None, account_ids=()),
         Evolved(name="", nickname="", age=0, account_ids=("a1", "", "a1")),
     ):
-        payload = pair.encode(value)
-        assert pair.decode(pair.message.FromString(payload)) == value
-    assert pair.decode(pair.message.FromString(b"")) == Evolved(name="", nickname=None, age=None, account_ids=())
+        payload = codec.encode(value)
+        assert codec.decode(codec.message.FromString(payload)) == value
+    assert codec.decode(codec.message.FromString(b"")) == Evolved(name="", nickname=None, age=None, account_ids=())
 
 
 def test_a_struct_or_type_that_was_never_added_is_unknown() -> None:
     """Nothing is guessed."""
     with pytest.raises(KeyError):
-        BUS.codec.of(Deposit(account_id="a", amount_minor=1))
+        BUS.codecs.of(Deposit(account_id="a", amount_minor=1))
     with pytest.raises(KeyError):
-        BUS.codec.decode("bank.v1.Nothing", b"")
+        BUS.codecs.decode("bank.v1.Nothing", b"")
 
 
 def test_uuids_become_lower_case_and_nothing_else_does() -> None:
@@ -240,7 +253,7 @@ def test_uuids_become_lower_case_and_nothing_else_does() -> None:
     message = account_pb2.OpenAccountRequest(
         account_id="ABCDEF00-0000-4000-8000-00000000000A", owner_id="", currency="USD", name="Blue"
     )
-    decoded = PAIRS["bank.v1.OpenAccountRequest"].decode(message)
+    decoded = CODECS["bank.v1.OpenAccountRequest"].decode(message)
     assert (decoded.account_id, decoded.name) == ("abcdef00-0000-4000-8000-00000000000a", "Blue")
 
 
@@ -249,39 +262,48 @@ ELSEWHERE = Aggregate(category="elsewhere", initial=trial.Counter(), evolve=tria
 
 def test_registering_twice_or_for_an_unknown_aggregate_raises() -> None:
     """A table with two answers is found at the start of the service, not by its users."""
-    bus, roles = trial.build_registry(), frozenset({Role.USER})
-    add_message = bus.codec.of(trial.Add(counter_id="c", amount=1)).message
+    bus = trial.build_registry()
+    on = bus.rows_of(trial.COUNTER)
     with pytest.raises(TypeError, match="counter is registered twice"):
-        bus.aggregate(trial.COUNTER, events={})
+        bus.aggregate(trial.COUNTER, trial.EVENTS)
     with pytest.raises(TypeError, match="twice"):
-        bus.register(add_message, trial.Add, on(trial.COUNTER, trial.counter_id, trial.add), roles)
+        on.command(trial.ADD, trial.add, id=lambda c: c.counter_id, roles=trial.USERS)
     with pytest.raises(TypeError, match="elsewhere is not registered"):
-        bus.register(add_message, trial.Add, on(ELSEWHERE, trial.counter_id, trial.add), roles)
-    with pytest.raises(TypeError, match="elsewhere is not registered"):
-        bus.react(trial.Added, on(ELSEWHERE, trial.counter_id, trial.add))
-    bus.override(trial.Add, trial.twice_as_much, tenant="umbrella")
+        bus.rows_of(ELSEWHERE)
+    on.override(trial.ADD, trial.twice_as_much, tenant="umbrella")
     with pytest.raises(TypeError, match="overridden twice for umbrella"):
-        bus.override(trial.Add, trial.twice_as_much, tenant="umbrella")
+        on.override(trial.ADD, trial.twice_as_much, tenant="umbrella")
+
+
+def test_events_of_another_aggregate_raise() -> None:
+    """An event is stored in the stream of one category, so it has one row."""
+    with pytest.raises(TypeError, match="twice"):
+        trial.build_registry().aggregate(ELSEWHERE, trial.EVENTS)
 
 
 def test_the_same_reaction_twice_raises() -> None:
     """Else money would move twice for one event."""
-    bus = trial.build_registry()
-    handler = on(trial.COUNTER, trial.counter_id, trial.link)
+    on = trial.build_registry().rows_of(trial.COUNTER)
     with pytest.raises(TypeError, match="twice"):
-        bus.react(trial.Linked, handler)
+        on.react(trial.Linked, trial.link, id=lambda e: e.counter_id)
+    on.react(trial.Moved, trial.receive, id=lambda e: e.counter_id)  # on another aggregate it is another reaction
 
 
-def test_an_override_of_a_command_that_nobody_registered_raises() -> None:
-    """A misspelt or forgotten row is found at the start of the service."""
-    with pytest.raises(TypeError, match="not registered"):
-        CommandRegistry().override(trial.Add, trial.twice_as_much, tenant="umbrella")
+def test_an_override_of_a_command_that_has_no_row_raises() -> None:
+    """A forgotten row is found at the start of the service, and so is the row of another aggregate."""
+    registry = CommandRegistry()
+    on = registry.aggregate(trial.COUNTER, trial.EVENTS)
+    with pytest.raises(TypeError, match=r"trial.Add is not registered for counter"):
+        on.override(trial.ADD, trial.twice_as_much, tenant="umbrella")
+    elsewhere = trial.build_registry().aggregate(ELSEWHERE, EventCodecs())
+    with pytest.raises(TypeError, match=r"trial.Add is not registered for elsewhere"):
+        elsewhere.override(trial.ADD, trial.twice_as_much, tenant="umbrella")
 
 
 def test_an_override_is_for_its_tenant_alone() -> None:
     """Everybody else is decided for as before."""
     bus = trial.build_registry()
-    bus.override(trial.Add, trial.twice_as_much, tenant="umbrella")
+    bus.rows_of(trial.COUNTER).override(trial.ADD, trial.twice_as_much, tenant="umbrella")
     add, chain = bus.route("trial.Add"), bus.route("trial.Chain")
     assert add is not None
     assert chain is not None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from tests.support.checks.scenario import given
-from write_service.domain.suspense import SUSPENSE, MoneySuspended, SuspendMoney, Suspense, suspend
+from write_service.domain.suspense import SUSPENSE, Suspense, suspend
+from write_service.domain.suspense_types import MoneySuspended, SuspendMoney
 
 first = MoneySuspended(suspense_id="s1", transfer_id="t1", amount_minor=69, currency="USD", balance_after_minor=69)
 second = MoneySuspended(suspense_id="s1", transfer_id="t2", amount_minor=31, currency="USD", balance_after_minor=100)

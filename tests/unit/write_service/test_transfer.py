@@ -9,20 +9,15 @@ import pytest
 from bank.v1 import transfer_pb2
 from shared.folds.ids import step_id
 from tests.support.checks.scenario import META, given
-from write_service.domain.transfer import (
-    TRANSFER,
+from write_service.domain.transfer import TRANSFER, Transfer, complete, fail, start, suspense_id
+from write_service.domain.transfer_types import (
     Compensation,
     CompleteTransfer,
     FailTransfer,
     StartTransfer,
-    Transfer,
     TransferCompleted,
     TransferFailed,
     TransferStarted,
-    complete,
-    fail,
-    start,
-    suspense_id,
 )
 
 T1 = "7d1c0a5e-0000-4000-8000-000000000001"

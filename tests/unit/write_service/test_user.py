@@ -11,18 +11,14 @@ from shared.folds.errors import Refusal
 from shared.folds.ids import step_id
 from tests.support.checks.scenario import META, given
 from write_service.domain.login import login_id
-from write_service.domain.user import (
-    USER,
+from write_service.domain.user import USER, User, confirm_registration, fail_registration, start_registration
+from write_service.domain.user_types import (
     ConfirmUserRegistration,
     FailUserRegistration,
     StartUserRegistration,
-    User,
     UserRegistrationFailed,
     UserRegistrationStarted,
     UserRegistrationSucceeded,
-    confirm_registration,
-    fail_registration,
-    start_registration,
 )
 
 U1 = "7d1c0a5e-0000-4000-8000-000000000001"

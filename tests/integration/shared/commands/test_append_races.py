@@ -200,7 +200,7 @@ async def test_opposite_orders_never_deadlock(write_db: Database) -> None:
         done = 0
         while done < 30:
             reads = {key: at.version for key, at in (await load(connection, BUS, keys)).items()}
-            added = BUS.codec.of(Add(counter_id="", amount=1)).message().SerializeToString()
+            added = BUS.codecs.of(Add(counter_id="", amount=1)).message().SerializeToString()
             events = [NewEvent(uuid4(), key, reads[key] + 1, "trial.Added", added, b"") for key in keys]
             with suppress(AppendConflict):
                 await append(connection, 1, Batch(reads=reads, events=events))

@@ -20,7 +20,7 @@ from shared.commands.intake import Limits
 from shared.folds.errors import Code, OverLimit, Unavailable
 from shared.platform.postgres import Connection
 from tests.support.checks.history import check_line, commands_of, connected, events_of
-from tests.support.domains.trial import Add, Blurt, Move, build_registry
+from tests.support.domains.trial import BLURT, COUNTER, Add, Blurt, CounterEvent, Move, build_registry
 from tests.support.fakes.replica import Replica, make_command, reasons, refusal, replica
 from tests.support.system.engines import Engines
 from tests.support.system.waiting import eventually
@@ -90,12 +90,12 @@ async def everything_in(database: Database) -> bytes:
 async def test_the_secret_of_a_defect_reaches_nobody(write_db: Database, capfd: pytest.CaptureFixture[str]) -> None:
     """A handler raises it: it is not in the answer, nor in any log or output, nor in any table."""
 
-    def tell(counter: object, command: Blurt, meta: object) -> list[object]:
+    def tell(counter: object, command: Blurt, meta: object) -> list[CounterEvent]:
         words = {"password": SECRET}
         raise KeyError(words["password"]) from ValueError(SECRET)
 
     bus = build_registry()
-    bus.override(Blurt, tell, tenant="acme")
+    bus.rows_of(COUNTER).override(BLURT, tell, tenant="acme")
     async with replica(write_db, bus) as one:
         with structlog.testing.capture_logs() as logs:
             alone = await one.ask_one(Blurt(counter_id="a", text="x"))

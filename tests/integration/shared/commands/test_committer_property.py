@@ -23,7 +23,7 @@ from shared.line.event_store import AggregateKey
 from tests.support.checks.history import check_line, connected, events_of
 from tests.support.fakes.replica import NOW, make_command, reasons, replica
 from tests.support.system.engines import Engines
-from write_service.domain import account, person
+from write_service.domain import account_types, person_types
 from write_service.passwords import Passwords
 from write_service.registry import build_registry
 
@@ -38,32 +38,32 @@ NO_TRANSFER: Any = dict.fromkeys(("transfer_id", "counterparty_account_id", "not
 _tenants = (f"tenant-{number}" for number in itertools.count())
 
 contents = st.one_of(
-    st.builds(person.RegisterPerson, person_id=st.sampled_from(PEOPLE), name=st.sampled_from(["Alice", "Ada"])),
-    st.builds(person.RenamePerson, person_id=st.sampled_from(PEOPLE), name=st.sampled_from(["Alice", "Ada"])),
+    st.builds(person_types.RegisterPerson, person_id=st.sampled_from(PEOPLE), name=st.sampled_from(["Alice", "Ada"])),
+    st.builds(person_types.RenamePerson, person_id=st.sampled_from(PEOPLE), name=st.sampled_from(["Alice", "Ada"])),
     st.builds(
-        account.OpenAccount,
+        account_types.OpenAccount,
         account_id=st.sampled_from(ACCOUNTS),
         owner_id=st.sampled_from(PEOPLE),
         currency=st.sampled_from(CURRENCIES),
         name=st.just("blue"),
     ),
     st.builds(
-        account.DepositMoney,
+        account_types.DepositMoney,
         account_id=st.sampled_from(ACCOUNTS),
         amount_minor=st.one_of(st.integers(1, 100), st.just(2**63 - 1)),
         currency=st.sampled_from(CURRENCIES),
         **NO_TRANSFER,
     ),
     st.builds(
-        account.WithdrawMoney,
+        account_types.WithdrawMoney,
         account_id=st.sampled_from(ACCOUNTS),
         amount_minor=st.integers(1, 100),
         currency=st.sampled_from(CURRENCIES),
         **NO_TRANSFER,
     ),
-    st.builds(account.CloseAccount, account_id=st.sampled_from(ACCOUNTS)),
-    st.builds(account.FreezeAccount, account_id=st.sampled_from(ACCOUNTS)),
-    st.builds(account.UnfreezeAccount, account_id=st.sampled_from(ACCOUNTS)),
+    st.builds(account_types.CloseAccount, account_id=st.sampled_from(ACCOUNTS)),
+    st.builds(account_types.FreezeAccount, account_id=st.sampled_from(ACCOUNTS)),
+    st.builds(account_types.UnfreezeAccount, account_id=st.sampled_from(ACCOUNTS)),
 )
 
 
@@ -86,16 +86,16 @@ asked = st.builds(
 rounds = st.lists(st.lists(st.lists(st.lists(asked, min_size=1, max_size=4), max_size=4), min_size=1, max_size=4), max_size=5)
 
 
-FIRST_DEPOSIT = account.DepositMoney(
+FIRST_DEPOSIT = account_types.DepositMoney(
     account_id="a0", amount_minor=50, currency="USD", transfer_id=None, counterparty_account_id=None, not_after_ms=None
 )
 
 # What every example begins with, so that money moves in most of them.
 BEGIN = [
     [
-        [[Asked(person.RegisterPerson(person_id=name, name="Alice"), None, None)] for name in PEOPLE],
-        [[Asked(account.OpenAccount(account_id="a0", owner_id="p0", currency="USD", name="blue"), None, None)]],
-        [[Asked(account.OpenAccount(account_id="a1", owner_id="p1", currency="USD", name="red"), None, None)]],
+        [[Asked(person_types.RegisterPerson(person_id=name, name="Alice"), None, None)] for name in PEOPLE],
+        [[Asked(account_types.OpenAccount(account_id="a0", owner_id="p0", currency="USD", name="blue"), None, None)]],
+        [[Asked(account_types.OpenAccount(account_id="a1", owner_id="p1", currency="USD", name="red"), None, None)]],
         [[Asked(FIRST_DEPOSIT, None, None)]],
     ]
 ]
@@ -227,11 +227,11 @@ def test_any_interleaving_of_two_replicas_keeps_what_is_always_true(
         balances: Tally[str] = Tally()
         for event in await events_of(module_db):
             if event.tenant == tenant and event.category == "account":
-                match BUS.codec.decode(event.type, event.payload):
-                    case account.MoneyDeposited() as deposited:
+                match BUS.codecs.decode(event.type, event.payload):
+                    case account_types.MoneyDeposited() as deposited:
                         balances[event.aggregate_id] += deposited.amount_minor
                         assert deposited.balance_after_minor == balances[event.aggregate_id]
-                    case account.MoneyWithdrawn() as withdrawn:
+                    case account_types.MoneyWithdrawn() as withdrawn:
                         balances[event.aggregate_id] -= withdrawn.amount_minor
                         assert withdrawn.balance_after_minor == balances[event.aggregate_id]
                 assert 0 <= balances[event.aggregate_id] < 2**63

@@ -12,7 +12,7 @@ from shared.commands.decide import Command, Outcome
 from shared.folds.aggregate import Meta
 from shared.folds.errors import Code
 from tests.support.checks.history import check_line, commands_of
-from tests.support.domains.trial import Add, Counter, CounterEvent, Swell, add, build_registry
+from tests.support.domains.trial import ADD, COUNTER, Add, Counter, CounterEvent, Swell, add, build_registry
 from tests.support.fakes.replica import Replica, make_command, reasons, refusal, replica
 
 BUS = build_registry()
@@ -159,7 +159,7 @@ async def test_after_a_failure(write_db: Database) -> None:
         return add(counter, command, meta)
 
     bus = build_registry()
-    bus.override(Add, sometimes, tenant="acme")
+    bus.rows_of(COUNTER).override(ADD, sometimes, tenant="acme")
     async with replica(write_db, bus) as one:
         asked = make_command(bus, adding(5).content)
         for _ in range(2):
@@ -187,7 +187,7 @@ async def test_after_a_failure_on_a_stale_cache(write_db: Database) -> None:
         return add(counter, command, meta)
 
     bus = build_registry()
-    bus.override(Add, sometimes, tenant="acme")
+    bus.rows_of(COUNTER).override(ADD, sometimes, tenant="acme")
     async with replica(write_db, bus) as one, replica(write_db, BUS) as other:
         asked = make_command(bus, adding(5).content)
         assert reasons(await one.ask(asked)) == ["INTERNAL"]

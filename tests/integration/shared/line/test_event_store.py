@@ -35,7 +35,7 @@ A: AggregateKey = ("acme", "counter", "a")
 
 def added(key: AggregateKey, version: int, amount: int = 1, bus: CommandRegistry = BUS) -> NewEvent:
     """An event to append."""
-    payload = bus.codec.of(Added(counter_id="", amount=1)).encode(Added(counter_id=key[2], amount=amount))
+    payload = bus.codecs.of(Added(counter_id="", amount=1)).encode(Added(counter_id=key[2], amount=amount))
     return NewEvent(uuid4(), key, version, "trial.Added", payload, b"")
 
 
@@ -166,7 +166,7 @@ def test_loading_from_snapshots_equals_the_full_fold(module_db: Database, amount
                 "SELECT version, state FROM snapshots WHERE aggregate_id = %s ORDER BY version", [counter_id]
             )
             snapshots = await cursor.fetchall()
-        contents = [bus.codec.decode(event.type, event.payload) for event in stored]
+        contents = [bus.codecs.decode(event.type, event.payload) for event in stored]
         assert loaded == Versioned(len(contents), reduce(evolve, contents, Counter()))
         assert [version for version, _ in snapshots] == list(range(every, len(contents) + 1, every))
         for version, state in snapshots:

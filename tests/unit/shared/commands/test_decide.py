@@ -67,7 +67,7 @@ def outcomes(plan: Plan, *commands: Command) -> list[Outcome]:
 
 def events(plan: Plan) -> list[tuple[str, int, object]]:
     """Aggregate, version and content of the events to append."""
-    return [(event.key[2], event.version, BUS.codec.decode(event.type, event.payload)) for event in plan.batch.events]
+    return [(event.key[2], event.version, BUS.codecs.decode(event.type, event.payload)) for event in plan.batch.events]
 
 
 def test_each_command_sees_what_those_before_it_changed() -> None:
@@ -269,7 +269,7 @@ def test_an_event_that_is_too_large_is_refused_and_nothing_of_it_is_kept() -> No
     """Not even in the command log: too large to keep is too large for that too."""
     size = (
         EVENT_BYTES_MAX
-        - len(BUS.codec.of(trial.Swollen(counter_id="a", text="")).encode(trial.Swollen(counter_id="a", text="")))
+        - len(BUS.codecs.of(trial.Swollen(counter_id="a", text="")).encode(trial.Swollen(counter_id="a", text="")))
         - 4
     )
     fits, too_large = command(Swell(counter_id="a", amount=size)), command(Swell(counter_id="a", amount=size + 1))
@@ -282,7 +282,7 @@ def test_an_event_that_is_too_large_is_refused_and_nothing_of_it_is_kept() -> No
 def test_a_tenants_own_decision_replaces_everybodys() -> None:
     """For that tenant, and no other."""
     bus = build_registry()
-    bus.override(Add, trial.twice_as_much, tenant="umbrella")
+    bus.rows_of(trial.COUNTER).override(trial.ADD, trial.twice_as_much, tenant="umbrella")
     mine, theirs = (command(Add(counter_id="a", amount=5), bus=bus, tenant=tenant) for tenant in ("umbrella", "acme"))
     plan = decided({}, mine, theirs, bus=bus)
     assert plan.states == {("umbrella", "counter", "a"): at(10), A: at(5)}
@@ -299,12 +299,12 @@ def test_a_decision_is_told_who_asks_and_when() -> None:
     """The moment is the batch's; nobody reads a clock."""
     seen: list[Meta] = []
 
-    def note(counter: Counter, content: Add, meta: Meta) -> Sequence[object]:
+    def note(counter: Counter, content: Add, meta: Meta) -> Sequence[trial.CounterEvent]:
         seen.append(meta)
         return []
 
     bus = build_registry()
-    bus.override(Add, note, tenant="acme")
+    bus.rows_of(trial.COUNTER).override(trial.ADD, note, tenant="acme")
     asked = command(Add(counter_id="a", amount=1), bus=bus, on_behalf_of="bob", user_id="saga")
     decided({}, asked, bus=bus)
     assert seen == [
@@ -343,7 +343,8 @@ def test_events_carry_who_and_why() -> None:
 def test_an_unregistered_event_is_a_defect_of_its_command() -> None:
     """A decision that returns what nobody can store fails alone."""
     bus = build_registry()
-    bus.override(Add, lambda counter, content, meta: [object()], tenant="acme")
+    unknown: Any = object()
+    bus.rows_of(trial.COUNTER).override(trial.ADD, lambda counter, content, meta: [unknown], tenant="acme")
     asked, after = command(Add(counter_id="a", amount=1), bus=bus), command(Chain(counter_id="a", links=0), bus=bus)
     with structlog.testing.capture_logs():
         plan = decided({}, asked, after, bus=bus)
