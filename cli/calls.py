@@ -13,7 +13,6 @@ from typing import Any
 from google.protobuf import json_format
 from google.protobuf.message import Message
 from grpc.aio import AioRpcError
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cli import contract
 from cli.endpoints import Endpoints
@@ -21,19 +20,14 @@ from deploy.bank import Bank, packed
 from foldline.v1 import (
     command_pb2,
     event_store_pb2,
-    event_store_pb2_grpc,
     process_pb2,
     process_pb2_grpc,
-    projection_pb2,
-    projection_pb2_grpc,
 )
 from shared.folds.errors import Refusal
 from shared.rpc.client import bearer, channel
 from shared.rpc.status import from_rpc_error, from_status
 
 TIMEOUT_S = 10
-BEYOND_THE_LINE = 2**62
-ATTENTION_MAX = 20
 
 
 class Refused(Exception):
@@ -148,75 +142,12 @@ async def steer_process(endpoints: Endpoints, action: str, tenant: str, type_: s
     return plain(answer.process)
 
 
-async def unary(method: Callable[..., Awaitable[Any]], request: Message, token: str) -> Any:
+async def unary(method: Callable[..., Awaitable[Any]], request: Message, token: str, *, timeout_s: float = TIMEOUT_S) -> Any:
     """Makes a call. Raises Refused."""
     try:
-        return await method(request, metadata=bearer(token), timeout=TIMEOUT_S)
+        return await method(request, metadata=bearer(token), timeout=timeout_s)
     except AioRpcError as error:
         raise Refused(from_rpc_error(error)) from None
-
-
-async def status(endpoints: Endpoints) -> dict[str, Any]:
-    """Whether the services serve, how long the line is, how far each projection is, which processes need an operator.
-
-    Never raises Refused: what does not answer is said in its place.
-    """
-    token = bearer(endpoints.token("operator"))
-    found: dict[str, Any] = {"line": None, "projections": []}
-    async with channel(endpoints.write, retries=False) as write, channel(endpoints.read, retries=False) as read:
-        found["services"] = [
-            {"service": name, "address": address, "health": await health(connection)}
-            for name, address, connection in (("write", endpoints.write, write), ("read", endpoints.read, read))
-        ]
-        try:
-            store = event_store_pb2_grpc.EventStoreServiceStub(write)
-            async for part in store.ReadAll(
-                event_store_pb2.ReadAllRequest(from_position=BEYOND_THE_LINE, events_max=1), metadata=token, timeout=TIMEOUT_S
-            ):
-                found["line"] = {"shard": part.shard, "head_position": part.head_position, "epoch": part.epoch}
-                break
-        except AioRpcError as error:
-            found["line"] = {"error": told(from_rpc_error(error))}
-        try:
-            projections = projection_pb2_grpc.ProjectionServiceStub(read)
-            answer = await projections.ListProjections(projection_pb2.ListProjectionsRequest(), metadata=token, timeout=TIMEOUT_S)
-        except AioRpcError as error:
-            found["projections_error"] = told(from_rpc_error(error))
-        else:
-            found["projections"] = [lagging(projection, found["line"]) for projection in answer.projections]
-    if endpoints.saga:
-        await _processes(endpoints, found)
-    return found
-
-
-async def _processes(endpoints: Endpoints, found: dict[str, Any]) -> None:
-    """Adds whether the saga service serves, and which processes an operator should look at."""
-    async with channel(endpoints.saga, retries=False) as saga:
-        found["services"].append({"service": "saga", "address": endpoints.saga, "health": await health(saga)})
-    try:
-        processes, more = await list_processes(endpoints, {"attention": True}, ATTENTION_MAX)
-    except Refused as refused:
-        found["processes_error"] = told(refused.refusal)
-    else:
-        found["attention"] = {"processes": processes, "more": more}
-
-
-async def health(connection: Any) -> str:
-    """`SERVING`, `NOT_SERVING`, or the reason why there is no answer."""
-    try:
-        answer = await health_pb2_grpc.HealthStub(connection).Check(health_pb2.HealthCheckRequest(), timeout=3)
-    except AioRpcError as error:
-        return from_rpc_error(error).reason
-    name: str = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
-    return name
-
-
-def lagging(projection: projection_pb2.ProjectionStatus, line: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A projection with its distance to the head of the line, in events; None if that is not known."""
-    made = plain(projection)
-    head = (line or {}).get("head_position")
-    made["lag"] = max(0, head - projection.position) if head is not None else None
-    return made
 
 
 def event(envelope: event_store_pb2.EventEnvelope) -> dict[str, Any]:

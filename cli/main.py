@@ -12,7 +12,7 @@ from cli.delivery import delivery
 from cli.get import get
 from cli.process import process
 from cli.send import HELP, SendCommand, send
-from cli.status import status
+from cli.status import projection, restored, status
 
 ABOUT = """Foldline: commands in, events in order, answers out.
 
@@ -48,6 +48,8 @@ app.command(cls=SendCommand, help=HELP)(send)
 app.add_typer(get, name="get", help="Ask for a person, an account, a transfer, a user, a command or a stream of events.")
 app.add_typer(process, name="process", help="See what processes do, and steer them: for operators.")
 app.add_typer(delivery, name="delivery", help="See what is told to the outside, and steer it: for operators.")
+app.add_typer(projection, name="projection", help="Let query tables go on after a restore: for operators.")
+app.command()(restored)
 app.command()(local.mail)
 
 if __name__ == "__main__":

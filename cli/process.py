@@ -29,6 +29,7 @@ class ProcessStatus(StrEnum):
     RUNNING = "running"
     ENDED = "ended"
     PARKED = "parked"
+    UNDONE = "undone"
 
 
 @process.command("list")
@@ -106,6 +107,46 @@ def process_cancel(
     What may have been carried out cannot be taken back: MAY_HAVE_HAPPENED.
     """
     steer("cancel", tenant, type_, process_id, data, output)
+
+
+@process.command("accept-history")
+def process_accept_history(data: Data = DATA, output: Format = Output.TEXT) -> None:
+    """Let diverged processes go on with the line as it is now, after a restore; names what is gone.
+
+    A process whose begin is gone is undone, and begins anew if that comes again. One that moved since the copy was made runs
+    again from its begin: what it did is found, what is gone is done anew.
+    """
+
+    async def ask(known: Endpoints) -> dict[str, Any]:
+        from cli import status_calls
+
+        return await status_calls.accept_history(known)
+
+    found = call(ask, data, output)
+    if output is Output.JSON:
+        print_json(found)
+    else:
+        show_revision(found)
+
+
+def show_revision(found: dict[str, Any]) -> None:
+    """Prints what became of processes and commands after a restore."""
+    print(f"processes go on behind event {found['common_position']} of history {found['epoch']}")
+    print(f"  they had seen {found['former_position']} events of history {found['former_epoch']}")
+    if found["processes"]:
+        rows = [
+            (it["tenant"], it["type"], it["process_id"], it["outcome"], str(it["lost_position"] or ""), it["lost_event_id"])
+            for it in found["processes"]
+        ]
+        print(f"\nprocesses that moved since: {found['processes_total']}")
+        print_table(("tenant", "type", "id", "now", "lost position", "lost event"), rows)
+    if found["commands"]:
+        gone = [
+            (it["tenant"], it["type"], it["command_id"], it["process_id"], "gone" if it["certain"] else "gone, or done again")
+            for it in found["commands"]
+        ]
+        print(f"\nacknowledged commands of processes: {found['commands_total']}")
+        print_table(("tenant", "command", "id", "process", "now"), gone)
 
 
 def steer(action: str, tenant: str, type_: str, process_id: str, data: Path, output: Output) -> None:

@@ -2,38 +2,97 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from cli.endpoints import Endpoints
 from cli.invoke import call
 from cli.options import DATA, Data, Format, Output
-from cli.output import REFUSED, UNAVAILABLE, print_json, print_table
+from cli.output import OK, REFUSED, UNAVAILABLE, print_json, print_table, show
 from cli.process import show_processes
 
 
 def status(data: Data = DATA, output: Format = Output.TEXT) -> None:
-    """Show whether the services serve, how far the projections are behind, and which processes need an operator.
+    """Show whether the services serve, how far projections and processes are, and which processes need an operator.
 
-    Exits with 3 if a service does not serve or the line cannot be read, with 1 if a projection stopped.
+    Exits with 3 if a service does not serve or the line cannot be read, with 1 if a projection or the processes do not go on.
     """
 
     async def ask(known: Endpoints) -> dict[str, Any]:
-        from cli import calls
+        from cli import status_calls
 
-        return await calls.status(known)
+        return await status_calls.status(known)
 
     found = call(ask, data, output)
     if output is Output.JSON:
         print_json(found)
     else:
         show_status(found)
+    if code := exit_code(found):
+        raise typer.Exit(code)
+
+
+def exit_code(found: dict[str, Any]) -> int:
+    """What a program is told of the state of the system."""
     away = any(service["health"] != "SERVING" for service in found["services"])
     if away or "error" in (found["line"] or {"error": ""}) or {"projections_error", "processes_error"} & found.keys():
-        raise typer.Exit(UNAVAILABLE)
-    if any(projection["state"] != "PROJECTION_STATE_RUNNING" for projection in found["projections"]):
-        raise typer.Exit(REFUSED)
+        return UNAVAILABLE
+    epoch = found["line"]["epoch"]
+    goes_on = all(
+        one["state"].endswith("_STATE_RUNNING") and not one["reason"] and not (one["ahead"] and one["epoch"] == epoch)
+        for one in (*found["projections"], *found["runners"])
+    )
+    return OK if goes_on else REFUSED
+
+
+def restored(data: Data = DATA, output: Format = Output.TEXT) -> None:
+    """Say that the write database was restored to an older state.
+
+    Its history then has another name, so nobody takes it for the one that was lost. Needed when files were copied back, or a
+    dump was restored into the database that it was made of; another server or another database is noticed without a word.
+
+    What has seen events that are gone then stops and says so (`foldline status`); go on with
+    `foldline process accept-history` and `foldline projection accept-history NAME`.
+    """
+
+    async def ask(known: Endpoints) -> dict[str, Any]:
+        from cli import status_calls
+
+        return await status_calls.mark_restored(known)
+
+    show(call(ask, data, output), output)
+
+
+projection = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+
+@projection.command("accept-history")
+def projection_accept_history(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As `foldline status` shows it, for example summaries.")],
+    data: Data = DATA,
+    output: Format = Output.TEXT,
+) -> None:
+    """Let a diverged projection go on with the line as it is now: its tables are emptied and filled again.
+
+    Until they are filled, queries find less than there is; those with a consistency token wait.
+    """
+
+    async def ask(known: Endpoints) -> dict[str, Any]:
+        from cli import status_calls
+
+        return await status_calls.refill(known, name)
+
+    found = call(ask, data, output)
+    if output is Output.JSON:
+        print_json(found)
+        return
+    was, line = found["was"], found["line"]
+    print(f"{was['name']}: emptied, and filled again from the {line['head_position']} events of history {line['epoch']}")
+    print(f"  its tables had seen {was['position']} events of history {was['epoch']}")
+    if was["position"] > line["head_position"]:
+        print(f"  {was['position'] - line['head_position']} of them at least are gone, with the commands that caused them")
+    print("  `foldline process accept-history` names the commands of processes that are gone")
 
 
 def show_status(found: dict[str, Any]) -> None:
@@ -48,17 +107,9 @@ def show_status(found: dict[str, Any]) -> None:
     if error := found.get("projections_error"):
         print(f"projections: {error['text']}")
         return
-    projections = [
-        (
-            one["name"],
-            str(one["position"]),
-            "?" if one["lag"] is None else str(one["lag"]),
-            one["state"].removeprefix("PROJECTION_STATE_"),
-            one["reason"],
-        )
-        for one in found["projections"]
-    ]
-    print_table(("projection", "position", "lag", "state", "reason"), projections)
+    consumers = [consumer_row("projection", one) for one in found["projections"]]
+    consumers += [consumer_row("processes", one) for one in found["runners"]]
+    print_table(("follows the line", "name", "position", "behind", "ahead", "state", "reason"), consumers)
     if error := found.get("processes_error"):
         print(f"\nprocesses: {error['text']}")
     elif attention := found.get("attention"):
@@ -66,3 +117,9 @@ def show_status(found: dict[str, Any]) -> None:
         print(f"\nprocesses that an operator should look at:{more} {len(attention['processes'])}")
         if attention["processes"]:
             show_processes(attention["processes"])
+
+
+def consumer_row(kind: str, one: dict[str, Any]) -> tuple[str, ...]:
+    """What follows the line, as a row."""
+    behind, ahead = ("?" if one[name] is None else str(one[name]) for name in ("lag", "ahead"))
+    return kind, one["name"], str(one["position"]), behind, ahead, one["state"].rpartition("_")[2], one["reason"]

@@ -26,18 +26,21 @@ from read_service.projections import transfers, users
 from read_service.projections.accounts import ACTIVE, CLOSED, FROZEN
 from read_service.projections.people import fold_name
 from read_service.queries import Order
-from shared.folds.errors import NotFound
+from shared.folds.errors import NotFound, Rejected
 from shared.line.consistency import ConsistencyGate
 from shared.line.standing import Standing, State, read_standings
 from shared.platform.clock import timestamp
 from shared.platform.identity import Role, current_call
 from shared.platform.leader import LockClass
-from shared.platform.postgres import Reads
+from shared.platform.postgres import Reads, one
+from shared.platform.telemetry import logger
 from shared.rpc import pages
 
 CALLERS = frozenset({Role.USER, Role.TENANT_ADMIN, Role.OPERATOR})
 ADMINISTRATORS = frozenset({Role.TENANT_ADMIN, Role.OPERATOR})
 OPERATORS = frozenset({Role.OPERATOR})
+
+log = logger(__name__)
 
 ROLES: Mapping[str, frozenset[Role]] = {
     "bank.v1.PersonQueryService/GetPerson": CALLERS,
@@ -50,6 +53,7 @@ ROLES: Mapping[str, frozenset[Role]] = {
     "bank.v1.UserQueryService/GetUser": ADMINISTRATORS,
     "bank.v1.UserQueryService/ListUsers": ADMINISTRATORS,
     "foldline.v1.ProjectionService/ListProjections": OPERATORS,
+    "foldline.v1.ProjectionService/RefillProjection": OPERATORS,
 }
 
 PERSON_ORDERS = {
@@ -253,6 +257,19 @@ class ProjectionService(projection_pb2_grpc.ProjectionServiceServicer):
         async with self._reads.connection() as connection:
             found = await read_standings(connection, LockClass.PROJECTOR, self._shard, self._names)
         return projection_pb2.ListProjectionsResponse(projections=map(_projection, found))
+
+    async def RefillProjection(
+        self, request: projection_pb2.RefillProjectionRequest, context: Any
+    ) -> projection_pb2.RefillProjectionResponse:
+        if request.name not in self._names:
+            raise NotFound("PROJECTION_NOT_FOUND", f"there is no projection {request.name}")
+        async with self._reads.connection() as connection:
+            [found] = await read_standings(connection, LockClass.PROJECTOR, self._shard, (request.name,))
+            (asked,) = await one(connection, "SELECT ask_refill(%s, %s)", (request.name, self._shard))
+        if not asked:
+            raise Rejected("NOT_DIVERGED", "the projection follows the line, or stopped for another reason: see its state")
+        log.warning("refill_asked", projection=request.name, user_id=current_call.get().identity.user_id)
+        return projection_pb2.RefillProjectionResponse(projection=_projection(found))
 
 
 def _tenant() -> str:

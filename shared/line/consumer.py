@@ -62,6 +62,9 @@ class Consumer(ABC):
     async def _consume(self, connection: Connection) -> None:
         """Goes on behind `self.at`, fencing whatever it writes, until something is raised."""
 
+    async def _heed(self, connection: Connection) -> None:  # noqa: B027 (most kinds of consumers need none)
+        """Does what an operator has asked a stopped consumer for."""
+
     def _moved(self, after: Checkpoint) -> None:
         """The checkpoint is there now."""
         if after.epoch != self.at.epoch:
@@ -136,6 +139,7 @@ class Consumer(ABC):
             await asyncio.sleep(LOOK_S)
             with suppress(psycopg.Error):
                 async with await self._connect() as connection:
+                    await self._heed(connection)
                     if not await checkpoints.is_stopped(connection, self.name, self.shard, self.at):
                         log.info("consumer_released", consumer=self.name, was=self.stopped)
                         self.stopped = None

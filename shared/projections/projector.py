@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, LiteralString
 
 from google.protobuf.message import Message
 
@@ -24,10 +24,16 @@ from shared.line.checkpoint import Checkpoint, Fenced
 from shared.line.consumer import Consumer, ConsumerFailed
 from shared.line.follower import Batch
 from shared.platform.postgres import Connection
+from shared.platform.telemetry import logger
 from shared.projections.rows import Rows
+
+log = logger(__name__)
 
 ROWS_KEPT_MAX = 10_000
 """For each table, of those touched last."""
+EMPTYING_S = 600
+# The role's limit is for batches, which take milliseconds.
+_TAKE_TIME: LiteralString = "SELECT set_config(name, %s, true) FROM pg_settings WHERE name = 'transaction_timeout'"
 
 
 class ProjectionFailed(ConsumerFailed):
@@ -94,6 +100,23 @@ class Tables:
             raise
         self._keep(touched)
         self._kept_at = batch.after
+
+    async def empty(self, connection: Connection, shard: int, at: Checkpoint) -> bool:
+        """Deletes all rows and lets the group begin anew, in one transaction; False if it is not diverged there any more.
+
+        Killed anywhere: the rows are there, and the checkpoint still says that they are of a lost history. Two at once: one
+        moves the checkpoint, the other finds it moved.
+        """
+        async with connection.transaction():
+            await connection.execute(_TAKE_TIME, (f"{EMPTYING_S}s",))
+            if not await checkpoints.accept(connection, self.group.name, shard, at, Checkpoint()):
+                return False
+            for rows in self._rows:
+                await rows.delete_all(connection)
+            await connection.execute(
+                "UPDATE checkpoints SET refill_asked = false WHERE name = %s AND shard = %s", (self.group.name, shard)
+            )
+        return True
 
     def _recall(self, touched: list[_Touched]) -> None:
         """Fills in the rows that are known, and says which are wanted."""
@@ -190,6 +213,14 @@ class Projector(Consumer):
         super().__init__(tables.group.name, shard, connect)
         self._tables = tables
         self._follow = follow
+
+    async def _heed(self, connection: Connection) -> None:
+        """Empties the tables, if they are of a lost history and an operator wants them filled from the line as it is now."""
+        cursor = await connection.execute(
+            "SELECT refill_asked FROM checkpoints WHERE name = %s AND shard = %s", (self.name, self.shard)
+        )
+        if await cursor.fetchone() == (True,) and await self._tables.empty(connection, self.shard, self.at):
+            log.warning("projection_emptied", projection=self.name, epoch=self.at.epoch, position=self.at.position)
 
     async def _consume(self, connection: Connection) -> None:
         async with aclosing(self._follow(self.at)) as batches:

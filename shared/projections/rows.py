@@ -56,6 +56,7 @@ class Rows:
         same = " AND ".join(f"t.{key} = k.{key}" for key in keys)
         values = ", ".join(f"{name} = excluded.{name}" for name in names[len(keys) :])
         self._select = f"SELECT {', '.join(read)} FROM {wanted} JOIN {table.name} t ON {same}"  # noqa: S608 (names of ours)
+        self._delete_all = f"DELETE FROM {table.name}"  # noqa: S608
         self._delete = f"DELETE FROM {table.name} t USING {wanted} WHERE {same}"  # noqa: S608
         self._upsert = (
             f"INSERT INTO {table.name} ({', '.join(names)}) SELECT {', '.join(write)} "  # noqa: S608
@@ -91,3 +92,7 @@ class Rows:
 
     def _pack_keys(self, keys: Sequence[RowKey]) -> list[Packed]:
         return [pack(column) for pack, column in zip(self._packs, zip(*keys, strict=True), strict=False)]
+
+    async def delete_all(self, connection: Connection) -> None:
+        """Deletes every row, of all tenants."""
+        await connection.execute(self._delete_all)

@@ -22,24 +22,31 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x66oldline/v1/projection.proto\x12\x0b\x66oldline.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbb\x01\n\x10ProjectionStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\x05\x12\r\n\x05\x65poch\x18\x03 \x01(\t\x12\x10\n\x08position\x18\x04 \x01(\x03\x12+\n\x05state\x18\x05 \x01(\x0e\x32\x1c.foldline.v1.ProjectionState\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12,\n\x08moved_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x18\n\x16ListProjectionsRequest\"M\n\x17ListProjectionsResponse\x12\x32\n\x0bprojections\x18\x01 \x03(\x0b\x32\x1d.foldline.v1.ProjectionStatus*\xa9\x01\n\x0fProjectionState\x12 \n\x1cPROJECTION_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18PROJECTION_STATE_RUNNING\x10\x01\x12\x1c\n\x18PROJECTION_STATE_STOPPED\x10\x02\x12\x1d\n\x19PROJECTION_STATE_DIVERGED\x10\x03\x12\x19\n\x15PROJECTION_STATE_AWAY\x10\x04\x32q\n\x11ProjectionService\x12\\\n\x0fListProjections\x12#.foldline.v1.ListProjectionsRequest\x1a$.foldline.v1.ListProjectionsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x66oldline/v1/projection.proto\x12\x0b\x66oldline.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbb\x01\n\x10ProjectionStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\x05\x12\r\n\x05\x65poch\x18\x03 \x01(\t\x12\x10\n\x08position\x18\x04 \x01(\x03\x12+\n\x05state\x18\x05 \x01(\x0e\x32\x1c.foldline.v1.ProjectionState\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12,\n\x08moved_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x18\n\x16ListProjectionsRequest\"M\n\x17ListProjectionsResponse\x12\x32\n\x0bprojections\x18\x01 \x03(\x0b\x32\x1d.foldline.v1.ProjectionStatus\"6\n\x17RefillProjectionRequest\x12\x1b\n\x04name\x18\x01 \x01(\tB\r\xbaH\nr\x08\x10\x01\x18?\xba\x01\x01\x00\"M\n\x18RefillProjectionResponse\x12\x31\n\nprojection\x18\x01 \x01(\x0b\x32\x1d.foldline.v1.ProjectionStatus*\xa9\x01\n\x0fProjectionState\x12 \n\x1cPROJECTION_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18PROJECTION_STATE_RUNNING\x10\x01\x12\x1c\n\x18PROJECTION_STATE_STOPPED\x10\x02\x12\x1d\n\x19PROJECTION_STATE_DIVERGED\x10\x03\x12\x19\n\x15PROJECTION_STATE_AWAY\x10\x04\x32\xd2\x01\n\x11ProjectionService\x12\\\n\x0fListProjections\x12#.foldline.v1.ListProjectionsRequest\x1a$.foldline.v1.ListProjectionsResponse\x12_\n\x10RefillProjection\x12$.foldline.v1.RefillProjectionRequest\x1a%.foldline.v1.RefillProjectionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'foldline.v1.projection_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PROJECTIONSTATE']._serialized_start=374
-  _globals['_PROJECTIONSTATE']._serialized_end=543
-  _globals['_PROJECTIONSTATUS']._serialized_start=79
-  _globals['_PROJECTIONSTATUS']._serialized_end=266
-  _globals['_LISTPROJECTIONSREQUEST']._serialized_start=268
-  _globals['_LISTPROJECTIONSREQUEST']._serialized_end=292
-  _globals['_LISTPROJECTIONSRESPONSE']._serialized_start=294
-  _globals['_LISTPROJECTIONSRESPONSE']._serialized_end=371
-  _globals['_PROJECTIONSERVICE']._serialized_start=545
-  _globals['_PROJECTIONSERVICE']._serialized_end=658
+  _globals['_REFILLPROJECTIONREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_REFILLPROJECTIONREQUEST'].fields_by_name['name']._serialized_options = b'\272H\nr\010\020\001\030?\272\001\001\000'
+  _globals['_PROJECTIONSTATE']._serialized_start=538
+  _globals['_PROJECTIONSTATE']._serialized_end=707
+  _globals['_PROJECTIONSTATUS']._serialized_start=108
+  _globals['_PROJECTIONSTATUS']._serialized_end=295
+  _globals['_LISTPROJECTIONSREQUEST']._serialized_start=297
+  _globals['_LISTPROJECTIONSREQUEST']._serialized_end=321
+  _globals['_LISTPROJECTIONSRESPONSE']._serialized_start=323
+  _globals['_LISTPROJECTIONSRESPONSE']._serialized_end=400
+  _globals['_REFILLPROJECTIONREQUEST']._serialized_start=402
+  _globals['_REFILLPROJECTIONREQUEST']._serialized_end=456
+  _globals['_REFILLPROJECTIONRESPONSE']._serialized_start=458
+  _globals['_REFILLPROJECTIONRESPONSE']._serialized_end=535
+  _globals['_PROJECTIONSERVICE']._serialized_start=710
+  _globals['_PROJECTIONSERVICE']._serialized_end=920
 # @@protoc_insertion_point(module_scope)

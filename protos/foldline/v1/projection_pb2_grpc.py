@@ -40,6 +40,11 @@ class ProjectionServiceStub:
                 request_serializer=foldline_dot_v1_dot_projection__pb2.ListProjectionsRequest.SerializeToString,
                 response_deserializer=foldline_dot_v1_dot_projection__pb2.ListProjectionsResponse.FromString,
                 _registered_method=True)
+        self.RefillProjection = channel.unary_unary(
+                '/foldline.v1.ProjectionService/RefillProjection',
+                request_serializer=foldline_dot_v1_dot_projection__pb2.RefillProjectionRequest.SerializeToString,
+                response_deserializer=foldline_dot_v1_dot_projection__pb2.RefillProjectionResponse.FromString,
+                _registered_method=True)
 
 
 class ProjectionServiceServicer:
@@ -52,6 +57,15 @@ class ProjectionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RefillProjection(self, request, context):
+        """Lets the projector empty the tables of a diverged projection and fill them from the line as it is now, for they hold what
+        is gone. Until they are filled, queries find less than there is; those with a consistency token wait.
+        Refusals: PROJECTION_NOT_FOUND, NOT_DIVERGED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ProjectionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -59,6 +73,11 @@ def add_ProjectionServiceServicer_to_server(servicer, server):
                     servicer.ListProjections,
                     request_deserializer=foldline_dot_v1_dot_projection__pb2.ListProjectionsRequest.FromString,
                     response_serializer=foldline_dot_v1_dot_projection__pb2.ListProjectionsResponse.SerializeToString,
+            ),
+            'RefillProjection': grpc.unary_unary_rpc_method_handler(
+                    servicer.RefillProjection,
+                    request_deserializer=foldline_dot_v1_dot_projection__pb2.RefillProjectionRequest.FromString,
+                    response_serializer=foldline_dot_v1_dot_projection__pb2.RefillProjectionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -89,6 +108,33 @@ class ProjectionService:
             '/foldline.v1.ProjectionService/ListProjections',
             foldline_dot_v1_dot_projection__pb2.ListProjectionsRequest.SerializeToString,
             foldline_dot_v1_dot_projection__pb2.ListProjectionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RefillProjection(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/foldline.v1.ProjectionService/RefillProjection',
+            foldline_dot_v1_dot_projection__pb2.RefillProjectionRequest.SerializeToString,
+            foldline_dot_v1_dot_projection__pb2.RefillProjectionResponse.FromString,
             options,
             channel_credentials,
             insecure,

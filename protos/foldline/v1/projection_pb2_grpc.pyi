@@ -17,6 +17,11 @@ class ProjectionServiceStub:
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListProjections: _aio.UnaryUnaryMultiCallable[_projection_pb2.ListProjectionsRequest, _projection_pb2.ListProjectionsResponse]
+    RefillProjection: _aio.UnaryUnaryMultiCallable[_projection_pb2.RefillProjectionRequest, _projection_pb2.RefillProjectionResponse]
+    """Lets the projector empty the tables of a diverged projection and fill them from the line as it is now, for they hold what
+    is gone. Until they are filled, queries find less than there is; those with a consistency token wait.
+    Refusals: PROJECTION_NOT_FOUND, NOT_DIVERGED.
+    """
 
 class ProjectionServiceServicer(metaclass=_abc_1.ABCMeta):
     """How far the query tables have followed the line of events."""
@@ -27,5 +32,16 @@ class ProjectionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _projection_pb2.ListProjectionsRequest,
         context: _aio.ServicerContext[_projection_pb2.ListProjectionsRequest, _abc.Awaitable[_projection_pb2.ListProjectionsResponse]],
     ) -> _abc.Awaitable[_projection_pb2.ListProjectionsResponse]: ...
+
+    @_abc_1.abstractmethod
+    def RefillProjection(
+        self,
+        request: _projection_pb2.RefillProjectionRequest,
+        context: _aio.ServicerContext[_projection_pb2.RefillProjectionRequest, _abc.Awaitable[_projection_pb2.RefillProjectionResponse]],
+    ) -> _abc.Awaitable[_projection_pb2.RefillProjectionResponse]:
+        """Lets the projector empty the tables of a diverged projection and fill them from the line as it is now, for they hold what
+        is gone. Until they are filled, queries find less than there is; those with a consistency token wait.
+        Refusals: PROJECTION_NOT_FOUND, NOT_DIVERGED.
+        """
 
 def add_ProjectionServiceServicer_to_server(servicer: ProjectionServiceServicer, server: _aio.Server) -> None: ...

@@ -77,6 +77,10 @@ def test_what_only_processes_may_set_is_no_field() -> None:
         ["process", "show"],
         ["process", "retry"],
         ["process", "cancel"],
+        ["process", "accept-history"],
+        ["projection"],
+        ["projection", "accept-history"],
+        ["restored"],
     ],
 )
 def test_every_command_explains_itself(words: list[str]) -> None:

@@ -399,6 +399,33 @@ async def test_a_checkpoint_ahead_of_a_restored_store_stops_it(read_db: Database
     assert dump(read_db) == before
 
 
+async def test_tables_of_a_lost_history_are_filled_anew_at_an_operators_word(read_db: Database) -> None:
+    """Emptied and filled from the line as it is, in every table; said of tables that are well, it does nothing."""
+    assert read_db.query
+
+    def ask() -> bool:
+        with psycopg.connect(read_db.query or "", autocommit=True) as connection:
+            return connection.execute("SELECT ask_refill('summaries', 1)").fetchone() == (True,)
+
+    store = bank()
+    async with running(projector(read_db, StoreLine(store))) as it:
+        await reached(it, 20)
+        assert not ask()
+    del store.events[10:]
+    store.epoch = "22222222-2222-4222-8222-222222222222/1"
+    async with running(projector(read_db, StoreLine(store))) as it, running(projector(read_db, StoreLine(store))) as other:
+        await eventually(lambda: it.stopped and other.stopped)
+        assert ask()
+        for number in range(5):
+            store.person("acme", uid(100 + number), "of another history")
+        for each in (it, other):
+            await eventually(lambda each=each: each.at.position == 15)  # type: ignore[misc]
+    assert dump(read_db) == folded(store.events)
+    with psycopg.connect(read_db.app) as connection:
+        row = connection.execute("SELECT epoch, position, state, refill_asked FROM checkpoints").fetchone()
+    assert row == (store.epoch, 15, "running", False)
+
+
 async def test_a_new_epoch_of_the_same_history_is_stored(read_db: Database) -> None:
     """A failover that lost nothing stops nothing."""
     store = bank()
