@@ -1,6 +1,7 @@
 """Writes the reference pages that follow from the code, or checks that the committed ones are up to date.
 
-Run as `python docs/generate.py [--check]`: docs/settings.md and the list of known variables, from the settings classes.
+Run as `python docs/generate.py [--check]`: docs/settings.md and the list of known variables, from the settings classes;
+docs/refusals.md, from the decisions.
 """
 
 from __future__ import annotations
@@ -9,12 +10,16 @@ import argparse
 import sys
 from pathlib import Path
 
+from docs import refusals
 from read_service.app import ReadSettings
 from read_service.projector import ProjectorSettings
 from saga_service.app import SagaSettings
 from shared.platform.settings import ProcessSettings, rows
 from write_service.app import WriteSettings
+from write_service.passwords import Passwords
+from write_service.registry import build_registry
 from write_service.relay import RelaySettings
+from write_service.servicers import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
 PROCESSES: dict[str, type[ProcessSettings]] = {
@@ -87,7 +92,11 @@ def variables_module() -> str:
 
 def pages() -> dict[Path, str]:
     """The content of each generated file."""
-    return {ROOT / "docs/settings.md": settings_page(), ROOT / "shared/platform/variables.py": variables_module()}
+    return {
+        ROOT / "docs/settings.md": settings_page(),
+        ROOT / "docs/refusals.md": refusals.page(build_registry(Passwords()), COMMANDS),
+        ROOT / "shared/platform/variables.py": variables_module(),
+    }
 
 
 def main() -> int:

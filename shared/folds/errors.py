@@ -8,11 +8,11 @@ Refusal
 ├── AlreadyExists      ALREADY_EXISTS
 ├── Rejected           FAILED_PRECONDITION  a rule of the business, or the state of things, refuses
 ├── VersionMismatch    ABORTED              the caller's `expected_version` is stale
-├── Undone             ABORTED              another command of the same atomic batch was refused
+├── BatchAborted       ABORTED              another command of the same atomic batch was refused
 ├── OverLimit          RESOURCE_EXHAUSTED   too large, too many, too fast
 ├── Late               DEADLINE_EXCEEDED
 ├── Unavailable        UNAVAILABLE          the database or a peer is away; the same call may be made again
-└── Defect             INTERNAL             what a caller is told of any other exception: nothing; the log has the rest
+└── InternalError      INTERNAL             what a caller is told of any other exception: nothing; the log has the rest
 
 This module imports nothing but the standard library, because the domain imports it.
 """

@@ -80,14 +80,16 @@ class AccountServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DepositMoney(self, request, context):
-        """Refusals: ACCOUNT_NOT_FOUND, ACCOUNT_CLOSED, ACCOUNT_FROZEN, CURRENCY_MISMATCH, BALANCE_OVERFLOW.
+        """Refusals: ONLY_A_PROCESS, COMMAND_EXPIRED, ACCOUNT_NOT_FOUND, ACCOUNT_CLOSED, ACCOUNT_FROZEN, CURRENCY_MISMATCH,
+        BALANCE_OVERFLOW.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WithdrawMoney(self, request, context):
-        """Refusals: ACCOUNT_NOT_FOUND, ACCOUNT_CLOSED, ACCOUNT_FROZEN, CURRENCY_MISMATCH, INSUFFICIENT_FUNDS.
+        """Refusals: ONLY_A_PROCESS, COMMAND_EXPIRED, ACCOUNT_NOT_FOUND, ACCOUNT_CLOSED, ACCOUNT_FROZEN, CURRENCY_MISMATCH,
+        INSUFFICIENT_FUNDS.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

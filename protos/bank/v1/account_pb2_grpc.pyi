@@ -20,9 +20,13 @@ class AccountServiceStub:
     OpenAccount: _aio.UnaryUnaryMultiCallable[_account_pb2.OpenAccountRequest, _command_pb2.CommandReceipt]
     """Refusals: ACCOUNT_ALREADY_OPEN, PERSON_NOT_FOUND, TOO_MANY_ACCOUNTS."""
     DepositMoney: _aio.UnaryUnaryMultiCallable[_account_pb2.DepositMoneyRequest, _command_pb2.CommandReceipt]
-    """Refusals: ACCOUNT_NOT_FOUND, ACCOUNT_CLOSED, ACCOUNT_FROZEN, CURRENCY_MISMATCH, BALANCE_OVERFLOW."""
+    """Refusals: ONLY_A_PROCESS, COMMAND_EXPIRED, ACCOUNT_NOT_FOUND, ACCOUNT_CLOSED, ACCOUNT_FROZEN, CURRENCY_MISMATCH,
+    BALANCE_OVERFLOW.
+    """
     WithdrawMoney: _aio.UnaryUnaryMultiCallable[_account_pb2.WithdrawMoneyRequest, _command_pb2.CommandReceipt]
-    """Refusals: ACCOUNT_NOT_FOUND, ACCOUNT_CLOSED, ACCOUNT_FROZEN, CURRENCY_MISMATCH, INSUFFICIENT_FUNDS."""
+    """Refusals: ONLY_A_PROCESS, COMMAND_EXPIRED, ACCOUNT_NOT_FOUND, ACCOUNT_CLOSED, ACCOUNT_FROZEN, CURRENCY_MISMATCH,
+    INSUFFICIENT_FUNDS.
+    """
     FreezeAccount: _aio.UnaryUnaryMultiCallable[_account_pb2.FreezeAccountRequest, _command_pb2.CommandReceipt]
     """Refusals: ACCOUNT_NOT_FOUND. A frozen account stays frozen, without an event."""
     UnfreezeAccount: _aio.UnaryUnaryMultiCallable[_account_pb2.UnfreezeAccountRequest, _command_pb2.CommandReceipt]
@@ -47,7 +51,9 @@ class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _account_pb2.DepositMoneyRequest,
         context: _aio.ServicerContext[_account_pb2.DepositMoneyRequest, _abc.Awaitable[_command_pb2.CommandReceipt]],
     ) -> _abc.Awaitable[_command_pb2.CommandReceipt]:
-        """Refusals: ACCOUNT_NOT_FOUND, ACCOUNT_CLOSED, ACCOUNT_FROZEN, CURRENCY_MISMATCH, BALANCE_OVERFLOW."""
+        """Refusals: ONLY_A_PROCESS, COMMAND_EXPIRED, ACCOUNT_NOT_FOUND, ACCOUNT_CLOSED, ACCOUNT_FROZEN, CURRENCY_MISMATCH,
+        BALANCE_OVERFLOW.
+        """
 
     @_abc_1.abstractmethod
     def WithdrawMoney(
@@ -55,7 +61,9 @@ class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _account_pb2.WithdrawMoneyRequest,
         context: _aio.ServicerContext[_account_pb2.WithdrawMoneyRequest, _abc.Awaitable[_command_pb2.CommandReceipt]],
     ) -> _abc.Awaitable[_command_pb2.CommandReceipt]:
-        """Refusals: ACCOUNT_NOT_FOUND, ACCOUNT_CLOSED, ACCOUNT_FROZEN, CURRENCY_MISMATCH, INSUFFICIENT_FUNDS."""
+        """Refusals: ONLY_A_PROCESS, COMMAND_EXPIRED, ACCOUNT_NOT_FOUND, ACCOUNT_CLOSED, ACCOUNT_FROZEN, CURRENCY_MISMATCH,
+        INSUFFICIENT_FUNDS.
+        """
 
     @_abc_1.abstractmethod
     def FreezeAccount(
