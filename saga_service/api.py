@@ -17,7 +17,7 @@ from shared.processes.admin import Case, Place, ProcessAdmin
 from shared.processes.delivery_admin import DeliveryAdmin
 from shared.processes.delivery_store import Delivery
 from shared.processes.history import LostCommand, Revised
-from shared.processes.round import Entry, Process, ProcessStatus
+from shared.processes.records import HistoryEntry, Process, ProcessStatus
 from shared.rpc import pages
 
 OPERATORS = frozenset({Role.OPERATOR})
@@ -231,7 +231,7 @@ def _lost(it: LostCommand) -> process_pb2.LostCommand:
     )
 
 
-def _entry(entry: Entry) -> process_pb2.ProcessEntry:
+def _entry(entry: HistoryEntry) -> process_pb2.ProcessEntry:
     return process_pb2.ProcessEntry(
         happened_at=timestamp(entry.happened_at),
         kind=entry.kind,

@@ -25,17 +25,9 @@ from shared.platform.packing import texts, timestamps
 from shared.platform.postgres import Connection, Reads
 from shared.processes import history, store
 from shared.processes.history import Revision
-from shared.processes.round import (
-    FOLD_FAILED,
-    NO_ANNOUNCEMENTS,
-    CommandResult,
-    Entry,
-    Process,
-    ProcessKey,
-    ProcessStatus,
-    Round,
-    process_types,
-)
+from shared.processes.process_type import process_types
+from shared.processes.records import FOLD_FAILED, CommandResult, HistoryEntry, Process, ProcessKey, ProcessStatus
+from shared.processes.round import NO_ANNOUNCEMENTS, Round
 from shared.processes.runner import CHECKPOINT
 from shared.processes.store import Pending
 from shared.rpc.status import to_status
@@ -79,7 +71,7 @@ class Case:
     """All that is known of a process."""
 
     process: Process
-    history: Sequence[Entry]
+    history: Sequence[HistoryEntry]
     commands: Sequence[Pending]
     timers: Sequence[tuple[str, datetime]]
 

@@ -24,14 +24,7 @@ from grpc.aio import AioRpcError, Metadata
 from foldline.v1 import command_pb2
 from shared.folds.errors import Code, Refusal
 from shared.platform.telemetry import logger
-from shared.processes.round import (
-    COMMAND_FAILED,
-    CommandIdTaken,
-    CommandResult,
-    DeliveryFailure,
-    PendingCommand,
-    ProcessKey,
-)
+from shared.processes.records import COMMAND_FAILED, CommandIdTaken, CommandResult, DeliveryFailure, PendingCommand, ProcessKey
 from shared.rpc.client import bearer
 from shared.rpc.status import from_rpc_error, from_status
 

@@ -31,7 +31,8 @@ from shared.line.checkpoint import Checkpoint
 from shared.line.follower import Line, LineAway
 from shared.platform.packing import texts
 from shared.platform.postgres import Connection
-from shared.processes.round import Process, ProcessKey, ProcessStatus, Round, Waiting
+from shared.processes.records import Process, ProcessKey, ProcessStatus, WaitingInput
+from shared.processes.round import Round
 
 HISTORY_LOST = "HISTORY_LOST"
 # The clocks of the database that held the line and of the one that runs processes may differ by so much.
@@ -247,7 +248,7 @@ def _revise(done: Round, process: Process, outcome: str, found: Findings) -> Non
         return
     process.status = ProcessStatus.RUNNING
     waiting = [
-        Waiting(*process.key, "event", envelope.type, envelope.SerializeToString())
+        WaitingInput(*process.key, "event", envelope.type, envelope.SerializeToString())
         for entry in found.entries[process.key]
         if entry.kind == "event" and (envelope := found.events.get(entry.position)) is not None
     ]

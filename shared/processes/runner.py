@@ -42,17 +42,9 @@ from shared.platform.telemetry import logger, trace_id
 from shared.processes import store
 from shared.processes.announce import NewDelivery, of_event
 from shared.processes.dispatcher import Dispatcher
-from shared.processes.round import (
-    NO_ANNOUNCEMENTS,
-    CommandIdTaken,
-    CommandResult,
-    DeliveryFailure,
-    PendingCommand,
-    ProcessKey,
-    ProcessType,
-    Round,
-    process_types,
-)
+from shared.processes.process_type import ProcessType, process_types
+from shared.processes.records import CommandIdTaken, CommandResult, DeliveryFailure, PendingCommand, ProcessKey
+from shared.processes.round import NO_ANNOUNCEMENTS, Round
 from shared.processes.store import DueTimer
 
 log = logger(__name__)

@@ -16,17 +16,17 @@ from shared.line.checkpoint import Checkpoint
 from shared.platform.packing import Packed, blobs, int4s, int8s, texts, timestamps, uuids
 from shared.platform.postgres import Connection
 from shared.processes import delivery_store
-from shared.processes.round import (
+from shared.processes.records import (
     CommandIdTaken,
     CommandResult,
     DeliveryFailure,
-    Entry,
+    HistoryEntry,
     PendingCommand,
     Process,
     ProcessKey,
-    Round,
-    Waiting,
+    WaitingInput,
 )
+from shared.processes.round import Round
 
 HISTORY_MAX = 5000
 TABLES = ("processes", "process_inputs", "process_commands", "process_timers", "process_history", "checkpoints")
@@ -334,10 +334,10 @@ def _columns(packs: Sequence[Any], rows: Iterable[Sequence[Any]]) -> list[Packed
     return [pack(column) for pack, column in zip(packs, zip(*rows, strict=True), strict=True)]
 
 
-async def take_inputs(connection: Connection, key: ProcessKey) -> list[Waiting]:
+async def take_inputs(connection: Connection, key: ProcessKey) -> list[WaitingInput]:
     """Takes out the inputs that wait for a process, in their order."""
     cursor = await connection.execute(_TAKE_INPUTS, key)
-    return [Waiting(*row) for row in await cursor.fetchall()]
+    return [WaitingInput(*row) for row in await cursor.fetchall()]
 
 
 # One process
@@ -370,10 +370,10 @@ async def timers_of(connection: Connection, key: ProcessKey) -> list[tuple[str, 
     return list(await cursor.fetchall())
 
 
-async def history_of(connection: Connection, key: ProcessKey) -> list[Entry]:
+async def history_of(connection: Connection, key: ProcessKey) -> list[HistoryEntry]:
     """The last HISTORY_MAX lines of a process's history, in their order."""
     cursor = await connection.execute(_HISTORY_OF, (*key, HISTORY_MAX))
-    return [Entry(*row) for row in reversed(await cursor.fetchall())]
+    return [HistoryEntry(*row) for row in reversed(await cursor.fetchall())]
 
 
 async def send_again(connection: Connection, before: PendingCommand, after: PendingCommand, now: datetime) -> None:

@@ -31,7 +31,7 @@ from shared.platform import postgres
 from shared.platform.postgres import Reads
 from shared.processes.admin import ProcessAdmin
 from shared.processes.dispatcher import Dispatcher, RetryPolicy
-from shared.processes.round import ProcessKey
+from shared.processes.records import ProcessKey
 from shared.processes.runner import ProcessRunner
 from shared.rpc.status import DETAILS_KEY, to_status
 from tests.support.checks.history import connected

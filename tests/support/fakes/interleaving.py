@@ -24,7 +24,7 @@ from shared.folds.errors import InternalError
 from shared.folds.process import CANCELLED_BY_OPERATOR, ProcessDefinition
 from shared.line.event_store import AggregateKey
 from shared.platform.identity import Role
-from shared.processes.round import (
+from shared.processes.records import (
     COMMAND_FAILED,
     FOLD_FAILED,
     CommandResult,
@@ -33,9 +33,9 @@ from shared.processes.round import (
     Process,
     ProcessKey,
     ProcessStatus,
-    Round,
-    Waiting,
+    WaitingInput,
 )
+from shared.processes.round import Round
 from shared.processes.runner import Inputs, ProcessRunner
 from shared.processes.store import DueTimer
 from shared.rpc.status import to_status
@@ -164,7 +164,7 @@ class Saga:
         self.processes: dict[ProcessKey, Process] = {}
         self.rows: dict[tuple[ProcessKey, str], Row] = {}
         self.timers: dict[tuple[ProcessKey, str], datetime] = {}
-        self.waiting: list[Waiting] = []
+        self.waiting: list[WaitingInput] = []
         # Under way to the write service, and back.
         self.tries: list[PendingCommand] = []
         self.told: list[CommandResult | DeliveryFailure] = []

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from bank.v1 import account_pb2, transfer_pb2, user_pb2
 from saga_service.registry import PROCESSES
-from shared.processes.round import ProcessStatus
+from shared.processes.records import ProcessStatus
 from tests.support.fakes.interleaving import Clock, Domain, Saga, later, message_of
 from tests.support.fakes.line import uid
 from write_service.domain import account_types, person_types, transfer_types, user_types

@@ -15,7 +15,7 @@ from foldline.v1 import command_pb2
 from saga_service.registry import PROCESSES
 from shared.folds.errors import Refusal, Rejected, Unavailable
 from shared.folds.ids import step_id
-from shared.processes.round import process_types
+from shared.processes.process_type import process_types
 from shared.rpc.status import to_status
 from tests.support.domains.gifts import TENANT, World
 from tests.support.domains.order_process import ORDER, REQUESTS, Placed

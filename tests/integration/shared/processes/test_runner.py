@@ -25,7 +25,7 @@ from shared.processes import runner as process_runner
 from shared.processes import store as process_store
 from shared.processes.dispatcher import Dispatcher
 from shared.processes.dispatcher import Told as Answered
-from shared.processes.round import CommandResult, DeliveryFailure, PendingCommand
+from shared.processes.records import CommandResult, DeliveryFailure, PendingCommand
 from tests.support.domains import gifts
 from tests.support.domains.gifts import GIFT, World, frozen, key, refused_call
 from tests.support.fakes.line import ScriptedFeed, delivery, uid

@@ -29,7 +29,7 @@ from shared.folds.errors import (
     VersionMismatch,
 )
 from shared.processes.dispatcher import Dispatcher, RetryPolicy, Told
-from shared.processes.round import CommandResult, DeliveryFailure, PendingCommand
+from shared.processes.records import CommandResult, DeliveryFailure, PendingCommand
 from shared.rpc.status import to_status
 from tests.support.domains.gifts import CallFailed
 from tests.support.system.waiting import eventually

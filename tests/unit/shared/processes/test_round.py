@@ -17,7 +17,9 @@ from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.errors import Rejected
 from shared.folds.ids import step_id
 from shared.folds.process import ProcessDefinition, Send, Step, Timer
-from shared.processes.round import CommandResult, PendingCommand, Process, Round, process_types, with_options
+from shared.processes.process_type import process_types
+from shared.processes.records import CommandResult, PendingCommand, Process
+from shared.processes.round import Round, with_options
 from shared.rpc.status import to_status
 from tests.support.domains.gifts import GIFT, Gift, deposit, key
 from tests.support.fakes.line import Store, uid

@@ -1,0 +1,43 @@
+"""Process types: a process definition, and how its states become JSON and come back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from shared.folds.process import ProcessDefinition
+from shared.processes.records import Process
+
+
+class ProcessType:
+    """A process definition with the reader and writer of its states."""
+
+    def __init__(self, manager: ProcessDefinition[Any]) -> None:
+        self.manager = manager
+        self._adapter: TypeAdapter[Any] = TypeAdapter(type(manager.initial))
+
+    def load(self, process: Process) -> Any:
+        """The state of a process. Raises ValueError if a newer release wrote it, or if it cannot be read."""
+        if not process.state:
+            return self.manager.initial
+        if process.schema > self.manager.schema:
+            raise ValueError(f"a state of schema {process.schema}, this release knows {self.manager.schema}")
+        return self._adapter.validate_json(process.state)
+
+    def dump(self, state: Any) -> str:
+        """The state as JSON. Raises TypeError or ValueError if a field does not hold what its class declares."""
+        if type(state) is not type(self.manager.initial):
+            raise TypeError(f"a state of {self.manager.type} is a {type(self.manager.initial).__name__}")
+        return self._adapter.dump_json(state, warnings="error").decode()
+
+
+def process_types(managers: Iterable[ProcessDefinition[Any]]) -> dict[str, ProcessType]:
+    """Process types by name. Raises TypeError for a name that is given twice."""
+    kinds: dict[str, ProcessType] = {}
+    for manager in managers:
+        if manager.type in kinds:
+            raise TypeError(f"the process {manager.type} is registered twice")
+        kinds[manager.type] = ProcessType(manager)
+    return kinds
