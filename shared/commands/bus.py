@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from foldline.v1 import command_pb2
 from shared.commands.committer import Committer
 from shared.commands.decide import Command, Outcome, Sender
+from shared.commands.fairness import Turns
 from shared.commands.intake import PendingReply, is_final, outcome_again
 from shared.commands.log import StoredCommand, read_commands
 from shared.commands.registry import Prepare, Route
@@ -30,6 +31,8 @@ from shared.rpc.validation import refuse_invalid
 
 COMMAND_BYTES_MAX = 1024 * 1024
 STREAM_WINDOW = 256
+# Items of a batch that are decoded, or answered, at one turn of the event loop: about 0.4 ms.
+SLICE = 16
 
 Receipts = list[command_pb2.CommandReceipt]
 
@@ -51,6 +54,7 @@ class CommandBus:
         self._reads = reads
         self._clock = clock
         self._newest_token = (-1, "", "")
+        self._turns = Turns()
 
     async def send(self, request: Any) -> command_pb2.CommandReceipt:
         """Carries out one validated command; raises the Refusal if it is refused."""
@@ -94,14 +98,23 @@ class CommandBus:
         Unavailable if the committer takes nothing more.
         """
         caller, now = _sender(current_call.get()), self._clock()
-        taken = [self._take(item, caller, now, within=f"items[{nth}].") for nth, item in enumerate(items)]
+        taken: list[Command | Refusal] = []
+        with self._committer.announced(caller.tenant, len(items)):
+            for nth, item in enumerate(items):
+                if nth % SLICE == 0:
+                    await self._turns.next(caller.tenant)
+                taken.append(self._take(item, caller, now, within=f"items[{nth}]."))
         commands = [one for one in taken if isinstance(one, Command)]
         if atomic and len(commands) < len(taken):
             taken, commands = [one if isinstance(one, Refusal) else BatchAborted() for one in taken], []
         units = [commands] if atomic and commands else [[command] for command in commands]
         outcomes = [outcome for unit in await self._committer.submit(units) for outcome in unit]
-        receipts = iter([self._receipt(command, outcome) for command, outcome in zip(commands, outcomes, strict=True)])
-        return [_refused(one) if isinstance(one, Refusal) else next(receipts) for one in taken]
+        answered, receipts = zip(commands, outcomes, strict=True), []
+        for nth, one in enumerate(taken):
+            if nth % (4 * SLICE) == 0:
+                await self._turns.next(caller.tenant)
+            receipts.append(_refused(one) if isinstance(one, Refusal) else self._receipt(*next(answered)))
+        return receipts
 
     def _take(self, item: command_pb2.BatchItem, caller: Sender, now: datetime, *, within: str) -> Command | Refusal:
         """The command of an item, or why there is none. Raises Forbidden if the caller may not name such a sender."""

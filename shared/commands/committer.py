@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from datetime import datetime
 
 from msgspec import Struct
@@ -22,6 +21,7 @@ from shared.commands import states
 from shared.commands.append import AppendConflict, Appended
 from shared.commands.cache import Cache
 from shared.commands.decide import BatchDecider, Command, Outcome, Plan, decide
+from shared.commands.fairness import FairQueue
 from shared.commands.intake import CommandGroup, Intake, Limits, PendingReply
 from shared.commands.log import CommandKey
 from shared.commands.registry import CommandRegistry
@@ -38,6 +38,12 @@ from shared.platform.telemetry import logger
 GATHER_TARGET, GATHER_MIN = 32, 3
 GATHER_WAIT_S_EACH = 0.0005
 EPOCH_LOOK_S = 1.0
+# Commands of one tenant before it is another one's turn.
+QUANTUM = 8
+# While several tenants send, a batch takes at most SHARED_MAX commands, and SHARED_LATE of them are chosen when the batch
+# before it is durable: a command that comes alone then waits for one short batch before its own. Batches are as large as
+# they may be again SHARED_S after the last batch of several tenants (`make bench ARGS=fairness`).
+SHARED_MAX, SHARED_LATE, SHARED_S = 32, 16, 1.0
 
 log = logger(__name__)
 
@@ -49,20 +55,20 @@ class _Batch(Struct, eq=False):
     # The cache when deciding began: when the committer replaces its cache, these decisions are void.
     cache: Cache
     groups: list[CommandGroup] = []
+    tenants: set[str] = set()
     decided: int = 0
     commands: int = 0
     size: int = 0
 
     def add(self, group: CommandGroup) -> None:
         self.groups.append(group)
+        self.tenants.add(group.tenant)
         self.commands += len(group.commands)
         self.size += group.size
 
-    def has_room(self, group: CommandGroup, limits: Limits) -> bool:
+    def has_room(self, group: CommandGroup, commands_max: int, bytes_max: int) -> bool:
         """Whether the group fits; into an empty batch any group does."""
-        return not self.groups or (
-            self.commands + len(group.commands) <= limits.batch_commands_max and self.size + group.size <= limits.batch_bytes_max
-        )
+        return not self.groups or (self.commands + len(group.commands) <= commands_max and self.size + group.size <= bytes_max)
 
     def decide(self, now: datetime) -> set[AggregateKey]:
         """Decides the remaining groups in order until one needs a state that is not loaded.
@@ -103,7 +109,8 @@ class Committer:
         self._cache = Cache(self._limits.cached_aggregates_max)
         # Waiting commands are in the next batch, decided, or behind it in the queue, undecided.
         self._next: _Batch | None = None
-        self._queue: deque[CommandGroup] = deque()
+        self._queue: FairQueue[CommandGroup] = FairQueue(QUANTUM)
+        self._shared_until = 0.0
         self._waiting = 0
         self._arrived = asyncio.Event()
         self._enough = asyncio.Event()
@@ -126,7 +133,7 @@ class Committer:
             group, is_new = self._intake.admit(commands)
             reply.taken.append(group)
             if is_new:
-                self._queue.append(group)
+                self._queue.put(group.tenant, group, len(group.commands))
                 self._waiting += len(group.commands)
             if not group.settled:
                 reply.remaining += 1
@@ -137,6 +144,12 @@ class Committer:
         if self._waiting >= self._wanted:
             self._enough.set()
         return reply
+
+    def announced(self, tenant: str, count: int) -> AbstractContextManager[None]:
+        """Within the block so many commands count as waiting: for work before `submit`. Raises as that does."""
+        if self._closing:
+            raise Unavailable("SHUTTING_DOWN", "the service is shutting down")
+        return self._intake.announced(tenant, count)
 
     def close(self) -> None:
         """Accepts no further command; `run` ends when every accepted command is answered."""
@@ -180,10 +193,17 @@ class Committer:
         return True
 
     def _take_batch(self) -> _Batch:
-        """The groups that are decided ahead, and as many of the queue as fit beside them."""
+        """The groups that are decided ahead, and as many of the queue as fit beside them, fairly between tenants."""
         batch, self._next = self._next or self._batch(), None
-        while self._queue and batch.has_room(self._queue[0], self._limits):
-            batch.add(self._queue.popleft())
+        now = time.monotonic()
+        if len(batch.tenants | self._queue.tenants) > 1:
+            self._shared_until = now + SHARED_S
+        commands_max, bytes_max = self._limits.batch_commands_max, self._limits.batch_bytes_max
+        if now < self._shared_until:
+            # A batch that was decided ahead for one tenant may be full: the others are let in all the same.
+            commands_max = max(min(commands_max, SHARED_MAX), batch.commands + SHARED_LATE)
+        while self._queue and batch.has_room(self._queue.first(), commands_max, bytes_max):
+            batch.add(self._queue.pop())
         self._waiting -= batch.commands
         self._wanted = batch.commands
         return batch
@@ -209,9 +229,12 @@ class Committer:
         if batch is None or self._waiting - batch.commands < self._limits.decide_ahead_min:
             return
         now = self._clock()
-        while self._queue and batch.has_room(self._queue[0], self._limits) and not batch.deciding.plan.missing:
-            if batch.deciding.take(self._queue[0].open(), now):
-                batch.add(self._queue.popleft())
+        commands_max, bytes_max = self._limits.batch_commands_max, self._limits.batch_bytes_max
+        if time.monotonic() < self._shared_until:
+            commands_max = min(commands_max, SHARED_MAX - SHARED_LATE)
+        while self._queue and batch.has_room(self._queue.first(), commands_max, bytes_max) and not batch.deciding.plan.missing:
+            if batch.deciding.take(self._queue.first().open(), now):
+                batch.add(self._queue.pop())
                 batch.decided += 1
 
     def _discard_ahead(self) -> None:
@@ -221,7 +244,7 @@ class Committer:
         """
         self._wanted = 0
         if self._next is not None:
-            self._queue.extendleft(reversed(self._next.groups))
+            self._queue.put_back([(group.tenant, group, len(group.commands)) for group in self._next.groups])
             self._next = None
 
     async def _commit(self, batch: _Batch, *, ahead: bool = False, again: bool = False) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,9 +24,10 @@ class Limits:
 
     batch_commands_max: int = 256
     batch_bytes_max: int = 4 * 1024 * 1024
+    # One tenant alone may have all of the queue waiting. A tenant within its share, an equal part for each tenant that has
+    # commands waiting, is admitted up to twice that, so that no other tenant can fill the queue before it.
     queue_commands_max: int = 8192
     queue_bytes_max: int = 64 * 1024 * 1024
-    tenant_commands_max: int = 4096
     cached_aggregates_max: int = 20_000
     gather_wait_s_max: float = 0.05
     # Deciding ahead starts when this many commands wait undecided.
@@ -66,6 +68,11 @@ class CommandGroup(Struct, eq=False):
     replies: list[PendingReply] = []
     settled: bool = False
 
+    @property
+    def tenant(self) -> str:
+        """The tenant in whose turn the group is carried out: the first command's, of a process's group for several."""
+        return self.commands[0].key[0]
+
     def open(self) -> list[Command]:
         """The commands that have no outcome yet."""
         if not self.outcomes:
@@ -81,25 +88,64 @@ class Intake:
         self._under_way: dict[CommandKey, CommandGroup] = {}
         self._bytes = 0
         self._by_tenant: dict[str, int] = {}
+        self._bytes_by_tenant: dict[str, int] = {}
+        self._announced = 0
 
     @property
     def empty(self) -> bool:
         """Whether no command is in progress."""
-        return not (self._under_way or self._bytes or self._by_tenant)
+        return not (self._under_way or self._bytes or self._by_tenant or self._bytes_by_tenant)
 
     def refuse_if_full(self, groups: Sequence[list[Command]]) -> None:
         """Raises OverLimit (QUEUE_FULL, TENANT_OVER_QUOTA) if these would exceed a limit."""
         limits = self._limits
-        count = len(self._under_way) + sum([len(group) for group in groups])
+        count = len(self._under_way) + self._announced + sum([len(group) for group in groups])
         size = self._bytes + sum([len(command.payload) for group in groups for command in group])
-        if count > limits.queue_commands_max or size > limits.queue_bytes_max:
+        if count <= limits.queue_commands_max and size <= limits.queue_bytes_max:
+            return
+        self._refuse_beyond_share(Counter([command.key[0] for group in groups for command in group]), size - self._bytes)
+
+    @contextmanager
+    def announced(self, tenant: str, count: int) -> Iterator[None]:
+        """Counts so many commands of a tenant as waiting until the end of the block, while work is done on them.
+
+        Raises as `refuse_if_full` does, before that work, and so that calls that prepare a batch cannot pile up.
+        """
+        if len(self._under_way) + self._announced + count > self._limits.queue_commands_max:
+            self._refuse_beyond_share({tenant: count}, 0)
+        self._add(tenant, count)
+        self._announced += count
+        try:
+            yield
+        finally:
+            self._announced -= count
+            self._add(tenant, -count)
+
+    def _add(self, tenant: str, count: int) -> None:
+        """Changes how many commands of a tenant are waiting."""
+        waiting = self._by_tenant.get(tenant, 0) + count
+        if waiting:
+            self._by_tenant[tenant] = waiting
+        else:
+            self._by_tenant.pop(tenant, None)
+
+    def _refuse_beyond_share(self, asked: Mapping[str, int], asked_bytes: int) -> None:
+        limits = self._limits
+        tenants = self._by_tenant.keys() | asked.keys()
+        within_share = self._within_share(asked, asked_bytes, shares=len(tenants))
+        if len(tenants) > 1 and not within_share:
+            raise OverLimit("TENANT_OVER_QUOTA", "too many commands of this tenant are waiting", retry_after_s=0.5)
+        too_many = len(self._under_way) + self._announced + sum(asked.values()) > 2 * limits.queue_commands_max
+        if not within_share or too_many or self._bytes + asked_bytes > 2 * limits.queue_bytes_max:
             raise OverLimit("QUEUE_FULL", "too many commands are waiting", retry_after_s=0.5)
-        if count <= limits.tenant_commands_max:
-            return  # all tenants together are below the quota of one
-        tenants = Counter([command.key[0] for group in groups for command in group])
-        for tenant, more in tenants.items():
-            if self._by_tenant.get(tenant, 0) + more > limits.tenant_commands_max:
-                raise OverLimit("TENANT_OVER_QUOTA", "too many commands of this tenant are waiting", retry_after_s=0.5)
+
+    def _within_share(self, asked: Mapping[str, int], asked_bytes: int, *, shares: int) -> bool:
+        """Whether each tenant would have at most its share of the queue waiting, if this was admitted."""
+        limits = self._limits
+        waiting_bytes = sum([self._bytes_by_tenant.get(tenant, 0) for tenant in asked])
+        return waiting_bytes + asked_bytes <= limits.queue_bytes_max * len(asked) // shares and all(
+            self._by_tenant.get(tenant, 0) + more <= limits.queue_commands_max // shares for tenant, more in asked.items()
+        )
 
     def admit(self, commands: list[Command]) -> tuple[CommandGroup, bool]:
         """The group of these commands, and True if it is new and must be carried out.
@@ -124,6 +170,7 @@ class Intake:
             self._under_way[command.key] = group
             by_tenant[command.key[0]] = by_tenant.get(command.key[0], 0) + 1
         self._bytes += group.size
+        self._bytes_by_tenant[group.tenant] = self._bytes_by_tenant.get(group.tenant, 0) + group.size
         return group, True
 
     def _refused(self, group: CommandGroup, refusal: Refusal) -> tuple[CommandGroup, bool]:
@@ -147,6 +194,10 @@ class Intake:
                 if not by_tenant[key[0]]:
                     del by_tenant[key[0]]
             self._bytes -= group.size
+            if left := self._bytes_by_tenant.get(group.tenant, 0) - group.size:
+                self._bytes_by_tenant[group.tenant] = left
+            else:
+                self._bytes_by_tenant.pop(group.tenant, None)
             for reply in group.replies:
                 reply.one_done()
 

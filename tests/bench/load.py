@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import uvloop
-from grpc import aio
+from grpc import StatusCode, aio
 
 from foldline.v1 import command_pb2
 from tests.bench import workload
@@ -27,7 +27,11 @@ from tests.bench.workload import Ids, Template
 
 @dataclass(slots=True, kw_only=True)
 class Order:
-    """What is to be done. `kind` is unary, batch, stream, or set_up."""
+    """What is to be done. `kind` is unary, batch, stream, paced, or set_up.
+
+    `paced` sends `rate` calls a second whether or not earlier ones are answered: of one command each if `batch` is 1,
+    else of batches. It counts refusals, where the other kinds raise.
+    """
 
     kind: str
     target: str
@@ -37,6 +41,8 @@ class Order:
     seconds: float = 1.0
     accounts: int = 1000
     batch: int = 100
+    # Calls a second, of a paced load.
+    rate: float = 1.0
     # Calls under way at once on each stream.
     window: int = 8
     # Not counted: caches, connections and clocks of the processor settle.
@@ -50,6 +56,7 @@ class Tally:
     done: int = 0
     sent: int = 0
     took_s: list[float] = field(default_factory=list)
+    refused_s: list[float] = field(default_factory=list)
 
 
 class Load:
@@ -68,10 +75,11 @@ class Load:
             channel = self._channels[order.target] = aio.insecure_channel(order.target, options=options)
         if order.kind == "set_up":
             return await self._set_up(channel, order)
-        key = (order.kind, order.accounts, order.batch)
+        shape = order.kind if order.kind != "paced" else "unary" if order.batch == 1 else "batch"
+        key = (shape, order.accounts, order.batch)
         if key not in self._templates:
             self._templates[key] = workload.templates(*key)
-        run = self._stream if order.kind == "stream" else self._calls
+        run = {"stream": self._stream, "paced": self._paced}.get(order.kind, self._calls)
         tally, began = Tally(), time.perf_counter()
         cpu_before = _cpu_s()
         opens, closes = began + order.warm_s, began + order.warm_s + order.seconds
@@ -79,12 +87,15 @@ class Load:
         shares = [every[nth :: order.callers] or every for nth in range(order.callers)]
         await asyncio.gather(*(run(channel, order, share, opens, closes, tally) for share in shares))
         took_ms = sorted(1000 * took for took in tally.took_s)
+        refused_ms = sorted(1000 * took for took in tally.refused_s)
         return {
             "done": tally.done,
             "sent": tally.sent,
             "per_s": tally.done / order.seconds,
             "p50_ms": statistics.median(took_ms) if took_ms else 0.0,
             "p99_ms": took_ms[int(len(took_ms) * 0.99)] if took_ms else 0.0,
+            "refused": len(refused_ms),
+            "refused_p99_ms": refused_ms[int(len(refused_ms) * 0.99)] if refused_ms else 0.0,
             "cpu_us": 1e6 * (_cpu_s() - cpu_before) / max(tally.sent, 1),
         }
 
@@ -105,6 +116,38 @@ class Load:
                 tally.took_s.append(ended - started)
             if opens <= ended <= closes:
                 tally.done += template.commands
+
+    async def _paced(
+        self, channel: aio.Channel, order: Order, share: list[Template], opens: float, closes: float, tally: Tally
+    ) -> None:
+        """Calls at their times, answered or not."""
+        call: Any = channel.unary_unary(order.method)
+        metadata, clock = _bearer(order), time.perf_counter
+
+        async def one(template: Template, due: float) -> None:
+            try:
+                await call(template.fill(self._ids), metadata=metadata, timeout=30)
+            except aio.AioRpcError as error:
+                if error.code() is not StatusCode.RESOURCE_EXHAUSTED:
+                    raise
+                tally.refused_s.append(clock() - due)
+                return
+            ended = clock()
+            tally.sent += template.commands
+            if due >= opens:
+                tally.took_s.append(ended - due)
+            if opens <= ended <= closes:
+                tally.done += template.commands
+
+        due, nth = clock(), 0
+        async with asyncio.TaskGroup() as calls:
+            while due < closes:
+                if (left_s := due - clock()) > 0:
+                    await asyncio.sleep(left_s)
+                elif nth % 8 == 0:
+                    await asyncio.sleep(0)  # late: the answers are read all the same
+                calls.create_task(one(share[nth % len(share)], due))
+                due, nth = due + 1 / order.rate, nth + 1
 
     async def _stream(
         self, channel: aio.Channel, order: Order, share: list[Template], opens: float, closes: float, tally: Tally

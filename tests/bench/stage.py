@@ -42,9 +42,13 @@ class Stage:
 
     async def order(self, system: System, kind: str, **details: Any) -> Answer:
         """Puts a load on the write service of a system."""
+        return await self.order_from(self.load, workload.TENANT, system, kind, **details)
+
+    async def order_from(self, load: Child, tenant: str, system: System, kind: str, **details: Any) -> Answer:
+        """The same by a given load generator, of which several can work at once, as a given tenant."""
         target = system.programs[WRITE].address
-        token = system.token(workload.TENANT, workload.USER, [Role.USER])
-        return await self.load.ask(Order(kind=kind, target=target, token=token, **details))
+        token = system.token(tenant, workload.USER, [Role.USER])
+        return await load.ask(Order(kind=kind, target=target, token=token, **details))
 
     async def order_echo(self, kind: str, method: str, **details: Any) -> Answer:
         """Puts the same load on the echo."""

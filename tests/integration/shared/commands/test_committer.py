@@ -308,28 +308,37 @@ async def refused_at_once(committer: Committer, *commands: Command) -> Refusal:
 
 
 async def test_a_full_queue_takes_nothing_more(write_db: Database) -> None:
-    """Neither by number nor by bytes nor for one tenant; a batch that does not fit is not taken in part."""
-    limits = Limits(queue_commands_max=10, tenant_commands_max=6, queue_bytes_max=200)
+    """One tenant may fill it alone; others within their share are taken all the same. A batch is not taken in part."""
+    limits = Limits(queue_commands_max=10, queue_bytes_max=200)
     committer = Committer(write_db.app, BUS, shard=1, clock=lambda: datetime.now(UTC), limits=limits)
     # Nothing runs yet: what is taken waits.
-    taken = [committer.submit([[adding(1)] for _ in range(5)])]
+    taken = [committer.submit([[adding(1)] for _ in range(9)])]
     no = await refused_at_once(committer, adding(1), adding(1))
-    assert (type(no), no.reason, no.retry_after_s) == (OverLimit, "TENANT_OVER_QUOTA", 0.5)
-    taken.append(committer.submit([[adding(1, tenant="other")] for _ in range(5)]))
-    no = await refused_at_once(committer, adding(1, tenant="third"))
     assert (type(no), no.reason, no.retry_after_s) == (OverLimit, "QUEUE_FULL", 0.5)
+    taken.append(committer.submit([[adding(1, tenant="other")] for _ in range(5)]))
+    no = await refused_at_once(committer, adding(1, tenant="other"))
+    assert (type(no), no.reason, no.retry_after_s) == (OverLimit, "TENANT_OVER_QUOTA", 0.5)
+    taken.append(committer.submit([[adding(1, tenant="third")] for _ in range(3)]))
+    assert (await refused_at_once(committer, adding(1, tenant="third"))).reason == "TENANT_OVER_QUOTA"
 
     running = asyncio.create_task(committer.run())
     await asyncio.gather(*taken)
     large = make_command(BUS, Add(counter_id="c" * 201, amount=1))
     assert (await refused_at_once(committer, large)).reason == "QUEUE_FULL"
     # Everything is answered: there is room for as many again, for the same tenant too.
-    assert len(await committer.submit([[adding(1)] for _ in range(6)])) == 6
+    assert len(await committer.submit([[adding(1)] for _ in range(10)])) == 10
+    # What is announced counts as waiting until it is submitted, or given up.
+    with committer.announced("acme", 10):
+        assert (await refused_at_once(committer, adding(1))).reason == "QUEUE_FULL"
+        with pytest.raises(OverLimit, match="waiting"), committer.announced("acme", 1):
+            raise AssertionError
+        with committer.announced("other", 5):
+            assert len(await committer.submit([[adding(1, tenant="third")]])) == 1
     committer.close()
     no = await refused_at_once(committer, adding(1))
     assert (type(no), no.reason) == (Unavailable, "SHUTTING_DOWN")
     await running
-    assert len(await check_line(write_db)) == 16
+    assert len(await check_line(write_db)) == 28
 
 
 async def test_closing_answers_what_was_taken(write_db: Database) -> None:

@@ -1,0 +1,110 @@
+"""Shares between tenants: deficit round robin over waiting items, and over slices of work on the event loop.
+
+Shares are no counts: a tenant that is alone gets everything; of two that both want all, each gets half.
+The algorithm is Shreedhar and Varghese, "Efficient fair queueing using deficit round robin" (SIGCOMM 1995).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable, KeysView
+from typing import Generic, TypeVar
+
+ItemT = TypeVar("ItemT")
+
+
+class FairQueue(Generic[ItemT]):
+    """Items in order within a tenant, and by deficit round robin between tenants.
+
+    Each turn gives a tenant `quantum` of credit, and an item takes its cost from that. So an item of a tenant that waits
+    for nothing else is preceded by at most one quantum, and one item, of every other tenant, however many items those have.
+    """
+
+    def __init__(self, quantum: int) -> None:
+        self._quantum = quantum
+        self._lines: dict[str, deque[tuple[ItemT, int]]] = {}
+        # The tenants that wait, in the order of their turns. The first has had its quantum of this turn.
+        self._turns: deque[str] = deque()
+        self._credit: dict[str, int] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._lines)
+
+    @property
+    def tenants(self) -> KeysView[str]:
+        """The tenants that wait."""
+        return self._lines.keys()
+
+    def put(self, tenant: str, item: ItemT, cost: int = 1) -> None:
+        """Adds an item behind the others of its tenant."""
+        self._line(tenant).append((item, cost))
+
+    def first(self) -> ItemT:
+        """The item that `pop` will return, unless `put_back` is called first. Raises IndexError if the queue is empty."""
+        turns, credit = self._turns, self._credit
+        item, cost = self._lines[turns[0]][0]
+        while credit[turns[0]] < cost:
+            turns.rotate(-1)
+            credit[turns[0]] += self._quantum
+            item, cost = self._lines[turns[0]][0]
+        return item
+
+    def pop(self) -> ItemT:
+        """Removes and returns the next item. A tenant with no further item loses the rest of its credit."""
+        item = self.first()
+        tenant = self._turns[0]
+        line = self._lines[tenant]
+        self._credit[tenant] -= line.popleft()[1]
+        if not line:
+            self._turns.popleft()
+            del self._lines[tenant], self._credit[tenant]
+            if self._turns:
+                self._credit[self._turns[0]] += self._quantum
+        return item
+
+    def put_back(self, items: Iterable[tuple[str, ItemT, int]]) -> None:
+        """Returns items that were taken, in the order in which they were taken, to the front of their tenants' lines."""
+        for tenant, item, cost in reversed(list(items)):
+            self._line(tenant).appendleft((item, cost))
+            self._credit[tenant] += cost
+
+    def _line(self, tenant: str) -> deque[tuple[ItemT, int]]:
+        line = self._lines.get(tenant)
+        if line is None:
+            line = self._lines[tenant] = deque()
+            self._credit[tenant] = 0 if self._turns else self._quantum
+            self._turns.append(tenant)
+        return line
+
+
+class Turns:
+    """Admits one slice of work at each turn of the event loop, fairly between tenants.
+
+    Between two slices the loop serves everything else that is ready. So callers with much work delay a caller with
+    little by one slice at each turn, however many they are.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: FairQueue[asyncio.Future[None]] = FairQueue(quantum=1)
+        self._busy = False
+
+    async def next(self, tenant: str) -> None:
+        """Returns when the tenant may do a slice of work; at once if nobody else has done one at this turn of the loop."""
+        loop = asyncio.get_running_loop()
+        if not self._busy:
+            self._busy = True
+            loop.call_soon(self._admit)
+            return
+        admitted: asyncio.Future[None] = loop.create_future()
+        self._waiting.put(tenant, admitted)
+        await admitted
+
+    def _admit(self) -> None:
+        while self._waiting:
+            admitted = self._waiting.pop()
+            if not admitted.done():  # else its caller is gone
+                admitted.set_result(None)
+                asyncio.get_running_loop().call_soon(self._admit)
+                return
+        self._busy = False
