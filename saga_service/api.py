@@ -23,6 +23,8 @@ from shared.rpc import pages
 OPERATORS = frozenset({Role.OPERATOR})
 # So many of each are told when a history is accepted; the totals say how many there are.
 REVISED_MAX = 1000
+# The first microsecond since 1970 that no calendar has.
+STARTED_US_MAX = 253_402_300_800_000_000
 
 log = logger(__name__)
 
@@ -75,6 +77,8 @@ class ProcessService(process_pb2_grpc.ProcessServiceServicer):
         status = STATUS_OF.get(wanted.status, "")
         query = ("ListProcesses", wanted.tenant, wanted.type, status, str(wanted.attention))
         after = pages.decode(query, request.page_token, (int, str, str, str))
+        if after and not 0 <= after[0] < STARTED_US_MAX:  # beyond the calendar: not one of ours
+            raise pages.invalid("is not a page token")
         rows: Sequence[Process] = await self._admin.find(
             size + 1,
             Place(*after) if after else None,

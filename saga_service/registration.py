@@ -18,7 +18,7 @@ from operator import attrgetter
 
 from bank.v1 import user_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
-from shared.folds.process import CANCELLED_BY_OPERATOR, Answer, ProcessDefinition, Send, Step
+from shared.folds.process import Answer, ProcessDefinition, Send, Step
 
 RESERVING, HOLDING, CONFIRMING, RELEASING, FAILING = "reserving", "holding", "confirming", "releasing", "failing"
 SUCCEEDED, FAILED = "succeeded", "failed"
@@ -88,9 +88,7 @@ def _fail(registration: Registration) -> Step[Registration]:
 
 
 def _insist(registration: Registration, answer: Answer) -> Step[Registration]:
-    """The same again, if an operator took it back. Nobody else refuses these steps but by a defect."""
-    if answer.reason != CANCELLED_BY_OPERATOR:
-        raise ValueError(f"{answer.step} was refused: {answer.reason}")
+    """The same again: an operator took it back. Nobody else's refusal comes here, for the step is mandatory."""
     return {"release": _release, "fail": _fail}[answer.step](registration)
 
 
@@ -106,4 +104,5 @@ REGISTRATION = ProcessDefinition(
     on_answer=on_answer,
     on_timer=on_timer,
     phase=attrgetter("phase"),
+    mandatory=frozenset({"release", "fail"}),
 )

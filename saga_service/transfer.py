@@ -21,7 +21,7 @@ from operator import attrgetter
 from bank.v1 import account_pb2, transfer_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.delivery import Notice
-from shared.folds.process import CANCELLED_BY_OPERATOR, Answer, ProcessDefinition, Send, Step, Timer
+from shared.folds.process import Answer, ProcessDefinition, Send, Step, Timer
 
 # Phases, and the steps of the same process that they wait for.
 DEBITING, CREDITING, REFUNDING, SUSPENDING, COMPLETING, FAILING = (
@@ -169,12 +169,10 @@ def _fail(transfer: Transfer) -> Step[Transfer]:
 
 
 def _insist(transfer: Transfer, answer: Answer) -> Step[Transfer]:
-    """The same again, if an operator took it back. Nobody else refuses these steps but by a defect.
+    """The same again: an operator took it back. Nobody else's refusal comes here, for the step is mandatory.
 
-    Then the money's place must not be guessed at.
+    Where the money is must not be guessed at.
     """
-    if answer.reason != CANCELLED_BY_OPERATOR:
-        raise ValueError(f"{answer.step} was refused: {answer.reason}")
     return {"suspend": _suspend, "complete": _complete, "fail": _fail}[answer.step](transfer)
 
 
@@ -203,4 +201,5 @@ TRANSFER = ProcessDefinition(
     on_answer=on_answer,
     on_timer=on_timer,
     phase=attrgetter("phase"),
+    mandatory=frozenset({"suspend", "complete", "fail"}),
 )

@@ -94,6 +94,9 @@ class ProcessDefinition(Generic[S]):
     on_timer: Callable[[S, str], Step[S] | None]
     # What it is doing, in a word, for operators.
     phase: Callable[[S], str]
+    # Steps that must not be refused, since the process could not end without them. A refusal of one, but an operator's, is no
+    # answer: the process is parked with COMMAND_REFUSED, and Retry asks again under an id of its own.
+    mandatory: frozenset[str] = frozenset()
     # Of the state's fields. A state of an older schema must still be readable: new fields have defaults.
     schema: int = 1
     # A process that runs and has not moved for so long is shown as stuck.

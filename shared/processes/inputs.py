@@ -5,6 +5,7 @@ A round matches on the input: each fold is called from one line, where a debugge
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any, NamedTuple, assert_never
 from uuid import UUID
 
@@ -15,7 +16,14 @@ from google.rpc import status_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.process import Answer, Step
 from shared.processes.process_type import ProcessType
-from shared.processes.records import CommandResult, PendingCommand, ProcessKey, WaitingInput
+from shared.processes.records import (
+    COMMAND_REFUSED,
+    CommandResult,
+    DeliveryFailure,
+    PendingCommand,
+    ProcessKey,
+    WaitingInput,
+)
 
 
 class EventInput(NamedTuple):
@@ -46,6 +54,15 @@ def call_fold(kind: ProcessType, state: Any, given: Input) -> Step[Any] | None:
             return kind.manager.on_timer(state, name)
         case _:
             assert_never(given)
+
+
+def refused_mandatory(result: CommandResult, kind: ProcessType | None, now: datetime) -> DeliveryFailure | None:
+    """The failure that the refusal of a mandatory step is, instead of an answer; None for any other answer."""
+    command, error = result.command, result.error
+    if error is None or kind is None or command.step not in kind.manager.mandatory:
+        return None
+    text = f"{result.reason}: {error.message}"
+    return DeliveryFailure(command, text, undone=True, failed=False, given_up=COMMAND_REFUSED, due_at=now)
 
 
 def to_row(key: ProcessKey, given: Input) -> WaitingInput:

@@ -15,6 +15,8 @@ ProcessKey = tuple[str, str, str]
 
 FOLD_FAILED = "FOLD_FAILED"
 COMMAND_FAILED = "COMMAND_FAILED"
+# A step that its process cannot do without was refused.
+COMMAND_REFUSED = "COMMAND_REFUSED"
 
 
 class ProcessStatus(StrEnum):

@@ -30,6 +30,7 @@ from shared.processes.inputs import EventInput, Input, TimerInput, call_fold, fr
 from shared.processes.process_type import ProcessType
 from shared.processes.records import (
     COMMAND_FAILED,
+    COMMAND_REFUSED,
     FOLD_FAILED,
     CommandResult,
     DeliveryFailure,
@@ -147,7 +148,7 @@ class Round:
 
     def _relieve(self, process: Process) -> None:
         """Un-parks a process whose last given-up command has its answer."""
-        if process.trouble == COMMAND_FAILED:
+        if process.trouble in (COMMAND_FAILED, COMMAND_REFUSED):
             process.trouble = ""
             if process.status == ProcessStatus.PARKED:
                 process.status = ProcessStatus.RUNNING

@@ -41,7 +41,8 @@ from shared.platform.postgres import Connection
 from shared.platform.telemetry import logger, trace_id
 from shared.processes import store
 from shared.processes.announce import NewDelivery, of_event
-from shared.processes.dispatcher import Dispatcher
+from shared.processes.dispatcher import Dispatcher, Told
+from shared.processes.inputs import refused_mandatory
 from shared.processes.process_type import ProcessType, process_types
 from shared.processes.records import CommandIdTaken, CommandResult, DeliveryFailure, PendingCommand, ProcessKey
 from shared.processes.round import NO_ANNOUNCEMENTS, Round
@@ -188,7 +189,7 @@ class ProcessRunner(Consumer):
             if self._announcements:
                 inputs.deliveries = [made for envelope in batch.events for made in of_event(self._announcements, envelope)]
             self._seen = batch.after
-        for told in dispatcher.take():
+        for told in map(self._unless_refused, dispatcher.take()):
             if isinstance(told, DeliveryFailure):
                 inputs.troubles.append(told)
                 self._look_by(told.due_at)
@@ -203,6 +204,12 @@ class ProcessRunner(Consumer):
             await self._look(connection, dispatcher)
         # Asked for only now: it says that what came before is taken.
         return asyncio.ensure_future(anext(batches)) if came else coming
+
+    def _unless_refused(self, told: Told) -> Told:
+        """What was told; of a mandatory step that was refused, that it failed."""
+        if not isinstance(told, CommandResult):
+            return told
+        return refused_mandatory(told, self.kinds.get(told.command.type), self._clock()) or told
 
     async def _wait(self, coming: asyncio.Future[Batch] | None) -> None:
         """Until there is an event, an answer, or the time to look for what is due."""

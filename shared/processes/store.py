@@ -56,9 +56,11 @@ SELECT g.tenant, g.type, g.process_id, g.command_id, g.given_up AND NOT EXISTS (
 FROM gone g
 """
 
+# A refusal is final: under this id it certainly never happened, and never will, whatever became of earlier tries.
 _UPDATE_TROUBLED = """
-UPDATE process_commands c SET due_at = k.due_at, answered = c.answered + k.undone, failures = c.failures + k.failed,
-  given_up = c.given_up OR k.given_up <> '', last_error = k.error
+UPDATE process_commands c SET due_at = k.due_at,
+  answered = CASE WHEN k.given_up = 'COMMAND_REFUSED' THEN c.tries ELSE c.answered + k.undone END,
+  failures = c.failures + k.failed, given_up = c.given_up OR k.given_up <> '', last_error = k.error
 FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::uuid[], %s::timestamptz[], %s::int[], %s::int[], %s::text[],
   %s::text[]) AS k (tenant, type, process_id, step, command_id, due_at, undone, failed, given_up, error)
 WHERE c.tenant = k.tenant AND c.type = k.type AND c.process_id = k.process_id AND c.step = k.step

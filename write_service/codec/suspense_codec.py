@@ -32,6 +32,7 @@ def decode_money_suspended(message: account_pb2.MoneySuspended) -> MoneySuspende
         amount_minor=message.amount_minor,
         currency=message.currency,
         balance_after_minor=message.balance_after_minor,
+        balance_after_wraps=message.balance_after_wraps,
     )
 
 
@@ -42,6 +43,7 @@ def encode_money_suspended(value: MoneySuspended) -> bytes:
         amount_minor=value.amount_minor,
         currency=value.currency,
         balance_after_minor=value.balance_after_minor,
+        balance_after_wraps=value.balance_after_wraps,
     ).SerializeToString()
 
 

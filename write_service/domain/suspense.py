@@ -11,8 +11,15 @@ from write_service.domain.suspense_types import MoneySuspended, SuspendMoney, Su
 # State
 
 
+WRAP = 2**63
+"""The balance has no limit, since nothing may be refused here; a field of an event holds less than this."""
+
+
 class Suspense(Struct, frozen=True, kw_only=True):
+    """The balance is balance_minor + wraps * WRAP."""
+
     balance_minor: int = 0
+    wraps: int = 0
 
 
 # Decisions
@@ -20,13 +27,15 @@ class Suspense(Struct, frozen=True, kw_only=True):
 
 def suspend(suspense: Suspense, command: SuspendMoney, meta: Meta) -> list[SuspenseEvent]:
     """Never refused: money that is here has nowhere else to go. The command's id keeps it from coming twice."""
+    more, balance_minor = divmod(suspense.balance_minor + command.amount_minor, WRAP)
     return [
         MoneySuspended(
             suspense_id=command.suspense_id,
             transfer_id=command.transfer_id,
             amount_minor=command.amount_minor,
             currency=command.currency,
-            balance_after_minor=suspense.balance_minor + command.amount_minor,
+            balance_after_minor=balance_minor,
+            balance_after_wraps=suspense.wraps + more,
         )
     ]
 
@@ -36,7 +45,7 @@ def suspend(suspense: Suspense, command: SuspendMoney, meta: Meta) -> list[Suspe
 
 def evolve(suspense: Suspense, event: SuspenseEvent) -> Suspense:
     """The suspense account after the event."""
-    return replace(suspense, balance_minor=event.balance_after_minor)
+    return replace(suspense, balance_minor=event.balance_after_minor, wraps=event.balance_after_wraps)
 
 
 SUSPENSE = Aggregate(category="suspense", initial=Suspense(), evolve=evolve)

@@ -30,7 +30,9 @@ class MoneySuspended(Struct, frozen=True, kw_only=True):
     transfer_id: str
     amount_minor: int
     currency: str
+    # The balance is balance_after_minor + balance_after_wraps * 2^63: money that waits is never refused, whatever is there.
     balance_after_minor: int
+    balance_after_wraps: int
 
 
 SuspenseEvent = MoneySuspended

@@ -468,11 +468,14 @@ class MoneySuspended(_message.Message):
     AMOUNT_MINOR_FIELD_NUMBER: _builtins.int
     CURRENCY_FIELD_NUMBER: _builtins.int
     BALANCE_AFTER_MINOR_FIELD_NUMBER: _builtins.int
+    BALANCE_AFTER_WRAPS_FIELD_NUMBER: _builtins.int
     suspense_id: _builtins.str
     transfer_id: _builtins.str
     amount_minor: _builtins.int
     currency: _builtins.str
     balance_after_minor: _builtins.int
+    """The balance is balance_after_minor + balance_after_wraps * 2^63: money that waits is never refused, whatever is there."""
+    balance_after_wraps: _builtins.int
     def __init__(
         self,
         *,
@@ -481,10 +484,11 @@ class MoneySuspended(_message.Message):
         amount_minor: _builtins.int = ...,
         currency: _builtins.str = ...,
         balance_after_minor: _builtins.int = ...,
+        balance_after_wraps: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_minor", b"amount_minor", "balance_after_minor", b"balance_after_minor", "currency", b"currency", "suspense_id", b"suspense_id", "transfer_id", b"transfer_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_minor", b"amount_minor", "balance_after_minor", b"balance_after_minor", "balance_after_wraps", b"balance_after_wraps", "currency", b"currency", "suspense_id", b"suspense_id", "transfer_id", b"transfer_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

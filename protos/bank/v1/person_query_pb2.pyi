@@ -156,7 +156,9 @@ class ListPersonsRequest(_message.Message):
     page_size: _builtins.int
     """0 means 50."""
     page_token: _builtins.str
-    """From the answer before; every other field must be the same as then."""
+    """From the answer before; every other field must be the same as then.
+    A name of 200 letters is 9,000 characters of a token at the most: one letter may be folded to eighteen.
+    """
     order_by: _builtins.str
     """`name` (the default) or `registered_at`, with ` desc` behind it for the other direction."""
     consistency_token: _builtins.str

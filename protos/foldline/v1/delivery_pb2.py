@@ -26,7 +26,7 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66oldline/v1/delivery.proto\x12\x0b\x66oldline.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8e\x03\n\x0f\x44\x65liverySummary\x12\x13\n\x0b\x64\x65livery_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0f\n\x07\x63hannel\x18\x04 \x01(\t\x12\x11\n\trecipient\x18\x05 \x01(\t\x12+\n\x06status\x18\x06 \x01(\x0e\x32\x1b.foldline.v1.DeliveryStatus\x12\x0f\n\x07sending\x18\x07 \x01(\x08\x12\r\n\x05tries\x18\x08 \x01(\x05\x12\x12\n\nlast_error\x18\t \x01(\t\x12.\n\ncreated_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x06\x64ue_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nded_at\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\torder_key\x18\r \x01(\t\x12\x0e\n\x06source\x18\x0e \x01(\t\x12\x16\n\x0e\x63orrelation_id\x18\x0f \x01(\t\"3\n\x12GetDeliveryRequest\x12\x1d\n\x0b\x64\x65livery_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"[\n\x13GetDeliveryResponse\x12.\n\x08\x64\x65livery\x18\x01 \x01(\x0b\x32\x1c.foldline.v1.DeliverySummary\x12\x14\n\x0c\x63ontent_json\x18\x02 \x01(\t\"`\n\x0e\x44\x65liveryFilter\x12\x17\n\x06tenant\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18?\x12\x35\n\x06status\x18\x02 \x01(\x0e\x32\x1b.foldline.v1.DeliveryStatusB\x08\xbaH\x05\x82\x01\x02\x10\x01\"\x81\x01\n\x15ListDeliveriesRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x10\x12+\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x1b.foldline.v1.DeliveryFilter\"c\n\x16ListDeliveriesResponse\x12\x30\n\ndeliveries\x18\x01 \x03(\x0b\x32\x1c.foldline.v1.DeliverySummary\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"5\n\x14RetryDeliveryRequest\x12\x1d\n\x0b\x64\x65livery_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"I\n\x15RetryDeliveryResponse\x12\x30\n\ndeliveries\x18\x01 \x03(\x0b\x32\x1c.foldline.v1.DeliverySummary\"S\n\x16\x44iscardDeliveryRequest\x12\x1d\n\x0b\x64\x65livery_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1a\n\x06reason\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\"I\n\x17\x44iscardDeliveryResponse\x12.\n\x08\x64\x65livery\x18\x01 \x01(\x0b\x32\x1c.foldline.v1.DeliverySummary*\xa1\x01\n\x0e\x44\x65liveryStatus\x12\x1f\n\x1b\x44\x45LIVERY_STATUS_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x44\x45LIVERY_STATUS_PENDING\x10\x01\x12\x18\n\x14\x44\x45LIVERY_STATUS_SENT\x10\x02\x12\x18\n\x14\x44\x45LIVERY_STATUS_DEAD\x10\x03\x12\x1d\n\x19\x44\x45LIVERY_STATUS_DISCARDED\x10\x04\x32\xf4\x02\n\x0f\x44\x65liveryService\x12P\n\x0bGetDelivery\x12\x1f.foldline.v1.GetDeliveryRequest\x1a .foldline.v1.GetDeliveryResponse\x12Y\n\x0eListDeliveries\x12\".foldline.v1.ListDeliveriesRequest\x1a#.foldline.v1.ListDeliveriesResponse\x12V\n\rRetryDelivery\x12!.foldline.v1.RetryDeliveryRequest\x1a\".foldline.v1.RetryDeliveryResponse\x12\\\n\x0f\x44iscardDelivery\x12#.foldline.v1.DiscardDeliveryRequest\x1a$.foldline.v1.DiscardDeliveryResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66oldline/v1/delivery.proto\x12\x0b\x66oldline.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8e\x03\n\x0f\x44\x65liverySummary\x12\x13\n\x0b\x64\x65livery_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0f\n\x07\x63hannel\x18\x04 \x01(\t\x12\x11\n\trecipient\x18\x05 \x01(\t\x12+\n\x06status\x18\x06 \x01(\x0e\x32\x1b.foldline.v1.DeliveryStatus\x12\x0f\n\x07sending\x18\x07 \x01(\x08\x12\r\n\x05tries\x18\x08 \x01(\x05\x12\x12\n\nlast_error\x18\t \x01(\t\x12.\n\ncreated_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x06\x64ue_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nded_at\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\torder_key\x18\r \x01(\t\x12\x0e\n\x06source\x18\x0e \x01(\t\x12\x16\n\x0e\x63orrelation_id\x18\x0f \x01(\t\"3\n\x12GetDeliveryRequest\x12\x1d\n\x0b\x64\x65livery_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"[\n\x13GetDeliveryResponse\x12.\n\x08\x64\x65livery\x18\x01 \x01(\x0b\x32\x1c.foldline.v1.DeliverySummary\x12\x14\n\x0c\x63ontent_json\x18\x02 \x01(\t\"d\n\x0e\x44\x65liveryFilter\x12\x1b\n\x06tenant\x18\x01 \x01(\tB\x0b\xbaH\x08r\x06\x18?\xba\x01\x01\x00\x12\x35\n\x06status\x18\x02 \x01(\x0e\x32\x1b.foldline.v1.DeliveryStatusB\x08\xbaH\x05\x82\x01\x02\x10\x01\"\x81\x01\n\x15ListDeliveriesRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x10\x12+\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x1b.foldline.v1.DeliveryFilter\"c\n\x16ListDeliveriesResponse\x12\x30\n\ndeliveries\x18\x01 \x03(\x0b\x32\x1c.foldline.v1.DeliverySummary\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"5\n\x14RetryDeliveryRequest\x12\x1d\n\x0b\x64\x65livery_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"I\n\x15RetryDeliveryResponse\x12\x30\n\ndeliveries\x18\x01 \x03(\x0b\x32\x1c.foldline.v1.DeliverySummary\"W\n\x16\x44iscardDeliveryRequest\x12\x1d\n\x0b\x64\x65livery_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1e\n\x06reason\x18\x02 \x01(\tB\x0e\xbaH\x0br\t\x10\x01\x18\xc8\x01\xba\x01\x01\x00\"I\n\x17\x44iscardDeliveryResponse\x12.\n\x08\x64\x65livery\x18\x01 \x01(\x0b\x32\x1c.foldline.v1.DeliverySummary*\xa1\x01\n\x0e\x44\x65liveryStatus\x12\x1f\n\x1b\x44\x45LIVERY_STATUS_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x44\x45LIVERY_STATUS_PENDING\x10\x01\x12\x18\n\x14\x44\x45LIVERY_STATUS_SENT\x10\x02\x12\x18\n\x14\x44\x45LIVERY_STATUS_DEAD\x10\x03\x12\x1d\n\x19\x44\x45LIVERY_STATUS_DISCARDED\x10\x04\x32\xf4\x02\n\x0f\x44\x65liveryService\x12P\n\x0bGetDelivery\x12\x1f.foldline.v1.GetDeliveryRequest\x1a .foldline.v1.GetDeliveryResponse\x12Y\n\x0eListDeliveries\x12\".foldline.v1.ListDeliveriesRequest\x1a#.foldline.v1.ListDeliveriesResponse\x12V\n\rRetryDelivery\x12!.foldline.v1.RetryDeliveryRequest\x1a\".foldline.v1.RetryDeliveryResponse\x12\\\n\x0f\x44iscardDelivery\x12#.foldline.v1.DiscardDeliveryRequest\x1a$.foldline.v1.DiscardDeliveryResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,7 +36,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETDELIVERYREQUEST'].fields_by_name['delivery_id']._loaded_options = None
   _globals['_GETDELIVERYREQUEST'].fields_by_name['delivery_id']._serialized_options = b'\272H\005r\003\260\001\001'
   _globals['_DELIVERYFILTER'].fields_by_name['tenant']._loaded_options = None
-  _globals['_DELIVERYFILTER'].fields_by_name['tenant']._serialized_options = b'\272H\004r\002\030?'
+  _globals['_DELIVERYFILTER'].fields_by_name['tenant']._serialized_options = b'\272H\010r\006\030?\272\001\001\000'
   _globals['_DELIVERYFILTER'].fields_by_name['status']._loaded_options = None
   _globals['_DELIVERYFILTER'].fields_by_name['status']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_LISTDELIVERIESREQUEST'].fields_by_name['page_size']._loaded_options = None
@@ -48,9 +48,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DISCARDDELIVERYREQUEST'].fields_by_name['delivery_id']._loaded_options = None
   _globals['_DISCARDDELIVERYREQUEST'].fields_by_name['delivery_id']._serialized_options = b'\272H\005r\003\260\001\001'
   _globals['_DISCARDDELIVERYREQUEST'].fields_by_name['reason']._loaded_options = None
-  _globals['_DISCARDDELIVERYREQUEST'].fields_by_name['reason']._serialized_options = b'\272H\007r\005\020\001\030\310\001'
-  _globals['_DELIVERYSTATUS']._serialized_start=1274
-  _globals['_DELIVERYSTATUS']._serialized_end=1435
+  _globals['_DISCARDDELIVERYREQUEST'].fields_by_name['reason']._serialized_options = b'\272H\013r\t\020\001\030\310\001\272\001\001\000'
+  _globals['_DELIVERYSTATUS']._serialized_start=1282
+  _globals['_DELIVERYSTATUS']._serialized_end=1443
   _globals['_DELIVERYSUMMARY']._serialized_start=106
   _globals['_DELIVERYSUMMARY']._serialized_end=504
   _globals['_GETDELIVERYREQUEST']._serialized_start=506
@@ -58,19 +58,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETDELIVERYRESPONSE']._serialized_start=559
   _globals['_GETDELIVERYRESPONSE']._serialized_end=650
   _globals['_DELIVERYFILTER']._serialized_start=652
-  _globals['_DELIVERYFILTER']._serialized_end=748
-  _globals['_LISTDELIVERIESREQUEST']._serialized_start=751
-  _globals['_LISTDELIVERIESREQUEST']._serialized_end=880
-  _globals['_LISTDELIVERIESRESPONSE']._serialized_start=882
-  _globals['_LISTDELIVERIESRESPONSE']._serialized_end=981
-  _globals['_RETRYDELIVERYREQUEST']._serialized_start=983
-  _globals['_RETRYDELIVERYREQUEST']._serialized_end=1036
-  _globals['_RETRYDELIVERYRESPONSE']._serialized_start=1038
-  _globals['_RETRYDELIVERYRESPONSE']._serialized_end=1111
-  _globals['_DISCARDDELIVERYREQUEST']._serialized_start=1113
-  _globals['_DISCARDDELIVERYREQUEST']._serialized_end=1196
-  _globals['_DISCARDDELIVERYRESPONSE']._serialized_start=1198
-  _globals['_DISCARDDELIVERYRESPONSE']._serialized_end=1271
-  _globals['_DELIVERYSERVICE']._serialized_start=1438
-  _globals['_DELIVERYSERVICE']._serialized_end=1810
+  _globals['_DELIVERYFILTER']._serialized_end=752
+  _globals['_LISTDELIVERIESREQUEST']._serialized_start=755
+  _globals['_LISTDELIVERIESREQUEST']._serialized_end=884
+  _globals['_LISTDELIVERIESRESPONSE']._serialized_start=886
+  _globals['_LISTDELIVERIESRESPONSE']._serialized_end=985
+  _globals['_RETRYDELIVERYREQUEST']._serialized_start=987
+  _globals['_RETRYDELIVERYREQUEST']._serialized_end=1040
+  _globals['_RETRYDELIVERYRESPONSE']._serialized_start=1042
+  _globals['_RETRYDELIVERYRESPONSE']._serialized_end=1115
+  _globals['_DISCARDDELIVERYREQUEST']._serialized_start=1117
+  _globals['_DISCARDDELIVERYREQUEST']._serialized_end=1204
+  _globals['_DISCARDDELIVERYRESPONSE']._serialized_start=1206
+  _globals['_DISCARDDELIVERYRESPONSE']._serialized_end=1279
+  _globals['_DELIVERYSERVICE']._serialized_start=1446
+  _globals['_DELIVERYSERVICE']._serialized_end=1818
 # @@protoc_insertion_point(module_scope)

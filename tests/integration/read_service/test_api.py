@@ -337,6 +337,24 @@ async def test_roles(service: Service) -> None:
         assert error.value.code() is grpc.StatusCode[reason]
 
 
+@pytest.mark.parametrize("length", [60, 200])
+async def test_names_that_are_long_when_folded_can_be_paged_through(service: Service, length: int) -> None:
+    """One letter that becomes eighteen: the token of such a page is taken back."""
+    store = Store()
+    for number in range(1, 4):
+        store.person("acme", uid(number), "\ufdfa" * length)
+    await service.holds(store)
+    seen, token = [], ""
+    while True:
+        page = person_query_pb2.ListPersonsRequest(page_size=1, page_token=token)
+        answer = await service.people.ListPersons(page, metadata=service.of())
+        seen += [person.person_id for person in answer.persons]
+        token = answer.next_page_token
+        if not token:
+            break
+    assert seen == [uid(1), uid(2), uid(3)]
+
+
 async def test_an_operator_sees_where_the_projections_are_and_whether_they_go_on(service: Service) -> None:
     """ListProjections shows position, epoch, state and reason: also of what was never filled, and when nobody leads."""
     operator = service.of("acme", Role.OPERATOR)

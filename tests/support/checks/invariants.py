@@ -190,7 +190,7 @@ class _Books:
                 purse = (envelope.tenant, event.currency)
                 self._goes(envelope, "suspended", event.transfer_id, event.amount_minor, event.currency)
                 self._suspense[purse] += event.amount_minor
-                assert event.balance_after_minor == self._suspense[purse]
+                assert event.balance_after_minor + event.balance_after_wraps * 2**63 == self._suspense[purse]
             case transfer_pb2.TransferStarted():
                 way = (envelope.tenant, event.transfer_id)
                 assert way not in self._ways, f"{way} began twice"

@@ -132,13 +132,15 @@ def test_what_is_not_waited_for_changes_nothing(road: str) -> None:
     ("before", "step"),
     [([("reserve", ""), ("hold", "X")], "release"), ([("reserve", "X")], "fail")],
 )
-def test_what_is_never_refused_is_a_defect_if_it_is(before: list[tuple[str, str]], step: str) -> None:
-    """It parks, for an operator to see."""
+def test_what_must_not_be_refused_is_asked_for_again(before: list[tuple[str, str]], step: str) -> None:
+    """It is mandatory, so that the runner parks the process before this would go round and round."""
     state = begun().state
     for name, reason in before:
         state = REGISTRATION.on_answer(state, answer(name, reason)).state
-    with pytest.raises(ValueError, match=f"{step} was refused: USER_NOT_FOUND"):
-        REGISTRATION.on_answer(state, answer(step, "USER_NOT_FOUND"))
+    again = REGISTRATION.on_answer(state, answer(step, "USER_NOT_FOUND"))
+    assert [sent.step for sent in again.send] == [step]
+    assert (again.state, again.ended) == (state, False)
+    assert step in REGISTRATION.mandatory
 
 
 def test_the_first_event_fixes_the_ids_of_all_steps_that_are_sent() -> None:

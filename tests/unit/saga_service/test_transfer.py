@@ -181,13 +181,15 @@ def test_what_is_not_waited_for_changes_nothing(road: str) -> None:
         ([("debit", ""), ("credit", "X"), ("refund", "X")], "suspend"),
     ],
 )
-def test_what_is_never_refused_is_a_defect_if_it_is(before: list[tuple[str, str]], step: str) -> None:
-    """It parks, rather than guess where the money is."""
+def test_what_must_not_be_refused_is_asked_for_again(before: list[tuple[str, str]], step: str) -> None:
+    """It is mandatory, so that the runner parks the process before this would go round and round."""
     state = begun().state
     for name, reason in before:
         state = TRANSFER.on_answer(state, answer(name, reason)).state
-    with pytest.raises(ValueError, match=f"{step} was refused: TRANSFER_NOT_FOUND"):
-        TRANSFER.on_answer(state, answer(step, "TRANSFER_NOT_FOUND"))
+    again = TRANSFER.on_answer(state, answer(step, "TRANSFER_NOT_FOUND"))
+    assert [sent.step for sent in again.send] == [step]
+    assert (again.state, again.ended) == (state, False)
+    assert step in TRANSFER.mandatory
 
 
 def test_being_overdue_is_shown_and_changes_nothing() -> None:

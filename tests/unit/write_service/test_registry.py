@@ -326,7 +326,7 @@ def test_a_state_survives_its_snapshot(category: str) -> None:
         },
         "login": {"holder_id": "u1", "confirmed": True, "expires_at_ms": 2**63 - 1},
         "person": {"registered": True, "name": '\u20ac"\\\n\U0001f600', "account_ids": ("a1", "a2")},
-        "suspense": {"balance_minor": 2**63 - 1},
+        "suspense": {"balance_minor": 2**63 - 1, "wraps": 2**63 - 1},
         "transfer": {"started": True, "ended": True},
         "user": {"started": True, "succeeded": True, "failed": True},
     }

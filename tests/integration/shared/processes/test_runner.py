@@ -456,6 +456,40 @@ async def test_defects_park_a_process_and_an_operator_lets_it_go_on(world: World
     ]
 
 
+async def test_a_mandatory_step_that_is_refused_parks_its_process_until_it_is_taken(world: World) -> None:
+    """The refusal is no answer; Retry is another attempt each time, however the first tries ended; the process then ends."""
+    refusing, lose = True, True
+
+    def decide(command: account_pb2.DepositMoneyRequest) -> Refusal | None:
+        return Rejected("FULL", "there is no room") if refusing and command.amount_minor == 1 else frozen(command)
+
+    async def after(request: command_pb2.SendBatchRequest) -> None:
+        nonlocal lose
+        if any(account_pb2.DepositMoneyRequest.FromString(it.command.value).amount_minor == 1 for it in request.items) and lose:
+            lose = False
+            raise refused_call(Unavailable("AWAY", "the answer is lost"))
+
+    world.write.decide, world.write.after = decide, after
+    manager = dataclasses.replace(GIFT, mandatory=frozenset({"apology"}))
+    world.open(1)
+    async with world.running(world.runner(manager=manager)), world.desk() as desk:
+        for attempt in (1, 2):
+
+            async def parked(attempt: int = attempt) -> bool:
+                rows = await world.query("SELECT attempt, given_up, tries - answered, last_error FROM process_commands")
+                return rows == [(attempt, True, 0, "FULL: there is no room")]
+
+            await eventually(parked)
+            assert (await world.process(1))[:3] == ("parked", "COMMAND_REFUSED", "GIFT_REFUSED")
+            if attempt == 2:
+                refusing = False
+            await desk.retry(key(1))
+        await all_ended(world, 1)
+    assert await world.process(1) == ("ended", "", "GIFT_REFUSED", "sorry")
+    assert world.write.carried_out == {(uid(1), 1): 1}
+    assert str(step_id("gift", uid(1), "apology", 3)) in world.write.receipts
+
+
 async def test_a_command_that_may_have_happened_keeps_its_id(world: World) -> None:
     """INTERNAL for a whole call says nothing about the command: Retry must not carry it out a second time."""
     broken = True

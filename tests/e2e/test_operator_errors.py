@@ -1,0 +1,155 @@
+"""What operators are refused, by code, reason and fields: of processes, projections and the line."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+
+import pytest
+
+from deploy.local.system import READ, SAGA, WRITE
+from foldline.v1 import (
+    delivery_pb2,
+    delivery_pb2_grpc,
+    event_store_pb2,
+    event_store_pb2_grpc,
+    process_pb2,
+    process_pb2_grpc,
+    projection_pb2,
+    projection_pb2_grpc,
+)
+from shared.platform.identity import Role
+from shared.rpc import pages
+from tests.support.clients.bank import new_id, refused
+from tests.support.system.stack import Stack
+
+LISTED = ("ListProcesses", "", "", "", "False")
+
+
+@dataclass
+class Desk:
+    """The operators' services."""
+
+    processes: process_pb2_grpc.ProcessServiceStub
+    deliveries: delivery_pb2_grpc.DeliveryServiceStub
+    projections: projection_pb2_grpc.ProjectionServiceStub
+    line: event_store_pb2_grpc.EventStoreServiceStub
+    who: tuple[tuple[str, str], ...]
+    user: tuple[tuple[str, str], ...]
+
+    def show(self, tenant: str = "acme", type_: str = "transfer", process_id: str = "") -> Awaitable[object]:
+        """GetProcess."""
+        request = process_pb2.GetProcessRequest(tenant=tenant, type=type_, process_id=process_id or new_id())
+        return self.processes.GetProcess(request, metadata=self.who, timeout=20)
+
+    def steer(self, action: str, tenant: str = "acme", type_: str = "transfer", process_id: str = "") -> Awaitable[object]:
+        """RetryProcess or CancelProcess."""
+        request = getattr(process_pb2, f"{action}Request")(tenant=tenant, type=type_, process_id=process_id or new_id())
+        answer: Awaitable[object] = getattr(self.processes, action)(request, metadata=self.who, timeout=20)
+        return answer
+
+    def find(self, page_token: str = "", **wanted: str) -> Awaitable[object]:
+        """ListProcesses."""
+        wanted_ = process_pb2.ProcessFilter(**wanted)  # type: ignore[arg-type]
+        request = process_pb2.ListProcessesRequest(page_token=page_token, filter=wanted_)
+        return self.processes.ListProcesses(request, metadata=self.who, timeout=20)
+
+    def find_deliveries(self, tenant: str) -> Awaitable[object]:
+        """ListDeliveries."""
+        request = delivery_pb2.ListDeliveriesRequest(filter=delivery_pb2.DeliveryFilter(tenant=tenant))
+        return self.deliveries.ListDeliveries(request, metadata=self.who, timeout=20)
+
+    def discard_delivery(self, reason: str) -> Awaitable[object]:
+        """DiscardDelivery."""
+        request = delivery_pb2.DiscardDeliveryRequest(delivery_id=new_id(), reason=reason)
+        return self.deliveries.DiscardDelivery(request, metadata=self.who, timeout=20)
+
+    def accept(self, *, user: bool = False) -> Awaitable[object]:
+        """ProcessService.AcceptHistory."""
+        who = self.user if user else self.who
+        return self.processes.AcceptHistory(process_pb2.AcceptHistoryRequest(), metadata=who, timeout=20)
+
+    def refill(self, name: str, *, user: bool = False) -> Awaitable[object]:
+        """RefillProjection."""
+        who = self.user if user else self.who
+        return self.projections.RefillProjection(projection_pb2.RefillProjectionRequest(name=name), metadata=who, timeout=20)
+
+    def restored(self, epoch: str, *, user: bool = False) -> Awaitable[object]:
+        """MarkRestored."""
+        who = self.user if user else self.who
+        return self.line.MarkRestored(event_store_pb2.MarkRestoredRequest(epoch=epoch), metadata=who, timeout=20)
+
+
+@pytest.fixture
+async def desk(shared_stack: Stack) -> AsyncIterator[Desk]:
+    """An operator, and a user who tries."""
+    async with shared_stack.channel(SAGA) as saga, shared_stack.channel(READ) as read, shared_stack.channel(WRITE) as write:
+        yield Desk(
+            process_pb2_grpc.ProcessServiceStub(saga),
+            delivery_pb2_grpc.DeliveryServiceStub(saga),
+            projection_pb2_grpc.ProjectionServiceStub(read),
+            event_store_pb2_grpc.EventStoreServiceStub(write),
+            _bearer(shared_stack, Role.OPERATOR),
+            _bearer(shared_stack, Role.USER),
+        )
+
+
+def _bearer(stack: Stack, role: Role) -> tuple[tuple[str, str], ...]:
+    return (("authorization", f"Bearer {stack.token('operators', 'olga', [role])}"),)
+
+
+Row = tuple[str, Callable[[Desk], Awaitable[object]], str, str, tuple[str, ...]]
+
+
+def bad(situation: str, call: Callable[[Desk], Awaitable[object]], *fields: str) -> Row:
+    """A row of what breaks the rules of fields."""
+    return situation, call, "INVALID_ARGUMENT", "INVALID_REQUEST", fields
+
+
+def bad_token(situation: str, *keys: object) -> Row:
+    """A row of a page token that is bound to the right query, and holds what no row has."""
+    token = pages.encode(LISTED, keys)  # type: ignore[arg-type]
+    return situation, lambda d: d.find(token), "INVALID_ARGUMENT", "PAGE_TOKEN_INVALID", ("page_token",)
+
+
+TABLE: list[Row] = [
+    bad("show: NUL in the tenant", lambda d: d.show(tenant="\0"), "tenant"),
+    bad("show: NUL in the type", lambda d: d.show(type_="a\0"), "type"),
+    bad("show: NUL in the id", lambda d: d.show(process_id="\0"), "process_id"),
+    bad("retry: NULs", lambda d: d.steer("RetryProcess", "\0", "\0", "\0"), "tenant", "type", "process_id"),
+    bad("cancel: NULs", lambda d: d.steer("CancelProcess", "\0", "\0", "\0"), "tenant", "type", "process_id"),
+    bad("list: NUL in the tenant", lambda d: d.find(tenant="\0"), "filter.tenant"),
+    bad("list: NUL in the type", lambda d: d.find(type="\0"), "filter.type"),
+    bad("list: a page token of 3 KB", lambda d: d.find("x" * 3000), "page_token"),
+    bad("deliveries: NUL in the tenant", lambda d: d.find_deliveries("\0"), "filter.tenant"),
+    bad("discard: NUL in the reason", lambda d: d.discard_delivery("\0"), "reason"),
+    bad("refill: NUL in the name", lambda d: d.refill("\0"), "name"),
+    bad("restored: NUL in the epoch", lambda d: d.restored("\0"), "epoch"),
+    bad_token("list: a start beyond all calendars", 2**63 - 1, "acme", "transfer", "x"),
+    bad_token("list: a start before all calendars", -(2**63), "acme", "transfer", "x"),
+    bad_token("list: a start of 65 bits", 2**64 - 1, "acme", "transfer", "x"),
+    bad_token("list: a tenant with NUL", 0, "\0", "transfer", "x"),
+    bad_token("list: too few keys", 0, "acme"),
+    ("show: not there", lambda d: d.show(), "NOT_FOUND", "PROCESS_NOT_FOUND", ()),
+    ("accept: nothing diverged", lambda d: d.accept(), "FAILED_PRECONDITION", "NOT_DIVERGED", ()),
+    ("accept: by a user", lambda d: d.accept(user=True), "PERMISSION_DENIED", "ROLE_MISSING", ()),
+    ("refill: nothing diverged", lambda d: d.refill("summaries"), "FAILED_PRECONDITION", "NOT_DIVERGED", ()),
+    ("refill: no such projection", lambda d: d.refill("sums"), "NOT_FOUND", "PROJECTION_NOT_FOUND", ()),
+    ("refill: by a user", lambda d: d.refill("summaries", user=True), "PERMISSION_DENIED", "ROLE_MISSING", ()),
+    ("restored: another epoch", lambda d: d.restored("of old/1"), "FAILED_PRECONDITION", "EPOCH_CHANGED", ()),
+    ("restored: by a user", lambda d: d.restored("of old/1", user=True), "PERMISSION_DENIED", "ROLE_MISSING", ()),
+]
+
+
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: row[0])
+async def test_the_table_of_errors(desk: Desk, row: Row) -> None:
+    """Each situation is refused with its code, reason and fields; none is INTERNAL."""
+    _, call, code, reason, fields = row
+    told = await refused(call(desk))
+    assert (told.code, told.reason, told.fields) == (code, reason, fields)
+
+
+def test_every_situation_has_its_own_name() -> None:
+    """A row that is named like another would be taken for it."""
+    names = [row[0] for row in TABLE]
+    assert len(names) == len(set(names))
