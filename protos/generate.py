@@ -26,6 +26,8 @@ from protovalidate._gen.buf.validate import validate_pb
 HERE = Path(__file__).resolve().parent
 TOP = HERE.parent
 OURS = ("foldline", "bank")
+RULES = Path(HERE.name, "buf", "validate", "validate.binpb")
+"""Where the definition of the fields' rules is kept, for a start that needs no protovalidate."""
 
 DOMAINS = {"bank/v1/": "write_service"}
 """Where the domain of the `.proto` files that begin so is decided: the folder of its structs, codecs and servicers."""
@@ -36,12 +38,17 @@ def sources() -> list[str]:
     return sorted(str(path.relative_to(HERE)) for package in OURS for path in (HERE / package).rglob("*.proto"))
 
 
+def rules() -> bytes:
+    """The definition of buf/validate/validate.proto, as the installed protovalidate has it."""
+    return validate_pb.desc().proto.to_binary()
+
+
 def write_imports(target: Path) -> None:
     """Writes the definitions that ours import and that are installed as packages, as one descriptor set."""
     files = descriptor_pb2.FileDescriptorSet()
     for module in (any_pb2, descriptor_pb2, duration_pb2, field_mask_pb2, timestamp_pb2, code_pb2, error_details_pb2, status_pb2):
         module.DESCRIPTOR.CopyToProto(files.file.add())
-    files.file.add().ParseFromString(validate_pb.desc().proto.to_binary())
+    files.file.add().ParseFromString(rules())
     target.write_bytes(files.SerializeToString())
 
 
@@ -67,7 +74,8 @@ def write_image(target: Path, imports: Path) -> None:
 
 def generate(top: Path, imports: Path) -> set[Path]:
     """Writes all generated files below `top`, as they lie below the project's folder, and returns their paths."""
-    (top / HERE.name).mkdir(exist_ok=True)
+    (top / RULES).parent.mkdir(parents=True, exist_ok=True)
+    (top / RULES).write_bytes(rules())
     scripts = Path(sysconfig.get_path("scripts"))
     protoc_run(
         f"--plugin={scripts / 'protoc-gen-mypy'}",
@@ -97,7 +105,8 @@ def generate(top: Path, imports: Path) -> set[Path]:
 
 def generated(top: Path) -> set[Path]:
     """The generated files below `top`, as paths relative to it."""
-    patterns = [f"{HERE.name}/{package}/**/*_pb2*.py{end}" for package in OURS for end in ("", "i")]
+    patterns = [str(RULES)]
+    patterns += [f"{HERE.name}/{package}/**/*_pb2*.py{end}" for package in OURS for end in ("", "i")]
     for package in DOMAINS.values():
         patterns += [f"{package}/domain/*_types.py", f"{package}/codec/*_codec.py", f"{package}/servicers.py"]
     return {path.relative_to(top) for pattern in patterns for path in top.glob(pattern)}

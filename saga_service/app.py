@@ -30,13 +30,12 @@ from shared.platform.postgres import Connection, Reads, refuse_unsafe
 from shared.platform.settings import ServerSettings
 from shared.processes import announce
 from shared.processes.admin import ProcessAdmin
-from shared.processes.channels import Channel, Contacts
+from shared.processes.channels import Channel, Contacts, Deferred
 from shared.processes.deliveries import DeliveryPolicy, DeliverySender
 from shared.processes.delivery_admin import DeliveryAdmin
 from shared.processes.dispatcher import Dispatcher
 from shared.processes.runner import CHECKPOINT, ProcessRunner
 from shared.processes.smtp import Smtp
-from shared.processes.webhook import WebhookChannel
 from shared.rpc.client import channel
 from shared.rpc.probes import Probes
 from shared.rpc.server import Server
@@ -139,8 +138,7 @@ class Leading:
 
     def _make_sender(self, may_send: asyncio.Event) -> DeliverySender:
         settings = self._settings
-        webhook = WebhookChannel("/foldline", allow_private=settings.webhooks_private)
-        channels: dict[str, Channel] = {announce.WEBHOOK: webhook}
+        channels: dict[str, Channel] = {announce.WEBHOOK: Deferred(lambda: _webhooks(settings))}
         if settings.smtp_url is not None:
             channels[announce.EMAIL] = Smtp(settings.smtp_url.get_secret_value(), settings.mail_from)
         policy = DeliveryPolicy(tries_max=settings.delivery_tries_max, retention=timedelta(days=settings.delivery_retention_days))
@@ -200,6 +198,12 @@ def build(
 def announcements(settings: SagaSettings) -> Announcements:
     """The announcements that are switched on."""
     return ANNOUNCEMENTS.without(settings.overrides_off)
+
+
+def _webhooks(settings: SagaSettings) -> Channel:
+    from shared.processes.webhook import WebhookChannel  # noqa: PLC0415 (see Deferred)
+
+    return WebhookChannel("/foldline", allow_private=settings.webhooks_private)
 
 
 async def _both(*work: Coroutine[None, None, None]) -> None:

@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-import structlog
 
 from deploy.bootstrap import Database, Databases
 from deploy.engines.nats import Nats
+from shared.platform import telemetry
 from tests.support.system.engines import Engines
 from tests.support.system.mail import Mailbox, serving
 from tests.support.system.stack import Stack
@@ -20,7 +20,7 @@ from tests.support.system.stack import Stack
 def plain_logs() -> Iterator[None]:
     """A test that sets up logging as a process does leaves no trace of it for the next."""
     yield
-    structlog.reset_defaults()
+    telemetry.divert(telemetry.Unconfigured())
 
 
 @pytest.fixture(scope="session")

@@ -8,13 +8,10 @@ from __future__ import annotations
 from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import BigInteger, Column, DateTime, MetaData, Table, Text
-
 from bank.v1 import account_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.projection import Projection, existing, recorded_at, storable
-
-metadata = MetaData()
+from shared.folds.table import Column, Table, Type
 
 ACTIVE = "active"
 FROZEN = "frozen"
@@ -22,29 +19,27 @@ CLOSED = "closed"
 
 accounts = Table(
     "accounts",
-    metadata,
-    Column("tenant", Text(collation="C"), primary_key=True),
-    Column("account_id", Text(collation="C"), primary_key=True),
-    Column("owner_id", Text(collation="C"), nullable=False),
-    Column("name", Text, nullable=False),
-    Column("currency", Text(collation="C"), nullable=False),
-    Column("balance_minor", BigInteger, nullable=False),
-    Column("status", Text(collation="C"), nullable=False),
-    Column("opened_at", DateTime(timezone=True), nullable=False),
-    Column("version", BigInteger, nullable=False),
+    Column("tenant", Type.TEXT_C, primary_key=True),
+    Column("account_id", Type.TEXT_C, primary_key=True),
+    Column("owner_id", Type.TEXT_C),
+    Column("name", Type.TEXT),
+    Column("currency", Type.TEXT_C),
+    Column("balance_minor", Type.BIGINT),
+    Column("status", Type.TEXT_C),
+    Column("opened_at", Type.TIMESTAMP),
+    Column("version", Type.BIGINT),
 )
 
 movements = Table(
     "movements",
-    metadata,
-    Column("tenant", Text(collation="C"), primary_key=True),
-    Column("account_id", Text(collation="C"), primary_key=True),
-    Column("version", BigInteger, primary_key=True),
-    Column("amount_minor", BigInteger, nullable=False),
-    Column("balance_after_minor", BigInteger, nullable=False),
-    Column("moved_at", DateTime(timezone=True), nullable=False),
-    Column("transfer_id", Text(collation="C"), nullable=False),
-    Column("counterparty_account_id", Text(collation="C"), nullable=False),
+    Column("tenant", Type.TEXT_C, primary_key=True),
+    Column("account_id", Type.TEXT_C, primary_key=True),
+    Column("version", Type.BIGINT, primary_key=True),
+    Column("amount_minor", Type.BIGINT),
+    Column("balance_after_minor", Type.BIGINT),
+    Column("moved_at", Type.TIMESTAMP),
+    Column("transfer_id", Type.TEXT_C),
+    Column("counterparty_account_id", Type.TEXT_C),
 )
 
 

@@ -9,33 +9,28 @@ import unicodedata
 from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import BigInteger, Column, DateTime, Integer, MetaData, Numeric, Table, Text
-
 from bank.v1 import account_pb2, person_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.projection import Projection, existing, recorded_at, storable
-
-metadata = MetaData()
+from shared.folds.table import Column, Table, Type
 
 people = Table(
     "people",
-    metadata,
-    Column("tenant", Text(collation="C"), primary_key=True),
-    Column("person_id", Text(collation="C"), primary_key=True),
-    Column("name", Text, nullable=False),
-    Column("name_folded", Text(collation="C"), nullable=False),
-    Column("registered_at", DateTime(timezone=True), nullable=False),
-    Column("open_account_count", Integer, nullable=False),
-    Column("version", BigInteger, nullable=False),
+    Column("tenant", Type.TEXT_C, primary_key=True),
+    Column("person_id", Type.TEXT_C, primary_key=True),
+    Column("name", Type.TEXT),
+    Column("name_folded", Type.TEXT_C),
+    Column("registered_at", Type.TIMESTAMP),
+    Column("open_account_count", Type.INTEGER),
+    Column("version", Type.BIGINT),
 )
 
 person_totals = Table(
     "person_totals",
-    metadata,
-    Column("tenant", Text(collation="C"), primary_key=True),
-    Column("person_id", Text(collation="C"), primary_key=True),
-    Column("currency", Text(collation="C"), primary_key=True),
-    Column("total_minor", Numeric, nullable=False),
+    Column("tenant", Type.TEXT_C, primary_key=True),
+    Column("person_id", Type.TEXT_C, primary_key=True),
+    Column("currency", Type.TEXT_C, primary_key=True),
+    Column("total_minor", Type.NUMERIC),
 )
 
 

@@ -8,34 +8,30 @@ from __future__ import annotations
 from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import BigInteger, Column, DateTime, Integer, MetaData, Table, Text
-
 from bank.v1 import account_pb2, transfer_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.projection import Projection, RowKey, existing, recorded_at, storable
-
-metadata = MetaData()
+from shared.folds.table import Column, Table, Type
 
 STARTED, COMPLETED, FAILED = "started", "completed", "failed"
 
 transfers = Table(
     "transfers",
-    metadata,
-    Column("tenant", Text(collation="C"), primary_key=True),
-    Column("transfer_id", Text(collation="C"), primary_key=True),
-    Column("from_account_id", Text(collation="C"), nullable=False),
-    Column("to_account_id", Text(collation="C"), nullable=False),
-    Column("amount_minor", BigInteger, nullable=False),
-    Column("currency", Text(collation="C"), nullable=False),
-    Column("status", Text(collation="C"), nullable=False),
-    Column("reason", Text, nullable=False),
-    Column("compensation", Integer, nullable=False),
-    Column("started_at", DateTime(timezone=True), nullable=False),
-    Column("debited_at", DateTime(timezone=True)),
-    Column("credited_at", DateTime(timezone=True)),
-    Column("refunded_at", DateTime(timezone=True)),
-    Column("suspended_at", DateTime(timezone=True)),
-    Column("ended_at", DateTime(timezone=True)),
+    Column("tenant", Type.TEXT_C, primary_key=True),
+    Column("transfer_id", Type.TEXT_C, primary_key=True),
+    Column("from_account_id", Type.TEXT_C),
+    Column("to_account_id", Type.TEXT_C),
+    Column("amount_minor", Type.BIGINT),
+    Column("currency", Type.TEXT_C),
+    Column("status", Type.TEXT_C),
+    Column("reason", Type.TEXT),
+    Column("compensation", Type.INTEGER),
+    Column("started_at", Type.TIMESTAMP),
+    Column("debited_at", Type.TIMESTAMP, nullable=True),
+    Column("credited_at", Type.TIMESTAMP, nullable=True),
+    Column("refunded_at", Type.TIMESTAMP, nullable=True),
+    Column("suspended_at", Type.TIMESTAMP, nullable=True),
+    Column("ended_at", Type.TIMESTAMP, nullable=True),
 )
 
 

@@ -8,27 +8,23 @@ from __future__ import annotations
 from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import Column, DateTime, MetaData, Table, Text
-
 from bank.v1 import user_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.projection import Projection, existing, recorded_at, storable
-
-metadata = MetaData()
+from shared.folds.table import Column, Table, Type
 
 STARTED, SUCCEEDED, FAILED = "started", "succeeded", "failed"
 
 users = Table(
     "users",
-    metadata,
-    Column("tenant", Text(collation="C"), primary_key=True),
-    Column("user_id", Text(collation="C"), primary_key=True),
-    Column("login", Text, nullable=False),
-    Column("email", Text, nullable=False),
-    Column("status", Text(collation="C"), nullable=False),
-    Column("reason", Text, nullable=False),
-    Column("started_at", DateTime(timezone=True), nullable=False),
-    Column("ended_at", DateTime(timezone=True)),
+    Column("tenant", Type.TEXT_C, primary_key=True),
+    Column("user_id", Type.TEXT_C, primary_key=True),
+    Column("login", Type.TEXT),
+    Column("email", Type.TEXT),
+    Column("status", Type.TEXT_C),
+    Column("reason", Type.TEXT),
+    Column("started_at", Type.TIMESTAMP),
+    Column("ended_at", Type.TIMESTAMP, nullable=True),
 )
 
 

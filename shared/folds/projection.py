@@ -13,9 +13,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, TypeVar
 
 from google.protobuf.message import Message
-from sqlalchemy import Table
 
 from foldline.v1.event_store_pb2 import EventEnvelope
+from shared.folds.table import Table
 
 Row = TypeVar("Row", bound=tuple[Any, ...])
 RowKey = tuple[Any, ...]

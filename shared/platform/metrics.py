@@ -4,11 +4,12 @@
     waits = Histogram("foldline.command.queue.wait", "...", unit="s", bounds=SECONDS);  metrics.add(waits)
 
 A call of an instrument of OpenTelemetry's SDK takes 13 to 15 us here, which a command would pay several times over; adding
-to an integer takes 0.05 us, and `Histogram.observe` 0.5 us. So counters and gauges are observable instruments, whose
-callbacks run at a scrape, and histograms count by themselves and hand their points to the SDK's readers.
+to an integer takes 0.05 us, and `Histogram.observe` 0.5 us. So counters and gauges are functions that are called at a
+scrape, and histograms count by themselves.
 
-They go where OpenTelemetry's own variables say (OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_METRICS_EXPORTER, ...), and always to
-`render`, which the admin port answers Prometheus with.
+They are always there for `render`, which the admin port answers Prometheus with (shared/platform/prometheus.py), and go
+over OTLP if OpenTelemetry's own variables ask for that (OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_METRICS_EXPORTER, ...): see
+shared/platform/otlp.py.
 """
 
 from __future__ import annotations
@@ -18,32 +19,16 @@ import os
 import time
 from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from itertools import accumulate
-from typing import Any
-
-from opentelemetry.exporter.prometheus import PrometheusMetricReader
-from opentelemetry.metrics import CallbackOptions, Observation
-from opentelemetry.sdk.metrics import Exemplar, MeterProvider
-from opentelemetry.sdk.metrics.export import (
-    AggregationTemporality,
-    HistogramDataPoint,
-    Metric,
-    MetricReader,
-    MetricsData,
-    ScopeMetrics,
-)
-from opentelemetry.sdk.metrics.export import Histogram as HistogramPoints
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from prometheus_client import CollectorRegistry
-from prometheus_client.core import HistogramMetricFamily
-from prometheus_client.exposition import choose_encoder
-from prometheus_client.samples import Exemplar as PrometheusExemplar
-from prometheus_client.samples import Timestamp
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+from uuid import uuid4
 
 from shared.platform.telemetry import logger
+
+if TYPE_CHECKING:
+    from shared.platform.otlp import MetricExport
 
 SCOPE = "foldline"
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -67,12 +52,56 @@ def release() -> str:
         return "0"
 
 
-def resource(service: str) -> Resource:
+def resource(service: str) -> dict[str, str]:
     """What this process is, for all its telemetry. OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES override it."""
-    attributes = {"service.version": release(), "service.namespace": SCOPE}
-    if not os.environ.get("OTEL_SERVICE_NAME") and "service.name=" not in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", ""):
-        attributes["service.name"] = service
-    return Resource.create(attributes)
+    attributes = {
+        "service.name": service,
+        "service.namespace": SCOPE,
+        "service.version": release(),
+        "service.instance.id": _INSTANCE,
+    }
+    for pair in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "").split(","):
+        key, separator, value = pair.partition("=")
+        if separator:
+            attributes[key.strip()] = unquote(value.strip())
+    if name := os.environ.get("OTEL_SERVICE_NAME"):
+        attributes["service.name"] = name
+    return attributes
+
+
+_INSTANCE = str(uuid4())
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A counter, which only grows until the process ends, or a gauge."""
+
+    name: str
+    description: str
+    unit: str
+    grows: bool
+    read: Read
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A value that was observed in a call whose trace is recorded."""
+
+    value: float
+    at_ns: int
+    trace_id: str
+    span_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """The counts of one combination of labels: for each bucket, and the sum of all values."""
+
+    labels: tuple[str, ...]
+    counts: list[int]
+    total: float
+    example: Example | None
+    at_ns: int
 
 
 class Histogram:
@@ -81,91 +110,62 @@ class Histogram:
     def __init__(self, name: str, description: str, *, unit: str, bounds: Sequence[float], labels: Sequence[str] = ()) -> None:
         """`bounds` are the upper, inclusive ends of the buckets; one bucket without an end is added."""
         self.name = name
-        self._description = description
-        self._unit = unit
-        self._bounds = tuple(bounds)
-        self._labels = tuple(labels)
+        self.description = description
+        self.unit = unit
+        self.bounds = tuple(bounds)
+        self.labels = tuple(labels)
+        self.began_ns = time.time_ns()
         # For each series the counts of its buckets, and last the sum of all values.
         self._series: dict[tuple[str, ...], list[float]] = {}
-        self._exemplars: dict[tuple[str, ...], Exemplar] = {}
-        self._began = time.time_ns()
+        self._examples: dict[tuple[str, ...], Example] = {}
 
     def observe(self, value: float, labels: tuple[str, ...] = (), *, traceparent: str = "") -> None:
         """Counts a value. A `traceparent`, of a call whose trace is recorded, makes it the series' example."""
         cells = self._series.get(labels)
         if cells is None:
             if len(self._series) >= SERIES_MAX:
-                labels = ("overflow",) * len(self._labels)
-            cells = self._series.setdefault(labels, [0.0] * (len(self._bounds) + 2))
-        cells[bisect_left(self._bounds, value)] += 1
+                labels = ("overflow",) * len(self.labels)
+            cells = self._series.setdefault(labels, [0.0] * (len(self.bounds) + 2))
+        cells[bisect_left(self.bounds, value)] += 1
         cells[-1] += value
         if traceparent:
-            trace, span = int(traceparent[3:35], 16), int(traceparent[36:52], 16)
-            self._exemplars[labels] = Exemplar({}, value, time.time_ns(), span, trace)
+            self._examples[labels] = Example(value, time.time_ns(), traceparent[3:35], traceparent[36:52])
 
-    def metric(self) -> Metric:
+    def series(self) -> Iterator[Series]:
         """All series as they are now."""
         now = time.time_ns()
-        points = []
         for labels, cells in list(self._series.items()):
             *counts, total = list(cells)
-            example = self._exemplars.get(labels)
-            points.append(
-                HistogramDataPoint(
-                    attributes=dict(zip(self._labels, labels, strict=True)),
-                    start_time_unix_nano=self._began,
-                    time_unix_nano=now,
-                    count=int(sum(counts)),
-                    sum=total,
-                    bucket_counts=[int(count) for count in counts],
-                    explicit_bounds=self._bounds,
-                    min=float("inf"),
-                    max=float("-inf"),
-                    exemplars=[] if example is None else [example],
-                )
-            )
-        return Metric(self.name, self._description, self._unit, HistogramPoints(points, AggregationTemporality.CUMULATIVE))
-
-    def family(self) -> HistogramMetricFamily:
-        """The same for Prometheus, which gets the examples from here: the SDK's reader for Prometheus drops them."""
-        unit = {"s": "seconds", "By": "bytes"}.get(self._unit, "")
-        name = self.name.replace(".", "_") + (f"_{unit}" if unit else "")
-        labels = [label.replace(".", "_") for label in self._labels]
-        family = HistogramMetricFamily(name, self._description, labels=labels, unit=unit)
-        ends = [*map(str, self._bounds), "+Inf"]
-        for values, cells in list(self._series.items()):
-            *counts, total = list(cells)
-            buckets: list[Any] = list(zip(ends, accumulate(counts), strict=True))
-            if (example := self._exemplars.get(values)) is not None:
-                at = bisect_left(self._bounds, example.value)
-                ids = {"trace_id": f"{example.trace_id:032x}", "span_id": f"{example.span_id:016x}"}
-                stamp = Timestamp(*divmod(example.time_unix_nano, 1_000_000_000))
-                buckets[at] = (*buckets[at], PrometheusExemplar(ids, example.value, stamp))
-            family.add_metric(values, buckets, sum_value=total)
-        return family
+            yield Series(labels, [int(count) for count in counts], total, self._examples.get(labels), now)
 
 
 class Metrics:
     """All metrics of one process."""
 
     def __init__(self, service: str = SCOPE) -> None:
+        self._numbers: dict[str, Number] = {}
         self._histograms: dict[str, Histogram] = {}
         self._refreshers: list[Callable[[], Awaitable[None]]] = []
-        self._registry = CollectorRegistry()
-        self._registry.register(self)
-        readers: list[MetricReader] = [PrometheusMetricReader(scope_info_enabled=False, registry=self._registry)]
+        self.attributes = resource(service)
+        self._export: MetricExport | None = None
         if exports("metrics"):
-            readers.append(_periodic(self._with_histograms))
-        self._provider = MeterProvider(readers, resource(service), shutdown_on_exit=False)
-        self._meter = self._provider.get_meter(SCOPE, release())
+            from shared.platform.otlp import MetricExport  # noqa: PLC0415 (0.6 s of a start, seldom needed)
+
+            self._export = MetricExport(self.attributes, SCOPE, lambda: list(self._histograms.values()))
 
     def counter(self, name: str, description: str, read: Read, *, unit: str = "1") -> None:
-        """A number that only grows, until the process ends."""
-        self._meter.create_observable_counter(name, [_callback(read)], unit, description)
+        """A number that only grows, until the process ends. Raises ValueError for a name that is taken."""
+        self._add(Number(name, description, unit, True, read))
 
     def gauge(self, name: str, description: str, read: Read, *, unit: str = "1") -> None:
-        """A number as it is now."""
-        self._meter.create_observable_gauge(name, [_callback(read)], unit, description)
+        """A number as it is now. Raises ValueError for a name that is taken."""
+        self._add(Number(name, description, unit, False, read))
+
+    def _add(self, number: Number) -> None:
+        if self._numbers.setdefault(number.name, number) is not number:
+            raise ValueError(f"the metric {number.name} is there already")
+        if self._export is not None:
+            self._export.add(number)
 
     def add(self, *histograms: Histogram) -> None:
         """Makes histograms part of what is exported. Raises ValueError for a name that is taken."""
@@ -194,24 +194,23 @@ class Metrics:
 
     async def render(self, accept: str = "") -> tuple[str, bytes]:
         """The content type and the text of all metrics, in the format that the Accept header asks for."""
-        encode, kind = choose_encoder(accept)
-        # In another thread: it takes some milliseconds, which calls need not wait for.
-        return kind, await asyncio.to_thread(encode, self._registry)
 
-    def collect(self) -> Iterator[HistogramMetricFamily]:
-        """The histograms; the registry asks for them at a scrape."""
-        for histogram in list(self._histograms.values()):
-            yield histogram.family()
+        def in_thread() -> tuple[str, bytes]:
+            from shared.platform import prometheus  # noqa: PLC0415 (0.25 s of a start)
+
+            return prometheus.render(self, accept)
+
+        # It takes some milliseconds, and longer the first time, which calls need not wait for.
+        return await asyncio.to_thread(in_thread)
+
+    def every(self) -> list[Number | Histogram]:
+        """All metrics there are."""
+        return [*self._numbers.values(), *self._histograms.values()]
 
     def shutdown(self, timeout_s: float) -> None:
-        """Hands out what is left, as far as that goes within the time."""
-        self._provider.shutdown(timeout_millis=timeout_s * 1000)
-
-    def _with_histograms(self, data: MetricsData) -> MetricsData:
-        """The SDK's metrics and ours."""
-        ours = ScopeMetrics(InstrumentationScope(SCOPE, release()), [each.metric() for each in self._histograms.values()], "")
-        first, *others = data.resource_metrics
-        return MetricsData([replace(first, scope_metrics=[*first.scope_metrics, ours]), *others])
+        """Exports what is left, as far as that goes within the time."""
+        if self._export is not None:
+            self._export.shutdown(timeout_s)
 
 
 def exports(signal: str) -> bool:
@@ -226,19 +225,3 @@ def exports(signal: str) -> bool:
     if chosen:
         return "otlp" in chosen.split(",")
     return any(os.environ.get(name) for name in ("OTEL_EXPORTER_OTLP_ENDPOINT", f"OTEL_EXPORTER_OTLP_{signal.upper()}_ENDPOINT"))
-
-
-def _callback(read: Read) -> Callable[[CallbackOptions], Iterable[Observation]]:
-    return lambda _: [Observation(value, dict(labels)) for value, labels in read()]
-
-
-def _periodic(extend: Callable[[MetricsData], MetricsData]) -> MetricReader:
-    """Sends metrics over OTLP in a thread of its own, every OTEL_METRIC_EXPORT_INTERVAL ms."""
-    from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter  # noqa: PLC0415 (0.6 s, seldom needed)
-    from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader  # noqa: PLC0415
-
-    class Extended(PeriodicExportingMetricReader):
-        def _receive_metrics(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **more: Any) -> None:
-            super()._receive_metrics(extend(metrics_data), timeout_millis=timeout_millis, **more)
-
-    return Extended(OTLPMetricExporter())

@@ -13,19 +13,20 @@ import os
 import random
 import re
 import sys
-from collections.abc import Callable, MutableMapping
+import traceback
+from collections.abc import Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import orjson
-import structlog
 from msgspec import Struct
 
 from shared.platform.identity import Call, current_call
 
 _TRACEPARENT = re.compile("00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _MOMENT_S = 0.02
+_URGENT = frozenset({"warning", "error"})
 _random = random.Random()  # noqa: S311 (of no secret)
 
 # What `annotate` adds to. The server gives each call a fresh one; outside of calls there is none.
@@ -36,43 +37,77 @@ _NO_FACTS: dict[str, str | float] = {}
 def configure(level: str = "info", *, service: str, stream: BinaryIO | None = None) -> None:
     """Sets up logging of the process, once, at its start. `service` is in every line."""
     level_number = logging.getLevelNamesMapping()[level.upper()]
-    lines = _Lines(stream or sys.stderr.buffer, {"service": service, "pid": os.getpid()}, takes_info=level_number <= logging.INFO)
+    lines = _Lines(stream or sys.stderr.buffer, {"service": service, "pid": os.getpid()}, level_number)
     atexit.register(lines.write_out)
-    structlog.configure(
-        # One processor: there is a line for every call, and each further one was felt there.
-        processors=[_take_note],
-        wrapper_class=structlog.make_filtering_bound_logger(level_number),
-        logger_factory=lambda *_: lines,
-        cache_logger_on_first_use=stream is None,
-    )
+    divert(lines)
     # Libraries log through the standard library; what they warn of comes out as the same kind of line.
     logging.basicConfig(handlers=[_Forward()], level=max(level_number, logging.WARNING), force=True)
 
 
-def logger(name: str) -> structlog.typing.FilteringBoundLogger:
+def logger(name: str) -> Logger:
     """A logger for a module: `log = logger(__name__)`, then `log.info("what_happened", fact=1)`."""
-    bound: structlog.typing.FilteringBoundLogger = structlog.get_logger(module=name)
-    return bound
+    return Logger(name)
 
 
-def quick_info(module: str) -> Callable[[str, dict[str, Any]], None]:
-    """A function that writes what `logger(module).info` would, given the event and its facts, which become its own.
+class Output(Protocol):
+    """Where the notes of all loggers go."""
 
-    For the one line that every call has: the way through structlog costs more than the line. It goes where the process
-    was told to log when this was asked for.
+    level: int
+    """The least level that is taken, as `logging` numbers them."""
+
+    def take(self, note: Note) -> None:
+        """Takes a note of that level or above."""
+
+
+def divert(output: Output) -> Output:
+    """Sends the notes of all loggers there from now on; returns where they went before."""
+    global _output
+    before, _output = _output, output
+    return before
+
+
+class Logger:
+    """Notes what happens in a module: each method takes the event's name, in snake_case, and its facts.
+
+    The name of an event is what one searches for; whatever differs from case to case is a fact. `exc_info` is True or an
+    exception, and becomes the text of a traceback.
     """
-    lines = structlog.get_config()["logger_factory"]()
-    if not isinstance(lines, _Lines):
-        log = logger(module)
-        return lambda event, facts: log.info(event, **facts)
-    if not lines.takes_info:
-        return lambda event, facts: None
 
-    def write(event: str, facts: dict[str, Any]) -> None:
-        facts["event"], facts["module"] = event, module
-        lines.info(_note("info", facts))
+    __slots__ = ("_module",)
 
-    return write
+    def __init__(self, module: str) -> None:
+        self._module = module
+
+    def debug(self, event: str, **facts: Any) -> None:
+        """For who looks for a defect."""
+        if _output.level <= logging.DEBUG:
+            self._take("debug", event, facts)
+
+    def info(self, event: str, **facts: Any) -> None:
+        """What happens in the normal course of things."""
+        if _output.level <= logging.INFO:
+            self._take("info", event, facts)
+
+    def warning(self, event: str, **facts: Any) -> None:
+        """What an operator may want to look at."""
+        if _output.level <= logging.WARNING:
+            self._take("warning", event, facts)
+
+    def error(self, event: str, **facts: Any) -> None:
+        """What an operator has to look at."""
+        if _output.level <= logging.ERROR:
+            self._take("error", event, facts)
+
+    def exception(self, event: str, **facts: Any) -> None:
+        """An error with the traceback of the exception being handled."""
+        self.error(event, exc_info=True, **facts)
+
+    def _take(self, level: str, event: str, facts: dict[str, Any]) -> None:
+        if error := facts.pop("exc_info", None):
+            error = error if isinstance(error, BaseException) else sys.exception()
+            facts["exception"] = "".join(traceback.format_exception(error)).rstrip()
+        facts["event"], facts["module"] = event, self._module
+        _output.take(Note(datetime.now(UTC), level, current_call.get(None), call_facts.get(_NO_FACTS).copy(), facts))
 
 
 def annotate(**facts: str | float) -> None:
@@ -97,25 +132,14 @@ def trace_id(traceparent: str) -> str:
     return traceparent[3:35]
 
 
-class _Note(Struct, frozen=True):
+class Note(Struct, frozen=True):
     """What a line will be made of: when, how bad, whose call it belongs to, what happened."""
 
     time: datetime
     level: str
     call: Call | None
     facts: dict[str, str | float]
-    event: MutableMapping[str, Any]
-
-
-def _take_note(_logger: object, level: str, event: MutableMapping[str, Any]) -> tuple[tuple[_Note], dict[str, Any]]:
-    """What is known now and not later, in the form in which structlog hands it on: as the arguments of a call."""
-    if event.get("exc_info"):
-        event = structlog.processors.format_exc_info(_logger, level, event)
-    return (_note(level, event),), {}
-
-
-def _note(level: str, event: MutableMapping[str, Any]) -> _Note:
-    return _Note(datetime.now(UTC), level, current_call.get(None), call_facts.get(_NO_FACTS).copy(), event)
+    event: dict[str, Any]
 
 
 class _Lines:
@@ -125,18 +149,21 @@ class _Lines:
     things, with none of what it takes in the processor's caches. Who is killed takes the last moment's lines along.
     """
 
-    def __init__(self, stream: BinaryIO, fixed: dict[str, str | int], *, takes_info: bool) -> None:
+    def __init__(self, stream: BinaryIO, fixed: dict[str, str | int], level: int) -> None:
         """`fixed` is in every line."""
-        self.takes_info = takes_info
+        self.level = level
         self._stream = stream
         self._fixed = fixed
-        self._pending: list[_Note] = []
+        self._pending: list[Note] = []
         # The loop that will write what is pending; another one may never get to it.
         self._promised_by: asyncio.AbstractEventLoop | None = None
 
-    def debug(self, note: _Note) -> None:
-        """Takes a note."""
+    def take(self, note: Note) -> None:
+        """Takes a note. A warning cannot wait."""
         self._pending.append(note)
+        if note.level in _URGENT:
+            self.write_out()
+            return
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
@@ -146,34 +173,40 @@ class _Lines:
             self._promised_by = loop
             loop.call_later(_MOMENT_S, self.write_out)
 
-    info = debug
-
-    def warning(self, note: _Note) -> None:
-        """Takes a note that cannot wait."""
-        self._pending.append(note)
-        self.write_out()
-
-    error = critical = exception = warning
-
     def write_out(self) -> None:
         """Writes what is pending."""
         notes, self._pending, self._promised_by = self._pending, [], None
         if notes:
-            self._stream.write(b"".join([self._line(note) for note in notes]))
+            self._stream.write(b"".join([line(note, self._fixed) for note in notes]))
             self._stream.flush()
 
-    def _line(self, note: _Note) -> bytes:
-        line: dict[str, Any] = {"time": note.time, "level": note.level, **self._fixed}
-        if note.call is not None:
-            line["tenant"] = note.call.identity.tenant
-            line["user"] = note.call.identity.user_id
-        line.update(note.facts)
-        line.update(note.event)
-        try:
-            return orjson.dumps(line, default=str, option=orjson.OPT_APPEND_NEWLINE)
-        except orjson.JSONEncodeError:
-            # Half a character, for one. The others of its moment must not be lost with it.
-            return orjson.dumps({name: ascii(value) for name, value in line.items()}, option=orjson.OPT_APPEND_NEWLINE)
+
+def line(note: Note, fixed: Mapping[str, str | int]) -> bytes:
+    """The line of JSON for a note; `fixed` is in it."""
+    made: dict[str, Any] = {"time": note.time, "level": note.level, **fixed}
+    if note.call is not None:
+        made["tenant"] = note.call.identity.tenant
+        made["user"] = note.call.identity.user_id
+    made.update(note.facts)
+    made.update(note.event)
+    try:
+        return orjson.dumps(made, default=str, option=orjson.OPT_APPEND_NEWLINE)
+    except orjson.JSONEncodeError:
+        # Half a character, for one. The others of its moment must not be lost with it.
+        return orjson.dumps({name: ascii(value) for name, value in made.items()}, option=orjson.OPT_APPEND_NEWLINE)
+
+
+class Unconfigured:
+    """Where notes go until a process was told where to log, as in tools and tests: to standard error, as they come."""
+
+    level = logging.DEBUG
+
+    def take(self, note: Note) -> None:
+        """Prints a note."""
+        sys.stderr.write(line(note, {}).decode())
+
+
+_output: Output = Unconfigured()
 
 
 class _Forward(logging.Handler):
@@ -181,6 +214,8 @@ class _Forward(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            structlog.get_logger(module=record.name).log(record.levelno, record.getMessage(), exc_info=record.exc_info)
+            error = record.exc_info[1] if record.exc_info else None
+            write = Logger(record.name).error if record.levelno >= logging.ERROR else Logger(record.name).warning
+            write(record.getMessage(), exc_info=error)
         except Exception:  # noqa: BLE001 (as every handler does: a log must not end what it tells of)
             self.handleError(record)

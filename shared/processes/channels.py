@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -55,6 +57,22 @@ class Channel(Protocol):
 
     async def send(self, delivery: Delivery, contact: Contact) -> None:
         """Sends a delivery; returns when the receiver has taken it. Raises NotDelivered."""
+
+
+class Deferred:
+    """A channel that is made when there is something to send for the first time: its libraries take a second to import."""
+
+    def __init__(self, make: Callable[[], Channel]) -> None:
+        """`make` imports and makes the channel; it is called in another thread."""
+        self._make = make
+        self._channel: Channel | None = None
+
+    async def send(self, delivery: Delivery, contact: Contact) -> None:
+        """Sends by the channel. Raises NotDelivered."""
+        if self._channel is None:
+            # Two that come first at once make two, and one of them is used no more.
+            self._channel = await asyncio.to_thread(self._make)
+        await self._channel.send(delivery, contact)
 
 
 _CONTACTS: TypeAdapter[dict[str, dict[str, Contact]]] = TypeAdapter(dict[str, dict[str, Contact]])

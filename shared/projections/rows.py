@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import BigInteger, Column, DateTime, Integer, Numeric, Text
-
 from shared.folds.projection import Projection, RowKey
+from shared.folds.table import Type
 from shared.platform.packing import Packed, int4s, int8s, texts, timestamps
 from shared.platform.postgres import Connection
 
@@ -19,20 +18,15 @@ def _numerics(values: Sequence[int]) -> Packed:
     return texts([str(value) for value in values])
 
 
-def _kind(column: Column[Any]) -> tuple[str, Callable[[Any], Packed]]:
-    """The type of the column as an array's element, and how to pack one; raises TypeError for a type we cannot pack."""
-    match column.type:
-        case Text():
-            return "text", texts
-        case BigInteger():
-            return "bigint", int8s
-        case Integer():
-            return "integer", int4s
-        case DateTime(timezone=True):
-            return "timestamptz", timestamps
-        case Numeric():
-            return "numeric", _numerics
-    raise TypeError(f"{column.table.name}.{column.name}: {column.type!r} has no packed form")
+_PACKS: dict[Type, Callable[[Any], Packed]] = {
+    Type.TEXT: texts,
+    Type.TEXT_C: texts,
+    Type.BIGINT: int8s,
+    Type.INTEGER: int4s,
+    Type.TIMESTAMP: timestamps,
+    Type.NUMERIC: _numerics,
+}
+"""How the values of a column are packed into one array."""
 
 
 class Rows:
@@ -42,7 +36,7 @@ class Rows:
         table = projection.table
         names = [column.name for column in table.columns]
         keys = [column.name for column in table.primary_key]
-        kinds = [_kind(column) for column in table.columns]
+        kinds = [(column.type.element, _PACKS[column.type]) for column in table.columns]
         self._make = projection.row
         self._key_width = len(keys)
         self._packs = [pack for _, pack in kinds]

@@ -19,7 +19,7 @@ from shared.folds.errors import Forbidden, Invalid, OverLimit, Refusal
 from shared.platform.identity import Call, Identity, Role, current_call
 from shared.platform.metrics import SECONDS, Histogram, Metrics
 from shared.platform.settings import ServerSettings
-from shared.platform.telemetry import call_facts, logger, new_traceparent, quick_info, trace_id, valid_traceparent
+from shared.platform.telemetry import call_facts, logger, new_traceparent, trace_id, valid_traceparent
 from shared.platform.tokens import Verifier
 from shared.rpc.status import to_status, trailers
 from shared.rpc.validation import refuse_invalid
@@ -131,7 +131,6 @@ class CallLog:
 
     def __init__(self, slow_ms: float) -> None:
         self._slow_ms = slow_ms
-        self._info = quick_info(__name__)
 
     def leave(self, call: CallContext, error: BaseException | None) -> None:
         took_ms = (time.perf_counter() - call.began) * 1000
@@ -143,7 +142,7 @@ class CallLog:
         if slow or code == "INTERNAL":
             log.warning("slow_call" if slow else "call", **facts)
         else:
-            self._info("call", facts)
+            log.info("call", **facts)
 
 
 class CallMetrics:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
+from typing import TYPE_CHECKING
 
 from shared.platform import leader, process, startup
 from shared.platform.leader import LockClass, until
@@ -17,7 +18,9 @@ from shared.platform.settings import ProcessSettings, ServerSettings
 from shared.platform.telemetry import logger
 from shared.rpc.probes import Probes
 from shared.rpc.readiness import Check
-from shared.rpc.server import Server
+
+if TYPE_CHECKING:  # a process that serves no calls need not import what serves them
+    from shared.rpc.server import Server
 
 log = logger(__name__)
 

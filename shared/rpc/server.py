@@ -35,6 +35,7 @@ from shared.platform.tokens import KeyFile, Verifier
 from shared.rpc.behaviours import CallContext, RequestHook, ResponseHook, Rpc, answer_error, nobody_waits, standard_behaviours
 from shared.rpc.probes import Probes
 from shared.rpc.status import to_status, trailers
+from shared.rpc.validation import load_validator
 
 ServicerT = TypeVar("ServicerT")
 AnyHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -48,6 +49,7 @@ _OTHER_CALLS_MAX = 1000
 _WARN_EVERY_S = 1.0
 _QUIET_S, _QUIET_MAX_S = 0.05, 0.5
 _LAST_ANSWERS_S = 0.3
+_PREPARE_AFTER_S = 20.0
 _COMMAND_OPTIONS = "foldline.v1.CommandOptions"
 
 OPTIONS: tuple[tuple[str, int], ...] = (
@@ -99,6 +101,7 @@ class Server:
         # Set when the last call ends; who waits for that clears it first.
         self._idle = asyncio.Event()
         self._readers: set[_Reader] = set()
+        self._preparing: asyncio.Task[None] | None = None
         self._draining = False
         self._set_up = False
         self.probes.readiness.add("start", self._start)
@@ -142,6 +145,7 @@ class Server:
         await self.probes.open()
         await self._server.start()
         log.info("listening", address=self._settings.listen, port=self.port)
+        self._preparing = asyncio.create_task(_prepare())
         return self.port
 
     async def set_serving(self, serving: bool) -> None:
@@ -173,6 +177,8 @@ class Server:
         log.info("draining", in_flight=self._in_flight)
         self._draining = True
         self._refused_at = loop.time()
+        if self._preparing is not None:
+            self._preparing.cancel()
         await self.probes.drain(("", *self._handlers))
         for reader in self._readers:
             reader.wait_no_longer()
@@ -294,6 +300,12 @@ class Server:
         finally:
             self._readers.discard(reader)
         call.cut_short = True
+
+
+async def _prepare() -> None:
+    """Loads what the first invalid request will need, a while after the start, in another thread."""
+    await asyncio.sleep(_PREPARE_AFTER_S)
+    await asyncio.to_thread(load_validator)
 
 
 def _on_way_out(

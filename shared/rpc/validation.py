@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, cast
+from functools import cache
+from typing import TYPE_CHECKING, Any, cast
 
 from buf.validate import validate_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
-from protovalidate import Validator, Violation
 
 from shared.folds.errors import Invalid
+
+if TYPE_CHECKING:
+    from protovalidate import Validator, Violation
 
 Look = Callable[[Any], bool]
 """Whether a message keeps its rules for sure."""
@@ -46,7 +49,6 @@ _CONDITIONS: dict[str, str] = {
 }
 """What each rule asks for, where we know it: as an expression over the field's `value` and the rule's own `limit`."""
 
-_validator = Validator()
 _looks: dict[type[Message], Look] = {}
 
 
@@ -57,12 +59,23 @@ def refuse_invalid(message: Message, *, within: str = "") -> None:
     """
     if plainly_valid(message):
         return
-    if violations := _validator.collect_violations(message):
+    if violations := load_validator().collect_violations(message):
         raise Invalid(
             "INVALID_REQUEST",
             "the request breaks the rules of its fields",
             violations=tuple((within + _path(violation), _text(violation)) for violation in violations),
         )
+
+
+@cache
+def load_validator() -> Validator:
+    """The library's validator. Importing it takes 0.4 s, so it is not done before there is something to judge.
+
+    A server calls this a while after its start, so that no caller has to wait for it.
+    """
+    from protovalidate import Validator  # noqa: PLC0415
+
+    return Validator()
 
 
 def plainly_valid(message: Message) -> bool:

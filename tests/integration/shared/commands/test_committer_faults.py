@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 import psycopg
 import pytest
-import structlog
 from psycopg import sql
 
 from deploy.bootstrap import Database
@@ -19,9 +18,11 @@ from shared.commands.decide import Command, Outcome
 from shared.commands.intake import Limits
 from shared.folds.errors import Code, OverLimit, Unavailable
 from shared.platform.postgres import Connection
+from shared.platform.telemetry import logger
 from tests.support.checks.history import check_line, commands_of, connected, events_of
 from tests.support.domains.trial import BLURT, COUNTER, Add, Blurt, CounterEvent, Move, build_registry
 from tests.support.fakes.replica import Replica, make_command, reasons, refusal, replica
+from tests.support.logs import capture_logs
 from tests.support.system.engines import Engines
 from tests.support.system.waiting import eventually
 
@@ -46,7 +47,7 @@ async def test_a_row_that_is_refused_fails_its_command_alone(write_db: Database,
         await one.ask(adding(0))
         commands = [adding(1, f"c{nth % 9}") for nth in range(256)]
         commands[place] = adding(1, "nul\0")
-        with structlog.testing.capture_logs() as logs:
+        with capture_logs() as logs:
             outcomes = await one.ask(*commands)
         assert [nth for nth, reason in enumerate(reasons(outcomes)) if reason != "completed"] == [place]
         assert (refusal(outcomes[place]).code, refusal(outcomes[place]).reason) == (Code.INTERNAL, "INTERNAL")
@@ -97,12 +98,12 @@ async def test_the_secret_of_a_defect_reaches_nobody(write_db: Database, capfd: 
     bus = build_registry()
     bus.rows_of(COUNTER).override(BLURT, tell, tenant="acme")
     async with replica(write_db, bus) as one:
-        with structlog.testing.capture_logs() as logs:
+        with capture_logs() as logs:
             alone = await one.ask_one(Blurt(counter_id="a", text="x"))
             asked = [adding(1), one.command(Blurt(counter_id="a", text="x")), adding(1)]
             outcomes = await one.ask(*asked)
             together = await one.ask_atomic(adding(1), one.command(Blurt(counter_id="a", text="x")))
-        structlog.get_logger().error("as it would be printed", lines=logs)
+        logger("test").error("as it would be printed", lines=logs)
         assert reasons(outcomes) == ["completed", "INTERNAL", "completed"]
         assert reasons(together) == ["ATOMIC_BATCH_REFUSED", "INTERNAL"]
         for outcome in (alone, *outcomes, *together):

@@ -12,7 +12,6 @@ import pytest
 from nats.aio.client import Client
 from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
-from structlog.testing import capture_logs
 
 from deploy.bootstrap import Database
 from deploy.engines.nats import Nats
@@ -23,6 +22,7 @@ from shared.line.relay import Relay, Retention, WrongShard
 from shared.platform.postgres import UnsafeDatabase
 from tests.support.checks.history import events_of
 from tests.support.fakes.relaying import STREAM, becomes, grow, in_step, messages_of, publish_late, read_copy, relaying
+from tests.support.logs import capture_logs
 from tests.support.system.engines import Engines
 from tests.support.system.waiting import eventually
 

@@ -6,11 +6,11 @@ import asyncio
 
 import psycopg
 import pytest
-from structlog.testing import capture_logs
 
 from deploy.bootstrap import Database
 from shared.platform import leader
 from shared.platform.leader import LockClass, hold_lease, lead
+from tests.support.logs import capture_logs
 from tests.support.system.engines import Engines
 from tests.support.system.waiting import eventually
 

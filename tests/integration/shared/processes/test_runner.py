@@ -13,7 +13,6 @@ from uuid import UUID
 import psycopg
 import pytest
 from psycopg import sql
-from structlog.testing import capture_logs
 
 from bank.v1 import account_pb2
 from deploy.bootstrap import Database
@@ -29,6 +28,7 @@ from shared.processes.records import CommandResult, DeliveryFailure, PendingComm
 from tests.support.domains import gifts
 from tests.support.domains.gifts import GIFT, World, frozen, key, refused_call
 from tests.support.fakes.line import ScriptedFeed, delivery, uid
+from tests.support.logs import capture_logs
 from tests.support.system.waiting import eventually
 
 HAPPY = [

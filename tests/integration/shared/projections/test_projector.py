@@ -20,6 +20,7 @@ from foldline.v1.event_store_pb2 import EventEnvelope
 from read_service.projections.accounts import ACCOUNTS, AccountRow
 from read_service.registry import SUMMARIES
 from shared.folds.projection import Group, Projection
+from shared.folds.table import Type
 from shared.line import checkpoint, consumer
 from shared.line.checkpoint import Checkpoint, Fenced
 from shared.line.follower import Batch, Delivery, Follower
@@ -595,11 +596,12 @@ async def test_a_failed_batch_can_be_told_from_a_lost_one(read_db: Database) -> 
 def test_the_database_has_the_tables_that_the_projections_describe(read_db: Database) -> None:
     """Migrations and descriptions are written apart, and agree: columns, types, collations, nulls and keys."""
     kinds = {
-        "TEXT": "text",
-        "BIG_INTEGER": "bigint",
-        "INTEGER": "integer",
-        "NUMERIC": "numeric",
-        "DATETIME": "timestamp with time zone",
+        Type.TEXT: ("text", None),
+        Type.TEXT_C: ("text", "C"),
+        Type.BIGINT: ("bigint", None),
+        Type.INTEGER: ("integer", None),
+        Type.NUMERIC: ("numeric", None),
+        Type.TIMESTAMP: ("timestamp with time zone", None),
     }
     with psycopg.connect(read_db.owner) as owner:
         for projection in SUMMARIES.projections:
@@ -610,8 +612,7 @@ def test_the_database_has_the_tables_that_the_projections_describe(read_db: Data
                 [table.name],
             ).fetchall()
             assert found == [
-                (column.name, kinds[column.type.__visit_name__.upper()], column.nullable, getattr(column.type, "collation", None))
-                for column in table.columns
+                (column.name, kinds[column.type][0], column.nullable, kinds[column.type][1]) for column in table.columns
             ]
             keys = owner.execute(
                 """SELECT array_agg(a.attname::text ORDER BY array_position(i.indkey::int2[], a.attnum)) FROM pg_index i

@@ -8,7 +8,6 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-import structlog
 
 from foldline.v1 import event_store_pb2
 from shared.commands.decide import EVENT_BYTES_MAX, REACTIONS_DEPTH_MAX, Command, Outcome, Plan, decide
@@ -33,6 +32,7 @@ from tests.support.domains.trial import (
     build_registry,
 )
 from tests.support.fakes.replica import NOW, make_command, reasons, refusal
+from tests.support.logs import capture_logs
 
 BUS = build_registry()
 A, B, C = (("acme", "counter", name) for name in "abc")
@@ -207,7 +207,7 @@ def test_a_defect_fails_its_command_alone_and_its_text_goes_nowhere() -> None:
         command(Blurt(counter_id="a", text="hunter2")),
         command(Add(counter_id="a", amount=1)),
     )
-    with structlog.testing.capture_logs() as logs:
+    with capture_logs() as logs:
         plan = decided({}, before, culprit, after)
     assert reasons(outcomes(plan, before, culprit, after)) == ["completed", "INTERNAL", "completed"]
     assert [row.status for row in plan.batch.commands] == ["completed", "failed", "completed"]
@@ -258,7 +258,7 @@ def test_reactions_go_on_until_quiet(links: int) -> None:
 def test_endless_reactions_are_a_defect_and_not_a_hang() -> None:
     """Nothing of them is kept, and their neighbours are not touched."""
     endless, after = command(Chain(counter_id="a", links=-1)), command(Add(counter_id="a", amount=1))
-    with structlog.testing.capture_logs() as logs:
+    with capture_logs() as logs:
         plan = decided({}, endless, after)
     assert reasons(outcomes(plan, endless, after)) == ["INTERNAL", "completed"]
     assert [version for _, version, _ in events(plan)] == [1]
@@ -346,7 +346,7 @@ def test_an_unregistered_event_is_a_defect_of_its_command() -> None:
     unknown: Any = object()
     bus.rows_of(trial.COUNTER).override(trial.ADD, lambda counter, content, meta: [unknown], tenant="acme")
     asked, after = command(Add(counter_id="a", amount=1), bus=bus), command(Chain(counter_id="a", links=0), bus=bus)
-    with structlog.testing.capture_logs():
+    with capture_logs():
         plan = decided({}, asked, after, bus=bus)
     assert reasons(outcomes(plan, asked, after)) == ["INTERNAL", "completed"]
 

@@ -10,8 +10,6 @@ from contextvars import copy_context
 from typing import Any
 
 import pytest
-import structlog
-from structlog.testing import capture_logs
 
 from shared.platform import telemetry
 from shared.platform.identity import Call, Identity, current_call
@@ -57,24 +55,12 @@ def test_outside_of_a_call_nothing_is_added(stream: io.BytesIO) -> None:
     assert not {"trace_id", "tenant", "command_id"} & set(line)
 
 
-def test_the_quick_way_writes_the_same_line(stream: io.BytesIO) -> None:
-    """Nothing but the time differs, and the level is the process's too."""
-    telemetry.logger("m").info("event", number=7)
-    telemetry.quick_info("m")("event", {"number": 7})
-    [first, second] = lines(stream)
-    assert first.pop("time") <= second.pop("time")
-    assert first == second
-    telemetry.configure("warning", service="test", stream=stream)
-    telemetry.quick_info("m")("event", {"number": 8})
-    assert len(lines(stream)) == 2
-
-
-def test_the_quick_way_is_structlogs_where_nothing_was_set_up() -> None:
+def test_tools_that_set_up_nothing_log_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
     """As in tools and tests that see to the log themselves."""
-    structlog.reset_defaults()
-    with capture_logs() as logs:
-        telemetry.quick_info("m")("event", {"number": 7})
-    assert logs == [{"event": "event", "number": 7, "module": "m", "log_level": "info"}]
+    telemetry.divert(telemetry.Unconfigured())
+    telemetry.logger("m").info("event", number=7)
+    line = json.loads(capsys.readouterr().err)
+    assert (line["event"], line["number"], line["module"], line["level"]) == ("event", 7, "m", "info")
 
 
 def test_levels_below_the_chosen_one_are_dropped(stream: io.BytesIO) -> None:
