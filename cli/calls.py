@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from datetime import datetime
 from typing import Any
 
 from google.protobuf import json_format
@@ -61,6 +62,48 @@ async def send(endpoints: Endpoints, tenant: str, request: Message) -> dict[str,
     return plain(answer.receipt)
 
 
+async def schedule(endpoints: Endpoints, tenant: str, request: Message, due_at: datetime) -> dict[str, Any]:
+    """Schedules a command; returns what is known of it. Raises Refused."""
+    async with caller(endpoints, tenant) as bank:
+        return plain(await bank.schedule(request, due_at))
+
+
+async def reschedule(endpoints: Endpoints, tenant: str, command_id: str, due_at: datetime) -> dict[str, Any]:
+    """Puts a scheduled command at another time. Raises Refused."""
+    async with caller(endpoints, tenant) as bank:
+        return plain(await bank.reschedule(command_id, due_at))
+
+
+async def cancel(endpoints: Endpoints, tenant: str, command_id: str) -> dict[str, Any]:
+    """Cancels a scheduled command. Raises Refused."""
+    async with caller(endpoints, tenant) as bank:
+        return plain(await bank.cancel(command_id))
+
+
+async def list_commands(
+    endpoints: Endpoints, tenant: str, wanted: Mapping[str, Any], limit: int
+) -> tuple[list[dict[str, Any]], bool]:
+    """Commands of the log, the newest first, and whether there are more than `limit`. Raises Refused."""
+    found: list[dict[str, Any]] = []
+    following = ""
+    async with caller(endpoints, tenant) as bank:
+        while len(found) < limit:
+            page = await bank.list_commands(min(limit - len(found), 500), following, **wanted)
+            found += map(record, page.commands)
+            following = page.next_page_token
+            if not following:
+                return found, False
+    return found, True
+
+
+def record(row: command_pb2.CommandRecord) -> dict[str, Any]:
+    """A row of the command log."""
+    made = plain(row)
+    if row.receipt.HasField("error"):
+        made["receipt"]["error"] = told(from_status(row.receipt.error))
+    return made
+
+
 async def get_person(endpoints: Endpoints, tenant: str, person_id: str, after: str) -> dict[str, Any]:
     """A person's summary. Raises Refused."""
     async with caller(endpoints, tenant) as bank:
@@ -89,10 +132,7 @@ async def get_command(endpoints: Endpoints, tenant: str, command_id: str) -> dic
     """A row of the command log. Raises Refused."""
     async with caller(endpoints, tenant) as bank:
         command = await bank.command(command_id)
-    record = plain(command)
-    if command.receipt.HasField("error"):
-        record["receipt"]["error"] = told(from_status(command.receipt.error))
-    return record
+    return record(command)
 
 
 async def get_stream(endpoints: Endpoints, tenant: str, aggregate_type: str, aggregate_id: str) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import typer
 
 from cli import local
+from cli.commands import commands
 from cli.delivery import delivery
 from cli.get import get
 from cli.process import process
@@ -46,6 +47,7 @@ app.command()(local.token)
 app.command()(status)
 app.command(cls=SendCommand, help=HELP)(send)
 app.add_typer(get, name="get", help="Ask for a person, an account, a transfer, a user, a command or a stream of events.")
+app.add_typer(commands, name="commands", help="See the command log; cancel or move what is scheduled in it.")
 app.add_typer(process, name="process", help="See what processes do, and steer them: for operators.")
 app.add_typer(delivery, name="delivery", help="See what is told to the outside, and steer it: for operators.")
 app.add_typer(projection, name="projection", help="Let query tables go on after a restore: for operators.")

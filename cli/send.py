@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from cli.commands import read_moment, status_of
 from cli.endpoints import Endpoints, UsageError
 from cli.invoke import call
 from cli.options import DATA, Data, Format, Output, Tenant
@@ -36,6 +37,7 @@ Examples:
   foldline send StartTransfer transfer_id=new from_account_id=ID to_account_id=ID amount_minor=6900 currency=USD
   foldline send StartUserRegistration user_id=new login=alice email=alice@example.com
   foldline send RenamePerson --json '{"person_id": "ID", "name": "Alice Cooper"}' --expected-version 1
+  foldline send RegisterPerson person_id=new name=Bill --at 2026-12-24T18:00:00+01:00
 
 The same --command-id again returns the first answer and changes nothing, so a command whose answer was lost is
 repeated with it. The consistency token of the answer, given to `foldline get ... --after`, makes the answer there have
@@ -63,6 +65,9 @@ def send(
     expected_version: Annotated[
         int | None, typer.Option("--expected-version", min=0, help="Refuse unless the aggregate is at this version.")
     ] = None,
+    at: Annotated[
+        str | None, typer.Option("--at", metavar="MOMENT", help="Not now but then; `foldline commands` shows it.")
+    ] = None,
     data: Data = DATA,
     output: Format = Output.TEXT,
 ) -> None:
@@ -76,11 +81,16 @@ def send(
             if secret and name not in given:
                 given[name] = read_secret(name)
         request = contract.build(command, given, command_id=command_id, expected_version=expected_version)
+        if at is not None:
+            return await calls.schedule(known, tenant, request, read_moment(at))
         return await calls.send(known, tenant, request)
 
     found = call(ask, data, output)
     if output is Output.JSON:
         print_json(found)
+    elif at is not None:
+        print(f"{status_of(found)}: {found['aggregate_type']} {found['aggregate_id']}")
+        print(f"  command id         {found['command_id']}")
     else:
         events = "no event" if found["events_appended"] == 0 else f"events: {found['events_appended']}"
         print(f"accepted: {found['aggregate_type']} {found['aggregate_id']} is at version {found['version']} ({events})")

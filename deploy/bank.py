@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from datetime import datetime
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -31,6 +32,7 @@ from bank.v1 import (
     user_query_pb2_grpc,
 )
 from foldline.v1 import command_pb2, command_pb2_grpc, event_store_pb2, event_store_pb2_grpc, projection_pb2_grpc
+from shared.platform.clock import timestamp
 from shared.rpc.client import bearer
 
 T = TypeVar("T")
@@ -180,6 +182,26 @@ class Bank:
         """What the command log says of a command."""
         request = command_pb2.GetCommandRequest(command_id=command_id)
         return (await self.call(self.commands.GetCommand, request)).command
+
+    async def schedule(self, command: Message, due_at: datetime) -> command_pb2.CommandReceipt:
+        """Schedules a command; returns what is known of it."""
+        request = command_pb2.ScheduleRequest(command=packed(command), due_at=timestamp(due_at))
+        return (await self.call(self.commands.Schedule, request)).receipt
+
+    async def reschedule(self, command_id: str, due_at: datetime) -> command_pb2.CommandReceipt:
+        """Puts a scheduled command at another time."""
+        request = command_pb2.RescheduleRequest(command_id=command_id, due_at=timestamp(due_at))
+        return (await self.call(self.commands.Reschedule, request)).receipt
+
+    async def cancel(self, command_id: str) -> command_pb2.CommandReceipt:
+        """Cancels a scheduled command."""
+        return (await self.call(self.commands.Cancel, command_pb2.CancelRequest(command_id=command_id))).receipt
+
+    async def list_commands(self, size: int = 0, token: str = "", **wanted: Any) -> command_pb2.ListCommandsResponse:
+        """A page of the command log, the newest first, of the commands that match the filter."""
+        filter_ = command_pb2.CommandFilter(**wanted)
+        request = command_pb2.ListCommandsRequest(page_size=size, page_token=token, filter=filter_, counted=True)
+        return await self.call(self.commands.ListCommands, request)
 
     # Queries
 

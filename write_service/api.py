@@ -7,13 +7,18 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from bank.v1 import user_pb2
 from foldline.v1 import command_pb2, command_pb2_grpc, event_store_pb2, event_store_pb2_grpc
+from shared.commands import listing
 from shared.commands import log as command_log
 from shared.commands.bus import CommandBus
 from shared.commands.registry import CommandRegistry
+from shared.commands.schedule import Schedule, may_see, moment
 from shared.folds.errors import NotFound, Rejected
 from shared.line import event_store
+from shared.platform.clock import timestamp
 from shared.platform.identity import Role, current_call
 from shared.platform.postgres import Reads
 from shared.platform.telemetry import logger
@@ -31,6 +36,10 @@ ROLES: dict[str, frozenset[Role]] = {
     "foldline.v1.CommandService/SendBatch": CALLERS,
     "foldline.v1.CommandService/SendStream": CALLERS,
     "foldline.v1.CommandService/GetCommand": CALLERS,
+    "foldline.v1.CommandService/ListCommands": CALLERS,
+    "foldline.v1.CommandService/Schedule": CALLERS,
+    "foldline.v1.CommandService/Reschedule": CALLERS,
+    "foldline.v1.CommandService/Cancel": CALLERS,
     "foldline.v1.EventStoreService/ReadStream": CALLERS,
     "foldline.v1.EventStoreService/ReadAll": READERS,
     "foldline.v1.EventStoreService/MarkRestored": OPERATORS,
@@ -59,10 +68,11 @@ class UserService(servicers.UserService):
 class CommandService(command_pb2_grpc.CommandServiceServicer):
     """foldline.v1.CommandService."""
 
-    def __init__(self, commands: CommandBus, reads: Reads, registry: CommandRegistry) -> None:
+    def __init__(self, commands: CommandBus, reads: Reads, registry: CommandRegistry, schedule: Schedule) -> None:
         self._commands = commands
         self._reads = reads
         self._registry = registry
+        self._schedule = schedule
 
     async def Send(self, request: command_pb2.SendRequest, context: Any) -> command_pb2.SendResponse:
         return command_pb2.SendResponse(receipt=await self._commands.send_packed(request.command))
@@ -83,10 +93,31 @@ class CommandService(command_pb2_grpc.CommandServiceServicer):
         key = (identity.tenant, request.command_id.lower())
         async with self._reads.connection() as connection:
             found = await command_log.read_commands(connection, [key])
-        if key not in found:
+        if key not in found or not may_see(identity, found[key]):
             raise NotFound("COMMAND_NOT_FOUND", "there is no command with this id")
         self._registry.refuse_reading(found[key].category, identity.roles)
         return command_pb2.GetCommandResponse(command=self._commands.record(found[key]))
+
+    async def ListCommands(self, request: command_pb2.ListCommandsRequest, context: Any) -> command_pb2.ListCommandsResponse:
+        return await listing.list_for(current_call.get().identity, request, self._commands, self._registry, self._reads)
+
+    async def Schedule(self, request: command_pb2.ScheduleRequest, context: Any) -> command_pb2.ScheduleResponse:
+        due_at = moment(request.due_at, "due_at")
+        row = await self._schedule.add(self._commands.command(request.command, within="command."), due_at)
+        return command_pb2.ScheduleResponse(receipt=self._commands.receipt(row), due_at=_due_at(row))
+
+    async def Reschedule(self, request: command_pb2.RescheduleRequest, context: Any) -> command_pb2.RescheduleResponse:
+        due_at, identity = moment(request.due_at, "due_at"), current_call.get().identity
+        row = await self._schedule.move(identity, request.command_id.lower(), due_at)
+        return command_pb2.RescheduleResponse(receipt=self._commands.receipt(row), due_at=_due_at(row))
+
+    async def Cancel(self, request: command_pb2.CancelRequest, context: Any) -> command_pb2.CancelResponse:
+        row = await self._schedule.cancel(current_call.get().identity, request.command_id.lower())
+        return command_pb2.CancelResponse(receipt=self._commands.receipt(row))
+
+
+def _due_at(row: command_log.StoredCommand) -> Timestamp | None:
+    return timestamp(row.due_at) if row.due_at else None
 
 
 class EventStoreService(event_store_pb2_grpc.EventStoreServiceServicer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 
 from pydantic import Field, SecretStr
 
@@ -11,8 +12,11 @@ from foldline.v1 import command_pb2_grpc, event_store_pb2_grpc
 from shared.commands.bus import CommandBus
 from shared.commands.committer import Committer
 from shared.commands.intake import Limits
+from shared.commands.schedule import Schedule, Scheduler
+from shared.commands.sweeper import Sweeper
 from shared.line.notifier import Notifier
 from shared.platform.clock import utc_now
+from shared.platform.leader import LockClass, lead
 from shared.platform.postgres import Reads
 from shared.platform.settings import Seconds, ServerSettings
 from shared.rpc.probes import Probes
@@ -34,6 +38,8 @@ class WriteSettings(ServerSettings):
     """The largest number of pooled connections for reading."""
     gather_wait_s_max: Seconds = Limits().gather_wait_s_max
     """How long a batch waits at most, under load, for the commands that are about to come, in seconds; 0: never."""
+    command_log_days: float = Field(0, ge=0)
+    """For how many days the command log keeps a command that has ended; 0: for ever."""
 
 
 def build(settings: WriteSettings, reads: Reads) -> Server:
@@ -53,7 +59,9 @@ def build(settings: WriteSettings, reads: Reads) -> Server:
         committed=notifier.notify,
         limits=Limits(gather_wait_s_max=settings.gather_wait_s_max),
     )
-    commands = CommandBus(committer, reads, clock=utc_now)
+    kept = timedelta(days=settings.command_log_days) if settings.command_log_days else None
+    commands = CommandBus(committer, reads, clock=utc_now, kept=kept)
+    scheduler = Scheduler(reads, committer)
 
     server = Server(
         settings,
@@ -66,17 +74,30 @@ def build(settings: WriteSettings, reads: Reads) -> Server:
     server.add(
         user_pb2_grpc.add_UserServiceServicer_to_server, UserService(commands, PasswordVerifier(registry, reads, passwords))
     )
-    server.add(command_pb2_grpc.add_CommandServiceServicer_to_server, CommandService(commands, reads, registry))
+    service = CommandService(commands, reads, registry, Schedule(reads))
+    server.add(command_pb2_grpc.add_CommandServiceServicer_to_server, service)
     server.add(event_store_pb2_grpc.add_EventStoreServiceServicer_to_server, EventStoreService(reads, registry))
 
     server.on_drained(passwords.close)
+    stopping = asyncio.Event()
     notifying, committing = asyncio.create_task(notifier.run()), asyncio.create_task(committer.run())
 
+    async def alone() -> None:
+        """One replica fires what is due and sweeps what is old, for economy: each is right with several as well."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(scheduler.run())
+            if kept is not None:
+                group.create_task(Sweeper(reads, kept, clock=utc_now).run())
+
+    others = [notifying, asyncio.create_task(lead(database_url, LockClass.SCHEDULER, settings.shard, alone, stopping))]
+
     async def commit_the_rest() -> None:
+        stopping.set()
         committer.close()
         await committing
-        notifying.cancel()
-        await asyncio.wait([notifying])
+        for other in others:
+            other.cancel()
+        await asyncio.wait(others)
 
     server.on_drained(commit_the_rest)
     return server

@@ -33,6 +33,7 @@ from shared.platform.packing import (
     read_timestamptz,
     text,
     texts,
+    texts_or_null,
     timestamps,
     timestamptz,
     uuid,
@@ -78,6 +79,7 @@ class NewCommand(Struct, frozen=True):
     events_appended: int
     last_event: int
     error: bytes | None
+    decided_us: int = 0
 
 
 class NewSnapshot(Struct, frozen=True):
@@ -91,11 +93,11 @@ class NewSnapshot(Struct, frozen=True):
 
 @dataclass(slots=True)
 class NewCredential:
-    """A password hash to write."""
+    """A password hash to write, or to delete if it is None."""
 
     tenant: str
     subject_id: str
-    password_hash: str = field(repr=False)
+    password_hash: str | None = field(repr=False)
 
 
 class Batch(Struct):
@@ -107,6 +109,8 @@ class Batch(Struct):
     events: list[NewEvent] = []
     snapshots: list[NewSnapshot] = []
     credentials: list[NewCredential] = []
+    # Whether some commands were scheduled: their rows replace the `scheduled` ones.
+    fires: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,18 +128,20 @@ class AppendConflict(Exception):
 # The constraints that a batch decided on old states violates; a conflict of positions would be a defect.
 _CONFLICTS = ("commands_pkey", "events_tenant_category_aggregate_id_version_key")
 _APPEND = Prepared(
-    f"SELECT o_head, o_recorded_at FROM append_batch({', '.join(f'${n}' for n in range(1, 42))})"  # noqa: S608 - of numbers alone
+    f"SELECT o_head, o_recorded_at FROM append_batch({', '.join(f'${n}' for n in range(1, 43))})"  # noqa: S608 - of numbers alone
 )
 _APPEND_ONE = Prepared(
-    f"SELECT o_head, o_recorded_at FROM append_one({', '.join(f'${n}' for n in range(1, 20))})"  # noqa: S608 - of numbers alone
+    f"SELECT o_head, o_recorded_at FROM append_one({', '.join(f'${n}' for n in range(1, 21))})"  # noqa: S608 - of numbers alone
 )
 
 
 async def append(connection: Connection, shard: int, batch: Batch, *, again: bool = False) -> Appended:
     """Appends a batch in one statement. `again`: commands of it may be in the log as `failed`, and are replaced.
 
+    Rows that are `scheduled` and due are replaced as well, with `again` or if the batch `fires`.
     Raises AppendConflict, or another psycopg.Error; then nothing is written.
     """
+    again = again or batch.fires
     try:
         if not again and _is_one(batch):
             head, recorded_at = await _APPEND_ONE.row(connection, _scalars(shard, batch.commands[0], batch.events[0]))
@@ -184,6 +190,7 @@ def _scalars(shard: int, command: NewCommand, event: NewEvent) -> tuple[Packed, 
         text(event.type),
         blob(event.payload),
         blob(event.metadata),
+        int4(command.decided_us),
     )
 
 
@@ -220,6 +227,7 @@ def _arrays(shard: int, again: bool, batch: Batch) -> tuple[Packed, ...]:
         int4s(commands["events_appended"]),
         int4s(commands["last_event"]),
         blobs(commands["error"]),
+        int4s(commands["decided_us"]),
         uuids(events["event_id"]),
         *packed_keys(events["key"]),
         int8s(events["version"]),
@@ -232,7 +240,7 @@ def _arrays(shard: int, again: bool, batch: Batch) -> tuple[Packed, ...]:
         blobs([s.state for s in snapshots]),
         texts([k.tenant for k in credentials]),
         texts([k.subject_id for k in credentials]),
-        texts([k.password_hash for k in credentials]),
+        texts_or_null([k.password_hash for k in credentials]),
     )
 
 

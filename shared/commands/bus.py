@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from google.protobuf.any_pb2 import Any as Packed
@@ -17,15 +17,16 @@ from shared.commands.committer import Committer
 from shared.commands.decide import Command, Outcome, Sender
 from shared.commands.fairness import Turns
 from shared.commands.intake import PendingReply, is_final, outcome_again
-from shared.commands.log import StoredCommand, read_commands
+from shared.commands.log import CommandKey, StoredCommand, read_commands
 from shared.commands.registry import Prepare, Route
+from shared.commands.sweeper import made_before
 from shared.folds.errors import BatchAborted, Forbidden, Invalid, OverLimit, Refusal
 from shared.folds.ids import is_of_processes
 from shared.line.consistency import Token, encode
 from shared.platform.clock import timestamp
 from shared.platform.identity import Call, Role, current_call
 from shared.platform.postgres import Reads
-from shared.platform.telemetry import annotate, valid_traceparent
+from shared.platform.telemetry import annotate, trace_id, valid_traceparent
 from shared.rpc.status import to_status
 from shared.rpc.validation import refuse_invalid
 
@@ -49,7 +50,11 @@ STATUSES = {
 class CommandBus:
     """Sends the current caller's commands to the committer of a shard."""
 
-    def __init__(self, committer: Committer, reads: Reads, *, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self, committer: Committer, reads: Reads, *, clock: Callable[[], datetime], kept: timedelta | None = None
+    ) -> None:
+        """`kept`: how long rows of the command log are kept; None: for ever."""
+        self._kept = kept
         self._committer = committer
         self._reads = reads
         self._clock = clock
@@ -61,6 +66,8 @@ class CommandBus:
         route = self._committer.registry.route(request.DESCRIPTOR.full_name)
         assert route is not None  # a test holds the typed RPCs to the table
         command = _command(route, request, _sender(current_call.get()), self._clock())
+        if self._kept is not None:
+            await self.refuse_expired(command)
         if route.prepare is None:
             [[outcome]] = await self._committer.submit([[command]])
         else:
@@ -104,6 +111,9 @@ class CommandBus:
                 if nth % SLICE == 0:
                     await self._turns.next(caller.tenant)
                 taken.append(self._take(item, caller, now, within=f"items[{nth}]."))
+        if self._kept is not None:
+            expired = await self._expired([one for one in taken if isinstance(one, Command)])
+            taken = [_id_expired() if isinstance(one, Command) and one.key in expired else one for one in taken]
         commands = [one for one in taken if isinstance(one, Command)]
         if atomic and len(commands) < len(taken):
             taken, commands = [one if isinstance(one, Refusal) else BatchAborted() for one in taken], []
@@ -115,6 +125,22 @@ class CommandBus:
                 await self._turns.next(caller.tenant)
             receipts.append(_refused(one) if isinstance(one, Refusal) else self._receipt(*next(answered)))
         return receipts
+
+    async def refuse_expired(self, command: Command) -> None:
+        """Raises Invalid (COMMAND_ID_EXPIRED) if the command's outcome may have been swept from the log."""
+        if await self._expired([command]):
+            raise _id_expired()
+
+    async def _expired(self, commands: Sequence[Command]) -> set[CommandKey]:
+        """The keys of commands whose ids are older than the log, and which it does not hold."""
+        if self._kept is None:
+            return set()
+        oldest = self._clock() - self._kept
+        old = [command.key for command in commands if made_before(command.key[1], oldest)]
+        if not old:
+            return set()
+        async with self._reads.connection() as connection:
+            return set(old) - set(await read_commands(connection, old))
 
     def _take(self, item: command_pb2.BatchItem, caller: Sender, now: datetime, *, within: str) -> Command | Refusal:
         """The command of an item, or why there is none. Raises Forbidden if the caller may not name such a sender."""
@@ -145,6 +171,8 @@ class CommandBus:
                 async for request in requests:
                     await room.acquire()
                     one = self._take(request.item, caller, self._clock(), within="item.")
+                    if self._kept is not None and isinstance(one, Command) and await self._expired([one]):
+                        one = _id_expired()
                     under_way.put_nowait(self._committer.submit([[one]]) if isinstance(one, Command) else _refused(one))
             except Refusal as refusal:
                 under_way.put_nowait(refusal)  # nothing that comes behind it may happen before it
@@ -205,20 +233,30 @@ class CommandBus:
             receipt.error.CopyFrom(to_status(outcome.refusal))
         return receipt
 
+    def command(self, packed: Packed, *, within: str) -> Command:
+        """The current caller's command that is packed inside, valid and allowed. Raises Invalid, OverLimit or Forbidden."""
+        route, request = self._unpack(packed, within=within)
+        annotate(command_id=request.options.command_id)
+        return _command(route, request, _sender(current_call.get()), self._clock())
+
+    def receipt(self, row: StoredCommand) -> command_pb2.CommandReceipt:
+        """The receipt of a command in the log."""
+        return command_pb2.CommandReceipt(
+            command_id=row.command_id,
+            status=STATUSES[row.status],
+            aggregate_type=row.category,
+            aggregate_id=row.aggregate_id,
+            version=row.version,
+            events_appended=row.events_appended,
+            position=row.position,
+            consistency_token=self._token(row.head),
+            error=status_pb2.Status.FromString(row.error) if row.error else None,
+        )
+
     def record(self, row: StoredCommand) -> command_pb2.CommandRecord:
         """A row of the command log as clients see it."""
         return command_pb2.CommandRecord(
-            receipt=command_pb2.CommandReceipt(
-                command_id=row.command_id,
-                status=STATUSES[row.status],
-                aggregate_type=row.category,
-                aggregate_id=row.aggregate_id,
-                version=row.version,
-                events_appended=row.events_appended,
-                position=row.position,
-                consistency_token=self._token(row.head),
-                error=status_pb2.Status.FromString(row.error) if row.error else None,
-            ),
+            receipt=self.receipt(row),
             command=Packed(type_url=f"type.googleapis.com/{row.type}", value=row.payload),
             user_id=row.user_id,
             on_behalf_of=row.on_behalf_of,
@@ -227,7 +265,20 @@ class CommandBus:
             traceparent=row.traceparent,
             received_at=timestamp(row.received_at),
             finished_at=timestamp(row.finished_at) if row.finished_at else None,
+            tenant=row.tenant,
+            due_at=timestamp(row.due_at) if row.due_at else None,
+            waited_us=_waited_us(row),
+            decided_us=row.decided_us,
+            trace_id=trace_id(row.traceparent),
         )
+
+
+def _waited_us(row: StoredCommand) -> int:
+    """From when the command could be decided until its outcome was durable, without deciding; 0 if it has none yet."""
+    if row.finished_at is None:
+        return 0
+    began = max(row.received_at, row.due_at) if row.due_at else row.received_at
+    return max((row.finished_at - began) // timedelta(microseconds=1) - row.decided_us, 0)
 
 
 def _command(route: Route, request: Any, sender: Sender, now: datetime) -> Command:
@@ -286,6 +337,10 @@ def _sender_of_item(item: command_pb2.BatchItem, sender: Sender) -> Sender:
 def _refused(refusal: Refusal) -> command_pb2.CommandReceipt:
     """The receipt of an item that was never taken."""
     return command_pb2.CommandReceipt(status=command_pb2.COMMAND_STATUS_REJECTED, error=to_status(refusal))
+
+
+def _id_expired() -> Invalid:
+    return Invalid("COMMAND_ID_EXPIRED", "this command id is older than what the command log keeps: its outcome may be gone")
 
 
 def _bad(reason: str, text: str, field: str, description: str) -> Invalid:

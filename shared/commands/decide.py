@@ -10,6 +10,7 @@ import hashlib
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
+from time import perf_counter_ns
 from typing import Any
 
 from msgspec import Struct, field
@@ -59,6 +60,8 @@ class Command(Struct, kw_only=True, eq=False):
     correlation_id: str
     sender: Sender
     received_at: datetime
+    # Set if it was scheduled: its outcome replaces its row in the log, which is due at the same time.
+    due_at: datetime | None = None
 
     @property
     def type(self) -> str:
@@ -143,14 +146,16 @@ class BatchDecider:
         False if a state is not loaded: its key is in the plan's `missing` then, and the group must be given again.
         """
         staged = _Staged()
-        accepted: list[tuple[Command, Outcome]] = []
+        accepted: list[tuple[Command, Outcome, int]] = []
         for command in group:
+            began_ns = perf_counter_ns()
             try:
-                accepted.append((command, self._command(command, staged, now)))
+                outcome = self._command(command, staged, now)
+                accepted.append((command, outcome, _us_since(began_ns)))
             except _Missing:
                 return False
             except Refusal as refusal:
-                self._refuse(group, command, "rejected", refusal)
+                self._refuse(group, command, "rejected", refusal, _us_since(began_ns))
                 return True
             except Exception as defect:  # noqa: BLE001 - an error in a decision fails its own group alone
                 # The exception's text may hold a secret, so neither the text nor a full traceback is logged.
@@ -162,7 +167,7 @@ class BatchDecider:
                     defect=type(defect).__name__,
                     where=traceback.format_tb(defect.__traceback__)[-4:],
                 )
-                self._refuse(group, command, "failed", InternalError())
+                self._refuse(group, command, "failed", InternalError(), _us_since(began_ns))
                 return True
         self._accept(staged, accepted)
         return True
@@ -238,31 +243,33 @@ class BatchDecider:
             self.plan.batch.reads.setdefault(key, at.version)
         return at
 
-    def _accept(self, staged: _Staged, accepted: list[tuple[Command, Outcome]]) -> None:
+    def _accept(self, staged: _Staged, accepted: list[tuple[Command, Outcome, int]]) -> None:
         batch = self.plan.batch
         self.plan.states.update(staged.states)
         batch.events += staged.events
         if staged.snapshots or staged.credentials:
             batch.snapshots += staged.snapshots.values()
             batch.credentials += staged.credentials
-        for command, outcome in accepted:
-            self._record(command, outcome, None)
+        for command, outcome, decided_us in accepted:
+            self._record(command, outcome, None, decided_us)
 
-    def _refuse(self, group: list[Command], culprit: Command, status: str, refusal: Refusal) -> None:
+    def _refuse(self, group: list[Command], culprit: Command, status: str, refusal: Refusal, decided_us: int) -> None:
         for command in group:
             if command is not culprit:
                 self.plan.outcomes[command.key] = Outcome("rejected", 0, 0, 0, 0, BatchAborted())
         at = self.at(culprit.aggregate)
         outcome = Outcome(status, at.version if at else 0, 0, 0, 0, refusal)
-        if refusal.code is Code.RESOURCE_EXHAUSTED:
-            # What is too large for an event is too large for the command log.
+        if refusal.code is Code.RESOURCE_EXHAUSTED and culprit.due_at is None:
+            # What is too large for an event is too large for the command log. A scheduled command is there already.
             self.plan.outcomes[culprit.key] = outcome
         else:
-            self._record(culprit, outcome, to_status(refusal).SerializeToString())
+            self._record(culprit, outcome, to_status(refusal).SerializeToString(), decided_us)
 
-    def _record(self, command: Command, outcome: Outcome, error: bytes | None) -> None:
+    def _record(self, command: Command, outcome: Outcome, error: bytes | None, decided_us: int) -> None:
         sender = command.sender
         self.plan.outcomes[command.key] = outcome
+        if command.due_at is not None:
+            self.plan.batch.fires = True
         self.plan.batch.commands.append(
             NewCommand(
                 command.key[0],
@@ -283,6 +290,7 @@ class BatchDecider:
                 outcome.events_appended,
                 outcome.position,
                 error,
+                decided_us,
             )
         )
 
@@ -297,3 +305,7 @@ def _metadata(command: Command) -> bytes:
         on_behalf_of=sender.on_behalf_of,
         traceparent=sender.traceparent,
     ).SerializeToString()
+
+
+def _us_since(began_ns: int) -> int:
+    return (perf_counter_ns() - began_ns) // 1000

@@ -223,8 +223,13 @@ class Intake:
 
 
 def is_final(row: StoredCommand, command: Command) -> bool:
-    """Whether the row answers the command: a `failed` command may be tried again, but only with the same content."""
-    return row.status != "failed" or row.fingerprint != command.fingerprint
+    """Whether the row answers the command.
+
+    It does not if the command `failed` and comes again with the same content, or is `scheduled` and comes because it is due.
+    """
+    if row.fingerprint != command.fingerprint:
+        return True
+    return row.status != "failed" and not (row.status == "scheduled" and row.due_at == command.due_at)
 
 
 def outcome_again(row: StoredCommand, command: Command) -> Outcome:

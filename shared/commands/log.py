@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import Any, LiteralString
 
 from msgspec import Struct
 
@@ -37,19 +38,121 @@ class StoredCommand(Struct, frozen=True):
     position: int
     head: int
     error: bytes | None
+    decided_us: int = 0
+    due_at: datetime | None = None
+
+
+_COLUMNS: LiteralString = """c.tenant, c.command_id::text, c.type, c.category, c.aggregate_id, c.fingerprint, {payload},
+  c.status, c.user_id, c.on_behalf_of, c.correlation_id::text, c.causation_id::text, c.traceparent, c.received_at,
+  c.finished_at, c.version, c.events_appended, c.position, c.head, c.error, c.decided_us, c.due_at"""
 
 
 async def read_commands(connection: Connection, ids: Sequence[CommandKey]) -> Mapping[CommandKey, StoredCommand]:
     """The rows of the command log for these keys; a key without a row is left out."""
     cursor = await connection.execute(
-        """SELECT c.tenant, c.command_id::text, c.type, c.category, c.aggregate_id, c.fingerprint, c.payload, c.status,
-                  c.user_id, c.on_behalf_of, c.correlation_id::text, c.causation_id::text, c.traceparent, c.received_at,
-                  c.finished_at, c.version, c.events_appended, c.position, c.head, c.error
-           FROM unnest(%s, %s) AS w(tenant, command_id) JOIN commands c USING (tenant, command_id)""",
+        f"""SELECT {_COLUMNS.format(payload="c.payload")}
+            FROM unnest(%s, %s) AS w(tenant, command_id) JOIN commands c USING (tenant, command_id)""",  # noqa: S608
         (texts([tenant for tenant, _ in ids]), uuid_texts([command_id for _, command_id in ids])),
     )
     rows = [StoredCommand(*row) for row in await cursor.fetchall()]
     return {(row.tenant, row.command_id): row for row in rows}
+
+
+class Wanted(Struct, frozen=True, kw_only=True):
+    """Which commands to list: those of one tenant for which all that is set holds, outside of the `hidden` categories."""
+
+    tenant: str
+    hidden: list[str] = []
+    status: str = ""
+    type: str = ""
+    category: str = ""
+    aggregate_id: str = ""
+    user_id: str = ""
+    on_behalf_of: str = ""
+    correlation_id: str = ""
+    causation_id: str = ""
+    received_from: datetime | None = None
+    received_before: datetime | None = None
+
+
+LISTED_BYTES_MAX = 4096
+"""A longer payload is left out of a list."""
+
+# Every condition is one that an index of its own answers, in the order of time. A generic plan uses a partial index only
+# if its condition is in the query as it is in the index, so a status is written out, and what an index leaves out is said.
+_CONDITIONS: dict[str, LiteralString] = {
+    "type": "c.type = %(type)s",
+    "hidden": "c.category <> ALL(%(hidden)s)",
+    "category": "c.category = %(category)s",
+    "aggregate_id": "c.aggregate_id = %(aggregate_id)s",
+    "user_id": "c.user_id = %(user_id)s",
+    "on_behalf_of": "c.on_behalf_of = %(on_behalf_of)s AND c.on_behalf_of <> ''",
+    "causation_id": "c.causation_id = %(causation_id)s::uuid",
+    "received_from": "c.received_at >= %(received_from)s",
+    "received_before": "c.received_at < %(received_before)s",
+}
+_STATUS: dict[str, LiteralString] = {
+    "scheduled": "c.status = 'scheduled'",
+    "started": "c.status = 'started'",
+    "completed": "c.status = 'completed'",
+    "rejected": "c.status = 'rejected'",
+    "failed": "c.status = 'failed'",
+    "cancelled": "c.status = 'cancelled'",
+}
+_BEHIND: LiteralString = "(c.received_at, c.command_id) < (%(after_at)s, %(after_id)s::uuid)"
+
+
+async def list_commands(
+    connection: Connection, wanted: Wanted, *, limit: int, after: tuple[datetime, str] | None = None
+) -> list[StoredCommand]:
+    """Up to `limit` commands, the newest first, behind `after`. A payload above LISTED_BYTES_MAX is empty."""
+    columns = _COLUMNS.format(payload=f"CASE WHEN octet_length(c.payload) <= {LISTED_BYTES_MAX} THEN c.payload ELSE '' END")
+    query, parameters = listing(wanted, columns, limit=limit, after=after)
+    cursor = await connection.execute(query, parameters)
+    return [StoredCommand(*row) for row in await cursor.fetchall()]
+
+
+async def count_commands(connection: Connection, wanted: Wanted, *, limit: int) -> int:
+    """How many commands match, at most `limit`."""
+    query, parameters = listing(wanted, "c.received_at, c.command_id", limit=limit)
+    cursor = await connection.execute(f"SELECT count(*) FROM ({query}) AS found", parameters)  # noqa: S608
+    [(count,)] = await cursor.fetchall()
+    return int(count)
+
+
+def listing(
+    wanted: Wanted, columns: LiteralString, *, limit: int, after: tuple[datetime, str] | None = None
+) -> tuple[LiteralString, dict[str, Any]]:
+    """The query of a list and its parameters: one read of one index, from the newest row on.
+
+    Most commands are correlated with themselves alone, so the index of correlations leaves them out, and a list by
+    correlation id reads the command of that id as well.
+    """
+    parameters = {name: getattr(wanted, name) for name in wanted.__struct_fields__} | {"limit": limit}
+    conditions: list[LiteralString] = ["c.tenant = %(tenant)s"]
+    conditions += [condition for name, condition in _CONDITIONS.items() if parameters[name]]
+    if wanted.status:
+        conditions.append(_STATUS[wanted.status])
+    if after is not None:
+        parameters["after_at"], parameters["after_id"] = after
+        conditions.append(_BEHIND)
+    if not wanted.correlation_id:
+        return _page(columns, conditions), parameters
+    others: LiteralString = "c.correlation_id = %(correlation_id)s::uuid AND c.correlation_id <> c.command_id"
+    itself: LiteralString = "c.command_id = %(correlation_id)s::uuid AND c.correlation_id = c.command_id"
+    first, second = _page("c.*", [*conditions, others]), _page("c.*", [*conditions, itself])
+    query: LiteralString = (
+        f"SELECT {columns} FROM (({first}) UNION ALL ({second})) AS c"  # noqa: S608 - of literals alone
+        " ORDER BY c.received_at DESC, c.command_id DESC LIMIT %(limit)s"
+    )
+    return query, parameters
+
+
+def _page(columns: LiteralString, conditions: Sequence[LiteralString]) -> LiteralString:
+    return (
+        f"SELECT {columns} FROM commands c WHERE {' AND '.join(conditions)}"  # noqa: S608 - of literals alone
+        " ORDER BY c.received_at DESC, c.command_id DESC LIMIT %(limit)s"
+    )
 
 
 async def read_password_hash(connection: Connection, tenant: str, subject_id: str) -> str | None:

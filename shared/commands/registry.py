@@ -172,6 +172,10 @@ class CommandRegistry:
             needed = ", ".join(sorted(readers))
             raise Forbidden("ROLE_MISSING", f"this needs one of the roles: {needed}", roles=needed)
 
+    def hidden_from(self, roles: frozenset[Role]) -> list[str]:
+        """The categories that none of the roles may read."""
+        return sorted(category for category, readers in self._readers.items() if readers.isdisjoint(roles))
+
     def categories(self) -> list[str]:
         """The categories of all aggregates, sorted."""
         return sorted(self._aggregates)

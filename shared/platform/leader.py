@@ -45,6 +45,7 @@ class LockClass(IntEnum):
     RELAY = 2
     PROJECTOR = 3
     SAGA = 4
+    SCHEDULER = 5
 
 
 @dataclass(frozen=True, slots=True)

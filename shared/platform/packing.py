@@ -105,6 +105,11 @@ def timestamptz(value: datetime) -> Packed:
 # Many
 
 
+def texts_or_null(values: Sequence[str | None]) -> Packed:
+    """text[], in which some may be NULL"""
+    return _array(TEXT, values, lambda some: _sized([value.encode() for value in some]), nulls=True)
+
+
 def texts(values: Sequence[str]) -> Packed:
     """text[]"""
     return _array(TEXT, values, lambda some: _sized([value.encode() for value in some]))

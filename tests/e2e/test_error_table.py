@@ -9,10 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from google.protobuf.any_pb2 import Any as Packed
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 from msgspec import structs
 
 from bank.v1 import account_pb2, account_query_pb2, person_pb2
@@ -42,6 +45,8 @@ from tests.support.system.stack import Stack
 INT64_MAX = 2**63 - 1
 MEBIBYTE = 1024 * 1024
 NIL = "00000000-0000-4000-8000-000000000000"
+TOMORROW = Timestamp(seconds=4_000_000_000)
+BEYOND = Timestamp(seconds=253_402_300_800)
 
 DEPOSIT = "bank.v1.AccountService/DepositMoney"
 SEND_BATCH = "foldline.v1.CommandService/SendBatch"
@@ -106,6 +111,37 @@ MALFORMED = [
         "options.expected_version",
     ),
     bad("command to look up: no UUID", lambda s, p: s.bank.command("1"), "command_id"),
+    bad("schedule: no command", lambda s, p: _schedule(s, None), "command"),
+    bad("schedule: no time", lambda s, p: _schedule(s, freeze(p.blue), due_at=None), "due_at"),
+    bad("schedule: beyond the year 9999", lambda s, p: _schedule(s, freeze(p.blue), due_at=BEYOND), "due_at"),
+    bad("schedule: no command id", lambda s, p: _schedule(s, _without_options(p)), "command.options"),
+    bad("cancel: no UUID", lambda s, p: s.bank.cancel("1"), "command_id"),
+    bad("list: aggregate without a type", lambda s, p: s.bank.list_commands(aggregate_id=p.blue), "filter.aggregate_type"),
+    bad("list: a type with NUL", lambda s, p: s.bank.list_commands(type="bank\0"), "filter.type"),
+    bad("list: correlation id: no UUID", lambda s, p: s.bank.list_commands(correlation_id="1"), "filter.correlation_id"),
+    bad("list: 501 a page", lambda s, p: s.bank.list_commands(501), "page_size"),
+    Row(
+        "list: a page token of nobody",
+        lambda s, p: s.bank.list_commands(0, "e30"),
+        "INVALID_ARGUMENT",
+        "PAGE_TOKEN_INVALID",
+        ("page_token",),
+    ),
+    Row("cancel: what was never scheduled", lambda s, p: s.bank.cancel(NIL), "NOT_FOUND", "COMMAND_NOT_FOUND"),
+    Row(
+        "reschedule: what was never scheduled",
+        lambda s, p: s.bank.reschedule(NIL, datetime(2030, 1, 1, tzinfo=UTC)),
+        "NOT_FOUND",
+        "COMMAND_NOT_FOUND",
+    ),
+    Row(
+        "schedule: a command that is none",
+        lambda s, p: _schedule(s, command_pb2.GetCommandRequest(command_id=NIL)),
+        "INVALID_ARGUMENT",
+        "UNKNOWN_COMMAND",
+        ("command.type_url",),
+    ),
+    Row("list: another tenant's", lambda s, p: s.bank.list_commands(tenant="other"), "PERMISSION_DENIED", "ROLE_MISSING"),
     bad("stream: no aggregate", lambda s, p: s.read_stream("", ""), "aggregate_type", "aggregate_id"),
     bad("stream: a type with NUL", lambda s, p: s.read_stream("acc\0unt", p.blue), "aggregate_type"),
     bad("stream: an id with NUL", lambda s, p: s.read_stream("account", "\0"), "aggregate_id"),
@@ -574,6 +610,11 @@ def _without_ids(told: Refused) -> Refused:
     """The refusal without what only repeats the question, and without the moment at which it was asked."""
     facts = {name: value for name, value in told.facts.items() if name != "consistency_token"}
     return replace(told, text=re.sub(r"[0-9a-f-]{36}", "<id>", told.text), facts=facts)
+
+
+async def _schedule(scene: Scene, command: Message | None, *, due_at: Timestamp | None = TOMORROW) -> object:
+    request = command_pb2.ScheduleRequest(command=packed(command) if command else None, due_at=due_at)
+    return await scene.bank.call(scene.bank.commands.Schedule, request)
 
 
 def _without_options(place: Place) -> person_pb2.RenamePersonRequest:

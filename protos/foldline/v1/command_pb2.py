@@ -28,7 +28,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x66oldline/v1/command.proto\x12\x0b\x66oldline.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\x90\x01\n\x0e\x43ommandOptions\x12\x1c\n\ncommand_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12&\n\x10\x65xpected_version\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00H\x00\x88\x01\x01\x12#\n\x0e\x63orrelation_id\x18\x03 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x42\x13\n\x11_expected_version\"\xf8\x01\n\x0e\x43ommandReceipt\x12\x12\n\ncommand_id\x18\x01 \x01(\t\x12*\n\x06status\x18\x02 \x01(\x0e\x32\x1a.foldline.v1.CommandStatus\x12\x16\n\x0e\x61ggregate_type\x18\x03 \x01(\t\x12\x14\n\x0c\x61ggregate_id\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\x03\x12\x17\n\x0f\x65vents_appended\x18\x06 \x01(\x05\x12\x10\n\x08position\x18\x07 \x01(\x03\x12\x19\n\x11\x63onsistency_token\x18\x08 \x01(\t\x12!\n\x05\x65rror\x18\t \x01(\x0b\x32\x12.google.rpc.Status\"<\n\x0bSendRequest\x12-\n\x07\x63ommand\x18\x01 \x01(\x0b\x32\x14.google.protobuf.AnyB\x06\xbaH\x03\xc8\x01\x01\"<\n\x0cSendResponse\x12,\n\x07receipt\x18\x01 \x01(\x0b\x32\x1b.foldline.v1.CommandReceipt\"\xd4\x01\n\tBatchItem\x12-\n\x07\x63ommand\x18\x01 \x01(\x0b\x32\x14.google.protobuf.AnyB\x06\xbaH\x03\xc8\x01\x01\x12\x33\n\x06tenant\x18\x02 \x01(\tB#\xbaH r\x1b\x32\x19^[a-z0-9][a-z0-9-]{0,62}$\xd8\x01\x01\x12\"\n\x0con_behalf_of\x18\x03 \x01(\tB\x0c\xbaH\tr\x07\x18\x80\x01\xba\x01\x01\x00\x12!\n\x0c\x63\x61usation_id\x18\x04 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x1c\n\x0btraceparent\x18\x05 \x01(\tB\x07\xbaH\x04r\x02\x18\x37\"V\n\x10SendBatchRequest\x12\x32\n\x05items\x18\x01 \x03(\x0b\x32\x16.foldline.v1.BatchItemB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\x80\x02\x12\x0e\n\x06\x61tomic\x18\x02 \x01(\x08\"B\n\x11SendBatchResponse\x12-\n\x08receipts\x18\x01 \x03(\x0b\x32\x1b.foldline.v1.CommandReceipt\"A\n\x11SendStreamRequest\x12,\n\x04item\x18\x01 \x01(\x0b\x32\x16.foldline.v1.BatchItemB\x06\xbaH\x03\xc8\x01\x01\"B\n\x12SendStreamResponse\x12,\n\x07receipt\x18\x01 \x01(\x0b\x32\x1b.foldline.v1.CommandReceipt\"1\n\x11GetCommandRequest\x12\x1c\n\ncommand_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"A\n\x12GetCommandResponse\x12+\n\x07\x63ommand\x18\x01 \x01(\x0b\x32\x1a.foldline.v1.CommandRecord\"\xb0\x02\n\rCommandRecord\x12,\n\x07receipt\x18\x01 \x01(\x0b\x32\x1b.foldline.v1.CommandReceipt\x12%\n\x07\x63ommand\x18\x02 \x01(\x0b\x32\x14.google.protobuf.Any\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\x14\n\x0con_behalf_of\x18\x04 \x01(\t\x12\x16\n\x0e\x63orrelation_id\x18\x05 \x01(\t\x12\x14\n\x0c\x63\x61usation_id\x18\x06 \x01(\t\x12\x13\n\x0btraceparent\x18\x07 \x01(\t\x12/\n\x0breceived_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inished_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\xdd\x01\n\rCommandStatus\x12\x1e\n\x1a\x43OMMAND_STATUS_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x43OMMAND_STATUS_SCHEDULED\x10\x01\x12\x1a\n\x16\x43OMMAND_STATUS_STARTED\x10\x02\x12\x1c\n\x18\x43OMMAND_STATUS_COMPLETED\x10\x03\x12\x1b\n\x17\x43OMMAND_STATUS_REJECTED\x10\x04\x12\x19\n\x15\x43OMMAND_STATUS_FAILED\x10\x05\x12\x1c\n\x18\x43OMMAND_STATUS_CANCELLED\x10\x06\x32\xbb\x02\n\x0e\x43ommandService\x12;\n\x04Send\x12\x18.foldline.v1.SendRequest\x1a\x19.foldline.v1.SendResponse\x12J\n\tSendBatch\x12\x1d.foldline.v1.SendBatchRequest\x1a\x1e.foldline.v1.SendBatchResponse\x12Q\n\nSendStream\x12\x1e.foldline.v1.SendStreamRequest\x1a\x1f.foldline.v1.SendStreamResponse(\x01\x30\x01\x12M\n\nGetCommand\x12\x1e.foldline.v1.GetCommandRequest\x1a\x1f.foldline.v1.GetCommandResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x66oldline/v1/command.proto\x12\x0b\x66oldline.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\x90\x01\n\x0e\x43ommandOptions\x12\x1c\n\ncommand_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12&\n\x10\x65xpected_version\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00H\x00\x88\x01\x01\x12#\n\x0e\x63orrelation_id\x18\x03 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x42\x13\n\x11_expected_version\"\xf8\x01\n\x0e\x43ommandReceipt\x12\x12\n\ncommand_id\x18\x01 \x01(\t\x12*\n\x06status\x18\x02 \x01(\x0e\x32\x1a.foldline.v1.CommandStatus\x12\x16\n\x0e\x61ggregate_type\x18\x03 \x01(\t\x12\x14\n\x0c\x61ggregate_id\x18\x04 \x01(\t\x12\x0f\n\x07version\x18\x05 \x01(\x03\x12\x17\n\x0f\x65vents_appended\x18\x06 \x01(\x05\x12\x10\n\x08position\x18\x07 \x01(\x03\x12\x19\n\x11\x63onsistency_token\x18\x08 \x01(\t\x12!\n\x05\x65rror\x18\t \x01(\x0b\x32\x12.google.rpc.Status\"<\n\x0bSendRequest\x12-\n\x07\x63ommand\x18\x01 \x01(\x0b\x32\x14.google.protobuf.AnyB\x06\xbaH\x03\xc8\x01\x01\"<\n\x0cSendResponse\x12,\n\x07receipt\x18\x01 \x01(\x0b\x32\x1b.foldline.v1.CommandReceipt\"\xd4\x01\n\tBatchItem\x12-\n\x07\x63ommand\x18\x01 \x01(\x0b\x32\x14.google.protobuf.AnyB\x06\xbaH\x03\xc8\x01\x01\x12\x33\n\x06tenant\x18\x02 \x01(\tB#\xbaH r\x1b\x32\x19^[a-z0-9][a-z0-9-]{0,62}$\xd8\x01\x01\x12\"\n\x0con_behalf_of\x18\x03 \x01(\tB\x0c\xbaH\tr\x07\x18\x80\x01\xba\x01\x01\x00\x12!\n\x0c\x63\x61usation_id\x18\x04 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x1c\n\x0btraceparent\x18\x05 \x01(\tB\x07\xbaH\x04r\x02\x18\x37\"V\n\x10SendBatchRequest\x12\x32\n\x05items\x18\x01 \x03(\x0b\x32\x16.foldline.v1.BatchItemB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\x80\x02\x12\x0e\n\x06\x61tomic\x18\x02 \x01(\x08\"B\n\x11SendBatchResponse\x12-\n\x08receipts\x18\x01 \x03(\x0b\x32\x1b.foldline.v1.CommandReceipt\"A\n\x11SendStreamRequest\x12,\n\x04item\x18\x01 \x01(\x0b\x32\x16.foldline.v1.BatchItemB\x06\xbaH\x03\xc8\x01\x01\"B\n\x12SendStreamResponse\x12,\n\x07receipt\x18\x01 \x01(\x0b\x32\x1b.foldline.v1.CommandReceipt\"1\n\x11GetCommandRequest\x12\x1c\n\ncommand_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"A\n\x12GetCommandResponse\x12+\n\x07\x63ommand\x18\x01 \x01(\x0b\x32\x1a.foldline.v1.CommandRecord\"\xa5\x03\n\rCommandRecord\x12,\n\x07receipt\x18\x01 \x01(\x0b\x32\x1b.foldline.v1.CommandReceipt\x12%\n\x07\x63ommand\x18\x02 \x01(\x0b\x32\x14.google.protobuf.Any\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12\x14\n\x0con_behalf_of\x18\x04 \x01(\t\x12\x16\n\x0e\x63orrelation_id\x18\x05 \x01(\t\x12\x14\n\x0c\x63\x61usation_id\x18\x06 \x01(\t\x12\x13\n\x0btraceparent\x18\x07 \x01(\t\x12/\n\x0breceived_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inished_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06tenant\x18\n \x01(\t\x12*\n\x06\x64ue_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\twaited_us\x18\x0c \x01(\x03\x12\x12\n\ndecided_us\x18\r \x01(\x03\x12\x10\n\x08trace_id\x18\x0e \x01(\t\"\xd2\x03\n\rCommandFilter\x12\x33\n\x06tenant\x18\x01 \x01(\tB#\xbaH r\x1b\x32\x19^[a-z0-9][a-z0-9-]{0,62}$\xd8\x01\x01\x12\x34\n\x06status\x18\x02 \x01(\x0e\x32\x1a.foldline.v1.CommandStatusB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1a\n\x04type\x18\x03 \x01(\tB\x0c\xbaH\tr\x07\x18\xff\x01\xba\x01\x01\x00\x12#\n\x0e\x61ggregate_type\x18\x04 \x01(\tB\x0b\xbaH\x08r\x06\x18?\xba\x01\x01\x00\x12\"\n\x0c\x61ggregate_id\x18\x05 \x01(\tB\x0c\xbaH\tr\x07\x18\x80\x01\xba\x01\x01\x00\x12\x1d\n\x07user_id\x18\x06 \x01(\tB\x0c\xbaH\tr\x07\x18\x80\x01\xba\x01\x01\x00\x12\"\n\x0con_behalf_of\x18\x07 \x01(\tB\x0c\xbaH\tr\x07\x18\x80\x01\xba\x01\x01\x00\x12#\n\x0e\x63orrelation_id\x18\x08 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12!\n\x0c\x63\x61usation_id\x18\t \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x31\n\rreceived_from\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0freceived_before\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x8f\x01\n\x13ListCommandsRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12*\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x1a.foldline.v1.CommandFilter\x12\x0f\n\x07\x63ounted\x18\x04 \x01(\x08\"l\n\x14ListCommandsResponse\x12,\n\x08\x63ommands\x18\x01 \x03(\x0b\x32\x1a.foldline.v1.CommandRecord\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\x05\"t\n\x0fScheduleRequest\x12-\n\x07\x63ommand\x18\x01 \x01(\x0b\x32\x14.google.protobuf.AnyB\x06\xbaH\x03\xc8\x01\x01\x12\x32\n\x06\x64ue_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01\"l\n\x10ScheduleResponse\x12,\n\x07receipt\x18\x01 \x01(\x0b\x32\x1b.foldline.v1.CommandReceipt\x12*\n\x06\x64ue_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"e\n\x11RescheduleRequest\x12\x1c\n\ncommand_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x32\n\x06\x64ue_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01\"n\n\x12RescheduleResponse\x12,\n\x07receipt\x18\x01 \x01(\x0b\x32\x1b.foldline.v1.CommandReceipt\x12*\n\x06\x64ue_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"-\n\rCancelRequest\x12\x1c\n\ncommand_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\">\n\x0e\x43\x61ncelResponse\x12,\n\x07receipt\x18\x01 \x01(\x0b\x32\x1b.foldline.v1.CommandReceipt*\xdd\x01\n\rCommandStatus\x12\x1e\n\x1a\x43OMMAND_STATUS_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x43OMMAND_STATUS_SCHEDULED\x10\x01\x12\x1a\n\x16\x43OMMAND_STATUS_STARTED\x10\x02\x12\x1c\n\x18\x43OMMAND_STATUS_COMPLETED\x10\x03\x12\x1b\n\x17\x43OMMAND_STATUS_REJECTED\x10\x04\x12\x19\n\x15\x43OMMAND_STATUS_FAILED\x10\x05\x12\x1c\n\x18\x43OMMAND_STATUS_CANCELLED\x10\x06\x32\xeb\x04\n\x0e\x43ommandService\x12;\n\x04Send\x12\x18.foldline.v1.SendRequest\x1a\x19.foldline.v1.SendResponse\x12J\n\tSendBatch\x12\x1d.foldline.v1.SendBatchRequest\x1a\x1e.foldline.v1.SendBatchResponse\x12Q\n\nSendStream\x12\x1e.foldline.v1.SendStreamRequest\x1a\x1f.foldline.v1.SendStreamResponse(\x01\x30\x01\x12M\n\nGetCommand\x12\x1e.foldline.v1.GetCommandRequest\x1a\x1f.foldline.v1.GetCommandResponse\x12S\n\x0cListCommands\x12 .foldline.v1.ListCommandsRequest\x1a!.foldline.v1.ListCommandsResponse\x12G\n\x08Schedule\x12\x1c.foldline.v1.ScheduleRequest\x1a\x1d.foldline.v1.ScheduleResponse\x12M\n\nReschedule\x12\x1e.foldline.v1.RescheduleRequest\x1a\x1f.foldline.v1.RescheduleResponse\x12\x41\n\x06\x43\x61ncel\x12\x1a.foldline.v1.CancelRequest\x1a\x1b.foldline.v1.CancelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -59,8 +59,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SENDSTREAMREQUEST'].fields_by_name['item']._serialized_options = b'\272H\003\310\001\001'
   _globals['_GETCOMMANDREQUEST'].fields_by_name['command_id']._loaded_options = None
   _globals['_GETCOMMANDREQUEST'].fields_by_name['command_id']._serialized_options = b'\272H\005r\003\260\001\001'
-  _globals['_COMMANDSTATUS']._serialized_start=1610
-  _globals['_COMMANDSTATUS']._serialized_end=1831
+  _globals['_COMMANDFILTER'].fields_by_name['tenant']._loaded_options = None
+  _globals['_COMMANDFILTER'].fields_by_name['tenant']._serialized_options = b'\272H r\0332\031^[a-z0-9][a-z0-9-]{0,62}$\330\001\001'
+  _globals['_COMMANDFILTER'].fields_by_name['status']._loaded_options = None
+  _globals['_COMMANDFILTER'].fields_by_name['status']._serialized_options = b'\272H\005\202\001\002\020\001'
+  _globals['_COMMANDFILTER'].fields_by_name['type']._loaded_options = None
+  _globals['_COMMANDFILTER'].fields_by_name['type']._serialized_options = b'\272H\tr\007\030\377\001\272\001\001\000'
+  _globals['_COMMANDFILTER'].fields_by_name['aggregate_type']._loaded_options = None
+  _globals['_COMMANDFILTER'].fields_by_name['aggregate_type']._serialized_options = b'\272H\010r\006\030?\272\001\001\000'
+  _globals['_COMMANDFILTER'].fields_by_name['aggregate_id']._loaded_options = None
+  _globals['_COMMANDFILTER'].fields_by_name['aggregate_id']._serialized_options = b'\272H\tr\007\030\200\001\272\001\001\000'
+  _globals['_COMMANDFILTER'].fields_by_name['user_id']._loaded_options = None
+  _globals['_COMMANDFILTER'].fields_by_name['user_id']._serialized_options = b'\272H\tr\007\030\200\001\272\001\001\000'
+  _globals['_COMMANDFILTER'].fields_by_name['on_behalf_of']._loaded_options = None
+  _globals['_COMMANDFILTER'].fields_by_name['on_behalf_of']._serialized_options = b'\272H\tr\007\030\200\001\272\001\001\000'
+  _globals['_COMMANDFILTER'].fields_by_name['correlation_id']._loaded_options = None
+  _globals['_COMMANDFILTER'].fields_by_name['correlation_id']._serialized_options = b'\272H\010r\003\260\001\001\330\001\001'
+  _globals['_COMMANDFILTER'].fields_by_name['causation_id']._loaded_options = None
+  _globals['_COMMANDFILTER'].fields_by_name['causation_id']._serialized_options = b'\272H\010r\003\260\001\001\330\001\001'
+  _globals['_LISTCOMMANDSREQUEST'].fields_by_name['page_size']._loaded_options = None
+  _globals['_LISTCOMMANDSREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\007\032\005\030\364\003(\000'
+  _globals['_LISTCOMMANDSREQUEST'].fields_by_name['page_token']._loaded_options = None
+  _globals['_LISTCOMMANDSREQUEST'].fields_by_name['page_token']._serialized_options = b'\272H\005r\003\030\200\010'
+  _globals['_SCHEDULEREQUEST'].fields_by_name['command']._loaded_options = None
+  _globals['_SCHEDULEREQUEST'].fields_by_name['command']._serialized_options = b'\272H\003\310\001\001'
+  _globals['_SCHEDULEREQUEST'].fields_by_name['due_at']._loaded_options = None
+  _globals['_SCHEDULEREQUEST'].fields_by_name['due_at']._serialized_options = b'\272H\003\310\001\001'
+  _globals['_RESCHEDULEREQUEST'].fields_by_name['command_id']._loaded_options = None
+  _globals['_RESCHEDULEREQUEST'].fields_by_name['command_id']._serialized_options = b'\272H\005r\003\260\001\001'
+  _globals['_RESCHEDULEREQUEST'].fields_by_name['due_at']._loaded_options = None
+  _globals['_RESCHEDULEREQUEST'].fields_by_name['due_at']._serialized_options = b'\272H\003\310\001\001'
+  _globals['_CANCELREQUEST'].fields_by_name['command_id']._loaded_options = None
+  _globals['_CANCELREQUEST'].fields_by_name['command_id']._serialized_options = b'\272H\005r\003\260\001\001'
+  _globals['_COMMANDSTATUS']._serialized_start=3006
+  _globals['_COMMANDSTATUS']._serialized_end=3227
   _globals['_COMMANDOPTIONS']._serialized_start=157
   _globals['_COMMANDOPTIONS']._serialized_end=301
   _globals['_COMMANDRECEIPT']._serialized_start=304
@@ -84,7 +116,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETCOMMANDRESPONSE']._serialized_start=1235
   _globals['_GETCOMMANDRESPONSE']._serialized_end=1300
   _globals['_COMMANDRECORD']._serialized_start=1303
-  _globals['_COMMANDRECORD']._serialized_end=1607
-  _globals['_COMMANDSERVICE']._serialized_start=1834
-  _globals['_COMMANDSERVICE']._serialized_end=2149
+  _globals['_COMMANDRECORD']._serialized_end=1724
+  _globals['_COMMANDFILTER']._serialized_start=1727
+  _globals['_COMMANDFILTER']._serialized_end=2193
+  _globals['_LISTCOMMANDSREQUEST']._serialized_start=2196
+  _globals['_LISTCOMMANDSREQUEST']._serialized_end=2339
+  _globals['_LISTCOMMANDSRESPONSE']._serialized_start=2341
+  _globals['_LISTCOMMANDSRESPONSE']._serialized_end=2449
+  _globals['_SCHEDULEREQUEST']._serialized_start=2451
+  _globals['_SCHEDULEREQUEST']._serialized_end=2567
+  _globals['_SCHEDULERESPONSE']._serialized_start=2569
+  _globals['_SCHEDULERESPONSE']._serialized_end=2677
+  _globals['_RESCHEDULEREQUEST']._serialized_start=2679
+  _globals['_RESCHEDULEREQUEST']._serialized_end=2780
+  _globals['_RESCHEDULERESPONSE']._serialized_start=2782
+  _globals['_RESCHEDULERESPONSE']._serialized_end=2892
+  _globals['_CANCELREQUEST']._serialized_start=2894
+  _globals['_CANCELREQUEST']._serialized_end=2939
+  _globals['_CANCELRESPONSE']._serialized_start=2941
+  _globals['_CANCELRESPONSE']._serialized_end=3003
+  _globals['_COMMANDSERVICE']._serialized_start=3230
+  _globals['_COMMANDSERVICE']._serialized_end=3849
 # @@protoc_insertion_point(module_scope)

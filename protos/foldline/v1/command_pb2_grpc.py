@@ -56,6 +56,26 @@ class CommandServiceStub:
                 request_serializer=foldline_dot_v1_dot_command__pb2.GetCommandRequest.SerializeToString,
                 response_deserializer=foldline_dot_v1_dot_command__pb2.GetCommandResponse.FromString,
                 _registered_method=True)
+        self.ListCommands = channel.unary_unary(
+                '/foldline.v1.CommandService/ListCommands',
+                request_serializer=foldline_dot_v1_dot_command__pb2.ListCommandsRequest.SerializeToString,
+                response_deserializer=foldline_dot_v1_dot_command__pb2.ListCommandsResponse.FromString,
+                _registered_method=True)
+        self.Schedule = channel.unary_unary(
+                '/foldline.v1.CommandService/Schedule',
+                request_serializer=foldline_dot_v1_dot_command__pb2.ScheduleRequest.SerializeToString,
+                response_deserializer=foldline_dot_v1_dot_command__pb2.ScheduleResponse.FromString,
+                _registered_method=True)
+        self.Reschedule = channel.unary_unary(
+                '/foldline.v1.CommandService/Reschedule',
+                request_serializer=foldline_dot_v1_dot_command__pb2.RescheduleRequest.SerializeToString,
+                response_deserializer=foldline_dot_v1_dot_command__pb2.RescheduleResponse.FromString,
+                _registered_method=True)
+        self.Cancel = channel.unary_unary(
+                '/foldline.v1.CommandService/Cancel',
+                request_serializer=foldline_dot_v1_dot_command__pb2.CancelRequest.SerializeToString,
+                response_deserializer=foldline_dot_v1_dot_command__pb2.CancelResponse.FromString,
+                _registered_method=True)
 
 
 class CommandServiceServicer:
@@ -91,6 +111,36 @@ class CommandServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListCommands(self, request, context):
+        """Lists the command log, the newest first. A user sees the commands that the user sent (or, with the filter
+        `on_behalf_of`, those sent on the user's behalf), a tenant administrator those of the tenant, an operator those of any.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Schedule(self, request, context):
+        """Sends one command at a moment in the future, once, as if its caller sent it then: a moment that has passed means now.
+        The log shows it as scheduled until then. A command with a secret cannot be scheduled.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Reschedule(self, request, context):
+        """Moves a scheduled command to another moment.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Cancel(self, request, context):
+        """Cancels a scheduled command. Either the command runs or it is cancelled, never both.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CommandServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -113,6 +163,26 @@ def add_CommandServiceServicer_to_server(servicer, server):
                     servicer.GetCommand,
                     request_deserializer=foldline_dot_v1_dot_command__pb2.GetCommandRequest.FromString,
                     response_serializer=foldline_dot_v1_dot_command__pb2.GetCommandResponse.SerializeToString,
+            ),
+            'ListCommands': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCommands,
+                    request_deserializer=foldline_dot_v1_dot_command__pb2.ListCommandsRequest.FromString,
+                    response_serializer=foldline_dot_v1_dot_command__pb2.ListCommandsResponse.SerializeToString,
+            ),
+            'Schedule': grpc.unary_unary_rpc_method_handler(
+                    servicer.Schedule,
+                    request_deserializer=foldline_dot_v1_dot_command__pb2.ScheduleRequest.FromString,
+                    response_serializer=foldline_dot_v1_dot_command__pb2.ScheduleResponse.SerializeToString,
+            ),
+            'Reschedule': grpc.unary_unary_rpc_method_handler(
+                    servicer.Reschedule,
+                    request_deserializer=foldline_dot_v1_dot_command__pb2.RescheduleRequest.FromString,
+                    response_serializer=foldline_dot_v1_dot_command__pb2.RescheduleResponse.SerializeToString,
+            ),
+            'Cancel': grpc.unary_unary_rpc_method_handler(
+                    servicer.Cancel,
+                    request_deserializer=foldline_dot_v1_dot_command__pb2.CancelRequest.FromString,
+                    response_serializer=foldline_dot_v1_dot_command__pb2.CancelResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -225,6 +295,114 @@ class CommandService:
             '/foldline.v1.CommandService/GetCommand',
             foldline_dot_v1_dot_command__pb2.GetCommandRequest.SerializeToString,
             foldline_dot_v1_dot_command__pb2.GetCommandResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListCommands(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/foldline.v1.CommandService/ListCommands',
+            foldline_dot_v1_dot_command__pb2.ListCommandsRequest.SerializeToString,
+            foldline_dot_v1_dot_command__pb2.ListCommandsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Schedule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/foldline.v1.CommandService/Schedule',
+            foldline_dot_v1_dot_command__pb2.ScheduleRequest.SerializeToString,
+            foldline_dot_v1_dot_command__pb2.ScheduleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reschedule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/foldline.v1.CommandService/Reschedule',
+            foldline_dot_v1_dot_command__pb2.RescheduleRequest.SerializeToString,
+            foldline_dot_v1_dot_command__pb2.RescheduleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Cancel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/foldline.v1.CommandService/Cancel',
+            foldline_dot_v1_dot_command__pb2.CancelRequest.SerializeToString,
+            foldline_dot_v1_dot_command__pb2.CancelResponse.FromString,
             options,
             channel_credentials,
             insecure,

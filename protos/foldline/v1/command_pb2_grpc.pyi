@@ -26,6 +26,18 @@ class CommandServiceStub:
     """Sends commands one after another over one stream and receives their receipts in the same order."""
     GetCommand: _aio.UnaryUnaryMultiCallable[_command_pb2.GetCommandRequest, _command_pb2.GetCommandResponse]
     """Reads one command of the caller's tenant from the log."""
+    ListCommands: _aio.UnaryUnaryMultiCallable[_command_pb2.ListCommandsRequest, _command_pb2.ListCommandsResponse]
+    """Lists the command log, the newest first. A user sees the commands that the user sent (or, with the filter
+    `on_behalf_of`, those sent on the user's behalf), a tenant administrator those of the tenant, an operator those of any.
+    """
+    Schedule: _aio.UnaryUnaryMultiCallable[_command_pb2.ScheduleRequest, _command_pb2.ScheduleResponse]
+    """Sends one command at a moment in the future, once, as if its caller sent it then: a moment that has passed means now.
+    The log shows it as scheduled until then. A command with a secret cannot be scheduled.
+    """
+    Reschedule: _aio.UnaryUnaryMultiCallable[_command_pb2.RescheduleRequest, _command_pb2.RescheduleResponse]
+    """Moves a scheduled command to another moment."""
+    Cancel: _aio.UnaryUnaryMultiCallable[_command_pb2.CancelRequest, _command_pb2.CancelResponse]
+    """Cancels a scheduled command. Either the command runs or it is cancelled, never both."""
 
 class CommandServiceServicer(metaclass=_abc_1.ABCMeta):
     """Sends commands of any type, packed, and reads the log of commands.
@@ -63,5 +75,41 @@ class CommandServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_command_pb2.GetCommandRequest, _abc.Awaitable[_command_pb2.GetCommandResponse]],
     ) -> _abc.Awaitable[_command_pb2.GetCommandResponse]:
         """Reads one command of the caller's tenant from the log."""
+
+    @_abc_1.abstractmethod
+    def ListCommands(
+        self,
+        request: _command_pb2.ListCommandsRequest,
+        context: _aio.ServicerContext[_command_pb2.ListCommandsRequest, _abc.Awaitable[_command_pb2.ListCommandsResponse]],
+    ) -> _abc.Awaitable[_command_pb2.ListCommandsResponse]:
+        """Lists the command log, the newest first. A user sees the commands that the user sent (or, with the filter
+        `on_behalf_of`, those sent on the user's behalf), a tenant administrator those of the tenant, an operator those of any.
+        """
+
+    @_abc_1.abstractmethod
+    def Schedule(
+        self,
+        request: _command_pb2.ScheduleRequest,
+        context: _aio.ServicerContext[_command_pb2.ScheduleRequest, _abc.Awaitable[_command_pb2.ScheduleResponse]],
+    ) -> _abc.Awaitable[_command_pb2.ScheduleResponse]:
+        """Sends one command at a moment in the future, once, as if its caller sent it then: a moment that has passed means now.
+        The log shows it as scheduled until then. A command with a secret cannot be scheduled.
+        """
+
+    @_abc_1.abstractmethod
+    def Reschedule(
+        self,
+        request: _command_pb2.RescheduleRequest,
+        context: _aio.ServicerContext[_command_pb2.RescheduleRequest, _abc.Awaitable[_command_pb2.RescheduleResponse]],
+    ) -> _abc.Awaitable[_command_pb2.RescheduleResponse]:
+        """Moves a scheduled command to another moment."""
+
+    @_abc_1.abstractmethod
+    def Cancel(
+        self,
+        request: _command_pb2.CancelRequest,
+        context: _aio.ServicerContext[_command_pb2.CancelRequest, _abc.Awaitable[_command_pb2.CancelResponse]],
+    ) -> _abc.Awaitable[_command_pb2.CancelResponse]:
+        """Cancels a scheduled command. Either the command runs or it is cancelled, never both."""
 
 def add_CommandServiceServicer_to_server(servicer: CommandServiceServicer, server: _aio.Server) -> None: ...

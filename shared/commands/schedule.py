@@ -1,0 +1,294 @@
+"""Commands for later: the log keeps them as `scheduled`, and the scheduler sends them when they are due.
+
+A scheduled command is a row of the command log under its own id. When it is due it goes to the committer like any other,
+under the identity that scheduled it, and the append puts the row of its outcome in place of the waiting row. That outcome
+is the claim: of two replicas that fire a command at once, or of a firing and a cancellation, exactly one finds the waiting
+row. Killed before the append: the row still waits, and is fired again. Killed after it: there is nothing left to fire.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from google.protobuf.message import DecodeError
+from msgspec import Struct
+
+from shared.commands.committer import Committer
+from shared.commands.decide import Command, Sender
+from shared.commands.intake import PendingReply
+from shared.commands.log import CommandKey, StoredCommand, read_commands
+from shared.folds.errors import Code, Forbidden, InternalError, Invalid, NotFound, OverLimit, Refusal, Rejected
+from shared.platform.identity import Identity, Role
+from shared.platform.packing import texts
+from shared.platform.postgres import Connection, Reads
+from shared.platform.telemetry import logger
+from shared.rpc.status import to_status
+
+POLL_S = 0.1
+"""How often the scheduler looks for what other replicas have scheduled. It knows of nothing sooner."""
+
+RETRY_S = 0.25
+BATCH_MAX = 256
+PENDING_PER_TENANT_MAX = 1_000_000
+ALLOWANCES_MAX = 10_000
+
+ADMINS = frozenset({Role.TENANT_ADMIN, Role.OPERATOR})
+
+log = logger(__name__)
+
+
+class DueCommand(Struct, frozen=True):
+    """A scheduled command, with what its row keeps until it runs."""
+
+    tenant: str
+    command_id: str
+    type: str
+    payload: bytes
+    user_id: str
+    on_behalf_of: str
+    correlation_id: str
+    causation_id: str | None
+    traceparent: str
+    received_at: datetime
+    due_at: datetime
+    roles: list[str]
+    expected_version: int | None
+
+
+class Schedule:
+    """Writes what waits: each call is one statement that changes one row."""
+
+    def __init__(self, database: Reads, *, pending_max: int = PENDING_PER_TENANT_MAX) -> None:
+        self._database = database
+        self._pending_max = pending_max
+        # How many commands each tenant may schedule before it is counted again.
+        self._allowances: dict[str, int] = {}
+
+    async def add(self, command: Command, due_at: datetime) -> StoredCommand:
+        """Schedules a command; returns its row. A repeat changes nothing and returns the row that is there.
+
+        Raises Invalid (HOLDS_A_SECRET, COMMAND_ID_REUSED) or OverLimit (TOO_MANY_SCHEDULED).
+        """
+        route, sender = command.route, command.sender
+        if route.prepare is not None or route.codec.redacted:
+            text = "a command with a secret cannot be scheduled: the log does not keep the secret"
+            raise Invalid("HOLDS_A_SECRET", text, violations=(("command.type_url", "names a command with a secret"),))
+        async with self._database.connection() as connection:
+            await self._refuse_if_full(connection, sender.tenant)
+            await connection.execute(
+                "SELECT schedule_command(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+                (
+                    *(sender.tenant, command.key[1], command.type, command.aggregate[1], command.aggregate[2]),
+                    *(command.fingerprint, command.payload, sender.user_id, sender.on_behalf_of),
+                    *(command.correlation_id, sender.causation_id, sender.traceparent, command.received_at, due_at),
+                    *(texts(sorted(sender.roles)), command.expected_version),
+                ),
+            )
+            row = await _row(connection, command.key)
+        if row.fingerprint != command.fingerprint:
+            raise Invalid("COMMAND_ID_REUSED", "this command id was used for another content")
+        return row
+
+    async def move(self, identity: Identity, command_id: str, due_at: datetime) -> StoredCommand:
+        """Puts a scheduled command at another time; returns its row. Raises NotFound or Rejected (NOT_SCHEDULED)."""
+        key = (identity.tenant, command_id)
+        async with self._database.connection() as connection:
+            await _refuse_unless_theirs(connection, identity, key)
+            await connection.execute("SELECT reschedule_command(%s, %s, %s)", (*key, due_at))
+            row = await _row(connection, key)
+        if row.status != "scheduled":
+            raise _not_scheduled(row)
+        return row
+
+    async def cancel(self, identity: Identity, command_id: str) -> StoredCommand:
+        """Cancels a scheduled command; returns its row, also if it was cancelled already.
+
+        Raises NotFound (COMMAND_NOT_FOUND) or Rejected (NOT_SCHEDULED), also if it has just run.
+        """
+        key = (identity.tenant, command_id)
+        why = Rejected("COMMAND_CANCELLED", "the command was cancelled before its time", cancelled_by=identity.user_id)
+        async with self._database.connection() as connection:
+            await _refuse_unless_theirs(connection, identity, key)
+            await _end(connection, key, "cancelled", why)
+            row = await _row(connection, key)
+        if row.status != "cancelled":
+            raise _not_scheduled(row)
+        return row
+
+    async def _refuse_if_full(self, connection: Connection, tenant: str) -> None:
+        """Counts a tenant's pending commands once in a hundredth of the limit, since that reads as many index entries.
+
+        With several replicas a tenant can exceed the limit by a hundredth for each.
+        """
+        left = self._allowances.pop(tenant, 0)
+        if left == 0:
+            cursor = await connection.execute(
+                """SELECT count(*) FROM (SELECT FROM commands WHERE tenant = %s AND status = 'scheduled' LIMIT %s) AS pending""",
+                (tenant, self._pending_max),
+            )
+            [(pending,)] = await cursor.fetchall()
+            if pending >= self._pending_max:
+                raise OverLimit("TOO_MANY_SCHEDULED", f"{self._pending_max} commands of this tenant are scheduled already")
+            left = min(self._pending_max - pending, max(self._pending_max // 100, 1))
+        self._allowances[tenant] = left - 1
+        while len(self._allowances) > ALLOWANCES_MAX:
+            del self._allowances[next(iter(self._allowances))]
+
+
+class Scheduler:
+    """Sends what is due to a committer, until cancelled.
+
+    Several may run at once: it costs them conflicts, but each command runs once.
+    """
+
+    def __init__(self, database: Reads, committer: Committer) -> None:
+        self._database = database
+        self._committer = committer
+
+    async def run(self) -> None:
+        """Fires due commands in the order of their times. While the database is away it tries again."""
+        while True:
+            try:
+                pause_s = await self._fire()
+            except Refusal as refusal:
+                log.warning("scheduler_waits", reason=refusal.reason)
+                pause_s = RETRY_S
+            except Exception as error:  # noqa: BLE001 - no state of one row may end the scheduling of all others
+                log.error("scheduler_failed", error=type(error).__name__)  # noqa: TRY400 - its text may hold a payload
+                pause_s = RETRY_S
+            await asyncio.sleep(pause_s)
+
+    async def _fire(self) -> float:
+        """Sends the next commands that are due and waits for them; returns how long there is nothing to do."""
+        async with self._database.connection() as connection:
+            due, next_in_s = await read_due(connection, BATCH_MAX)
+        if not due:
+            return min(next_in_s, POLL_S)
+        commands: list[Command] = []
+        for row in due:
+            try:
+                commands.append(self._command(row))
+            except Refusal as refusal:
+                await self._end(row, "rejected", refusal)
+            except (KeyError, DecodeError, ValueError):
+                await self._end(row, "failed", InternalError())
+        pause_s = 0.0
+        for command, why, status in await self._submit(commands):
+            if why.code is Code.UNAVAILABLE or why.retry_after_s is not None:
+                pause_s = RETRY_S  # it was not decided, so its row still waits
+            else:
+                await self._end(command, status, why)
+        return pause_s
+
+    async def _submit(self, commands: Sequence[Command]) -> list[tuple[Command, Refusal, str]]:
+        """Sends commands in order; returns those without an outcome in the log, each with why and the status to give it.
+
+        Each is submitted by itself: a tenant over its quota delays its own commands alone.
+        """
+        without: list[tuple[Command, Refusal, str]] = []
+        replies: list[tuple[Command, PendingReply]] = []
+        for command in commands:
+            try:
+                replies.append((command, self._committer.submit([[command]])))
+            except Refusal as refusal:
+                without.append((command, refusal, "rejected"))
+        for command, reply in replies:
+            [[outcome]] = await reply
+            if outcome.refusal is not None and not outcome.head:  # an outcome in the log has the head it rests on
+                without.append((command, outcome.refusal, outcome.status))
+        return without
+
+    def _command(self, row: DueCommand) -> Command:
+        """The command as its sender would send it now. Raises Forbidden if its roles no longer suffice."""
+        route = self._committer.registry.route(row.type)
+        if route is None:
+            raise KeyError(row.type)
+        roles = frozenset(Role(role) for role in row.roles)
+        if route.roles.isdisjoint(roles):
+            needed = ", ".join(sorted(route.roles))
+            raise Forbidden("ROLE_MISSING", f"this needs one of the roles: {needed}", roles=needed)
+        content: Any = route.codec.decode(route.codec.message.FromString(row.payload))
+        return Command(
+            key=(row.tenant, row.command_id),
+            route=route,
+            aggregate=(row.tenant, route.aggregate.category, route.id(content)),
+            content=content,
+            payload=row.payload,
+            expected_version=row.expected_version,
+            correlation_id=row.correlation_id,
+            sender=Sender(row.tenant, row.user_id, row.on_behalf_of, roles, row.causation_id, row.traceparent),
+            received_at=row.received_at,
+            due_at=row.due_at,
+        )
+
+    async def _end(self, row: DueCommand | Command, status: str, refusal: Refusal) -> None:
+        """Writes an outcome that no append has written, so that the command is not fired for ever."""
+        key = row.key if isinstance(row, Command) else (row.tenant, row.command_id)
+        log.warning("scheduled_command_ended", command_id=key[1], tenant=key[0], status=status, reason=refusal.reason)
+        async with self._database.connection() as connection:
+            await _end(connection, key, status, refusal)
+
+
+async def read_due(connection: Connection, limit: int) -> tuple[Sequence[DueCommand], float]:
+    """The commands that are due, the earliest first; if there are none, in how many seconds the next one is due.
+
+    The database's clock decides, as it does in the append.
+    """
+    cursor = await connection.execute(
+        """SELECT tenant, command_id::text, type, payload, user_id, on_behalf_of, correlation_id::text, causation_id::text,
+                  traceparent, received_at, due_at, roles, expected_version
+           FROM commands WHERE status = 'scheduled' AND due_at <= clock_timestamp()
+           ORDER BY due_at, received_at LIMIT %s""",
+        (limit,),
+    )
+    if due := [DueCommand(*row) for row in await cursor.fetchall()]:
+        return due, 0.0
+    cursor = await connection.execute(
+        """SELECT extract(epoch FROM due_at - clock_timestamp())::float8 FROM commands
+           WHERE status = 'scheduled' ORDER BY due_at LIMIT 1"""
+    )
+    following = await cursor.fetchall()
+    return [], max(0.0, following[0][0]) if following else POLL_S
+
+
+def moment(stamp: Any, field: str) -> datetime:
+    """The moment of a Timestamp. Raises Invalid (INVALID_REQUEST) if it is none, or beyond the year 9999."""
+    try:
+        made: datetime = stamp.ToDatetime(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        text = "the request breaks the rules of its fields"
+        raise Invalid("INVALID_REQUEST", text, violations=((field, "must be a moment of the years 1 to 9999"),)) from None
+    return made
+
+
+async def _row(connection: Connection, key: CommandKey) -> StoredCommand:
+    found = await read_commands(connection, [key])
+    if key not in found:
+        raise _not_found()
+    return found[key]
+
+
+async def _end(connection: Connection, key: CommandKey, status: str, refusal: Refusal) -> None:
+    error = to_status(refusal).SerializeToString()
+    await connection.execute("SELECT end_scheduled_command(%s, %s, %s, %s)", (*key, status, error))
+
+
+async def _refuse_unless_theirs(connection: Connection, identity: Identity, key: CommandKey) -> None:
+    if not may_see(identity, await _row(connection, key)):
+        raise _not_found()
+
+
+def may_see(identity: Identity, row: StoredCommand) -> bool:
+    """Whether a caller may see and steer this command of the caller's tenant: a user only the user's own."""
+    return not ADMINS.isdisjoint(identity.roles) or identity.user_id in (row.user_id, row.on_behalf_of)
+
+
+def _not_found() -> NotFound:
+    return NotFound("COMMAND_NOT_FOUND", "there is no command with this id")
+
+
+def _not_scheduled(row: StoredCommand) -> Rejected:
+    return Rejected("NOT_SCHEDULED", f"the command waits no more: it is {row.status}", status=row.status)
