@@ -159,13 +159,6 @@ class Supervisor:
                 await self._gone(child, 10)
         return child.wait()
 
-    async def restart(self, name: str, timeout_s: float = 30) -> None:
-        """Ends a program if it runs, starts it and waits until it is ready."""
-        if self.alive(name):
-            await self.stop(name)
-        self.start(name)
-        await self.wait_ready(name, timeout_s)
-
     async def stop_all(self, timeout_s: float = 9.5) -> None:
         """Ends all programs, wave after wave, in at most `timeout_s` together."""
         end = time.monotonic() + timeout_s

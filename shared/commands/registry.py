@@ -176,10 +176,6 @@ class CommandRegistry:
         """The categories that none of the roles may read."""
         return sorted(category for category, readers in self._readers.items() if readers.isdisjoint(roles))
 
-    def categories(self) -> list[str]:
-        """The categories of all aggregates, sorted."""
-        return sorted(self._aggregates)
-
     def dump_state(self, state: Any) -> bytes:
         """A state as a snapshot stores it (JSON)."""
         return json.encode(state)

@@ -28,7 +28,7 @@ What must be done whoever says so is then sent again, as the same step.
 """
 
 S = TypeVar("S")
-Keys = Mapping[type[Message], Callable[[Any], str]]
+ProcessKeys = Mapping[type[Message], Callable[[Any], str]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +88,7 @@ class ProcessDefinition(Generic[S]):
 
     type: str
     initial: S
-    key: Keys
+    key: ProcessKeys
     react: Callable[[S, Any, EventEnvelope], Step[S] | None]
     on_answer: Callable[[S, Answer], Step[S]]
     on_timer: Callable[[S, str], Step[S] | None]

@@ -45,7 +45,7 @@ class FeedAway(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class LinePage:
     """A part of the line as the store has it; `head` and `epoch` are those of the moment when the reading began."""
 
     epoch: str
@@ -54,7 +54,7 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True)
-class Delivery:
+class FeedMessage:
     """What the broker handed out: an event with the epoch it was published under, or None for what is no event."""
 
     epoch: str
@@ -64,7 +64,7 @@ class Delivery:
 class Line(Protocol):
     """The event store: the truth."""
 
-    def read(self, from_position: int) -> AsyncGenerator[Page, None]:
+    def read(self, from_position: int) -> AsyncGenerator[LinePage, None]:
         """The events from that position up to the head; at least one page. Raises LineAway."""
 
 
@@ -74,19 +74,19 @@ class Feed(Protocol):
     async def open(self, from_position: int) -> None:
         """Lets messages come from that position on, afresh. Raises FeedAway."""
 
-    async def fetch(self, timeout_s: float) -> list[Delivery]:
+    async def fetch(self, timeout_s: float) -> list[FeedMessage]:
         """What has come since, as soon as there is anything; empty when the time is over. Raises FeedAway."""
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class EventBatch:
     """The next events of the line, without a gap; `after` is the checkpoint when they are applied. May be empty."""
 
     events: Sequence[EventEnvelope]
     after: Checkpoint
 
 
-def take(cursor: Checkpoint, deliveries: Sequence[Delivery]) -> tuple[list[EventEnvelope], bool]:
+def take(cursor: Checkpoint, deliveries: Sequence[FeedMessage]) -> tuple[list[EventEnvelope], bool]:
     """What of the broker's messages may be applied at the cursor, and whether they leave a doubt."""
     taken: list[EventEnvelope] = []
     following = cursor.position + 1
@@ -115,7 +115,7 @@ class Follower:
         self._cursor = Checkpoint()
         self._told_at = -REPEAT_LOG_S
 
-    async def follow(self, checkpoint: Checkpoint) -> AsyncGenerator[Batch, None]:
+    async def follow(self, checkpoint: Checkpoint) -> AsyncGenerator[EventBatch, None]:
         """Batches from behind the checkpoint on. Asking for the next one says that the last one was applied.
 
         The first comes as soon as the store has shown that it holds the checkpoint, even if it is empty. Raises
@@ -130,7 +130,7 @@ class Follower:
                     yield batch
                     self._cursor, first = batch.after, False
             if first:
-                yield Batch((), self._cursor)
+                yield EventBatch((), self._cursor)
                 first = False
             async with aclosing(self._listen()) as batches:
                 async for batch in batches:
@@ -140,7 +140,7 @@ class Follower:
             pause_s = 0.0 if self._cursor.position > before else min(max(2 * pause_s, PAUSE_MIN_S), PAUSE_MAX_S)
             await asyncio.sleep(pause_s)
 
-    async def _catch_up(self) -> AsyncGenerator[Batch, None]:
+    async def _catch_up(self) -> AsyncGenerator[EventBatch, None]:
         """Reads the store up to its head; waits for a store that is away."""
         pause_s = PAUSE_MIN_S
         while True:
@@ -157,7 +157,7 @@ class Follower:
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, PAUSE_MAX_S)
 
-    async def _listen(self) -> AsyncGenerator[Batch, None]:
+    async def _listen(self) -> AsyncGenerator[EventBatch, None]:
         """Applies what the broker delivers until there is a doubt that only the store can settle."""
         if self._feed is None:
             await asyncio.sleep(self._silence_s)
@@ -187,7 +187,7 @@ class Follower:
             log.debug("feed_away", error=str(error))
             await asyncio.sleep(self._silence_s)
 
-    async def _read_line(self) -> AsyncGenerator[Batch, None]:
+    async def _read_line(self) -> AsyncGenerator[EventBatch, None]:
         """One reading of the store, from the cursor's own event on, which it must hold."""
         cursor = self._cursor
         waiting: list[EventEnvelope] = []
@@ -214,18 +214,18 @@ class Follower:
         if waiting or epoch != self._cursor.epoch:
             yield self._batch(epoch, waiting)
 
-    def _batch(self, epoch: str, events: Sequence[EventEnvelope]) -> Batch:
+    def _batch(self, epoch: str, events: Sequence[EventEnvelope]) -> EventBatch:
         """The next batch; raises LineAway for a store that skips, since then it is not one of ours that answers."""
         before = self._cursor
         if not events:
-            return Batch((), Checkpoint(epoch, before.position, before.event_id))
+            return EventBatch((), Checkpoint(epoch, before.position, before.event_id))
         first, last = events[0].position, events[-1].position
         if first != before.position + 1 or last != before.position + len(events):
             raise LineAway(f"{len(events)} events from {first} to {last} do not follow position {before.position}")
-        return Batch(events, Checkpoint(epoch, last, events[-1].event_id))
+        return EventBatch(events, Checkpoint(epoch, last, events[-1].event_id))
 
 
-async def _ahead(pages: AsyncGenerator[Page, None]) -> AsyncGenerator[Page, None]:
+async def _ahead(pages: AsyncGenerator[LinePage, None]) -> AsyncGenerator[LinePage, None]:
     """The same pages, each read while the one before is worked on."""
     async with aclosing(pages):
         coming = asyncio.ensure_future(anext(pages, None))

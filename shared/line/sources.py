@@ -24,7 +24,7 @@ from nats.js.errors import Error as JetStreamError
 
 from foldline.v1 import event_store_pb2, event_store_pb2_grpc
 from shared.line.broker import NotAnEvent, connect, from_message, stream_name
-from shared.line.follower import Delivery, FeedAway, LineAway, Page
+from shared.line.follower import FeedAway, FeedMessage, LineAway, LinePage
 from shared.platform.telemetry import logger
 from shared.rpc.client import bearer
 
@@ -45,7 +45,7 @@ class StoreLine:
         self._token_file = token_file
         self._shard = shard
 
-    async def read(self, from_position: int) -> AsyncGenerator[Page, None]:
+    async def read(self, from_position: int) -> AsyncGenerator[LinePage, None]:
         """The events from that position up to the head; at least one page. Raises LineAway."""
         request = event_store_pb2.ReadAllRequest(shard=self._shard, from_position=from_position)
         try:
@@ -55,7 +55,7 @@ class StoreLine:
             raise LineAway(f"no token: {error}") from error
         try:
             async for answer in call:
-                yield Page(answer.epoch, answer.head_position, answer.events)
+                yield LinePage(answer.epoch, answer.head_position, answer.events)
         except aio.AioRpcError as error:
             raise LineAway(f"{error.code().name}: {error.details()}") from error
         finally:
@@ -73,7 +73,7 @@ class StreamFeed:
         self._connecting: asyncio.Task[None] | None = None
         self._inbox: Subscription | None = None
         self._request_subject = ""
-        self._arrived: list[Delivery] = []
+        self._arrived: list[FeedMessage] = []
         self._something = asyncio.Event()
         self._asked_at = 0.0
         self._owed = 0
@@ -106,7 +106,7 @@ class StreamFeed:
             heed_cancellation()
         self._request_subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer.name}"
 
-    async def fetch(self, timeout_s: float) -> list[Delivery]:
+    async def fetch(self, timeout_s: float) -> list[FeedMessage]:
         """What has come since, as soon as there is anything; empty when the time is over. Raises FeedAway."""
         client, inbox = self._connected(), self._inbox
         if inbox is None:
@@ -175,10 +175,10 @@ class StreamFeed:
             self._owed -= 1
             try:
                 received = from_message(message)
-                self._arrived.append(Delivery(received.epoch, received.envelope))
+                self._arrived.append(FeedMessage(received.epoch, received.envelope))
             except NotAnEvent as error:
                 log.warning("not_an_event", connection=self._name, text=str(error))
-                self._arrived.append(Delivery("", None))
+                self._arrived.append(FeedMessage("", None))
         self._something.set()
 
 

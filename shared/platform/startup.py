@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 from shared.folds.errors import Unavailable
-from shared.platform import process, telemetry
+from shared.platform import program, telemetry
 from shared.platform.postgres import Reads, UnsafeDatabase, describe, refuse_unsafe
 from shared.platform.settings import ProcessSettings
 
@@ -29,7 +29,7 @@ def run(
     telemetry.configure(settings.log_level, service=service)
     unfit: tuple[type[Exception], ...] = (UnsafeDatabase, *refuses)
     try:
-        process.run(main, fast_loop=settings.uvloop)
+        program.run(main, fast_loop=settings.uvloop)
     except unfit as error:
         log.error("process_refuses_to_run", error=str(error))  # noqa: TRY400 (a setting, not a defect)
         return 1

@@ -31,11 +31,11 @@ from google.protobuf.message import Message
 
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.delivery import Announcements
-from shared.folds.process import Keys, ProcessDefinition
+from shared.folds.process import ProcessDefinition, ProcessKeys
 from shared.line import checkpoint as checkpoints
 from shared.line.checkpoint import Checkpoint, Fenced
 from shared.line.consumer import Consumer, ConsumerFailed
-from shared.line.follower import Batch
+from shared.line.follower import EventBatch
 from shared.platform.clock import utc_now
 from shared.platform.postgres import Connection
 from shared.platform.telemetry import logger, trace_id
@@ -111,7 +111,7 @@ class ProcessRunner(Consumer):
         managers: Iterable[ProcessDefinition[Any]],
         shard: int,
         *,
-        follow: Callable[[Checkpoint], AsyncGenerator[Batch, None]],
+        follow: Callable[[Checkpoint], AsyncGenerator[EventBatch, None]],
         connect: Callable[[], Awaitable[Connection]],
         dispatcher: Callable[[asyncio.Event], Dispatcher],
         clock: Callable[[], datetime] = utc_now,
@@ -133,7 +133,7 @@ class ProcessRunner(Consumer):
         self.kinds = process_types(managers)
         self._routes: dict[str, list[tuple[ProcessType, type[Message], Any]]] = {}
         for kind in self.kinds.values():
-            keys: Keys = kind.manager.key
+            keys: ProcessKeys = kind.manager.key
             for event, key in keys.items():
                 self._routes.setdefault(event.DESCRIPTOR.full_name, []).append((kind, event, key))
         self._news = asyncio.Event()
@@ -152,7 +152,7 @@ class ProcessRunner(Consumer):
         dispatcher = self._make_dispatcher(self._news)
         async with aclosing(self._follow(self.at)) as batches:
             # Nothing is sent before the store has shown that it holds what our processes rest on.
-            coming: asyncio.Future[Batch] = asyncio.ensure_future(anext(batches))
+            coming: asyncio.Future[EventBatch] = asyncio.ensure_future(anext(batches))
             sending: asyncio.Task[None] | None = None
             try:
                 await asyncio.wait({coming})
@@ -175,9 +175,9 @@ class ProcessRunner(Consumer):
         self,
         connection: Connection,
         dispatcher: Dispatcher,
-        batches: AsyncGenerator[Batch, None],
-        coming: asyncio.Future[Batch],
-    ) -> asyncio.Future[Batch]:
+        batches: AsyncGenerator[EventBatch, None],
+        coming: asyncio.Future[EventBatch],
+    ) -> asyncio.Future[EventBatch]:
         """Waits for something to do, and does all there is. Returns what is awaited from the line."""
         full = dispatcher.backlog >= BACKLOG_MAX
         await self._wait(None if full else coming)
@@ -211,7 +211,7 @@ class ProcessRunner(Consumer):
             return told
         return refused_mandatory(told, self.kinds.get(told.command.type), self._clock()) or told
 
-    async def _wait(self, coming: asyncio.Future[Batch] | None) -> None:
+    async def _wait(self, coming: asyncio.Future[EventBatch] | None) -> None:
         """Until there is an event, an answer, or the time to look for what is due."""
         left_s = self._look_at - time.monotonic()
         if left_s > 0 and not self._news.is_set() and not (coming is not None and coming.done()):

@@ -22,7 +22,7 @@ from shared.folds.projection import Fold, Group, Projection, RowKey
 from shared.line import checkpoint as checkpoints
 from shared.line.checkpoint import Checkpoint, Fenced
 from shared.line.consumer import Consumer, ConsumerFailed
-from shared.line.follower import Batch
+from shared.line.follower import EventBatch
 from shared.platform.postgres import Connection
 from shared.platform.telemetry import logger
 from shared.projections.rows import Rows
@@ -74,7 +74,7 @@ class Tables:
             for event, fold in projection.on.items():
                 self._routes.setdefault(event.DESCRIPTOR.full_name, (event, []))[1].append((at, projection, fold))
 
-    async def apply(self, connection: Connection, shard: int, before: Checkpoint, batch: Batch) -> None:
+    async def apply(self, connection: Connection, shard: int, before: Checkpoint, batch: EventBatch) -> None:
         """Moves the tables and their checkpoint by one batch, in one transaction.
 
         Raises Fenced or ProjectionFailed, with nothing written. After anything else, a cancellation too, the connection
@@ -206,7 +206,7 @@ class Projector(Consumer):
         self,
         tables: Tables,
         shard: int,
-        follow: Callable[[Checkpoint], AsyncGenerator[Batch, None]],
+        follow: Callable[[Checkpoint], AsyncGenerator[EventBatch, None]],
         connect: Callable[[], Awaitable[Connection]],
     ) -> None:
         """`follow` gives the batches behind a checkpoint; `connect` opens a connection of the role that writes."""

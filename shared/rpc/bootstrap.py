@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import TYPE_CHECKING
 
-from shared.platform import leader, process, startup
+from shared.platform import leader, program, startup
 from shared.platform.leader import LockClass, until
 from shared.platform.postgres import Reads
 from shared.platform.settings import ProcessSettings, ServerSettings
@@ -52,7 +52,7 @@ def serve(
     """
 
     async def main() -> None:
-        stopping = process.stop_requested()
+        stopping = program.stop_requested()
         await reads.open()
         server = build()
         server.on_drained(reads.close)
@@ -87,7 +87,7 @@ def lead(
     """
 
     async def main() -> None:
-        stopping = process.stop_requested()
+        stopping = program.stop_requested()
         log.info("process_started", shard=shard)
         probes = Probes(settings, service)
         probes.needs_database(database_url)

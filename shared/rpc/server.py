@@ -28,7 +28,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from shared.folds.errors import Late, OverLimit, Refusal, Unavailable
 from shared.platform.identity import Role
-from shared.platform.process import stop_requested
+from shared.platform.program import stop_requested
 from shared.platform.settings import ServerSettings
 from shared.platform.telemetry import logger
 from shared.platform.tokens import KeyFile, Verifier

@@ -40,7 +40,6 @@ class Traffic:
         self.acknowledged: list[Acknowledged] = []
         # Answers that told to come again, in order.
         self.unavailable: list[Refused] = []
-        self.answered_at = 0.0
         self._random = random.Random(seed)
         self._over = False
 
@@ -103,7 +102,6 @@ class Traffic:
             if final:
                 assert all(one == final[0] for one in final), f"two answers to one command: {final}"
                 self.acknowledged.append(final[0])
-                self.answered_at = time.monotonic()
                 return final[0].receipt
             if time.monotonic() > give_up_at:
                 raise AssertionError(f"not answered within {GIVE_UP_S} s; last told {self.unavailable[-1]}")

@@ -17,7 +17,6 @@ from typing import Any
 
 import grpc
 from google.protobuf.message import Message
-from google.rpc import status_pb2
 from grpc.aio import AioRpcError, Metadata
 
 from bank.v1 import account_pb2
@@ -311,8 +310,3 @@ def key(number: int) -> ProcessKey:
 def refused_call(refusal: Refusal) -> CallFailed:
     """What a stub raises."""
     return CallFailed(refusal)
-
-
-def status_of(refusal: Refusal) -> status_pb2.Status:
-    """The refusal on the wire."""
-    return to_status(refusal)

@@ -43,7 +43,6 @@ from shared.rpc.validation import refuse_invalid
 
 TENANT = "acme"
 BEGIN = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-FIRST_TRY = 1
 
 
 @dataclass(slots=True)

@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 
 from bank.v1 import account_pb2, person_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
-from shared.line.follower import Delivery, FeedAway, LineAway, Page
+from shared.line.follower import FeedAway, FeedMessage, LineAway, LinePage
 
 EPOCH = "11111111-1111-4111-8111-111111111111/1"
 BEGIN = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
@@ -103,7 +103,7 @@ class StoreLine:
         self._store = store
         self._page = page
 
-    async def read(self, from_position: int) -> AsyncGenerator[Page, None]:
+    async def read(self, from_position: int) -> AsyncGenerator[LinePage, None]:
         """The events up to the head as it is when the reading begins."""
         store = self._store
         if store.away:
@@ -112,14 +112,14 @@ class StoreLine:
         head, begin, first = len(store.events), max(from_position, 1) - 1, True
         while first or begin < head:
             await asyncio.sleep(0)
-            yield Page(store.epoch, head, store.events[begin : min(begin + self._page, head)])
+            yield LinePage(store.epoch, head, store.events[begin : min(begin + self._page, head)])
             begin, first = begin + self._page, False
 
 
 class ScriptedFeed:
     """`shared.line.follower.Feed` that delivers what it was told, whatever was asked for, then is silent."""
 
-    def __init__(self, script: Sequence[Sequence[Delivery]] = (), *, of: Store | None = None) -> None:
+    def __init__(self, script: Sequence[Sequence[FeedMessage]] = (), *, of: Store | None = None) -> None:
         """With `of`, an event is held back until that store has it: what is published was committed before."""
         self.script = [list(part) for part in script]
         self._of = of
@@ -132,7 +132,7 @@ class ScriptedFeed:
             raise FeedAway("told to be away")
         self.opened_at.append(from_position)
 
-    async def fetch(self, timeout_s: float) -> list[Delivery]:
+    async def fetch(self, timeout_s: float) -> list[FeedMessage]:
         """The next part of the script."""
         if self.away:
             raise FeedAway("told to be away")
@@ -143,10 +143,10 @@ class ScriptedFeed:
         return []
 
 
-def _committed(it: Delivery, store: Store) -> bool:
+def _committed(it: FeedMessage, store: Store) -> bool:
     return it.envelope is None or it.envelope.position <= len(store.events)
 
 
-def delivery(envelope: EventEnvelope, epoch: str = EPOCH) -> Delivery:
+def delivery(envelope: EventEnvelope, epoch: str = EPOCH) -> FeedMessage:
     """An event as the broker hands it out."""
-    return Delivery(epoch, envelope)
+    return FeedMessage(epoch, envelope)

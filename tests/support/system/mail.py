@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from email import message_from_bytes, policy
@@ -72,10 +71,3 @@ def serving(mailbox: Mailbox, **options: Any) -> Iterator[Mailbox]:
         yield mailbox
     finally:
         controller.stop()
-
-
-@contextmanager
-def serving_tls(mailbox: Mailbox, context: ssl.SSLContext) -> Iterator[Mailbox]:
-    """The same, refusing messages that come without STARTTLS."""
-    with serving(mailbox, tls_context=context, require_starttls=True):
-        yield mailbox

@@ -18,7 +18,7 @@ from deploy.engines.nats import Nats
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.line import broker
 from shared.line.checkpoint import Checkpoint
-from shared.line.follower import Delivery, Follower
+from shared.line.follower import FeedMessage, Follower
 from shared.line.sources import StreamFeed
 from tests.support.fakes.line import EPOCH, Store, StoreLine, uid
 from tests.support.fakes.tables import dump, folded, projector, reached, running
@@ -88,7 +88,7 @@ async def test_what_is_published_arrives_as_it_was_stored(streams: JetStreamCont
         store.events[-1].metadata.user_id = "tester"
     await publish(streams, *store.events)
     await connected(feed, 3)
-    got: list[Delivery] = []
+    got: list[FeedMessage] = []
     while len(got) < 3:
         got.extend(await feed.fetch(5))
     assert [(it.epoch, it.envelope) for it in got] == [(EPOCH, event) for event in store.events[2:]]

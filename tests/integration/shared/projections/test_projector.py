@@ -23,7 +23,7 @@ from shared.folds.projection import Group, Projection
 from shared.folds.table import Type
 from shared.line import checkpoint, consumer
 from shared.line.checkpoint import Checkpoint, Fenced
-from shared.line.follower import Batch, Delivery, Follower
+from shared.line.follower import EventBatch, FeedMessage, Follower
 from shared.platform.postgres import UnsafeDatabase, connect, refuse_unsafe
 from shared.projections.projector import ProjectionFailed, Tables
 from tests.support.fakes.line import EPOCH, ScriptedFeed, Store, StoreLine, delivery, uid
@@ -48,10 +48,10 @@ def bank() -> Store:
     return store
 
 
-def batch_of(store: Store, begin: int, end: int) -> Batch:
+def batch_of(store: Store, begin: int, end: int) -> EventBatch:
     """The events from `begin` to `end` inclusive."""
     events = store.events[begin - 1 : end]
-    return Batch(events, Checkpoint(store.epoch, end, events[-1].event_id))
+    return EventBatch(events, Checkpoint(store.epoch, end, events[-1].event_id))
 
 
 @pytest.mark.parametrize("batch_max", [1, 2, 3, 500])
@@ -516,17 +516,17 @@ def lines(draw: st.DrawFn) -> Store:
 
 
 @st.composite
-def deliveries(draw: st.DrawFn, events: list[EventEnvelope]) -> list[list[Delivery]]:
+def deliveries(draw: st.DrawFn, events: list[EventEnvelope]) -> list[list[FeedMessage]]:
     """Some of the events, in any order, any number of times, some under a wrong epoch or unreadable, in any parts."""
-    script: list[list[Delivery]] = []
+    script: list[list[FeedMessage]] = []
     for _ in range(draw(st.integers(0, 6))):
-        part: list[Delivery] = []
+        part: list[FeedMessage] = []
         for event in draw(st.lists(st.sampled_from(events), max_size=8)):
             kind = draw(st.sampled_from(["good"] * 8 + ["stale", "unreadable"]))
             part.append(
                 delivery(event) if kind == "good"
                 else delivery(event, "another epoch") if kind == "stale"
-                else Delivery("", None)
+                else FeedMessage("", None)
             )  # fmt: skip
         script.append(sorted(part, key=lambda it: it.envelope.position if it.envelope else 0) if draw(st.booleans()) else part)
     return script

@@ -35,7 +35,7 @@ from tests.support.fakes.replica import NOW, make_command, reasons, refusal
 from tests.support.logs import capture_logs
 
 BUS = build_registry()
-A, B, C = (("acme", "counter", name) for name in "abc")
+A, B = (("acme", "counter", name) for name in "ab")
 
 World = dict[AggregateKey, Versioned]
 

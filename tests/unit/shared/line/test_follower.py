@@ -9,7 +9,7 @@ import pytest
 
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.line.checkpoint import Checkpoint
-from shared.line.follower import Delivery, Follower, HistoryDiverged, take
+from shared.line.follower import FeedMessage, Follower, HistoryDiverged, take
 from tests.support.fakes.line import EPOCH, ScriptedFeed, Store, StoreLine, delivery, uid
 from tests.support.system.waiting import eventually
 
@@ -68,7 +68,7 @@ def test_a_message_of_another_history_is_a_doubt() -> None:
 
 def test_what_is_no_event_is_a_doubt() -> None:
     """A message that nobody can read hides an event that we may lack."""
-    assert take(at(store_of(1), 1), [Delivery("", None)]) == ([], True)
+    assert take(at(store_of(1), 1), [FeedMessage("", None)]) == ([], True)
 
 
 async def test_it_begins_behind_the_checkpoint() -> None:

@@ -9,7 +9,6 @@ import json
 import os
 import stat
 import warnings
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,6 @@ from shared.platform.tokens import DevelopmentIssuer, KeyFile, Verifier
 ISSUER, AUDIENCE = "https://foldline.localhost", "foldline"
 NOW = 1_800_000_000.0
 CLAIMS = {"iss": ISSUER, "aud": AUDIENCE, "sub": "alice", "tenant": "acme", "roles": ["user"], "exp": NOW + 60}
-
-Sign = Callable[..., str]
 
 
 class Clock:

@@ -10,7 +10,7 @@ import pytest
 
 PROGRAM = """
 import asyncio, sys
-from shared.platform.process import run, stop_requested
+from shared.platform.program import run, stop_requested
 
 async def main():
     stop = stop_requested()
