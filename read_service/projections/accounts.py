@@ -1,6 +1,6 @@
 """Accounts, and the statement of what moved on each.
 
-Rows, then folds, then the table of which event goes to which fold.
+Rows, then folds, then the table of which event goes to which fold, then the summary that is shown.
 """
 
 from __future__ import annotations
@@ -8,66 +8,49 @@ from __future__ import annotations
 from datetime import datetime
 from typing import NamedTuple
 
-from bank.v1 import account_pb2
+from bank.v1 import account_pb2, account_query_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
+from shared.folds.moments import timestamp
 from shared.folds.projection import Projection, existing, recorded_at, storable
-from shared.folds.table import Column, Table, Type
+from shared.folds.summary import Summary, equals, is_id, rows_of
+from shared.folds.table import Code, table_of
 
 ACTIVE = "active"
 FROZEN = "frozen"
 CLOSED = "closed"
 
-accounts = Table(
-    "accounts",
-    Column("tenant", Type.TEXT_C, primary_key=True),
-    Column("account_id", Type.TEXT_C, primary_key=True),
-    Column("owner_id", Type.TEXT_C),
-    Column("name", Type.TEXT),
-    Column("currency", Type.TEXT_C),
-    Column("balance_minor", Type.BIGINT),
-    Column("status", Type.TEXT_C),
-    Column("opened_at", Type.TIMESTAMP),
-    Column("version", Type.BIGINT),
-)
-
-movements = Table(
-    "movements",
-    Column("tenant", Type.TEXT_C, primary_key=True),
-    Column("account_id", Type.TEXT_C, primary_key=True),
-    Column("version", Type.BIGINT, primary_key=True),
-    Column("amount_minor", Type.BIGINT),
-    Column("balance_after_minor", Type.BIGINT),
-    Column("moved_at", Type.TIMESTAMP),
-    Column("transfer_id", Type.TEXT_C),
-    Column("counterparty_account_id", Type.TEXT_C),
-)
-
 
 class AccountRow(NamedTuple):
     """A row of `accounts`."""
 
-    tenant: str
-    account_id: str
-    owner_id: str
+    tenant: Code
+    account_id: Code
+    owner_id: Code
     name: str
-    currency: str
+    currency: Code
     balance_minor: int
-    status: str
+    status: Code
     opened_at: datetime
     version: int
+
+
+accounts = table_of("accounts", AccountRow, keys=2)
 
 
 class MovementRow(NamedTuple):
     """A row of `movements`: the money that moved at one version of an account; negative if it went out."""
 
-    tenant: str
-    account_id: str
+    tenant: Code
+    account_id: Code
     version: int
     amount_minor: int
     balance_after_minor: int
     moved_at: datetime
-    transfer_id: str
-    counterparty_account_id: str
+    transfer_id: Code
+    counterparty_account_id: Code
+
+
+movements = table_of("movements", MovementRow, keys=3)
 
 
 def opened(row: AccountRow | None, event: account_pb2.AccountOpened, envelope: EventEnvelope) -> AccountRow:
@@ -160,4 +143,47 @@ MOVEMENTS = Projection(
         account_pb2.MoneyWithdrawn: went_out,
     },
     append_only=True,
+)
+
+STATUSES = {
+    account_query_pb2.ACCOUNT_STATUS_ACTIVE: ACTIVE,
+    account_query_pb2.ACCOUNT_STATUS_FROZEN: FROZEN,
+    account_query_pb2.ACCOUNT_STATUS_CLOSED: CLOSED,
+}
+STATUS_OF = {text: status for status, text in STATUSES.items()}
+
+
+def view(row: AccountRow) -> account_query_pb2.AccountSummary:
+    """An account as it is shown."""
+    return account_query_pb2.AccountSummary(
+        account_id=row.account_id,
+        owner_id=row.owner_id,
+        name=row.name,
+        currency=row.currency,
+        balance_minor=row.balance_minor,
+        status=STATUS_OF[row.status],
+        opened_at=timestamp(row.opened_at),
+        version=row.version,
+    )
+
+
+def movement_view(row: MovementRow) -> account_query_pb2.Movement:
+    """A line of the statement as it is shown."""
+    return account_query_pb2.Movement(
+        version=row.version,
+        amount_minor=row.amount_minor,
+        balance_after_minor=row.balance_after_minor,
+        moved_at=timestamp(row.moved_at),
+        transfer_id=row.transfer_id,
+        counterparty_account_id=row.counterparty_account_id,
+    )
+
+
+ACCOUNT = Summary(
+    name="account",
+    row=AccountRow,
+    source=rows_of(accounts),
+    view=view,
+    orders={"opened_at": "opened_at", "balance_minor": "balance_minor"},
+    filters={"owner_id": is_id("owner_id"), "status": equals("status", STATUSES.get), "currency": equals("currency")},
 )

@@ -1,6 +1,6 @@
 """People: who they are, how many accounts they have open, and what is on them in all.
 
-Rows, then folds, then the table of which event goes to which fold.
+Rows, then folds, then the table of which event goes to which fold, then the summary that is shown.
 """
 
 from __future__ import annotations
@@ -9,50 +9,39 @@ import unicodedata
 from datetime import datetime
 from typing import NamedTuple
 
-from bank.v1 import account_pb2, person_pb2
+from bank.v1 import account_pb2, person_pb2, person_query_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
+from shared.folds.moments import timestamp
 from shared.folds.projection import Projection, existing, recorded_at, storable
-from shared.folds.table import Column, Table, Type
-
-people = Table(
-    "people",
-    Column("tenant", Type.TEXT_C, primary_key=True),
-    Column("person_id", Type.TEXT_C, primary_key=True),
-    Column("name", Type.TEXT),
-    Column("name_folded", Type.TEXT_C),
-    Column("registered_at", Type.TIMESTAMP),
-    Column("open_account_count", Type.INTEGER),
-    Column("version", Type.BIGINT),
-)
-
-person_totals = Table(
-    "person_totals",
-    Column("tenant", Type.TEXT_C, primary_key=True),
-    Column("person_id", Type.TEXT_C, primary_key=True),
-    Column("currency", Type.TEXT_C, primary_key=True),
-    Column("total_minor", Type.NUMERIC),
-)
+from shared.folds.summary import Summary, begins_with
+from shared.folds.table import BigNumber, Code, Int32, table_of
 
 
 class PersonRow(NamedTuple):
     """A row of `people`. `version` is that of the person's own stream."""
 
-    tenant: str
-    person_id: str
+    tenant: Code
+    person_id: Code
     name: str
-    name_folded: str
+    name_folded: Code
     registered_at: datetime
-    open_account_count: int
+    open_account_count: Int32
     version: int
+
+
+people = table_of("people", PersonRow, keys=2)
 
 
 class PersonTotalRow(NamedTuple):
     """A row of `person_totals`: what is on all of a person's accounts of one currency. May be beyond 64 bits."""
 
-    tenant: str
-    person_id: str
-    currency: str
-    total_minor: int
+    tenant: Code
+    person_id: Code
+    currency: Code
+    total_minor: BigNumber
+
+
+person_totals = table_of("person_totals", PersonTotalRow, keys=3)
 
 
 def fold_name(name: str) -> str:
@@ -130,4 +119,45 @@ PERSON_TOTALS = Projection(
         account_pb2.MoneyDeposited: deposited,
         account_pb2.MoneyWithdrawn: withdrawn,
     },
+)
+
+
+class PersonSummaryRow(NamedTuple):
+    """A person and what is on all of their accounts: amounts as decimal text, by currency."""
+
+    person_id: str
+    name: str
+    name_folded: str
+    registered_at: datetime
+    open_account_count: int
+    version: int
+    currencies: list[str]
+    totals: list[str]
+
+
+def view(row: PersonSummaryRow) -> person_query_pb2.PersonSummary:
+    """A person as they are shown."""
+    return person_query_pb2.PersonSummary(
+        person_id=row.person_id,
+        name=row.name,
+        registered_at=timestamp(row.registered_at),
+        open_account_count=row.open_account_count,
+        total_balances=[
+            person_query_pb2.CurrencyTotal(currency=currency, total_minor=total)
+            for currency, total in zip(row.currencies, row.totals, strict=True)
+        ],
+        version=row.version,
+    )
+
+
+PERSON = Summary(
+    name="person",
+    row=PersonSummaryRow,
+    source="""people p, LATERAL (
+      SELECT coalesce(array_agg(currency ORDER BY currency), '{}') AS currencies,
+             coalesce(array_agg(total_minor::text ORDER BY currency), '{}') AS totals
+      FROM person_totals WHERE tenant = p.tenant AND person_id = p.person_id) t""",
+    view=view,
+    orders={"name": "name_folded", "registered_at": "registered_at"},
+    filters={"name_prefix": begins_with("name_folded", fold_name)},
 )

@@ -1,6 +1,6 @@
 """Transfers: one row each, with the time of every step.
 
-The row, then folds, then the table of which event goes to which fold.
+The row, then folds, then the table of which event goes to which fold, then the summary that is shown.
 """
 
 from __future__ import annotations
@@ -8,51 +8,37 @@ from __future__ import annotations
 from datetime import datetime
 from typing import NamedTuple
 
-from bank.v1 import account_pb2, transfer_pb2
+from bank.v1 import account_pb2, transfer_pb2, transfer_query_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
+from shared.folds.moments import timestamp, timestamp_or_none
 from shared.folds.projection import Projection, RowKey, existing, recorded_at, storable
-from shared.folds.table import Column, Table, Type
+from shared.folds.summary import Summary, equals, is_id, rows_of
+from shared.folds.table import Code, Int32, table_of
 
 STARTED, COMPLETED, FAILED = "started", "completed", "failed"
-
-transfers = Table(
-    "transfers",
-    Column("tenant", Type.TEXT_C, primary_key=True),
-    Column("transfer_id", Type.TEXT_C, primary_key=True),
-    Column("from_account_id", Type.TEXT_C),
-    Column("to_account_id", Type.TEXT_C),
-    Column("amount_minor", Type.BIGINT),
-    Column("currency", Type.TEXT_C),
-    Column("status", Type.TEXT_C),
-    Column("reason", Type.TEXT),
-    Column("compensation", Type.INTEGER),
-    Column("started_at", Type.TIMESTAMP),
-    Column("debited_at", Type.TIMESTAMP, nullable=True),
-    Column("credited_at", Type.TIMESTAMP, nullable=True),
-    Column("refunded_at", Type.TIMESTAMP, nullable=True),
-    Column("suspended_at", Type.TIMESTAMP, nullable=True),
-    Column("ended_at", Type.TIMESTAMP, nullable=True),
-)
 
 
 class TransferRow(NamedTuple):
     """A row of `transfers`. A step that has not happened has no time."""
 
-    tenant: str
-    transfer_id: str
-    from_account_id: str
-    to_account_id: str
+    tenant: Code
+    transfer_id: Code
+    from_account_id: Code
+    to_account_id: Code
     amount_minor: int
-    currency: str
-    status: str
+    currency: Code
+    status: Code
     reason: str
-    compensation: int
+    compensation: Int32
     started_at: datetime
     debited_at: datetime | None
     credited_at: datetime | None
     refunded_at: datetime | None
     suspended_at: datetime | None
     ended_at: datetime | None
+
+
+transfers = table_of("transfers", TransferRow, keys=2)
 
 
 Moved = account_pb2.MoneyDeposited | account_pb2.MoneyWithdrawn
@@ -133,4 +119,50 @@ TRANSFERS = Projection(
         transfer_pb2.TransferCompleted: completed,
         transfer_pb2.TransferFailed: failed,
     },
+)
+
+STATUSES = {
+    transfer_query_pb2.TRANSFER_STATUS_STARTED: STARTED,
+    transfer_query_pb2.TRANSFER_STATUS_COMPLETED: COMPLETED,
+    transfer_query_pb2.TRANSFER_STATUS_FAILED: FAILED,
+}
+STATUS_OF = {text: status for status, text in STATUSES.items()}
+
+
+def view(row: TransferRow) -> transfer_query_pb2.TransferSummary:
+    """A transfer as it is shown, with the steps that have happened."""
+    steps = [
+        ("started", row.started_at),
+        ("debited", row.debited_at),
+        ("credited", row.credited_at),
+        ("refunded", row.refunded_at),
+        ("suspended", row.suspended_at),
+        (row.status, row.ended_at),
+    ]
+    return transfer_query_pb2.TransferSummary(
+        transfer_id=row.transfer_id,
+        from_account_id=row.from_account_id,
+        to_account_id=row.to_account_id,
+        amount_minor=row.amount_minor,
+        currency=row.currency,
+        status=STATUS_OF[row.status],
+        reason=row.reason,
+        compensation=transfer_pb2.Compensation.ValueType(row.compensation),
+        steps=[
+            transfer_query_pb2.TransferStep(name=name, happened_at=timestamp(moment))
+            for name, moment in steps
+            if moment is not None
+        ],
+        started_at=timestamp(row.started_at),
+        ended_at=timestamp_or_none(row.ended_at),
+    )
+
+
+TRANSFER = Summary(
+    name="transfer",
+    row=TransferRow,
+    source=rows_of(transfers),
+    view=view,
+    orders={"started_at": "started_at"},
+    filters={"account_id": is_id("from_account_id", "to_account_id"), "status": equals("status", STATUSES.get)},
 )

@@ -1,6 +1,6 @@
 """Users, and what became of their registrations.
 
-The row, then folds, then the table of which event goes to which fold.
+The row, then folds, then the table of which event goes to which fold, then the summary that is shown.
 """
 
 from __future__ import annotations
@@ -8,37 +8,30 @@ from __future__ import annotations
 from datetime import datetime
 from typing import NamedTuple
 
-from bank.v1 import user_pb2
+from bank.v1 import user_pb2, user_query_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
+from shared.folds.moments import timestamp, timestamp_or_none
 from shared.folds.projection import Projection, existing, recorded_at, storable
-from shared.folds.table import Column, Table, Type
+from shared.folds.summary import Summary, equals, rows_of
+from shared.folds.table import Code, table_of
 
 STARTED, SUCCEEDED, FAILED = "started", "succeeded", "failed"
-
-users = Table(
-    "users",
-    Column("tenant", Type.TEXT_C, primary_key=True),
-    Column("user_id", Type.TEXT_C, primary_key=True),
-    Column("login", Type.TEXT),
-    Column("email", Type.TEXT),
-    Column("status", Type.TEXT_C),
-    Column("reason", Type.TEXT),
-    Column("started_at", Type.TIMESTAMP),
-    Column("ended_at", Type.TIMESTAMP, nullable=True),
-)
 
 
 class UserRow(NamedTuple):
     """A row of `users`."""
 
-    tenant: str
-    user_id: str
+    tenant: Code
+    user_id: Code
     login: str
     email: str
-    status: str
+    status: Code
     reason: str
     started_at: datetime
     ended_at: datetime | None
+
+
+users = table_of("users", UserRow, keys=2)
 
 
 def started(_: UserRow | None, event: user_pb2.UserRegistrationStarted, envelope: EventEnvelope) -> UserRow:
@@ -74,4 +67,34 @@ USERS = Projection(
         user_pb2.UserRegistrationSucceeded: succeeded,
         user_pb2.UserRegistrationFailed: failed,
     },
+)
+
+STATUSES = {
+    user_query_pb2.REGISTRATION_STATUS_STARTED: STARTED,
+    user_query_pb2.REGISTRATION_STATUS_SUCCEEDED: SUCCEEDED,
+    user_query_pb2.REGISTRATION_STATUS_FAILED: FAILED,
+}
+STATUS_OF = {text: status for status, text in STATUSES.items()}
+
+
+def view(row: UserRow) -> user_query_pb2.UserSummary:
+    """A user as they are shown."""
+    return user_query_pb2.UserSummary(
+        user_id=row.user_id,
+        login=row.login,
+        email=row.email,
+        status=STATUS_OF[row.status],
+        reason=row.reason,
+        started_at=timestamp(row.started_at),
+        ended_at=timestamp_or_none(row.ended_at),
+    )
+
+
+USER = Summary(
+    name="user",
+    row=UserRow,
+    source=rows_of(users),
+    view=view,
+    orders={"started_at": "started_at"},
+    filters={"status": equals("status", STATUSES.get)},
 )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import pytest
 
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.projection import Projection, recorded_at, storable
-from shared.folds.table import Column, Table, Type
+from shared.folds.table import BigNumber, Code, Column, Int32, Table, Type, table_of
 from shared.projections.rows import Rows
 
 
@@ -70,3 +71,28 @@ def test_only_nul_is_replaced() -> None:
     """Every other text is stored as it is."""
     assert storable("a\0b\U0001f600") == "a\ufffdb\U0001f600"
     assert storable("plain") == "plain"
+
+
+class EveryKind(NamedTuple):
+    """A row with each type of column."""
+
+    tenant: Code
+    id: Code
+    name: str
+    accounts: Int32
+    balance: int
+    total: BigNumber
+    ended_at: datetime | None
+
+
+def test_a_table_is_described_by_its_row() -> None:
+    """One declaration says columns, types, the primary key and what may be null."""
+    assert table_of("t", EveryKind, keys=2).columns == (
+        Column("tenant", Type.TEXT_C, primary_key=True),
+        Column("id", Type.TEXT_C, primary_key=True),
+        Column("name", Type.TEXT),
+        Column("accounts", Type.INTEGER),
+        Column("balance", Type.BIGINT),
+        Column("total", Type.NUMERIC),
+        Column("ended_at", Type.TIMESTAMP, nullable=True),
+    )

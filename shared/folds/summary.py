@@ -1,0 +1,91 @@
+"""What a summary is made of: the rows that it shows, the message of each, and the orders and filters of its list.
+
+A summary is plain data and pure functions. `shared.projections.summary` answers its Get and List RPCs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from google.protobuf.message import Message
+
+from shared.folds.table import Table
+
+Row = TypeVar("Row", bound=tuple[Any, ...])
+
+Condition = tuple[str, Any]
+"""SQL about a row `p`, with {} for a value, and the value."""
+
+Filter = Callable[[Any], Sequence[Condition]]
+"""The conditions of a list for what the request's filter has in one field; none for an empty field.
+
+The first value is part of the page token: a token belongs to the values it was made for.
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary(Generic[Row]):
+    """The rows of one table as a Get and a List RPC show them.
+
+    `name` names the id's column and the refusal: `account` has `account_id` and ACCOUNT_NOT_FOUND. `orders` has the column
+    for each name that `order_by` may have, with or without ` desc`; the first is the default. `filters` has a filter for
+    each field of the List request's filter. `source` is what follows FROM, with the table as `p`; the row's fields are
+    its columns.
+    """
+
+    name: str
+    row: type[Row]
+    source: str
+    view: Callable[[Row], Message]
+    orders: Mapping[str, str]
+    filters: Mapping[str, Filter]
+
+
+def rows_of(table: Table) -> str:
+    """The source of a summary that is one table."""
+    return f"{table.name} p"
+
+
+def equals(column: str, of: Callable[[Any], Any] = lambda given: given) -> Filter:
+    """Rows whose column has the value that `of` makes of the field."""
+
+    def conditions(given: Any) -> Sequence[Condition]:
+        return [(f"p.{column} = {{}}", value)] if (value := of(given)) else []
+
+    return conditions
+
+
+def is_id(*columns: str) -> Filter:
+    """Rows that have the id in one of the columns, whichever case the caller writes it in."""
+
+    def conditions(given: str) -> Sequence[Condition]:
+        either = " OR ".join(f"p.{column} = {{0}}" for column in columns)
+        return [(f"({either})", given.lower())] if given else []
+
+    return conditions
+
+
+def begins_with(column: str, fold: Callable[[str], str]) -> Filter:
+    """Rows whose column begins with the field as `fold` changes it; the column's collation is C."""
+
+    def conditions(given: str) -> Sequence[Condition]:
+        if not (prefix := fold(given)):
+            return []
+        end = prefix_end(prefix)
+        return [(f"p.{column} >= {{}}", prefix), *([(f"p.{column} < {{}}", end)] if end else [])]
+
+    return conditions
+
+
+def prefix_end(prefix: str) -> str:
+    """The first text, in byte order, behind all that begin with the prefix; empty if there is none."""
+    while prefix:
+        following = ord(prefix[-1]) + 1
+        if following == 0xD800:  # the surrogates are no characters
+            following = 0xE000
+        if following <= 0x10FFFF:
+            return prefix[:-1] + chr(following)
+        prefix = prefix[:-1]
+    return ""

@@ -1,0 +1,198 @@
+"""Answers the Get and List RPCs of a summary: the consistency token, the tenant, the query, pages, and what is not found.
+
+Every query runs in a transaction that first names the tenant, because the tables' policies show the rows of that tenant
+and no others. The queries name it too, so that they use the indexes; were one to forget it, it would show nothing of
+another tenant. Names, never values, are put into the text of a query.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from types import ModuleType
+from typing import Any, Generic, get_type_hints
+
+from buf.validate import validate_pb2
+from google.protobuf import message_factory
+from google.protobuf.descriptor import Descriptor, FieldDescriptor, ServiceDescriptor
+from grpc import aio
+
+from shared.folds.errors import NotFound
+from shared.folds.summary import Row, Summary
+from shared.line.consistency import ConsistencyGate
+from shared.platform.identity import Role, current_call
+from shared.platform.postgres import Reads
+from shared.rpc import pages
+
+_RULES: Any = validate_pb2.DESCRIPTOR.extensions_by_name["field"]
+
+
+@dataclass(frozen=True, slots=True)
+class SummaryRpcs(Generic[Row]):
+    """A row of a service's table: a summary, the contract of its one service, and the roles that may call Get and List.
+
+    Raises TypeError if the contract and the summary do not fit each other: another id, message, filter or order.
+    """
+
+    summary: Summary[Row]
+    contract: ModuleType
+    add_to_server: Callable[[Any, aio.Server], None]
+    roles: frozenset[Role]
+
+    def __post_init__(self) -> None:
+        name, shown = self.summary.name, get_type_hints(self.summary.view)["return"].DESCRIPTOR
+        asked, answered = self.get_rpc.input_type, self.get_rpc.output_type
+        _check(f"{name}_id" in asked.fields_by_name, f"{asked.full_name} has no {name}_id")
+        _check(_shown_field(answered).message_type is shown, f"{answered.full_name} has no {shown.name}")
+        asked, answered = self.list_rpc.input_type, self.list_rpc.output_type
+        _check(_shown_field(answered).message_type is shown, f"{answered.full_name} has no {shown.name}")
+        filters = [field.name for field in asked.fields_by_name["filter"].message_type.fields]
+        _check(filters == list(self.summary.filters), f"{asked.full_name} filters by {filters}")
+        rules = asked.fields_by_name["order_by"].GetOptions().Extensions[_RULES]
+        orders = set(getattr(rules.string, "in"))
+        _check(orders == set(_orders(self.summary)), f"{asked.full_name} is ordered by {sorted(orders)}")
+
+    @property
+    def service(self) -> ServiceDescriptor:
+        """The service that shows the summary."""
+        [service] = self.contract.DESCRIPTOR.services_by_name.values()
+        return service  # type: ignore[no-any-return]
+
+    @property
+    def get_rpc(self) -> Any:
+        """The RPC that shows one: GetAccount of an account."""
+        return self._rpc("Get", self.summary.name.title().replace("_", ""))
+
+    @property
+    def list_rpc(self) -> Any:
+        """The RPC that shows many: ListAccounts."""
+        return self._rpc("List", self.summary.name.title().replace("_", "") + "s")
+
+    def _rpc(self, verb: str, noun: str) -> Any:
+        if (rpc := self.service.methods_by_name.get(verb + noun)) is None:
+            raise TypeError(f"{self.service.full_name} has no {verb}{noun}")
+        return rpc
+
+
+def roles_of(rows: Iterable[SummaryRpcs[Any]]) -> dict[str, frozenset[Role]]:
+    """The roles that may call the Get and List RPCs of summaries."""
+    return {f"{row.service.full_name}/{rpc.name}": row.roles for row in rows for rpc in (row.get_rpc, row.list_rpc)}
+
+
+class SummaryServicer(Generic[Row]):
+    """The servicer of a summary: `get` and `list` under the names of their RPCs."""
+
+    def __init__(self, rpcs: SummaryRpcs[Row], reads: Reads, gate: ConsistencyGate) -> None:
+        summary = rpcs.summary
+        self._summary = summary
+        self.reads = reads
+        self.gate = gate
+        self._id = f"{summary.name}_id"
+        self._orders = _orders(summary)
+        self._kinds = {column: _key_kind(summary.row, column) for column in summary.orders.values()}
+        self._select = f"SELECT {', '.join(summary.row._fields)} FROM {summary.source} WHERE p.tenant = %(tenant)s"  # type: ignore[attr-defined]  # noqa: S608 - names of ours
+        self._list_name = rpcs.list_rpc.name
+        self._one, self._got = _shown_field(rpcs.get_rpc.output_type).name, _made(rpcs.get_rpc.output_type)
+        self._many, self._listed = _shown_field(rpcs.list_rpc.output_type).name, _made(rpcs.list_rpc.output_type)
+        setattr(self, rpcs.get_rpc.name, self.get)
+        setattr(self, rpcs.list_rpc.name, self.list)
+
+    async def get(self, request: Any, context: Any) -> Any:
+        """The answer of the Get RPC. Raises NotFound for an id that the tenant does not have."""
+        await self.gate.wait(request.consistency_token, context.time_remaining())
+        row = await self.existing(getattr(request, self._id))
+        return self._got(**{self._one: self._summary.view(row)})
+
+    async def existing(self, id_: str) -> Row:
+        """The row of an id in the caller's tenant; raises NotFound if there is none."""
+        name, id_ = self._summary.name, id_.lower()
+        rows = await in_tenant(self.reads, tenant(), f"{self._select} AND p.{self._id} = %(id)s", {"id": id_})
+        if not rows:
+            raise NotFound(f"{name.upper()}_NOT_FOUND", f"there is no {name} {id_}")
+        return self._summary.row(*rows[0])
+
+    async def list(self, request: Any, context: Any) -> Any:
+        """The answer of the List RPC: a page of the tenant's rows that pass all filters."""
+        summary, column, descending = self._summary, *self._orders[request.order_by]
+        size = request.page_size or pages.SIZE_DEFAULT
+        sql, values, bound = self._select, dict[str, Any](), []
+        for name, conditions in summary.filters.items():
+            found = conditions(getattr(request.filter, name))
+            bound.append(str(found[0][1]) if found else "")
+            for nth, (condition, value) in enumerate(found):
+                values[f"{name}_{nth}"] = value
+                sql += " AND " + condition.format(f"%({name}_{nth})s")
+        query = (self._list_name, tenant(), column, str(descending), *bound)
+        after = self._after(query, request.page_token, column)
+        await self.gate.wait(request.consistency_token, context.time_remaining())
+        direction, beyond = ("DESC", "<") if descending else ("ASC", ">")
+        if after is not None:
+            sql += f" AND (p.{column}, p.{self._id}) {beyond} (%(after)s, %(after_id)s)"
+            values |= {"after": after[0], "after_id": after[1]}
+        sql += f" ORDER BY p.{column} {direction}, p.{self._id} {direction} LIMIT %(limit)s"
+        rows = [summary.row(*row) for row in await in_tenant(self.reads, tenant(), sql, {**values, "limit": size + 1})]
+        shown, following = pages.cut(rows, size, query, lambda row: (_sortable(row, column), getattr(row, self._id)))
+        return self._listed(**{self._many: [summary.view(row) for row in shown], "next_page_token": following})
+
+    def _after(self, query: tuple[str, ...], token: str, column: str) -> Any:
+        """The sort keys that a page token holds. Times travel as whole microseconds."""
+        kind = self._kinds[column]
+        keys = pages.decode(query, token, (int if kind is datetime else kind, str))
+        if keys is not None and kind is datetime:
+            try:
+                keys[0] = datetime.fromtimestamp(keys[0] // 1_000_000, UTC).replace(microsecond=keys[0] % 1_000_000)
+            except (ValueError, OverflowError, OSError):  # beyond the calendar: not one of ours
+                raise pages.invalid("is not a page token") from None
+        return keys
+
+
+async def in_tenant(reads: Reads, tenant: str, query: str, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """The rows of a query, as that tenant sees them. One round trip. Raises Unavailable."""
+    async with reads.connection() as connection, connection.pipeline():
+        await connection.execute("BEGIN READ ONLY")
+        await connection.execute("SELECT set_config('app.tenant', %s, true)", [tenant])
+        cursor = await connection.execute(query, {"tenant": tenant, **values})
+        await connection.execute("COMMIT")
+        return await cursor.fetchall()
+
+
+def tenant() -> str:
+    """The tenant of the caller."""
+    return current_call.get().identity.tenant
+
+
+def _orders(summary: Summary[Any]) -> dict[str, tuple[str, bool]]:
+    """The column, and whether it is descending, of each value that `order_by` may have."""
+    orders = {name: (column, False) for name, column in summary.orders.items()}
+    return {"": next(iter(orders.values())), **orders, **{f"{name} desc": (column, True) for name, (column, _) in orders.items()}}
+
+
+def _key_kind(row: type[Any], column: str) -> type:
+    """The type of a column that a list is ordered by; raises TypeError for one that a page token cannot hold."""
+    kind = get_type_hints(row)[column]
+    if kind not in (str, int, datetime):
+        raise TypeError(f"{row.__name__}.{column} cannot be ordered by: {kind}")
+    return kind  # type: ignore[no-any-return]
+
+
+def _sortable(row: Any, column: str) -> str | int:
+    """What a row is sorted by, as a page token holds it."""
+    value: str | int | datetime = getattr(row, column)
+    if isinstance(value, datetime):
+        return int(value.replace(microsecond=0).timestamp()) * 1_000_000 + value.microsecond
+    return value
+
+
+def _shown_field(answer: Descriptor) -> FieldDescriptor:
+    """The field of an answer that holds what is shown: the first."""
+    return answer.fields[0]
+
+
+def _made(answer: Descriptor) -> type[Any]:
+    return message_factory.GetMessageClass(answer)
+
+
+def _check(fits: bool, text: str) -> None:
+    if not fits:
+        raise TypeError(text)

@@ -1,0 +1,42 @@
+"""Filters of lists."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.folds.summary import begins_with, equals, is_id, prefix_end
+
+
+@pytest.mark.parametrize(
+    ("prefix", "end"),
+    [("al", "am"), ("a\U0010ffff", "b"), ("\U0010ffff", ""), ("", ""), ("\ud7ff", "\ue000"), ("z", "{")],
+)
+def test_the_end_of_a_prefix(prefix: str, end: str) -> None:
+    """The first text behind all that begin with the prefix."""
+    assert prefix_end(prefix) == end
+
+
+@given(st.text(min_size=1, max_size=4), st.text(max_size=4), st.text(max_size=6))
+def test_a_prefix_and_its_end_enclose_exactly_what_begins_with_it(prefix: str, rest: str, other: str) -> None:
+    """In byte order, as PostgreSQL's collation C compares."""
+    end = prefix_end(prefix).encode()
+    for text in (prefix + rest, other):
+        within = prefix.encode() <= text.encode() and (not end or text.encode() < end)
+        assert within == text.startswith(prefix)
+
+
+def test_an_empty_field_filters_nothing() -> None:
+    """A request without a filter lists all rows."""
+    for each in (equals("status", {}.get), equals("currency"), is_id("a", "b"), begins_with("name", str.casefold)):
+        assert each("") == []
+
+
+def test_a_filter_names_columns_and_never_values() -> None:
+    """Values travel beside the text of the query; ids and prefixes are compared as they are stored."""
+    assert equals("status", {1: "active"}.get)(1) == [("p.status = {}", "active")]
+    assert is_id("owner_id")("ABC") == [("(p.owner_id = {0})", "abc")]
+    assert is_id("from_id", "to_id")("a'b") == [("(p.from_id = {0} OR p.to_id = {0})", "a'b")]
+    assert begins_with("name", str.casefold)("Al") == [("p.name >= {}", "al"), ("p.name < {}", "am")]
+    assert begins_with("name", str)("\U0010ffff") == [("p.name >= {}", "\U0010ffff")]
