@@ -1,7 +1,7 @@
-"""What the domain is made of: aggregates that evolve by events, and decisions that answer commands with events.
+"""What the domain consists of: aggregates that evolve by events, and decisions that answer commands with events.
 
-Everything here is plain data and pure functions. A domain module imports this one, the errors, and its own commands and
-events, which are generated. Those and its states are `msgspec.Struct`s, frozen and with their fields by keyword: like
+Everything here is plain data and pure functions. A domain module imports this one, the errors, and its own generated
+commands and events. Commands, events and states are `msgspec.Struct`s, frozen and with keyword fields. They are like
 dataclasses, but made in a tenth of the time, and every command makes three of them.
 """
 
@@ -20,9 +20,9 @@ Content = TypeVar("Content")
 
 
 class Meta(Struct, frozen=True):
-    """What a decision may know beside the state and the command: who asks, for which tenant, and when.
+    """What a decision gets beside the state and the command: the caller, the tenant and the time.
 
-    `now` is a moment in UTC, the same for all that one decision leads to, so a decision is repeatable.
+    `now` is in UTC, and the same for the decision and its reactions, so a decision can be repeated with the same result.
     """
 
     command_id: str
@@ -38,7 +38,7 @@ class Aggregate(Generic[State, Event]):
     """A kind of aggregate.
 
     `category` is its name in streams, subjects and queries. `evolve` folds one event into the state. `schema` is
-    raised when the shape of the state changes: snapshots of another schema are then passed over, not read.
+    raised when the fields of the state change: snapshots of another schema are then ignored.
     """
 
     category: str
@@ -50,7 +50,7 @@ class Aggregate(Generic[State, Event]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credential:
-    """A password's hash, which the append saves beside the events: never in an event, a command or a message."""
+    """A password hash. The append saves it beside the events; it is never part of an event, a command or a message."""
 
     subject_id: str
     password_hash: str = field(repr=False)
@@ -65,4 +65,4 @@ class Decided(Generic[Event]):
 
 
 Decision = Callable[[State, Content, Meta], Sequence[Event] | Decided[Event]]
-"""`decide(state, command or event, meta)`: the new events, none if nothing changes; raises a Refusal to say no."""
+"""`decide(state, command or event, meta)`: returns the new events, none if nothing changes; raises a Refusal to refuse."""

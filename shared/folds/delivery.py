@@ -1,11 +1,11 @@
-"""What somebody outside is told: a message for a named contact of a tenant, and the folds that make such messages.
+"""Messages to receivers outside: each is for a named contact of a tenant, and a fold makes it from an event or a notice.
 
     ANNOUNCEMENTS.notice(UMBRELLA, "large-transfer-notice", "transfer", "transfer_completed", large_transfer)
     ANNOUNCEMENTS.event("*", "account-frozen-hook", account_pb2.AccountFrozen, frozen)
 
-A fold names a contact ("owner"), never an address: addresses and signing secrets are settings of the deployment, looked
-up when a message is sent. So no table holds them, and a change of address also holds for messages that wait.
-Folds are pure; the kernel saves what they return in the transaction of the event or step that caused it.
+A fold names a contact ("owner"), never an address. Addresses and signing secrets are settings of the deployment, and are
+looked up when a message is sent. So no table holds them, and a new address also applies to messages that wait.
+Folds are pure; the kernel saves their messages in the transaction of the event or step that caused them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SUBJECT_CHARS_MAX = 200
 CONTENT_CHARS_MAX = 100_000
 NAME_CHARS_MAX = 63
 MESSAGES_MAX = 16
-"""So many messages one fold may return for one input."""
+"""The most messages that one fold may return for one input."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,15 +34,15 @@ class Email:
     to: str
     subject: str
     text: str
-    # The same as HTML, made by the fold, which escapes what it puts into it. Empty: plain text alone.
+    # The same as HTML. The fold makes it and escapes values that it inserts. Empty: plain text only.
     html: str = ""
-    # Messages of one tenant to one contact under the same key arrive in order; those of other keys do not wait for them.
+    # Messages of a tenant to a contact with the same key arrive in order; messages with other keys do not wait for them.
     key: str = ""
 
     def __post_init__(self) -> None:
         _check_name("to", self.to)
         _check_length("subject", self.subject, SUBJECT_CHARS_MAX)
-        # A line break would end the header, and what follows would be headers of the caller's choice.
+        # A line break would end the header, and the rest of the text would become further headers.
         if not self.subject.isprintable():
             raise ValueError("the subject of an e-mail is one line of printable characters")
         _check_length("text", self.text, CONTENT_CHARS_MAX)
@@ -57,7 +57,7 @@ class Webhook:
     to: str
     type: str
     data: Mapping[str, str | int | bool]
-    # What it is about, for example the transfer's id.
+    # The id of the thing that the event is about, for example a transfer's.
     subject: str = ""
     key: str = ""
 
@@ -75,9 +75,9 @@ class Webhook:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notice:
-    """Something that a process says on its way (`Step.notify`). Heard by the folds registered for it, if there are any.
+    """A notice that a process gives (`Step.notify`). The folds that are registered for it get it, if there are any.
 
-    No personal data in it.
+    It holds no personal data.
     """
 
     name: str
@@ -105,7 +105,7 @@ class OnNotice(NamedTuple):
 
 
 class Announcements:
-    """Which tenants have whom told of what. One table, filled in one visible place."""
+    """Which messages each tenant wants sent: one table of folds, filled in one place."""
 
     def __init__(self) -> None:
         self._names: set[tuple[str, str]] = set()
@@ -113,17 +113,17 @@ class Announcements:
         self._notices: dict[tuple[str, str, str], list[OnNotice]] = {}
 
     def event(self, tenant: str, name: str, message: type[Message], fold: EventFold) -> None:
-        """Has `fold` asked about each event of this type of the tenant's; EVERY_TENANT for all. Raises TypeError."""
+        """Calls `fold` for each event of this type of the tenant; EVERY_TENANT for all tenants. Raises TypeError."""
         self._register(tenant, name)
         self._events.setdefault((tenant, message.DESCRIPTOR.full_name), []).append(OnEvent(name, message, fold))
 
     def notice(self, tenant: str, name: str, process_type: str, notice: str, fold: NoticeFold) -> None:
-        """Has `fold` asked about each notice of this name from the tenant's processes of a type. Raises TypeError."""
+        """Calls `fold` for each notice of this name from the tenant's processes of a type. Raises TypeError."""
         self._register(tenant, name)
         self._notices.setdefault((tenant, process_type, notice), []).append(OnNotice(name, fold))
 
     def on_event(self, tenant: str, event_type: str) -> Sequence[OnEvent]:
-        """The folds for an event. Most events have none, so this is two look-ups."""
+        """The folds for an event: two look-ups, because most events have none."""
         every, own = self._events.get((EVERY_TENANT, event_type), ()), self._events.get((tenant, event_type), ())
         return (*every, *own) if every or own else ()
 
@@ -138,7 +138,7 @@ class Announcements:
         return bool(self._names)
 
     def without(self, names: Sequence[str]) -> Announcements:
-        """The same, with the folds of these names switched off. Raises ValueError for a name that is not registered."""
+        """A copy without the folds of these names. Raises ValueError for a name that is not registered."""
         if unknown := set(names) - {name for _, name in self._names}:
             raise ValueError(f"no announcement is registered as {', '.join(sorted(unknown))}")
         kept = Announcements()

@@ -1,12 +1,12 @@
-"""Every way Foldline says no. A refusal is raised inside and becomes a `google.rpc.Status` at the edge.
+"""All refusals. A refusal is raised as an exception inside, and becomes a `google.rpc.Status` at the edge.
 
 Refusal
 ├── Invalid            INVALID_ARGUMENT     malformed or out of range, or a command id used for another content
-├── Unauthenticated    UNAUTHENTICATED      no token, or one that is not believed
+├── Unauthenticated    UNAUTHENTICATED      no token, or one that is not valid
 ├── Forbidden          PERMISSION_DENIED    a role is missing
 ├── NotFound           NOT_FOUND            absent, or another tenant's: the two are not told apart
 ├── AlreadyExists      ALREADY_EXISTS
-├── Rejected           FAILED_PRECONDITION  a rule of the business, or the state of things, refuses
+├── Rejected           FAILED_PRECONDITION  a rule of the business, or the state of the aggregate, forbids it
 ├── VersionMismatch    ABORTED              the caller's `expected_version` is stale
 ├── BatchAborted       ABORTED              another command of the same atomic batch was refused
 ├── OverLimit          RESOURCE_EXHAUSTED   too large, too many, too fast
@@ -42,7 +42,7 @@ class Code(IntEnum):
 
 
 class Refusal(Exception):
-    """A named no.
+    """A named refusal.
 
     `reason` is UPPER_SNAKE and stable: clients branch on it. `text` is for people. `facts` go into the ErrorInfo's
     metadata, as text. `violations` are (field path, description) pairs of bad input. `retry_after_s` says that the
@@ -78,7 +78,7 @@ class Invalid(Refusal):
 
 
 class Unauthenticated(Refusal):
-    """There is no token, or it is not believed."""
+    """There is no token, or it is not valid."""
 
     code = Code.UNAUTHENTICATED
 
@@ -102,7 +102,7 @@ class AlreadyExists(Refusal):
 
 
 class Rejected(Refusal):
-    """A rule of the business refuses."""
+    """A rule of the business forbids it."""
 
     code = Code.FAILED_PRECONDITION
 
@@ -122,7 +122,7 @@ class VersionMismatch(Refusal):
 
 
 class BatchAborted(Refusal):
-    """The command is fine, but another one of its atomic batch was refused. It may be sent again."""
+    """The command itself is acceptable, but another command of its atomic batch was refused. It may be sent again."""
 
     code = Code.ABORTED
 
@@ -137,7 +137,7 @@ class OverLimit(Refusal):
 
 
 class Late(Refusal):
-    """The call's deadline passed. What it asked for may still have happened: ask again with the same command id."""
+    """The call's deadline passed. The command may still have been carried out: send it again with the same id."""
 
     code = Code.DEADLINE_EXCEEDED
 

@@ -1,8 +1,7 @@
-"""Ids that follow from what they name, so that the same command or aggregate is named alike by every process that asks.
+"""Derived ids: an id is computed from the thing that it names, so every program computes the same id for the same thing.
 
-The ids of processes' commands are UUIDs of version 8, a space that nobody else may write: the write service refuses such
-a command id from a caller without role `process`. So nobody can take the id of a step beforehand, which anybody could
-compute from public ids.
+The ids of processes' commands are UUIDs of version 8. The write service refuses such a command id from a caller without role
+`process`. Anybody can compute the id of a step from public ids, but nobody else can use it before the process does.
 """
 
 from __future__ import annotations
@@ -12,16 +11,16 @@ from uuid import UUID, uuid5
 
 
 def step_id(process_type: str, process_id: str, step: str, attempt: int = 1) -> UUID:
-    """The id of the command of a step. A step that is sent again, after a crash or by two at once, has the same id.
+    """The id of a step's command. It is the same when the step is sent again after a crash, or by two instances at once.
 
-    The type counts because a tenant may give processes of two types the same id. Raises ValueError if the process's
-    id is no UUID, or for an attempt below 1.
+    It depends on the type, because a tenant may use the same id for processes of two types. Raises ValueError if the
+    process's id is no UUID, or for an attempt below 1.
     """
     if attempt < 1:
         raise ValueError(f"attempts are numbered from 1, not {attempt}")
     digest = hashlib.sha256(UUID(process_id).bytes + f"{process_type}/{step}/{attempt}".encode()).digest()
     number = int.from_bytes(digest[:16])
-    # RFC 9562, version 8: what the version and the variant leave is ours to fill.
+    # RFC 9562, version 8: all bits but those of version and variant are ours to choose.
     number = number & ~(0xF << 76) | 8 << 76
     return UUID(int=number & ~(0x3 << 62) | 2 << 62)
 
@@ -32,9 +31,9 @@ def is_of_processes(command_id: str) -> bool:
 
 
 def derived_id(*parts: str) -> str:
-    """An id that follows from its parts, in this order: the same for everybody who asks, another for other parts.
+    """The id that is derived from the parts, in this order.
 
-    Each part stands behind its length, so that ("a", "bc") and ("ab", "c") are told apart.
+    Each part is preceded by its length, so ("a", "bc") and ("ab", "c") give different ids.
     """
     return str(uuid5(_DERIVED, "".join(f"{len(part)}:{part}" for part in parts)))
 

@@ -1,12 +1,12 @@
-"""What a process is: a state, and what it does next on an event, on the answer to a command of its own, on a timer.
+"""What a process consists of: a state, and folds that say what it does next on an event, an answer or a timer.
 
-    TRANSFER = ProcessManager(type="transfer", initial=Transfer(), key={TransferStarted: attrgetter("transfer_id")}, ...)
+    TRANSFER = ProcessDefinition(type="transfer", initial=Transfer(), key={TransferStarted: attrgetter("transfer_id")}, ...)
 
-All of it is pure: no I/O, no clock, no randomness. Events start a process; from then on the answers to its own commands
-advance it, and every command is answered, if only by a refusal, so no process waits for an event that cannot come.
-The same input may be folded again, after a roll-back, but never is its result kept twice.
+The folds are pure: no I/O, no clock, no randomness. An event starts a process; after that, the answers to its own commands
+advance it. Every command gets an answer, if only a refusal, so no process waits for an event that cannot come. An input may
+be folded again after a rollback, but its result is saved only once.
 
-The rest is the runner's: it names the commands' ids, saves all of a step in one transaction, and sends.
+The runner does the rest: it derives the commands' ids, saves a whole step in one transaction, and sends.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.delivery import Notice
 
 CANCELLED_BY_OPERATOR = "CANCELLED_BY_OPERATOR"
-"""The reason of an answer that is an operator's: the command was taken back before it was carried out.
+"""The reason of a refusal that an operator made: the command was cancelled before it was carried out.
 
-What must be done whoever says so is then sent again, as the same step.
+A mandatory step is sent again when an operator cancels it, as the same step.
 """
 
 S = TypeVar("S")
@@ -33,9 +33,9 @@ ProcessKeys = Mapping[type[Message], Callable[[Any], str]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Send:
-    """A command to be sent: a request message without options. `step` names it within its process, once and for all.
+    """A command to send: a request message without options. `step` is its fixed name within the process.
 
-    A step that is sent a second time is the same command: it is not carried out again, and answers as it did before.
+    A step that is sent a second time is the same command: it is not carried out again and gives its first answer.
     """
 
     step: str
@@ -44,7 +44,7 @@ class Send:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timer:
-    """Calls `on_timer` with the name, once, when it is due or late. Set again under the same name, it moves."""
+    """Calls `on_timer` with the name, once, at `due_at` or later. A timer set again under the same name moves."""
 
     name: str
     due_at: datetime
@@ -52,38 +52,38 @@ class Timer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What became of a command: accepted, with or without events, or refused for a reason. Always final."""
+    """The final answer to a command: accepted, with or without events, or refused for a reason."""
 
     step: str
     attempt: int
     accepted: bool
-    # Of the refusal, for example INSUFFICIENT_FUNDS; empty if the command was accepted.
+    # The reason of the refusal, for example INSUFFICIENT_FUNDS; empty if the command was accepted.
     reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step(Generic[S]):
-    """What follows from an input. All of it is saved, or nothing is."""
+    """What a process does on an input. All of it is saved, or nothing."""
 
     state: S
     send: tuple[Send, ...] = ()
     timers: tuple[Timer, ...] = ()
     cancel_timers: tuple[str, ...] = ()
-    # Heard by the announcements that are registered for them (shared/folds/delivery.py), if there are any.
+    # Passed to the announcement folds that are registered for them (shared/folds/delivery.py), if there are any.
     notify: tuple[Notice, ...] = ()
-    # Why an operator should look at the process from now on, as an UPPER_SNAKE word; empty takes an earlier one back.
+    # Why an operator should look at the process, as an UPPER_SNAKE word. Empty clears an earlier one.
     attention: str = ""
-    # Nothing is asked of it any more, its timers are gone. Commands that wait are sent still; nobody minds their answer.
+    # The process gets no more inputs, and its timers are deleted. Waiting commands are still sent; their answers are only noted.
     ended: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessDefinition(Generic[S]):
-    """A kind of process. Its state is a frozen, flat dataclass of ids, numbers and words, without personal data.
+    """A type of process. Its state is a frozen, flat dataclass of ids, numbers and words, without personal data.
 
-    `key` has a row for each event it reacts to, with the id of the process that the event belongs to, a UUID. A process
-    that is not there yet is asked with `initial`; `None` means that the event does not concern it, or it any more.
-    An answer always gives a step, and be it the same state. A fold that raises parks its process, and no other.
+    `key` has a row for each event that the process reacts to: a function from the event to the process's id, a UUID.
+    `react` gets `initial` if the process does not exist yet; it returns None for an event that does not concern the
+    process. `on_answer` always returns a step, possibly with the same state. A fold that raises parks its own process only.
     """
 
     type: str
@@ -92,14 +92,14 @@ class ProcessDefinition(Generic[S]):
     react: Callable[[S, Any, EventEnvelope], Step[S] | None]
     on_answer: Callable[[S, Answer], Step[S]]
     on_timer: Callable[[S, str], Step[S] | None]
-    # What it is doing, in a word, for operators.
+    # A word for operators that says what the process does now.
     phase: Callable[[S], str]
-    # Steps that must not be refused, since the process could not end without them. A refusal of one, but an operator's, is no
-    # answer: the process is parked with COMMAND_REFUSED, and Retry asks again under an id of its own.
+    # Mandatory steps: the process cannot end without them. If one is refused, except by an operator, the fold does not get the
+    # answer: the process is parked with COMMAND_REFUSED, and Retry sends the step again under a new id.
     mandatory: frozenset[str] = frozenset()
-    # Of the state's fields. A state of an older schema must still be readable: new fields have defaults.
+    # The version of the state's fields. An older state must stay readable, so a new field has a default.
     schema: int = 1
-    # A process that runs and has not moved for so long is shown as stuck.
+    # A running process that has not moved for this long is shown as stuck.
     stuck_after: timedelta = timedelta(minutes=1)
 
     def __post_init__(self) -> None:

@@ -1,8 +1,8 @@
-"""What a query table is made of: its description, the key of the row that an event changes, and the fold.
+"""What a projection consists of: a table, and for each event the key of the row that it changes and a fold.
 
-A fold is `project(row, event, envelope) -> row`: pure, no I/O and no clock. It is given the row as it is, or None, and
-returns the row as it shall be, or None for no row. It may be run again on the same event, never with the result kept
-twice. What it raises stops the projection: nothing is skipped.
+A fold is `project(row, event, envelope) -> row`: pure, no I/O and no clock. It gets the current row, or None, and returns
+the new row, or None for no row. It may run again on the same event, but its result is saved only once. If it raises, the
+projection stops: no event is skipped.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _UNIX = datetime(1970, 1, 1, tzinfo=UTC)
 class Projection(Generic[Row]):
     """A table and how events change it. Raises TypeError if its row is not a named tuple of the table's columns.
 
-    A named tuple, because a frozen dataclass takes seven times as long to make, and making rows is most of a fold.
+    The row is a named tuple, because making a frozen dataclass takes seven times as long, and a fold mostly makes rows.
 
     Every key begins with the tenant; `key(event, envelope)` gives the other columns of the primary key, in the table's
     order, or None if the event does not concern the table after all. `on` has a fold for each event that changes the
@@ -55,14 +55,14 @@ class Projection(Generic[Row]):
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Tables that follow the line together, with one checkpoint."""
+    """Tables that share one checkpoint, and so are always at the same position of the line."""
 
     name: str
     projections: Sequence[Projection[Any]]
 
 
 def existing(row: Row | None) -> Row:
-    """The row of an event that cannot be the first of its key; raises ValueError if there is none."""
+    """The row, for an event that cannot be the first of its key. Raises ValueError if there is none."""
     if row is None:
         raise ValueError("the event changes a row that is not there")
     return row
@@ -75,5 +75,5 @@ def recorded_at(envelope: EventEnvelope) -> datetime:
 
 
 def storable(text: str) -> str:
-    """The text as PostgreSQL can hold it: without the character NUL, which protobuf lets pass. One name must not stop us."""
+    """The text without the character NUL, which protobuf allows and PostgreSQL does not, so one name cannot stop a projection."""
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}") if "\0" in text else text

@@ -1,7 +1,7 @@
-"""How a query table is described: its columns, their types, and which of them are the primary key.
+"""Descriptions of query tables: columns, their types, and the primary key.
 
-The migrations make the tables. This is what the projector needs to know of one, and takes no time to import; SQLAlchemy's
-own description takes a second of every start.
+The migrations make the tables; the projector needs only this description. SQLAlchemy's descriptions would do, but importing
+SQLAlchemy takes a second of every start.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""NATS JetStream, and all that Foldline writes on it: names of streams and subjects, headers, and their meaning.
+"""NATS JetStream: the names of streams and subjects that Foldline uses, and how an event becomes a message and comes back.
 
 A message is an event as it is stored: the payload is the stored protobuf, byte for byte, and the rest of
 `foldline.v1.EventEnvelope` is in headers, those of CloudEvents 1.0 in binary mode where they have one:
@@ -55,7 +55,7 @@ def stream_name(shard: int) -> str:
 
 
 def stream_subjects(shard: int) -> str:
-    """All subjects of a shard's stream. Consumers read all of it: who filters cannot tell a gap from a filtered event."""
+    """All subjects of a shard's stream. Consumers read all of them: with a filter, a gap would look like a filtered event."""
     return f"foldline.events.{shard}.>"
 
 
@@ -66,7 +66,7 @@ def subject(shard: int, envelope: EventEnvelope) -> str:
 
 
 def _token(text: str) -> str:
-    """A part of a subject: percent-encoded, and without the dot, which would make two parts of it."""
+    """A part of a subject, percent-encoded. The dot is encoded too, because it separates parts."""
     return quote(text, safe="").replace(".", "%2E") or "%00"
 
 
@@ -89,11 +89,11 @@ class Received:
 
 
 class NotAnEvent(Exception):
-    """The message was not put there by a relay, or not at this place. Read what belongs there from the event store."""
+    """No relay published this message at this place. The event of this position must be read from the event store."""
 
 
 def to_message(shard: int, epoch: str, envelope: EventEnvelope) -> Message:
-    """An event as a message, to be accepted only directly behind its predecessor."""
+    """An event as a message. The stream accepts it only directly behind its predecessor."""
     position = envelope.position
     tenant, category = quote(envelope.tenant, safe=""), quote(envelope.aggregate_type, safe="")
     return Message(
@@ -119,9 +119,9 @@ def to_message(shard: int, epoch: str, envelope: EventEnvelope) -> Message:
 
 
 def from_message(message: Msg) -> Received:
-    """The event in a message of a stream. Raises NotAnEvent for anything that a relay did not put at this place.
+    """The event in a message of a stream. Raises NotAnEvent for a message that no relay published at this place.
 
-    The check of the sequence tells a copy of an event further down the stream from the event itself.
+    The check of the sequence finds a copy of an event that somebody published further down the stream.
     """
     try:
         headers = message.headers or {}
@@ -156,14 +156,14 @@ def from_headers(headers: dict[str, str], payload: bytes) -> Received:
 
 
 async def connect(nats_url: str, name: str) -> Client:
-    """A connection that never gives up. Waits for a server that is not there yet, and says so.
+    """A connection that never gives up. If there is no server yet, it logs that and waits.
 
     - `max_reconnect_attempts=-1`: the default gives up for ever after a minute.
     - `pending_size=-1`: while disconnected a publish raises at once instead of piling up in memory, to be sent later
       by a relay that may no longer lead.
     - `error_cb`: a missing permission shows nowhere else.
 
-    `stats["reconnects"]` of the client tells whether anything may have been lost since one last looked.
+    `stats["reconnects"]` of the client counts reconnects; after each, messages may be missing.
     """
     client = Client()
     told_at = 0.0

@@ -1,13 +1,12 @@
-"""How far a consumer has followed the line, and the fence of everything it writes.
+"""Checkpoints: how far a consumer has followed the line, and the fence for everything that it writes.
 
 A checkpoint is (epoch, position, event id): the history it belongs to, the last event that is in the tables, and that
-event's id, by which a store that was restored from an older backup is told from the one we followed.
+event's id. The id shows whether the event store was restored from an older backup.
 
-The race it defeats: a leader is stopped (SIGSTOP, a long swap, a paused machine) between reading rows and writing them.
-Its lock is given away, another leads and writes the same events, and then the first wakes up and finishes what it had
-begun. So the **first** statement of every transaction that writes rows moves the checkpoint from exactly where the
-writer believes it to be. The row's lock makes the two wait for each other; whoever comes second finds no such row any
-more, rolls back and has written nothing.
+The race that this defeats: a leader is stopped (SIGSTOP, a long swap, a paused machine) between reading rows and writing
+them. Another process gets its lock, leads, and writes the same events. Then the first wakes up and continues its write. So
+the **first** statement of every transaction that writes rows moves the checkpoint from the exact place where the writer
+believes it to be. The row lock orders the two writers; the second finds no matching row, rolls back and writes nothing.
 
 Killed anywhere, what is left? The checkpoint and the rows change in one transaction, so both or neither.
 """
@@ -21,11 +20,11 @@ from shared.platform.postgres import Connection
 
 STOPPED = "stopped"
 DIVERGED = "HISTORY_DIVERGED"
-"""How the reason begins of a consumer that stopped since the store does not hold the event at its checkpoint."""
+"""The first word of the reason when a consumer stopped because the store does not hold the event at its checkpoint."""
 
 
 class Fenced(Exception):
-    """The checkpoint is not where we left it: somebody else leads. Roll back, load it again, go on from there."""
+    """The checkpoint is not where we left it, so another process leads. Roll back, load the checkpoint and go on from there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +48,7 @@ def move(name: str, shard: int, old: Checkpoint, new: Checkpoint) -> tuple[objec
 
 
 async def load(connection: Connection, name: str, shard: int) -> Checkpoint:
-    """Where the consumer stands; makes the row if it has never run."""
+    """The consumer's checkpoint. Makes its row if the consumer has never run."""
     await connection.execute("INSERT INTO checkpoints (name, shard) VALUES (%s, %s) ON CONFLICT DO NOTHING", (name, shard))
     cursor = await connection.execute(
         "SELECT epoch, position, event_id FROM checkpoints WHERE name = %s AND shard = %s", (name, shard)
@@ -61,7 +60,7 @@ async def load(connection: Connection, name: str, shard: int) -> Checkpoint:
 
 
 async def stop(connection: Connection, name: str, shard: int, at: Checkpoint, reason: str) -> None:
-    """Says that the consumer has stopped itself, for an operator to see; raises Fenced if somebody else leads."""
+    """Saves that the consumer has stopped itself, and why. Raises Fenced if another process leads."""
     cursor = await connection.execute(
         """UPDATE checkpoints SET state = 'stopped', reason = %s
            WHERE name = %s AND shard = %s AND epoch = %s AND position = %s AND event_id = %s""",
@@ -72,7 +71,7 @@ async def stop(connection: Connection, name: str, shard: int, at: Checkpoint, re
 
 
 async def accept(connection: Connection, name: str, shard: int, at: Checkpoint, new: Checkpoint) -> bool:
-    """Lets a consumer that diverged go on from elsewhere; False if it does not stand there any more, or is not diverged."""
+    """Lets a diverged consumer go on from another checkpoint. False if the consumer has moved or is not diverged."""
     cursor = await connection.execute(
         """UPDATE checkpoints SET epoch = %s, position = %s, event_id = %s, state = 'running', reason = '',
              moved_at = clock_timestamp()
@@ -88,7 +87,7 @@ def _parts(at: Checkpoint) -> tuple[str, int, str]:
 
 
 async def note(connection: Connection, name: str, shard: int, at: Checkpoint, reason: str) -> None:
-    """Says what keeps a consumer that runs from going on; raises Fenced if somebody else leads. A move takes it back."""
+    """Saves why a running consumer makes no progress; its next move clears that. Raises Fenced if another process leads."""
     cursor = await connection.execute(
         """UPDATE checkpoints SET reason = %s
            WHERE name = %s AND shard = %s AND epoch = %s AND position = %s AND event_id = %s""",
@@ -99,7 +98,7 @@ async def note(connection: Connection, name: str, shard: int, at: Checkpoint, re
 
 
 async def is_stopped(connection: Connection, name: str, shard: int, at: Checkpoint) -> bool:
-    """Whether the consumer still stands where it stopped itself, and nobody has let it go on."""
+    """Whether the consumer is still stopped at this checkpoint; false after an operator let it go on."""
     cursor = await connection.execute(
         "SELECT epoch, position, event_id FROM checkpoints WHERE name = %s AND shard = %s AND state = 'stopped'", (name, shard)
     )
@@ -108,7 +107,7 @@ async def is_stopped(connection: Connection, name: str, shard: int, at: Checkpoi
 
 
 async def read_reached(connection: Connection, name: str, shard: int) -> Reached:
-    """How far the tables are; nowhere, if nothing has run yet."""
+    """The checkpoint of the tables; position 0 if no consumer has run yet."""
     cursor = await connection.execute(
         """SELECT epoch, position, state = 'stopped' AND starts_with(reason, %s) FROM checkpoints
            WHERE name = %s AND shard = %s""",

@@ -1,4 +1,4 @@
-"""Read your writes: a token says how far the line was, and a query waits until its tables are that far.
+"""Read your own writes: a token holds a position of the line, and a query waits until its tables have reached it.
 
 A token comes from a command's receipt. It names a shard, the epoch of its history and a position, and is opaque to
 clients. A forged one can only make its owner's own query wait.
@@ -20,13 +20,13 @@ FORMAT = "1"
 POLL_S = 0.002
 POLL_MAX_S = 0.02
 FRESH_S = 1.0
-"""What was read of the checkpoint counts for so long: by then the tables may have been found to be of a lost history."""
+"""How long a checkpoint that was read may be used. Later the tables may turn out to follow a history that is lost."""
 MARGIN_S = 0.1
-"""A wait ends this long before the call's deadline (or a tenth of it, if that is less), so that its answer arrives."""
+"""A wait ends this long before the call's deadline (or a tenth of it, if that is less), so that the answer arrives in time."""
 
 
 class Token(Struct, frozen=True):
-    """How far the line of a shard was: every event up to `position` of the history `epoch`."""
+    """A place in the line of a shard: every event up to `position` of the history `epoch`."""
 
     shard: int
     epoch: str
@@ -34,7 +34,7 @@ class Token(Struct, frozen=True):
 
 
 class Reached(Struct, frozen=True):
-    """How far the tables are: every event up to `position` of `epoch`. `diverged`: the store has lost that history."""
+    """The events in the tables: all up to `position` of `epoch`. `diverged`: the store has lost that history."""
 
     epoch: str
     position: int
@@ -48,7 +48,7 @@ def encode(token: Token) -> str:
 
 
 def decode(text: str) -> Token:
-    """The token of a request; raises Invalid for anything that `encode` did not make."""
+    """The token of a request. Raises Invalid for text that `encode` did not make."""
     try:
         plain = base64.b64decode(text.encode("ascii") + b"=" * (-len(text) % 4), altchars=b"-_", validate=True).decode("ascii")
         version, shard, position, epoch = plain.split(" ")
@@ -64,7 +64,7 @@ def decode(text: str) -> Token:
 
 
 def continues(token_epoch: str, epoch: str) -> bool:
-    """Whether `epoch` can still become, or is, the token's: not if it is a later timeline of the same history."""
+    """Whether tables of `epoch` can hold the token's event: not if `epoch` is a later timeline of the same history."""
     token_id, _, token_timeline = token_epoch.partition("/")
     history_id, _, timeline = epoch.partition("/")
     if token_id != history_id or not (token_timeline.isdigit() and timeline.isdigit()):
@@ -73,15 +73,15 @@ def continues(token_epoch: str, epoch: str) -> bool:
 
 
 class ConsistencyGate:
-    """Lets queries wait for the checkpoint of their tables. One poller for all of them, only while somebody waits.
+    """Lets queries wait for the checkpoint of their tables. One poller serves all of them, and runs only while one waits.
 
-    `progress` reads the checkpoint: its epoch and position, and whether the tables are of a history that is lost.
+    `progress` reads the checkpoint: its epoch and position, and whether the tables follow a history that is lost.
     """
 
     def __init__(
         self, shard: int, progress: Callable[[], Awaitable[Reached]], *, wait_max_s: float, read_max_s: float = 5.0
     ) -> None:
-        """`wait_max_s` is for calls without a deadline. A checkpoint that is not read within `read_max_s` cannot be read."""
+        """`wait_max_s` is for calls without a deadline. A read of the checkpoint that takes `read_max_s` counts as failed."""
         self._shard = shard
         self._progress = progress
         self._wait_max_s = wait_max_s
@@ -94,10 +94,10 @@ class ConsistencyGate:
         self._failure: Exception | None = None
 
     async def wait(self, text: str, remaining_s: float | None) -> None:
-        """Returns when the tables hold what the token names; at once for an empty one.
+        """Returns when the tables have reached the token's position; at once for an empty token.
 
-        Raises Invalid for a malformed token, and Rejected: NOT_YET_CONSISTENT, with the lag in events, when the call's
-        deadline is near, `remaining_s` from now; HISTORY_DIVERGED for tables that no waiting makes consistent.
+        Raises Invalid for a malformed token; Rejected NOT_YET_CONSISTENT, with the lag in events, when the call's deadline
+        is near (`remaining_s` from now); Rejected HISTORY_DIVERGED if the tables can never reach the token.
         """
         if not text:
             return
@@ -126,7 +126,7 @@ class ConsistencyGate:
         while True:
             if self._poller is None or self._poller.done():
                 self._failure, self._poller = None, asyncio.create_task(self._poll())
-                # However it ends, nobody waits for a poller that is gone.
+                # However the poller ends, no query waits for it afterwards.
                 self._poller.add_done_callback(lambda _: self._wake())
             moved, left_s = self._moved, deadline - time.monotonic()
             try:
@@ -147,7 +147,7 @@ class ConsistencyGate:
                 raise self._not_yet(token)
 
     async def _poll(self) -> None:
-        """Reads the checkpoint again and again, a little slower each time nothing moved, while somebody waits."""
+        """Reads the checkpoint repeatedly while a query waits, less often each time that it has not moved."""
         pause_s = POLL_S
         while self._waiting:
             before, failed_before = self._seen, self._failure is not None

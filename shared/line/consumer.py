@@ -1,11 +1,11 @@
-"""Whoever follows the line with a checkpoint, projections and processes alike: connects, goes on, or stops and says so.
+"""The loop of a consumer, which follows the line with a checkpoint: the projector and the runner of processes are consumers.
 
-It stops for two reasons only: its fold cannot take an event, or the history is not the one that it followed. Then it
-stays up, writes nothing, and the reason is in its checkpoint's row for an operator to see, who lets it go on from there.
+A consumer stops for two reasons only: its fold raised on an event, or the history is not the one that it followed. Then the
+process stays up, writes nothing, and saves the reason in its checkpoint's row. An operator reads it and lets it go on.
 
-Everything else passes, and is tried again on a fresh connection, ever slower and loudly: a database that is away,
-read-only or full, a right that is missing, a table that was changed under a prepared statement, a row that it refuses,
-another leader that was faster. Should it last, the reason is in the checkpoint's row as well.
+Every other error may pass: a database that is away, read-only or full, a missing right, a table that changed under a prepared
+statement, a row that the database refuses, another leader that was faster. The consumer logs it and tries again on a fresh
+connection, with longer and longer pauses. If the error lasts, its reason is saved in the checkpoint's row as well.
 """
 
 from __future__ import annotations
@@ -28,53 +28,53 @@ from shared.platform.telemetry import logger
 log = logger(__name__)
 
 RETRY_MIN_S, RETRY_MAX_S = 0.5, 5.0
-# So many tries in vain are worth an operator's attention.
+# After this many failed tries the reason is saved in the checkpoint's row, where operators see it.
 TRIES_NOTED = 3
-# How often a stopped consumer looks whether an operator lets it go on.
+# How often a stopped consumer checks whether an operator has let it go on.
 LOOK_S = 1.0
 
-# A plan made while a table was empty, and kept, goes through whichever index came first and slows down with every row
-# (eight times slower at 2,000 rows). So a plan is made anew for each batch, which costs little.
+# A cached plan that was made while a table was empty uses the wrong index: it was eight times slower at 2,000 rows. So
+# PostgreSQL plans each batch anew, which costs little.
 _PLANS = "SET plan_cache_mode = force_custom_plan"
 
 
 class ConsumerFailed(Exception):
-    """A defect, of which nothing was written. Kinds of consumers have kinds of it, each with its `reason`."""
+    """A fold failed, and nothing was written. Each type of consumer has a subclass with its own `reason`."""
 
     reason = "CONSUMER_FAILED"
 
 
 class Consumer(ABC):
-    """One that follows the line as long as it leads."""
+    """Follows the line as long as it leads."""
 
     failed: ClassVar[type[ConsumerFailed]] = ConsumerFailed
 
     def __init__(self, name: str, shard: int, connect: Callable[[], Awaitable[Connection]]) -> None:
-        """`name` is that of its checkpoint; `connect` opens a connection of the role that writes."""
+        """`name` is the checkpoint's name; `connect` opens a connection with the role that may write."""
         self.name = name
         self.shard = shard
         self._connect = connect
         self.stopped: str | None = None
-        """Why it stopped itself: UPPER_SNAKE, then a sentence. None while it runs."""
+        """Why the consumer stopped itself: UPPER_SNAKE, then a sentence. None while it runs."""
         self.at = Checkpoint()
 
     @abstractmethod
     async def _consume(self, connection: Connection) -> None:
-        """Goes on behind `self.at`, fencing whatever it writes, until something is raised."""
+        """Follows the line from `self.at` and fences every write, until an exception."""
 
     async def _heed(self, connection: Connection) -> None:  # noqa: B027 (most kinds of consumers need none)
-        """Does what an operator has asked a stopped consumer for."""
+        """Carries out what an operator has asked a stopped consumer to do."""
 
     def _moved(self, after: Checkpoint) -> None:
-        """The checkpoint is there now."""
+        """Notes that the checkpoint was moved in the database."""
         if after.epoch != self.at.epoch:
             log.info("epoch_adopted", consumer=self.name, epoch=after.epoch, position=after.position)
         self.at = after
 
     async def run(self) -> None:
-        """Follows the line until it is cancelled. When it stops itself, it says why and waits for an operator's word.
+        """Follows the line until it is cancelled. When the consumer stops itself, it saves why and waits for an operator.
 
-        Raises UnsafeDatabase, which no waiting mends.
+        Raises UnsafeDatabase, because waiting does not help.
         """
         tries = 0
         while True:
@@ -93,14 +93,14 @@ class Consumer(ABC):
                 await self._wait_out(error, tries)
 
     async def _wait_out(self, error: Exception, tries: int) -> None:
-        """Says what keeps it from going on, and waits a little, longer each time."""
+        """Logs the error and waits, longer after each try."""
         pause_s = min(RETRY_MIN_S * 2.0 ** (tries - 1), RETRY_MAX_S)
         where = None if isinstance(error, psycopg.Error) else traceback.format_tb(error.__traceback__)[-4:]
         what = describe(error)
         facts = {"consumer": self.name, "position": self.at.position, "tries": tries, "again_in_s": pause_s}
         log.error("consumer_retries", error=what, where=where, **facts)
         if tries >= TRIES_NOTED:
-            # A database that cannot be written cannot keep this either; then the log and the lag must do.
+            # If the database cannot be written, only the log and the lag show the reason.
             with suppress(psycopg.Error, Fenced, OSError):
                 async with await self._connect() as connection:
                     reason = f"RETRYING: behind position {self.at.position}, {tries} times in vain: {what}"
@@ -108,7 +108,7 @@ class Consumer(ABC):
         await asyncio.sleep(pause_s)
 
     async def _go_on(self, connection: Connection) -> None:
-        """Goes on from the checkpoint. The connection is closed in the end, and with it whatever transaction was open."""
+        """Follows the line from the checkpoint. In the end closes the connection, and with it any open transaction."""
         try:
             await connection.execute(_PLANS)
             self.at = await checkpoints.load(connection, self.name, self.shard)
@@ -119,7 +119,7 @@ class Consumer(ABC):
                 await connection.close()
 
     async def _stop(self, reason: str) -> None:
-        """Says it where an operator sees it, however long that takes."""
+        """Saves the reason in the checkpoint's row, and tries until that succeeds."""
         log.error("consumer_stopped", consumer=self.name, position=self.at.position, reason=reason)
         while self.stopped is None:
             try:
@@ -134,7 +134,7 @@ class Consumer(ABC):
                 await asyncio.sleep(RETRY_MIN_S)
 
     async def _until_released(self) -> None:
-        """Waits until an operator let it go on, from here or from elsewhere."""
+        """Waits until an operator lets the consumer go on, from this checkpoint or another."""
         while self.stopped is not None:
             await asyncio.sleep(LOOK_S)
             with suppress(psycopg.Error):

@@ -1,4 +1,4 @@
-"""The event store, read: streams of single aggregates, and the line of all events. `shared/commands/append.py` writes it."""
+"""Reads the event store: the stream of one aggregate, or the line of all events. `shared/commands/append.py` writes it."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def read_line(connection: Connection, *, after: int, limit: int) -> list[S
 
 
 def envelope(event: StoredEvent) -> event_store_pb2.EventEnvelope:
-    """A stored event as it is sent to other processes."""
+    """A stored event as the message that other programs get."""
     return event_store_pb2.EventEnvelope(
         position=event.position,
         event_id=str(event.event_id),
@@ -83,13 +83,13 @@ async def read_stream(connection: Connection, key: AggregateKey, *, after: int, 
 
 
 async def mark_restored(connection: Connection, epoch: str) -> Head | None:
-    """Gives the line's history another name; returns the head, or None if the epoch is no longer that one."""
+    """Gives the line a new epoch; returns the head, or None if the epoch is not `epoch` any more."""
     (done,) = await one(connection, "SELECT line_restored(%s)", (epoch,))
     return await read_head(connection) if done else None
 
 
 async def read_head(connection: Connection) -> Head:
-    """Where the line ends now."""
+    """The head of the line."""
     shard, epoch, position, event_id = await one(
         connection,
         """SELECT l.shard, line_epoch(), coalesce(e.position, 0), e.event_id

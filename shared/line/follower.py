@@ -1,12 +1,12 @@
 """Follows the line of events: each event once, in order, without a gap, whatever the broker does.
 
-The broker is trusted with nothing. A message at or below the cursor is dropped; the one directly behind it is applied;
-anything else is a doubt: a gap, a message of another history or of no history, a reconnect, a second of silence. Every
-doubt is settled by the event store, which is read from the cursor itself on, so that each reading also proves that the
-store still holds the event we stand on. So the broker may lose, repeat and reorder everything, be wiped, or be away for
-a day; without it the follower reads the store every second.
+The broker is not trusted. A message at or below the cursor is dropped, and the message directly behind it is applied. In all
+other cases the follower reads the event store instead: after a gap, a message of another history or of none, a reconnect, or
+a second without a message. It reads from the cursor's own event on, so each reading also proves that the store still holds
+that event. So the broker may lose, repeat and reorder messages, be wiped, or be away for a day. Without a broker the
+follower reads the store every second.
 
-Killed anywhere, what is left? Nothing is kept here: the cursor begins at the consumer's checkpoint.
+Killed anywhere, what is left? The follower stores nothing: the cursor begins at the consumer's checkpoint.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ REPEAT_LOG_S = 10.0
 
 
 class HistoryDiverged(Exception):
-    """The store does not hold the event at our checkpoint: it lost a part of the line that our tables have seen."""
+    """The store does not hold the event at our checkpoint: it lost events that are in our tables."""
 
     reason = DIVERGED
 
 
 class LineAway(Exception):
-    """The event store does not answer now."""
+    """The event store does not answer."""
 
 
 class FeedAway(Exception):
-    """The broker does not answer now, or was away for a moment and may have lost what it owed us."""
+    """The broker does not answer, or was away for a moment and may have lost messages."""
 
 
 @dataclass(frozen=True, slots=True)
 class LinePage:
-    """A part of the line as the store has it; `head` and `epoch` are those of the moment when the reading began."""
+    """A part of the line as the store has it; `head` and `epoch` are from the time when the reading began."""
 
     epoch: str
     head: int
@@ -55,27 +55,27 @@ class LinePage:
 
 @dataclass(frozen=True, slots=True)
 class FeedMessage:
-    """What the broker handed out: an event with the epoch it was published under, or None for what is no event."""
+    """A message of the broker: an event with the epoch under which it was published, or None if it is no event."""
 
     epoch: str
     envelope: EventEnvelope | None
 
 
 class Line(Protocol):
-    """The event store: the truth."""
+    """The event store, which decides."""
 
     def read(self, from_position: int) -> AsyncGenerator[LinePage, None]:
-        """The events from that position up to the head; at least one page. Raises LineAway."""
+        """The events from that position up to the head, as one page or more. Raises LineAway."""
 
 
 class Feed(Protocol):
-    """The broker: a hint that carries data."""
+    """The broker, whose messages are checked against the cursor."""
 
     async def open(self, from_position: int) -> None:
-        """Lets messages come from that position on, afresh. Raises FeedAway."""
+        """Begins to receive messages from that position on, and drops earlier ones. Raises FeedAway."""
 
     async def fetch(self, timeout_s: float) -> list[FeedMessage]:
-        """What has come since, as soon as there is anything; empty when the time is over. Raises FeedAway."""
+        """The messages since the last call, as soon as there is one; empty after `timeout_s`. Raises FeedAway."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class EventBatch:
 
 
 def take(cursor: Checkpoint, deliveries: Sequence[FeedMessage]) -> tuple[list[EventEnvelope], bool]:
-    """What of the broker's messages may be applied at the cursor, and whether they leave a doubt."""
+    """The events of the broker's messages that may be applied at the cursor, and whether the store must be read next."""
     taken: list[EventEnvelope] = []
     following = cursor.position + 1
     for delivery in deliveries:
@@ -104,10 +104,10 @@ def take(cursor: Checkpoint, deliveries: Sequence[FeedMessage]) -> tuple[list[Ev
 
 
 class Follower:
-    """Hands out the line behind a checkpoint, for ever."""
+    """Yields the events of the line behind a checkpoint, without end."""
 
     def __init__(self, line: Line, feed: Feed | None, *, batch_max: int = BATCH_MAX, silence_s: float = SILENCE_S) -> None:
-        """Without a feed, the line alone is read, every `silence_s`."""
+        """Without a feed, the follower reads the event store every `silence_s`."""
         self._line = line
         self._feed = feed
         self._batch_max = batch_max
@@ -116,10 +116,10 @@ class Follower:
         self._told_at = -REPEAT_LOG_S
 
     async def follow(self, checkpoint: Checkpoint) -> AsyncGenerator[EventBatch, None]:
-        """Batches from behind the checkpoint on. Asking for the next one says that the last one was applied.
+        """Batches of events behind the checkpoint. When the caller asks for the next one, it has applied the last one.
 
-        The first comes as soon as the store has shown that it holds the checkpoint, even if it is empty. Raises
-        HistoryDiverged.
+        The first batch comes when the store has shown that it holds the checkpoint's event, even if the batch is empty.
+        Raises HistoryDiverged.
         """
         self._cursor = checkpoint
         pause_s, first = 0.0, True
@@ -136,12 +136,12 @@ class Follower:
                 async for batch in batches:
                     yield batch
                     self._cursor = batch.after
-            # A doubt that comes back although nothing was missing must not keep the store busy.
+            # A broker that causes reads in which nothing is missing must not keep the store busy.
             pause_s = 0.0 if self._cursor.position > before else min(max(2 * pause_s, PAUSE_MIN_S), PAUSE_MAX_S)
             await asyncio.sleep(pause_s)
 
     async def _catch_up(self) -> AsyncGenerator[EventBatch, None]:
-        """Reads the store up to its head; waits for a store that is away."""
+        """Reads the store up to its head. Waits while the store does not answer."""
         pause_s = PAUSE_MIN_S
         while True:
             try:
@@ -158,7 +158,7 @@ class Follower:
                 pause_s = min(2 * pause_s, PAUSE_MAX_S)
 
     async def _listen(self) -> AsyncGenerator[EventBatch, None]:
-        """Applies what the broker delivers until there is a doubt that only the store can settle."""
+        """Yields what the broker delivers, until the store must be read."""
         if self._feed is None:
             await asyncio.sleep(self._silence_s)
             return
@@ -188,7 +188,7 @@ class Follower:
             await asyncio.sleep(self._silence_s)
 
     async def _read_line(self) -> AsyncGenerator[EventBatch, None]:
-        """One reading of the store, from the cursor's own event on, which it must hold."""
+        """One reading of the store, from the cursor's own event on. Raises HistoryDiverged if the store lacks that event."""
         cursor = self._cursor
         waiting: list[EventEnvelope] = []
         proven = cursor.position == 0
@@ -215,7 +215,7 @@ class Follower:
             yield self._batch(epoch, waiting)
 
     def _batch(self, epoch: str, events: Sequence[EventEnvelope]) -> EventBatch:
-        """The next batch; raises LineAway for a store that skips, since then it is not one of ours that answers."""
+        """The next batch. Raises LineAway if the answer has a gap: then it is not from an event store of ours."""
         before = self._cursor
         if not events:
             return EventBatch((), Checkpoint(epoch, before.position, before.event_id))
@@ -226,7 +226,7 @@ class Follower:
 
 
 async def _ahead(pages: AsyncGenerator[LinePage, None]) -> AsyncGenerator[LinePage, None]:
-    """The same pages, each read while the one before is worked on."""
+    """The same pages, each read while the caller works on the page before."""
     async with aclosing(pages):
         coming = asyncio.ensure_future(anext(pages, None))
         try:

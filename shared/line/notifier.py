@@ -1,4 +1,4 @@
-"""Tells listeners that the line has grown: a hint that spares them a poll, never a message they rely on."""
+"""Notifies listeners that the line has grown, so that they need not wait for their next poll. They do not rely on it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CHANNEL = "line"
 """The channel of the notifications; their payload is the head."""
 
 PAUSE_S = 0.02
-"""Between two notifications. The listener that the first one woke looks by itself every few milliseconds for a while."""
+"""The pause between two notifications. A listener that was woken polls every few milliseconds for a while."""
 
 RETRY_S = 1.0
 
@@ -25,9 +25,9 @@ log = logger(__name__)
 
 
 class Notifier:
-    """Sends a NOTIFY for the first commit after a pause, and one for all that came in the pause, on its own connection.
+    """Sends a NOTIFY for the first commit after a pause, and one for all commits during the pause, on its own connection.
 
-    Inside the commit it would take a lock that all databases of a server share, and hold up everybody's commits.
+    A NOTIFY inside the commit would take a lock that all databases of the server share, and delay all commits.
     """
 
     def __init__(self, database_url: str) -> None:
@@ -36,12 +36,12 @@ class Notifier:
         self._grown = asyncio.Event()
 
     def notify(self, head: int) -> None:
-        """The line has reached `head`."""
+        """Notes that the line has reached `head`."""
         self._head = head
         self._grown.set()
 
     async def run(self) -> None:
-        """Notifies until cancelled. While the database is away there is nobody to notify."""
+        """Notifies until cancelled. While the database is away, no listener is connected."""
         while True:
             try:
                 connection = await postgres.connect(self._database_url, application_name="foldline-notifier")
@@ -52,7 +52,7 @@ class Notifier:
                 await asyncio.sleep(RETRY_S)
 
     async def _notify_on(self, connection: Connection) -> None:
-        # A notification is a commit as well, but not one that is worth a flush to the disk.
+        # A notification is a commit too, but it need not be flushed to the disk.
         await connection.execute("SET synchronous_commit = off")
         while True:
             await self._grown.wait()

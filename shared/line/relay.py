@@ -1,24 +1,24 @@
 """Copies the line of events from PostgreSQL into a JetStream stream, in order, without a gap.
 
-The stream's sequence *is* the position: the stream is created with `first_seq` = head + 1, and every publish says which
-sequence must be the last one before it. So whatever the stream accepts is the right event at the right place.
+The stream's sequence *is* the position: the stream is created with `first_seq` = head + 1, and every publish names the
+sequence that must be the last one before it. So the stream accepts only the right event at the right place.
 
-The races this defeats:
-- A relay is stopped (SIGSTOP, a paused machine) with publishes in its buffers, its lease goes to another, which
-  publishes on; then the first wakes up and finishes what it had begun. Every one of its publishes expects a sequence
-  that has passed, and is refused. Two relays that both believe to lead take turns, and the stream is still in order.
-- An acknowledgement is lost (time-out, reconnect): the event may be stored or not. We do not guess and do not send it
-  again on suspicion: we read where the stream ends, and go on from there.
-- Somebody else's message takes the place of an event: ours is refused, we look at what is in its place, and make the
-  stream anew. No ids for de-duplication: after a purge the broker answers "duplicate" and stores nothing. No atomic
-  batches: one duplicate refuses all of it.
+The races that this defeats:
+- A relay is stopped (SIGSTOP, a paused machine) with publishes in its buffers. Another relay gets the lease and publishes.
+  Then the first wakes up and sends its buffers. Each of its publishes expects a sequence that has passed, so the stream
+  refuses it. Two relays that both believe to lead take turns, and the stream is still in order.
+- An acknowledgement is lost (time-out, reconnect), so the event may be stored or not. The relay does not send it again: it
+  reads where the stream ends and goes on from there.
+- Another program's message takes the place of an event. The stream refuses ours; the relay looks at that place and creates
+  the stream anew. Message ids for de-duplication would not help: after a purge the broker answers "duplicate" and stores
+  nothing. Atomic batches would not help either: one duplicate refuses the whole batch.
 
-What is not fenced is deleting a stream: a relay that was stopped between looking at the stream and deleting it deletes
-a good one. Nothing is lost by it, since consumers trust nothing that comes from here and read the store instead.
+Deleting a stream is not fenced: a relay that was stopped between the look at the stream and the deletion deletes a good one.
+Nothing is lost, because consumers check every message and read the event store instead.
 
-Killed anywhere, what is left? The stream, which is the only checkpoint there is: the next relay reads its end. What was
-published and not acknowledged is in it or is published again, at the same place. Killed between deleting and creating:
-no stream, and the next relay creates it at the head.
+Killed anywhere, what is left? The stream, which is the only checkpoint: the next relay reads its end. An event that was
+published without an acknowledgement is in the stream, or is published again at the same place. Killed between deleting and
+creating: there is no stream, and the next relay creates it at the head.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ EMPTY_BEHIND_MAX = 10_000  # an empty stream that is further behind is made anew
 
 
 class StreamOutOfSync(Exception):
-    """We no longer know where the stream ends. Look, and go on from there.
+    """The relay does not know where the stream ends: it must read the end and go on from there.
 
-    `place` is where we were refused: somebody has been there before us, and it may not have been a relay. 0 if nowhere.
+    `place` is the sequence at which the stream refused us, so that another message is there. 0 if the stream refused nothing.
     """
 
     def __init__(self, text: str, place: int = 0) -> None:
@@ -68,12 +68,12 @@ class StreamOutOfSync(Exception):
 
 
 class WrongShard(Exception):
-    """The database holds another shard than the relay was told: a mistake in the settings."""
+    """The database holds another shard than the settings say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retention:
-    """How much of the line the stream keeps: the newest messages within both limits. Older events are in the store."""
+    """How much of the line the stream keeps: the newest messages within both limits. The event store has all events."""
 
     age_max_s: float = 24 * 3600.0
     bytes_max: int = 1024 * 1024 * 1024
@@ -81,7 +81,7 @@ class Retention:
 
 
 class Relay:
-    """Copies one shard's line. Keeps nothing that it could not read again."""
+    """Copies one shard's line. Its only state is the stream itself."""
 
     def __init__(self, database_url: str, client: Client, shard: int, retention: Retention | None = None) -> None:
         self.database_url = database_url
@@ -91,9 +91,9 @@ class Relay:
         self.published = 0  # events that this relay has seen acknowledged, for whoever watches
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Copies until `stopping` is set, through every absence of the database and of the broker.
+        """Copies until `stopping` is set. While the database or the broker is away, it tries again.
 
-        Raises WrongShard and UnsafeDatabase, which no waiting mends.
+        Raises WrongShard and UnsafeDatabase, because waiting does not help.
         """
         told, told_at, pause_s, place = "", 0.0, RETRY_MIN_S, 0
         while not stopping.is_set():
@@ -118,14 +118,14 @@ class Relay:
                 await asyncio.wait_for(stopping.wait(), pause_s)
 
     async def _copy(self, store: Connection, hint: asyncio.Event, stopping: asyncio.Event, place: int) -> None:
-        """The loop. Raises Doubt, and whatever the database and the broker raise; then it is begun again."""
-        # 1. The stream's end is where we go on.
+        """The loop. Raises StreamOutOfSync and errors of the database and the broker; then the caller begins it again."""
+        # 1. Find the end of the stream: the next event goes behind it.
         epoch, sent = await self._fit(store, place)
         log.info("relay_follows", shard=self.shard, position=sent, epoch=epoch)
         async with _Window(self.client, self.shard, sent) as window:
             pause_s, checked_at = BUSY_POLL_S, time.monotonic()
             while not stopping.is_set():
-                # 2. What comes next in the line is published, each event to be accepted only behind its predecessor.
+                # 2. Publish the next events of the line. The stream accepts each only directly behind its predecessor.
                 hint.clear()
                 events = await read_line(store, after=sent, limit=BATCH_EVENTS_MAX)
                 async with asyncio.timeout(ACK_TIMEOUT_S):
@@ -134,10 +134,10 @@ class Relay:
                 if events:
                     sent = events[-1].position
                     pause_s = BUSY_POLL_S
-                    # 3. We run ahead of the acknowledgements by a window, and no further.
+                    # 3. At most one window of publishes waits for acknowledgements.
                     self.published += await window.acknowledged(sent - WINDOW_EVENTS_MAX)
                     continue
-                # 4. Nothing new: wait for a hint, but not for long. From time to time see that the stream is ours still.
+                # 4. Nothing new: wait a short time for a notification. From time to time check that the stream is still ours.
                 self.published += await window.acknowledged(sent)
                 if time.monotonic() - checked_at > CHECK_S:
                     checked_at = time.monotonic()
@@ -149,12 +149,12 @@ class Relay:
             self.published += await window.acknowledged(sent)
 
     async def _fit(self, store: Connection, place: int = 0) -> tuple[str, int]:
-        """The epoch, and the position at which the stream ends: a stream that does not fit is made anew at the head.
+        """The epoch, and the position at which the stream ends. A stream that is no copy of our line is created anew.
 
-        What the stream holds at its end must be our event, and also at `place`, if that is given.
+        The stream must hold our event at its end, and also at `place` if that is given.
 
-        The stream is looked at before the line: the line only grows, so a stream whose end is beyond it was beyond it
-        then, too, and is not merely fed by somebody faster.
+        The stream is read before the line. The line only grows, so a stream that ends beyond the line was beyond it before,
+        and was not just filled by a faster relay.
         """
         streams = self.client.jetstream(timeout=API_TIMEOUT_S)
         name = broker.stream_name(self.shard)
@@ -193,7 +193,7 @@ class Relay:
         )
 
     async def _misfit(self, store: Connection, info: StreamInfo, head: Head, place: int) -> str | None:
-        """Why the stream is not a copy of our line up to its end; None if it is one."""
+        """Why the stream is not a copy of our line up to its end; None if it is."""
         end, behind = info.state.last_seq, head.position - info.state.last_seq
         epoch = (info.config.metadata or {}).get(broker.STREAM_EPOCH)
         if epoch != head.epoch:
@@ -219,11 +219,10 @@ class Relay:
 
 
 class _Window:
-    """Publishes under way: all up to `_acked` are in the stream. Any refusal is a doubt.
+    """Publishes under way: the stream holds all events up to `_acked`. After a refusal it is out of sync.
 
-    The client's own `publish_async` is of no use here: up to 2.16 it lets a refusal fall on the floor and its future
-    never ends. So replies come to an inbox of our own, one for each window: what an older window is still owed does
-    not reach us.
+    The client's own `publish_async` does not work here: up to 2.16 it ignores a refusal, and its future never ends. So
+    replies go to an inbox of the window's own, and late replies to an older window do not reach this one.
     """
 
     def __init__(self, client: Client, shard: int, end: int) -> None:
@@ -246,19 +245,19 @@ class _Window:
             await self._subscription.unsubscribe()
 
     async def publish(self, message: broker.Message) -> None:
-        """Sends, and does not wait for the acknowledgement. Raises Doubt.
+        """Sends without waiting for the acknowledgement. Raises StreamOutOfSync.
 
-        The client waits in a publish for as long as the broker is away, and a cancellation that meets it there is
-        swallowed: so we look before each.
+        The client's publish waits while the broker is away, and ignores a cancellation meanwhile. So the connection is
+        checked before each publish.
         """
         if not self._client.is_connected:
             raise StreamOutOfSync("the connection was lost")
         await self._client.publish(message.subject, message.payload, self._inbox, message.headers)
 
     async def acknowledged(self, position: int) -> int:
-        """Waits until all up to `position` is in the stream; returns how many more are since the last call.
+        """Waits until the stream holds all events up to `position`; returns how many more it holds than at the last call.
 
-        Raises Doubt.
+        Raises StreamOutOfSync.
         """
         self._heard_at = time.monotonic()
         while True:
@@ -282,7 +281,7 @@ class _Window:
             if "error" in reply or reply["stream"] != self._stream:
                 self._refused(str(reply))
             else:
-                # A stream acknowledges in its own order, and each of ours was accepted only behind its predecessor.
+                # The stream accepts each event only behind its predecessor, so an acknowledgement covers all events before it.
                 self._acked = reply["seq"]
         except (ValueError, KeyError):
             self._refused(f"{message.headers} {message.data[:200]!r}")
@@ -306,7 +305,7 @@ async def _opened(database_url: str) -> AsyncIterator[Connection]:
 
 @contextlib.asynccontextmanager
 async def _hints(database_url: str) -> AsyncIterator[asyncio.Event]:
-    """An event that is set when somebody says that the line grew. It may stay silent: then polling must do."""
+    """An asyncio event that is set when the line grew. Notifications may be lost, so the caller must poll as well."""
     hint = asyncio.Event()
 
     async def listen() -> None:

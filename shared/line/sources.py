@@ -1,8 +1,8 @@
-"""Where a follower reads: the event store over gRPC, and the broker's stream of a shard.
+"""The sources of a follower: the event store over gRPC, and the broker's stream of a shard.
 
-The line is read with `EventStoreService.ReadAll`, by a token with role `reader` from a file, which is read again for
-every call, so that it can be renewed while we run. The stream is read through an ephemeral pull consumer without
-acknowledgements: what we have seen is known to our checkpoint alone.
+The line is read with `EventStoreService.ReadAll` and a token with role `reader`. The token's file is read for every call, so
+the token can be renewed while we run. The stream is read through an ephemeral pull consumer without acknowledgements: only
+our checkpoint says what we have seen.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from shared.rpc.client import bearer
 log = logger(__name__)
 
 READ_TIMEOUT_S = 600.0
-"""For one reading of the line, however long it is; the connection's keepalive notices a dead peer much sooner."""
+"""The time limit of one reading of the line, however long the line is. The connection's keepalive finds a dead peer sooner."""
 FETCH_MAX = 500
 INACTIVE_S = 30.0
-"""The broker forgets a consumer that nobody has asked for anything for so long."""
+"""The broker deletes a consumer that has not asked for messages for this time."""
 
 
 class StoreLine:
@@ -46,7 +46,7 @@ class StoreLine:
         self._shard = shard
 
     async def read(self, from_position: int) -> AsyncGenerator[LinePage, None]:
-        """The events from that position up to the head; at least one page. Raises LineAway."""
+        """The events from that position up to the head, as one page or more. Raises LineAway."""
         request = event_store_pb2.ReadAllRequest(shard=self._shard, from_position=from_position)
         try:
             token = self._token_file.read_text().strip()
@@ -81,7 +81,7 @@ class StreamFeed:
         self._reconnects = 0
 
     async def open(self, from_position: int) -> None:
-        """Lets messages come from that position on, afresh. Raises FeedAway: connecting goes on by itself meanwhile."""
+        """Begins to receive messages from that position on. Raises FeedAway; connecting then goes on in the background."""
         client = self._connected()
         if self._inbox is not None:
             with contextlib.suppress(nats.errors.Error, OSError):
@@ -107,19 +107,19 @@ class StreamFeed:
         self._request_subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer.name}"
 
     async def fetch(self, timeout_s: float) -> list[FeedMessage]:
-        """What has come since, as soon as there is anything; empty when the time is over. Raises FeedAway."""
+        """The messages since the last call, as soon as there is one; empty after `timeout_s`. Raises FeedAway."""
         client, inbox = self._connected(), self._inbox
         if inbox is None:
             raise FeedAway("not open")
         deadline = time.monotonic() + timeout_s
         while True:
-            # After a reconnect nobody can say what was lost: begin anew.
+            # After a reconnect messages may be missing: begin anew.
             if client.stats["reconnects"] != self._reconnects:
                 raise FeedAway("the connection was lost for a moment")
             if self._broken:
                 raise FeedAway(self._broken)
             left_s = deadline - time.monotonic()
-            # A request whose end was lost is taken for over.
+            # The end of this request was lost, so it counts as over.
             if not self._arrived and left_s > 0 and (self._owed <= 0 or time.monotonic() - self._asked_at > 2 * timeout_s):
                 await self._ask(client, inbox.subject, timeout_s)
             if self._arrived or left_s <= 0:
@@ -183,10 +183,10 @@ class StreamFeed:
 
 
 def heed_cancellation() -> None:
-    """Raises CancelledError if the task was told to end.
+    """Raises CancelledError if the task was cancelled.
 
     nats-py's publish, subscribe and unsubscribe wait for a full buffer and swallow a cancellation meanwhile
-    (Client._flush_pending, seen in 2.16): without this, a follower that is cancelled in such a moment goes on for ever.
+    (Client._flush_pending, seen in 2.16). Without this check, a follower that is cancelled then would never end.
     """
     task = asyncio.current_task()
     if task is not None and task.cancelling():

@@ -1,7 +1,7 @@
-"""How those who follow the line stand: for operators, for readiness, for exit codes.
+"""Whether the consumers of the line go on, for operators, readiness and exit codes.
 
-A consumer that stopped writes nothing more, so nothing else of its process shows it: it is read from its checkpoint's row.
-One that is not up writes nothing either: whether anybody leads is asked of the database, whose lock elects the leader.
+Both facts come from the database. A consumer that stopped writes only the reason in its checkpoint's row. A consumer that is
+not running writes nothing; the lock that elects the leader shows that nobody leads.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ class State(StrEnum):
     """Whether a consumer goes on."""
 
     RUNNING = "running"
-    """Follows the line; with a reason, it meets trouble and tries again."""
+    """The consumer follows the line; if it has a reason, it meets errors and tries again."""
     STOPPED = "stopped"
-    """Stopped itself over an input."""
+    """The consumer stopped itself, because a fold failed."""
     DIVERGED = "diverged"
-    """Stopped itself, since the store has not the history that it followed."""
+    """The consumer stopped itself, because the store does not have the history that it followed."""
     AWAY = "away"
-    """Nobody leads."""
+    """No instance leads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Standing:
 
     @property
     def trouble(self) -> str:
-        """Why it does not go on, in a few words without what is in an event; empty if it does."""
+        """Why the consumer does not go on, in a few words without contents of events; empty if it goes on."""
         if self.state is State.RUNNING and not self.reason:
             return ""
         return " ".join(filter(None, (self.state, self.reason.partition(":")[0])))
@@ -66,7 +66,7 @@ ORDER BY 1, 2
 
 
 async def read_standings(connection: Connection, lock_class: LockClass, shard: int, names: Iterable[str]) -> list[Standing]:
-    """The consumers with these names, by name and shard: of `shard`, even if they have never run, and of any other that has."""
+    """The consumers with these names: those of `shard`, even if they never ran, and those of other shards that ran."""
     cursor = await connection.execute(_READ, _parameters(lock_class, shard, names))
     return [_standing(*row) for row in await cursor.fetchall()]
 
@@ -74,7 +74,7 @@ async def read_standings(connection: Connection, lock_class: LockClass, shard: i
 def readiness_check(
     probe: DatabaseProbe, lock_class: LockClass, shard: int, names: Iterable[str]
 ) -> Callable[[], Coroutine[Any, Any, str]]:
-    """A check of readiness: says which consumers of the shard do not go on, whichever instance leads."""
+    """A readiness check that fails for a consumer of the shard that does not go on, whichever instance leads."""
     wanted = tuple(names)
 
     async def check() -> str:
@@ -101,7 +101,7 @@ def _standing(
     led: bool,
 ) -> Standing:
     found = State.RUNNING if led else State.AWAY
-    # What stopped itself stays so, whether or not it is up: a restart alone lets it try again, and stop again.
+    # A consumer that stopped itself stays stopped, running or not: after a restart it tries again and stops again.
     if state == STOPPED:
         found = State.DIVERGED if reason.startswith(DIVERGED) else State.STOPPED
     return Standing(name, shard, Checkpoint(epoch, position, event_id), found, reason, moved_at)

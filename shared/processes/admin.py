@@ -1,8 +1,8 @@
-"""The operators' desk: what processes do and have done, and the two things an operator can tell one: retry, cancel.
+"""What operators see of processes, and what they can do with one: retry, cancel; after a restore, accept the new history.
 
-What an operator says is taken like any other input: in a round, behind the fence, which it holds where it is. So it may
-be said to any instance, whoever leads: either the leader's round is written first and seen here, or this one is, and
-seen there. Said twice, the second finds nothing left to do, or does it once more under the same ids.
+An operator's action runs in a transaction that locks the checkpoint without moving it, so any instance may serve it: the
+leader's round and the action run one after the other, and the second sees what the first wrote. An action that is repeated
+finds nothing to do, or sends the same commands again under the same ids.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ _LIST_ORDER = " ORDER BY p.started_at DESC, p.tenant DESC, p.type DESC, p.proces
 
 
 class _Cancelled(Refusal):
-    """What a process is told of a command that an operator took back."""
+    """The answer that a process gets for a command that an operator cancelled."""
 
     code = Code.CANCELLED
 
 
 class Place(NamedTuple):
-    """Where a page of a list ends: the last process's start in microseconds since 1970, and its name."""
+    """The end of a page: start time of its last process, in microseconds since 1970, and its key."""
 
     started_us: int
     tenant: str
@@ -68,7 +68,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """All that is known of a process."""
+    """A process with its history, its commands without an answer, and its timers."""
 
     process: Process
     history: Sequence[HistoryEntry]
@@ -90,9 +90,9 @@ class ProcessAdmin:
         announcements: Announcements = NO_ANNOUNCEMENTS,
         line: Line | None = None,
     ) -> None:
-        """`wake` is called when there is something to send; a leader elsewhere finds it within a second.
+        """`wake` is called when there is something to send; a leader in another instance finds it within a second.
 
-        `line` is the event store, which is read to go on after a restore.
+        `line` is the event store, which `accept_history` reads.
         """
         self._reads = reads
         self._kinds = process_types(managers)
@@ -103,7 +103,7 @@ class ProcessAdmin:
         self._line = line
 
     def is_stuck(self, process: Process) -> bool:
-        """Whether it runs, and has not moved for longer than its kind should need."""
+        """Whether a process is running and has not moved for longer than `stuck_after` of its type."""
         kind = self._kinds.get(process.type)
         return (
             process.status == ProcessStatus.RUNNING
@@ -125,7 +125,7 @@ class ProcessAdmin:
         status: str = "",
         attention: bool = False,
     ) -> Sequence[Process]:
-        """Processes, the youngest first, from behind a place on; with `attention`, those that an operator should look at."""
+        """Processes, newest first, behind `after`. With `attention`, only those that an operator should look at."""
         query = _LIST
         if attention or status in (ProcessStatus.RUNNING, ProcessStatus.PARKED):
             query += _LIST_OPEN
@@ -150,7 +150,7 @@ class ProcessAdmin:
             return [Process(*row) for row in await cursor.fetchall()]
 
     async def runners(self) -> list[Standing]:
-        """Those that run the processes: how far each has followed the line, and whether it goes on."""
+        """How far the runner of each shard has followed the line, and whether it goes on."""
         async with self._reads.connection() as connection:
             return await read_standings(connection, LockClass.SAGA, self._shard, (CHECKPOINT,))
 
@@ -179,17 +179,18 @@ class ProcessAdmin:
     async def get(self, key: ProcessKey) -> Case:
         """One process. Raises NotFound (PROCESS_NOT_FOUND)."""
         async with self._reads.connection() as connection, connection.transaction():
-            # One moment for all four: a process that moves between two of them would contradict itself.
+            # One snapshot for all four queries, so that they agree if the process moves meanwhile.
             await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
             process = await self._process(connection, key)
             told = await store.history_of(connection, key)
             return Case(process, told, await store.commands_of(connection, key), await store.timers_of(connection, key))
 
     async def retry(self, key: ProcessKey) -> Process:
-        """Lets a process go on: what it could not take it is given again, what waits or was given up is sent at once.
+        """Lets a process go on: replays its waiting inputs and sends its commands at once; returns the process.
 
-        A command that was given up gets a new attempt, with a new id, if it certainly never happened; else it keeps its
-        id, under which it cannot happen twice. Raises NotFound (PROCESS_NOT_FOUND), Rejected (NOTHING_TO_RETRY).
+        A command that was given up gets a new attempt with a new id, if it was certainly never carried out; else it keeps
+        its id, under which it cannot be carried out twice. Raises NotFound (PROCESS_NOT_FOUND), Rejected
+        (NOTHING_TO_RETRY).
         """
         async with self._turn(key) as (connection, process, commands, done):
             if not commands and process.trouble != FOLD_FAILED:
@@ -204,7 +205,7 @@ class ProcessAdmin:
         return process
 
     async def cancel(self, key: ProcessKey) -> Process:
-        """Takes back the commands that wait: to the process they are refused with CANCELLED_BY_OPERATOR.
+        """Cancels the commands that wait; the process gets the refusal CANCELLED_BY_OPERATOR for each. Returns the process.
 
         Raises NotFound (PROCESS_NOT_FOUND), Rejected (PROCESS_ENDED, NOTHING_TO_CANCEL, MAY_HAVE_HAPPENED).
         """
@@ -234,7 +235,7 @@ class ProcessAdmin:
 
     @asynccontextmanager
     async def _turn(self, key: ProcessKey) -> AsyncIterator[tuple[Connection, Process, list[Pending], Round]]:
-        """A round of one process behind the fence, written and committed at the end."""
+        """A round for one process, behind the fence. It is written and committed when the block ends."""
         async with self._reads.connection() as connection, connection.transaction():
             await store.lock(connection, CHECKPOINT, self._shard)
             process = await self._process(connection, key)

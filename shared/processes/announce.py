@@ -1,8 +1,8 @@
-"""Asks the registered folds whom to tell of an event or a process's notice; their messages become rows of `deliveries`.
+"""Calls the registered announcement folds on events and notices; the messages that they return become rows of `deliveries`.
 
 The rows are saved in the transaction that takes the event or the step, so a message exists if and only if its cause does.
-Ids of deliveries follow from the cause: the same cause folded again gives the same ids, and the table keeps one of each.
-A fold that raises stops nothing: its input is kept as a dead delivery, and an operator's retry asks the fold again.
+A delivery's id follows from its cause: if the same cause is folded again, the ids are the same and no second row is made.
+A fold that raises stops nothing: its input is kept as a dead delivery, and an operator's retry calls the fold again.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ log = logger(__name__)
 
 EMAIL, WEBHOOK = "email", "webhook"
 FOLD = "fold"
-"""The channel of a delivery whose fold raised: its content is the input, and it waits for an operator."""
+"""The channel of a delivery whose fold raised. Its content is the fold's input, and it waits for an operator."""
 FOLD_FAILED = "FOLD_FAILED"
 
 
 class NewDelivery(NamedTuple):
-    """A delivery to be saved, in the order of the columns."""
+    """A delivery to save; the fields are the row's columns, in their order."""
 
     delivery_id: UUID
     tenant: str
@@ -46,7 +46,7 @@ class NewDelivery(NamedTuple):
 
 
 class Cause(NamedTuple):
-    """Where a message comes from. `parts` name it for all time."""
+    """The event or notice that a message comes from. The delivery's id is derived from `parts`."""
 
     parts: tuple[str, ...]
     tenant: str
@@ -77,7 +77,7 @@ def of_notice(announcements: Announcements, cause: Cause, process_type: str, not
 
 
 def asked_again(announcements: Announcements, tenant: str, name: str, content: str) -> list[NewDelivery]:
-    """What the fold of a failed delivery returns now; again one of channel FOLD if it raises again, or is gone."""
+    """The messages that the fold of a failed delivery returns now; again a delivery of channel FOLD if that fails."""
     kept = orjson.loads(content)
     if "event" in kept:
         envelope = EventEnvelope.FromString(bytes.fromhex(kept["event"]))

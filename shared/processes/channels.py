@@ -1,4 +1,4 @@
-"""What a channel is, and whom it reaches: the contacts of tenants, which are settings of the deployment.
+"""Channels, and the contacts of tenants that they reach. Contacts are settings of the deployment:
 
 {"umbrella": {"owner": {"email": "ada@umbrella.example"},
 "audit": {"url": "https://hooks.umbrella.example/foldline", "secret": "whsec_…", "mode": "binary"}}}
@@ -46,21 +46,21 @@ class Contact(BaseModel):
     @field_validator("email")
     @classmethod
     def one_address(cls, value: str | None) -> str | None:
-        """Refuses what is no single address: it would add recipients or headers."""
+        """Refuses anything but one address, because it could add recipients or headers."""
         if value is not None and (not value.isprintable() or value.count("@") != 1 or set(value) & set(" ,;<>\"'()")):
             raise ValueError("not a single e-mail address")
         return value
 
 
 class Channel(Protocol):
-    """One way to the outside."""
+    """Sends deliveries to receivers outside, in one way."""
 
     async def send(self, delivery: Delivery, contact: Contact) -> None:
         """Sends a delivery; returns when the receiver has taken it. Raises NotDelivered."""
 
 
 class Deferred:
-    """A channel that is made when there is something to send for the first time: its libraries take a second to import."""
+    """A channel that is made for its first delivery, because importing its libraries takes a second."""
 
     def __init__(self, make: Callable[[], Channel]) -> None:
         """`make` imports and makes the channel; it is called in another thread."""
@@ -70,7 +70,7 @@ class Deferred:
     async def send(self, delivery: Delivery, contact: Contact) -> None:
         """Sends by the channel. Raises NotDelivered."""
         if self._channel is None:
-            # Two that come first at once make two, and one of them is used no more.
+            # Two first calls at once make two channels; the later one is kept.
             self._channel = await asyncio.to_thread(self._make)
         await self._channel.send(delivery, contact)
 
@@ -79,7 +79,7 @@ _CONTACTS: TypeAdapter[dict[str, dict[str, Contact]]] = TypeAdapter(dict[str, di
 
 
 class Contacts:
-    """The contacts in a file, which is read again when it changes."""
+    """The contacts in a file. It is read again when it changes."""
 
     def __init__(self, file: Path | None) -> None:
         """Without a file there are no contacts."""

@@ -1,15 +1,15 @@
-"""Sends deliveries: e-mails and webhooks, in the order of their lines, tried again until they arrive or an operator is asked.
+"""Sends deliveries (e-mails and webhooks), in order within a line, and tries again until they arrive or are given up.
 
-    1. claim what is due, and commit that: from here on it may have arrived
-    2. send it, without a transaction: contacts beside each other, the messages of one line one after the other
-    3. note what became of it, with the next claim, in one transaction
+    1. Claim due deliveries and commit. From here on a message may have arrived.
+    2. Send them outside a transaction: contacts in parallel, the messages of one line in order.
+    3. Note the results and claim the next deliveries, in one transaction.
 
-Killed anywhere, what is left? Before 1 is committed, nothing was sent. Between 1 and 3 a message may have arrived or not:
-the next sender sends it again under the same id (the Message-ID, the webhook-id), so this is the one place where a receiver
-can get a second copy, as with every protocol whose receiver does not commit with the sender. A lost database alone causes
-none: what became of a message is kept in memory and noted when the database is back.
-Two at once: each transaction begins with the sender's number (delivery_store), which a replaced one no longer holds. Repeated: a
-result names the try that it is of, and finds nothing once that try is noted.
+Killed anywhere, what is left? Before the commit of 1, nothing was sent. Between 1 and 3 a message may have arrived: the next
+sender sends it again under the same id (the Message-ID, the webhook-id). Only here can a receiver get a second copy, as in
+every protocol whose receiver does not commit together with the sender. A lost database causes no second copy: results stay
+in memory until the database is back.
+Two at once: each transaction begins with a check of the sender's number (delivery_store), and a replaced sender fails it.
+Repeated: a result names its try, and changes nothing once that try is noted.
 """
 
 from __future__ import annotations
@@ -35,36 +35,36 @@ from shared.processes.delivery_store import Delivery
 log = logger(__name__)
 
 RECONNECT_S = 0.5
-# After another sender was found: longer than a process can believe in a lease that it has lost.
+# The pause after a check found another sender. It is longer than a process can hold a lease that it has lost.
 REPLACED_S = 5.0
 LOOK_S = 1.0
 WINDOW = 200
 FORGET_EVERY_S = 60.0
 FORGET_MAX = 1000
-# From being told to stop to giving up messages under way.
+# From the order to stop until messages under way are given up.
 DRAIN_S = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeliveryPolicy:
-    """How often a message is tried, how long apart, and how many at once."""
+    """The number of tries of a message, the pauses between them, and how many messages are sent at once."""
 
     first_s: float = 1.0
     longest_s: float = 3600.0
-    # With the waits doubling from a second to an hour, twenty tries take about nine hours.
+    # The pauses double from a second to an hour, so twenty tries take about nine hours.
     tries_max: int = 20
     at_once_max: int = 32
     contact_at_once_max: int = 8
-    # Sent and discarded deliveries leave after so long. The dead stay until an operator decides.
+    # Sent and discarded deliveries are deleted after this time. Dead ones stay until an operator decides.
     retention: timedelta = timedelta(days=30)
 
     def wait_s(self, tries: int) -> float:
-        """How long to wait after so many tries: doubled each time, and never the same for two."""
+        """The pause after this many tries: it doubles with each try, and has a random part."""
         return min(self.first_s * 2.0 ** min(tries - 1, 20), self.longest_s) * random.uniform(0.5, 1.0)  # noqa: S311
 
 
 class Outcome(NamedTuple):
-    """What became of one try, and of those of its line that were claimed with it and not tried."""
+    """The result of one try, and the claimed deliveries of the same line that were not tried because of it."""
 
     delivery: Delivery
     failure: NotDelivered | None
@@ -85,7 +85,7 @@ class DeliverySender:
         policy: DeliveryPolicy | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """`may_send` is set while the line is known to hold what the deliveries come from."""
+        """`may_send` is set while the event store is known to hold the events that deliveries come from."""
         self._shard = shard
         self._connect = connect
         self._channels = channels
@@ -95,17 +95,17 @@ class DeliverySender:
         self._clock = clock
         self._news = asyncio.Event()
         self._outcomes: list[Outcome] = []
-        # What is under way, and the deliveries that each was handed.
+        # The running tasks, and the deliveries that each sends.
         self._tasks: dict[asyncio.Task[None], Sequence[Delivery]] = {}
         self._term = 0
         self._forget_at = 0.0
 
     def wake(self) -> None:
-        """Lets it look for what is due now rather than within the second."""
+        """Makes the sender look for due deliveries now, rather than within the second."""
         self._news.set()
 
     async def run(self) -> None:
-        """Sends until cancelled; what is under way then gets a few seconds to end, and its outcome is noted."""
+        """Sends until cancelled. Messages under way then get a few seconds to end, and their results are noted."""
         try:
             while True:
                 await self._may_send.wait()
@@ -128,7 +128,7 @@ class DeliverySender:
             await self._drain()
 
     async def _take_term(self, connection: Connection) -> None:
-        """Becomes the sender. What we know of our own tries is noted first: the rest of what was being sent is due again."""
+        """Becomes the sender. Notes the results of its own tries first; all other deliveries being sent become due again."""
         under_way = [delivery.number for deliveries in self._tasks.values() for delivery in deliveries]
         outcomes, self._outcomes = self._outcomes, []
         try:
@@ -141,7 +141,7 @@ class DeliverySender:
             raise
 
     async def _turn(self, connection: Connection) -> None:
-        """Notes what became of messages, claims what is due, and waits for either."""
+        """Notes results, claims due deliveries, and waits for either."""
         self._news.clear()
         now = self._clock()
         outcomes, self._outcomes = self._outcomes, []
@@ -184,7 +184,7 @@ class DeliverySender:
         self._news.set()
 
     async def _send_line(self, deliveries: Sequence[Delivery]) -> None:
-        """Sends the messages of a line in their order. One that is to be tried again holds up those behind it."""
+        """Sends the messages of a line in order. A message that must be tried again holds up those behind it."""
         for place, delivery in enumerate(deliveries):
             failure = await self._try(delivery)
             if failure is not None and not self._is_final(delivery, failure):
@@ -233,13 +233,13 @@ class DeliverySender:
                 log.warning("delivery_failed", error=str(failure), tries=delivery.tries, **facts)
 
     async def _drain(self) -> None:
-        """Lets what is under way end, notes what became of it, and gives up the rest."""
+        """Lets messages under way end, notes their results, and gives up the rest."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=DRAIN_S)
         outcomes = self._outcomes
         if outcomes:
             try:
-                # The connection of before may have been cancelled in the middle of a statement.
+                # The last connection may have been cancelled in the middle of a statement.
                 async with await self._connect() as connection, connection.transaction():
                     await store.hold_term(connection, self._shard, self._term)
                     await self._note(connection, outcomes)

@@ -1,7 +1,7 @@
-"""What operators see of deliveries, and the two things they can do with one: retry, discard.
+"""What operators see of deliveries, and what they can do with one: retry, discard.
 
-An operator's action holds the sender's checkpoint row, so it runs before or after a claim, never beside one, and any
-instance may serve it. Said twice: the second finds the delivery as the first left it, and changes nothing or refuses by name.
+An operator's action locks the sender's checkpoint row, so it never runs during a claim, and any instance may serve it.
+Repeated: the second action finds the delivery as the first left it, and changes nothing or is refused by name.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class DeliveryAdmin:
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         wake: Callable[[], None] = lambda: None,
     ) -> None:
-        """`wake` is called when there is something to send; a sender elsewhere finds it within a second."""
+        """`wake` is called when there is something to send; a sender in another instance finds it within a second."""
         self._reads = reads
         self._announcements = announcements
         self._shard = shard
@@ -55,7 +55,7 @@ class DeliveryAdmin:
         self._wake = wake
 
     async def find(self, limit: int, before: int | None, *, tenant: str = "", status: str = "") -> Sequence[Delivery]:
-        """Deliveries, the newest first, from before a number on."""
+        """Deliveries with lower numbers than that, newest first."""
         query = _LIST + (_LIST_STATUS if status else "") + _LIST_ORDER
         parameters = {"before": _NEWEST if before is None else before, "tenant": tenant, "status": status, "limit": limit}
         async with self._reads.connection() as connection:
@@ -68,7 +68,7 @@ class DeliveryAdmin:
             return await self._one(connection, delivery_id)
 
     async def retry(self, delivery_id: UUID) -> Sequence[Delivery]:
-        """Makes a delivery due at once, with all its tries before it; returns it, or what its fold returns now.
+        """Makes a delivery due at once, with all its tries again. Returns it, or the deliveries that its fold returns now.
 
         Raises NotFound (DELIVERY_NOT_FOUND), Rejected (DELIVERY_SENT, BEING_SENT, FOLD_FAILED).
         """
@@ -90,7 +90,7 @@ class DeliveryAdmin:
         return found
 
     async def discard(self, delivery_id: UUID, reason: str, user_id: str) -> Delivery:
-        """Gives a delivery up, for the record with reason and user.
+        """Gives a delivery up, and keeps the reason and the user.
 
         Raises NotFound (DELIVERY_NOT_FOUND), Rejected (DELIVERY_SENT, BEING_SENT).
         """
@@ -108,7 +108,7 @@ class DeliveryAdmin:
 
     @asynccontextmanager
     async def _turn(self, delivery_id: UUID) -> AsyncIterator[tuple[Connection, Delivery]]:
-        """A transaction beside which nothing is claimed, with a delivery that has not been sent."""
+        """A transaction during which nothing is claimed, with a delivery that has not been sent."""
         async with self._reads.connection() as connection, connection.transaction():
             await lock(connection, store.SENDER, self._shard)
             delivery = await self._one(connection, delivery_id)

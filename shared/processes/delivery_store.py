@@ -1,9 +1,9 @@
 """The table of deliveries, and every statement that reads or writes it.
 
-Two fences. Rows are inserted by the runner of processes, behind its checkpoint. The sender has a checkpoint row of its
-own, "deliveries", whose position counts the senders there have been: each takes the next number when it starts and names it
-first in each of its transactions. A sender that was paused and replaced finds another number there and writes nothing.
-Operators hold that row as it is, so that what they change is not being claimed at the same moment.
+There are two fences. The runner of processes inserts rows behind its own checkpoint. The sender has a checkpoint row named
+"deliveries", whose position is the number of the current sender: each sender takes the next number when it starts, and checks
+it at the begin of each transaction. A sender that was paused and replaced finds another number and writes nothing.
+An operator's action locks that row, so no delivery is claimed while it is changed.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ WHERE name = %s AND shard = %s RETURNING position
 
 _IN_TERM = "SELECT FROM checkpoints WHERE name = %s AND shard = %s AND position = %s FOR UPDATE"
 
-# What an earlier sender was sending may have arrived. It is sent again, under the same id, which tells the receiver.
+# A message that an earlier sender was sending may have arrived. It is sent again under the same id, so a receiver can tell.
 _TAKE_OVER = "UPDATE deliveries SET sending = false, due_at = %s WHERE sending AND number <> ALL(%s)"
 
 # A message waits behind an earlier one of its line that is not due yet. Such rows become due with the earlier one, so that
@@ -65,8 +65,7 @@ UPDATE deliveries d SET due_at = k.due_at FROM unnest(%s::bigint[], %s::timestam
 WHERE d.number = k.number
 """
 
-# Of each line, the lowest numbers, and of each recipient not more than so many at once. A row whose predecessors are not all
-# in the window stays out of it.
+# The lowest numbers of each line, and a limited number for each recipient. A row is left out unless all its predecessors are in.
 _CLAIM = f"""
 WITH chosen AS (
   SELECT d.number FROM deliveries d JOIN (
@@ -80,7 +79,7 @@ UPDATE deliveries SET sending = true, tries = tries + 1 FROM chosen WHERE delive
 RETURNING {", ".join(f"deliveries.{column}" for column in COLUMNS.split(", "))}
 """  # noqa: S608 (our own column names)
 
-# Only the try that is noted may end: one that an operator or a later sender has taken back finds nothing here.
+# A result counts only for its own try: if an operator or a later sender has taken the delivery back, no row matches.
 _ENDED = """
 UPDATE deliveries SET status = %s, last_error = %s, ended_at = %s, sending = false
 WHERE number = %s AND tries = %s AND sending
@@ -101,7 +100,7 @@ DELETE FROM deliveries WHERE number IN (
 
 
 class Delivery(NamedTuple):
-    """A delivery as its row has it."""
+    """A delivery; the fields are the row's columns."""
 
     number: int
     delivery_id: UUID
@@ -134,7 +133,7 @@ class Delivery(NamedTuple):
 
 
 async def insert(connection: Connection, deliveries: Sequence[NewDelivery], now: datetime) -> None:
-    """Saves deliveries, due at once. One that is there already is left as it is."""
+    """Saves deliveries, due at once. A delivery that exists already stays as it is."""
     columns = list(zip(*deliveries, strict=True))
     packed = [uuids(columns[0]), *(texts(column) for column in columns[1:])]
     moment = timestamptz(now)
@@ -142,7 +141,7 @@ async def insert(connection: Connection, deliveries: Sequence[NewDelivery], now:
 
 
 async def take_term(connection: Connection, shard: int) -> int:
-    """Makes the caller the sender, and tells its number."""
+    """Makes the caller the sender; returns its number."""
     await connection.execute("INSERT INTO checkpoints (name, shard) VALUES (%s, %s) ON CONFLICT DO NOTHING", (SENDER, shard))
     cursor = await connection.execute(_TAKE_TERM, (SENDER, shard))
     row = await cursor.fetchone()
@@ -151,7 +150,7 @@ async def take_term(connection: Connection, shard: int) -> int:
 
 
 async def take_over(connection: Connection, under_way: Sequence[int], now: datetime) -> None:
-    """Makes due what an earlier sender may have sent; the numbers `under_way` are the caller's own."""
+    """Makes deliveries due that an earlier sender may have sent, except those `under_way`, which are the caller's own."""
     await connection.execute(_TAKE_OVER, (now, list(under_way)))
 
 
@@ -165,9 +164,9 @@ async def hold_term(connection: Connection, shard: int, term: int) -> None:
 async def claim(
     connection: Connection, now: datetime, busy: Sequence[tuple[str, str]], *, each: int, limit: int, window: int
 ) -> list[Delivery]:
-    """Hands out deliveries that are due, `each` for a contact at the most and none for those `busy`, in their lines' order.
+    """Claims due deliveries, at most `each` for a contact and none for a contact in `busy`, in the order of their lines.
 
-    They are noted as being sent before they are, so that nobody takes them for never sent.
+    Their rows say that they are being sent before they are, so a sent delivery never looks like an unsent one.
     """
     parameters: dict[str, Any] = {
         "now": now,
@@ -187,30 +186,30 @@ async def claim(
 
 
 async def end(connection: Connection, delivery: Delivery, status: str, error: str, now: datetime) -> None:
-    """Notes that a delivery was sent, or will not be."""
+    """Notes that a delivery was sent, or is given up."""
     await connection.execute(_ENDED, (status, error, now, delivery.number, delivery.tries))
 
 
 async def later(connection: Connection, delivery: Delivery, error: str, due_at: datetime) -> None:
-    """Notes that a delivery did not succeed, and when it is tried again."""
+    """Notes that a try failed, and when the next one is due."""
     await connection.execute(_LATER, (due_at, error, delivery.number, delivery.tries))
 
 
 async def release(connection: Connection, deliveries: Sequence[Delivery], due_at: datetime) -> None:
-    """Takes back deliveries that were claimed and not tried."""
+    """Releases deliveries that were claimed and not tried."""
     if not deliveries:
         return
     await connection.execute(_RELEASE, (due_at, [delivery.number for delivery in deliveries]))
 
 
 async def next_due(connection: Connection, now: datetime) -> datetime | None:
-    """When the next delivery is due that is not due yet."""
+    """When the next delivery becomes due; None if there is none."""
     cursor = await connection.execute(_NEXT_DUE, (now,))
     row = await cursor.fetchone()
     return None if row is None else row[0]
 
 
 async def forget(connection: Connection, before: datetime, limit: int) -> int:
-    """Deletes deliveries that were sent or discarded before that moment; tells how many. The dead stay for an operator."""
+    """Deletes deliveries that were sent or discarded before that time; returns how many. Dead ones stay for an operator."""
     cursor = await connection.execute(_FORGET, (before, limit))
     return cursor.rowcount

@@ -1,8 +1,8 @@
-"""Sends the commands of processes in batches, and tells what became of each: an answer, or a trouble and when to try again.
+"""Sends the commands of processes in batches and reports each result: an answer, or a failure and when to try again.
 
-It keeps nothing: what it is given is in the outgoing rows, and what it tells changes them. Killed anywhere, the rows are
-there still, and whoever leads next sends them again under the same ids; what had been carried out answers as it did.
-So do two dispatchers at once.
+The dispatcher stores nothing: every command has a row in process_commands, and the runner applies the results to it.
+Killed anywhere, what is left? The rows. The next leader sends the commands again under the same ids; a command that was
+carried out gets its first answer again. Two dispatchers at once: the same.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ BATCH_COMMANDS_MAX = 256
 BATCH_BYTES_MAX = 3 * 1024 * 1024
 CALL_TIMEOUT_S = 15.0
 
-# Answers that say nothing about the command but that it should be sent again.
+# Answers that do not decide the command: it is sent again.
 _LATER = frozenset({Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.CANCELLED})
-# Refusals of a whole call that may be the fault of one of its commands: each is sent by itself, to find out which.
+# Refusals of a whole call that one of its commands may have caused: each command is then sent alone, to find that one.
 _SUSPICIOUS = frozenset({Code.INVALID_ARGUMENT, Code.INTERNAL, Code.RESOURCE_EXHAUSTED})
-# Refusals of a whole call before any of it was taken.
+# Refusals of a whole call before any command of it was accepted.
 _UNTAKEN = frozenset({Code.UNAUTHENTICATED, Code.PERMISSION_DENIED, Code.RESOURCE_EXHAUSTED, Code.INVALID_ARGUMENT})
-# Refusals that are no answer, because they contradict what we know: the same bytes under the same id, a known command.
+# Refusals that cannot be true, because we send the same bytes under the same id, and only registered commands. Not answers.
 _ABSURD = frozenset({"COMMAND_ID_REUSED", "UNKNOWN_COMMAND"})
 
 Told = CommandResult | DeliveryFailure | CommandIdTaken
-"""What became of a command."""
+"""The result of a command."""
 
 log = logger(__name__)
 
@@ -57,25 +57,25 @@ class SendBatch(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """How long between tries, and how many defects of the other side before an operator is asked."""
+    """The pauses between tries, and how often the write service may fail (INTERNAL) before a command is given up."""
 
     first_s: float = 0.2
     longest_s: float = 30.0
-    # While the other side is away, or has too much to do: it may be back any moment.
+    # While the write service is away or overloaded.
     away_longest_s: float = 5.0
     failures_max: int = 8
     calls_max: int = 4
-    # A second call is opened beside one that is under way only for as many commands.
+    # While a call is under way, a second one is made only when this many commands wait.
     call_commands_min: int = 64
 
     def wait_s(self, tries: int, *, away: bool) -> float:
-        """How long to wait after so many tries: doubled each time, and never the same for two."""
+        """The pause after this many tries: it doubles with each try, and has a random part."""
         longest_s = self.away_longest_s if away else self.longest_s
         return min(self.first_s * 2.0 ** min(tries - 1, 20), longest_s) * random.uniform(0.5, 1.0)  # noqa: S311
 
 
 class Dispatcher:
-    """Has a few calls under way at most: while they are, the next commands gather."""
+    """Sends batches with a few calls under way at most. While they are, further commands gather for the next batch."""
 
     def __init__(
         self,
@@ -93,9 +93,9 @@ class Dispatcher:
         self._news = news
         self._patience = patience or RetryPolicy()
         self._queue: deque[PendingCommand] = deque()
-        # To be sent one by one.
+        # Commands to send alone.
         self._suspects: deque[PendingCommand] = deque()
-        # Waiting or under way: what is asked about again meanwhile is not sent twice.
+        # Commands that wait or are under way: `send` ignores a command that is in here.
         self._known: set[tuple[ProcessKey, UUID]] = set()
         self._told: list[Told] = []
         self._calls: set[asyncio.Task[None]] = set()
@@ -108,7 +108,7 @@ class Dispatcher:
         return len(self._queue) + len(self._suspects)
 
     def send(self, commands: Iterable[PendingCommand]) -> None:
-        """Takes commands; does not wait."""
+        """Queues commands; does not wait."""
         for command in commands:
             if (name := (command.key, command.command_id)) not in self._known:
                 self._known.add(name)
@@ -116,12 +116,12 @@ class Dispatcher:
         self._work.set()
 
     def take(self) -> list[Told]:
-        """What was told since the last time."""
+        """The results since the last call of `take`."""
         told, self._told = self._told, []
         return told
 
     async def run(self) -> None:
-        """Sends until cancelled. Calls under way are then given up; what they asked for may happen still."""
+        """Sends until cancelled. Calls under way are then cancelled too; their commands may still be carried out."""
         try:
             while True:
                 await self._work.wait()
@@ -139,7 +139,7 @@ class Dispatcher:
         calls, patience = len(self._calls), self._patience
         if not self.backlog or calls >= patience.calls_max:
             return False
-        # While calls are refused one at a time must do: it finds out when they are taken again.
+        # While calls are refused, one call at a time is enough to find out when they are accepted again.
         return not calls or (self._refused_in_a_row == 0 and len(self._queue) >= patience.call_commands_min)
 
     def _done(self, call: asyncio.Task[None]) -> None:
@@ -186,7 +186,7 @@ class Dispatcher:
         self._tell(self._judge(command, receipt) for command, receipt in zip(batch, response.receipts, strict=True))
 
     def _judge(self, command: PendingCommand, receipt: command_pb2.CommandReceipt) -> Told:  # noqa: PLR0911 (a kind each)
-        """What a receipt says of its command."""
+        """The result that a receipt holds."""
         if receipt.status == command_pb2.COMMAND_STATUS_COMPLETED:
             return CommandResult(command, None, "")
         if not receipt.HasField("error"):
@@ -204,7 +204,7 @@ class Dispatcher:
         return CommandResult(command, receipt.error, refusal.reason)
 
     async def _refused(self, batch: Sequence[PendingCommand], refusal: Refusal, code: int) -> None:
-        """A whole call failed. Unless its commands may be at fault, all of them wait, and so do the next ones."""
+        """Handles a failed call. Unless one of its commands may be the cause, all commands wait, the later ones too."""
         text = _text(refusal)
         if code in _SUSPICIOUS and refusal.retry_after_s is None:
             if len(batch) > 1:

@@ -1,18 +1,19 @@
-"""Going on after a restore: from the history that processes have seen to the one that the line has now.
+"""Lets processes go on after a restore of the line, from the history that they have seen to the one that the line has now.
 
-The line was set back to an older copy and has perhaps grown since, so both begin alike and part at some event. What our
-processes have seen behind it is gone, and so are the commands that they sent behind it. Commands and events are kept in one
-order, so whatever is left of them is a beginning of what there was.
+The line was restored from an older copy and may have grown since. So both histories are equal up to some event, the common
+event. The events that our processes saw behind it are gone, and so are the commands that they sent behind it. Commands and
+events are appended in one order, so the restored log holds a prefix of both.
 
-    1. Find the last event that both have, of those that processes know: each is asked of the store by its position.
-    2. A process that began behind it never began, for the line: it is undone, and begins anew if its event comes again.
-    3. Any other that moved behind it runs again from its begin. Its commands have the ids that they had: those that are in
-       the log still give their first answers, which lead it the way it went; those that are gone are carried out now.
-    4. Where an operator took a command back, no answer in the log says so, and the way would be another one. Such a process
-       is parked, with what it waits for given up, for an operator to look at.
+    1. Find the common event: a binary search over the events in process histories, each looked up by its position.
+    2. A process that began behind it is undone. It begins anew if its first event is appended again.
+    3. A process that began before and moved behind it runs again from its beginning, and its commands keep their ids. A
+       command that is still in the log gets its first answer, so the process takes the same path. A command that is gone
+       is carried out now.
+    4. The log has no answer for a command that an operator cancelled, so the process would take another path. It is parked
+       instead, its commands are given up, and an operator decides.
 
 Killed anywhere, what is left? 2 to 4 and the checkpoint are one transaction. Two at once, or repeated: the second finds that
-the checkpoint is no longer diverged. The store restored once more meanwhile: the runner diverges again.
+the checkpoint is no longer diverged. If the store is restored once more meanwhile, the runner diverges again.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from shared.processes.records import Process, ProcessKey, ProcessStatus, Waiting
 from shared.processes.round import Round
 
 HISTORY_LOST = "HISTORY_LOST"
-# The clocks of the database that held the line and of the one that runs processes may differ by so much.
+# The clocks of the line's database and of the processes' database may differ by this much.
 MARGIN = timedelta(minutes=1)
 TRANSACTION_S = 300
 
@@ -73,7 +74,7 @@ BEGIN = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Revised(NamedTuple):
-    """What became of a process; the event that began it, if that is gone."""
+    """The outcome for one process, and the event that began it if that event is gone."""
 
     key: ProcessKey
     outcome: str
@@ -82,7 +83,7 @@ class Revised(NamedTuple):
 
 
 class LostCommand(NamedTuple):
-    """A command that was accepted, of which the line may know nothing any more, or certainly does."""
+    """An accepted command that the restored log may lack, or certainly lacks."""
 
     key: ProcessKey
     command_id: str
@@ -92,7 +93,7 @@ class LostCommand(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Common:
-    """The last event that both histories have, and the line as it is now."""
+    """The last event that both histories have, and the head of the line now."""
 
     at: Checkpoint
     recorded_at: datetime
@@ -101,7 +102,7 @@ class Common:
 
 @dataclass(frozen=True, slots=True)
 class Revision:
-    """What accepting the line's history came to."""
+    """The result of accepting the line's history."""
 
     before: Checkpoint
     common: Common
@@ -120,7 +121,7 @@ class _Entry(NamedTuple):
 
 @dataclass(slots=True)
 class Findings:
-    """What there is to do, found before the transaction."""
+    """The processes to revise and the events that they replay, read before the transaction."""
 
     common: Common
     entries: dict[ProcessKey, list[_Entry]] = field(default_factory=dict)
@@ -128,7 +129,7 @@ class Findings:
 
 
 async def find(connection: Connection, line: Line, at: Checkpoint) -> Findings:
-    """Where the histories part, and the processes that have moved behind that. Raises Unavailable if the store is away."""
+    """The common event and the processes that have moved behind it. Raises Unavailable if the store does not answer."""
     try:
         common = await _common(connection, line, at)
         found = Findings(common)
@@ -200,12 +201,12 @@ async def _events(line: Line, positions: Iterable[int]) -> dict[int, EventEnvelo
 
 
 async def take_time(connection: Connection) -> None:
-    """Lets this transaction last longer than a round may."""
+    """Raises the time limit of this transaction, which is meant for rounds."""
     await connection.execute(_TAKE_TIME, (f"{TRANSACTION_S}s",))
 
 
 async def revise(connection: Connection, done: Round, found: Findings) -> tuple[list[Revised], list[LostCommand]]:
-    """Puts the processes of `done` where the line's history has them; the caller writes the round afterwards."""
+    """Undoes, restarts or parks the processes of `done`; the caller writes the round afterwards."""
     revised: list[Revised] = []
     commands: list[LostCommand] = []
     since = found.common.recorded_at - MARGIN

@@ -160,7 +160,7 @@ class Round:
         self.changed[process.key] = process
 
     def again(self, process: Process, before: PendingCommand) -> PendingCommand:
-        """The next attempt of a command that was given up, under an id of its own."""
+        """The next attempt of a command, with a new id."""
         attempts = orjson.loads(process.attempts) if process.attempts else {}
         attempts[before.step] = attempt = before.attempt + 1
         process.attempts = orjson.dumps(attempts).decode()

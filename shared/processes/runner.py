@@ -1,18 +1,18 @@
-"""Runs processes: gathers what has come (events, answers, due timers), and takes all of it in one transaction, again and again.
+"""Runs processes in rounds. A round takes all events, answers and due timers that have arrived, in one transaction.
 
-    1. the fence: the checkpoint moves, or is found unmoved
-    2. the states that the round touches, in one query; answered commands and fired timers are deleted, and only those
-       that were there count: an answer or a timer that comes twice finds no row and changes nothing
-    3. the folds, in memory
-    4. states, commands, timers, histories, deliveries: a statement for each table; commit
-    5. the new commands go to the dispatcher, whose answers are the next round's
+    1. The fence: the checkpoint moves on, or is found unmoved.
+    2. One query reads the processes that the round changes. Answered commands and fired timers are deleted; an answer or
+       a timer whose row is gone already is ignored.
+    3. The folds run in memory.
+    4. Processes, commands, timers, histories and deliveries are written, with one statement for each table; commit.
+    5. The dispatcher sends the new commands. Their answers belong to a later round.
 
-While one round is written the next one gathers, so the busier it is, the larger are the rounds and the cheaper each input.
+Inputs that arrive while a round is written wait for the next round. So under load rounds grow, and each input costs less.
 
-Killed anywhere, what is left? A round as a whole, or nothing of it. A command that was under way is sent again by whoever
-leads next, under the same id, and its first answer comes back. Two at once: the fence lets one in after the other, and
-the second, if the line has moved, has nothing to write; if it has not, it finds the rows of what the first has taken
-gone. The same input again: an event is at or below the checkpoint, an answer or a timer has no row any more.
+Killed anywhere, what is left? The whole round, or nothing of it. The next leader sends a command that was under way again,
+under the same id, and gets its first answer. Two at once: the fence orders them. If the line has moved, the fence refuses
+the second. If it has not, the second finds that the rows of its answers and timers are deleted. The same input again: the
+event is not behind the checkpoint, and the answer or timer has no row.
 """
 
 from __future__ import annotations
@@ -52,43 +52,45 @@ log = logger(__name__)
 
 CHECKPOINT = "processes"
 
-# A command that is handed out is asked about again after so long, whatever has become of it.
+# A command that the dispatcher has not answered is sent again after this time.
 ASKED_AGAIN_S = 60.0
-# How often to look for what others made due: an operator, for one.
+# How often the runner looks for commands that somebody else made due, for example an operator.
 LOOK_S = 1.0
 TIMERS_MAX = 500
-# So many commands wait for the dispatcher at the most before no further event is taken.
+# While this many commands wait for the dispatcher, the runner takes no further events.
 BACKLOG_MAX = 1000
-# More processes parked in a minute than this is a bad release.
+# More processes than this, parked within a minute, mean a bad release: the runner stops.
 PARKED_MAX = 20
 
 There = dict[tuple[ProcessKey, UUID], bool]
-"""The commands of a round's answers and troubles whose rows are there, and whether the answer relieves the process of its
-trouble. An id alone names no command: two tenants may choose the same id for a process of theirs."""
+"""The commands of a round's answers and failures that have a row, and whether the answer un-parks the process.
+
+The process is part of the key, because two tenants may choose the same id for a process, and then command ids are equal.
+"""
 
 
 class ProcessesFailed(ConsumerFailed):
-    """Going on would do more harm than stopping. Nothing of the round was written."""
+    """The runner stops, because going on would do more harm. Nothing of the round was written."""
 
     reason = "PROCESSES_FAILED"
 
 
 @dataclass(slots=True)
 class Inputs:
-    """What has come, and is not taken yet."""
+    """The inputs of the next round."""
 
     events: list[tuple[ProcessType, str, Message, EventEnvelope]] = field(default_factory=list)
     answers: list[CommandResult | CommandIdTaken] = field(default_factory=list)
     troubles: list[DeliveryFailure] = field(default_factory=list)
     timers: list[DueTimer] = field(default_factory=list)
-    # What the events cause beside processes.
+    # Deliveries that events cause directly, without a process.
     deliveries: list[NewDelivery] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         return bool(self.events or self.answers or self.troubles or self.timers or self.deliveries)
 
     def keys(self) -> dict[ProcessKey, None]:
-        """The processes that are touched."""
+        """The processes that the inputs belong to."""
         keys: dict[ProcessKey, None] = {}
         for kind, process_id, _, envelope in self.events:
             keys[envelope.tenant, kind.manager.type, process_id] = None
@@ -118,9 +120,9 @@ class ProcessRunner(Consumer):
         announcements: Announcements = NO_ANNOUNCEMENTS,
         on_deliveries: Callable[[], None] = lambda: None,
     ) -> None:
-        """`dispatcher` makes one that sets the event when there is something to take; there is one at a time.
+        """`dispatcher` makes a dispatcher that sets the given event when it has answers. There is one dispatcher at a time.
 
-        `on_deliveries` is called when there is something to send to the outside.
+        `on_deliveries` is called when a round has written deliveries.
         """
         super().__init__(CHECKPOINT, shard, connect)
         self._follow = follow
@@ -129,7 +131,7 @@ class ProcessRunner(Consumer):
         self._announcements = announcements
         self._on_deliveries = on_deliveries
         self.follows = asyncio.Event()
-        """Set while the store is known to hold what our tables rest on: nothing leaves before."""
+        """Set while the event store is known to hold the history that our tables follow. Nothing is sent before that."""
         self.kinds = process_types(managers)
         self._routes: dict[str, list[tuple[ProcessType, type[Message], Any]]] = {}
         for kind in self.kinds.values():
@@ -138,12 +140,12 @@ class ProcessRunner(Consumer):
                 self._routes.setdefault(event.DESCRIPTOR.full_name, []).append((kind, event, key))
         self._news = asyncio.Event()
         self._parked_at: deque[float] = deque()
-        # Where we are in the line, which is further than the checkpoint if nothing since concerned any process.
+        # Our position in the line. It is ahead of the checkpoint if no event since then belonged to a process.
         self._seen = Checkpoint()
         self._look_at = 0.0
 
     def wake(self) -> None:
-        """Lets it look for what is due now rather than within the second."""
+        """Makes the runner look for due commands and timers now, rather than within LOOK_S."""
         self._look_at = 0.0
         self._news.set()
 
@@ -151,7 +153,7 @@ class ProcessRunner(Consumer):
         self._news, self._seen, self._look_at = asyncio.Event(), self.at, 0.0
         dispatcher = self._make_dispatcher(self._news)
         async with aclosing(self._follow(self.at)) as batches:
-            # Nothing is sent before the store has shown that it holds what our processes rest on.
+            # Nothing is sent before the event store has shown that it holds the history that our processes follow.
             coming: asyncio.Future[EventBatch] = asyncio.ensure_future(anext(batches))
             sending: asyncio.Task[None] | None = None
             try:
@@ -178,7 +180,7 @@ class ProcessRunner(Consumer):
         batches: AsyncGenerator[EventBatch, None],
         coming: asyncio.Future[EventBatch],
     ) -> asyncio.Future[EventBatch]:
-        """Waits for something to do, and does all there is. Returns what is awaited from the line."""
+        """Waits for inputs and runs one round of all that have arrived. Returns the pending read of the line."""
         full = dispatcher.backlog >= BACKLOG_MAX
         await self._wait(None if full else coming)
         inputs = Inputs()
@@ -202,7 +204,7 @@ class ProcessRunner(Consumer):
             dispatcher.send(await self._round(connection, inputs))
         if looking:
             await self._look(connection, dispatcher)
-        # Asked for only now: it says that what came before is taken.
+        # Asking for the next batch tells the follower that the last one was applied, so this comes after the round.
         return asyncio.ensure_future(anext(batches)) if came else coming
 
     def _unless_refused(self, told: Told) -> Told:
@@ -212,7 +214,7 @@ class ProcessRunner(Consumer):
         return refused_mandatory(told, self.kinds.get(told.command.type), self._clock()) or told
 
     async def _wait(self, coming: asyncio.Future[EventBatch] | None) -> None:
-        """Until there is an event, an answer, or the time to look for what is due."""
+        """Returns when there is an event or an answer, or when it is time to look for due commands and timers."""
         left_s = self._look_at - time.monotonic()
         if left_s > 0 and not self._news.is_set() and not (coming is not None and coming.done()):
             news = asyncio.ensure_future(self._news.wait())
@@ -224,7 +226,7 @@ class ProcessRunner(Consumer):
         self._news.clear()
 
     def _route(self, events: Sequence[EventEnvelope]) -> list[tuple[ProcessType, str, Message, EventEnvelope]]:
-        """Which processes the events belong to. Most belong to none, and are not even read."""
+        """The events that belong to a process, with its type and id. An event of another type is not decoded."""
         routed = []
         for envelope in events:
             for kind, message, key in self._routes.get(envelope.type, ()):
@@ -232,7 +234,7 @@ class ProcessRunner(Consumer):
                     event = message.FromString(envelope.payload)
                     process_id = key(event)
                 except Exception as error:
-                    # No process can be parked for it, since it does not even say which.
+                    # No process can be parked for this event, because it names none.
                     raise ProcessesFailed(
                         f"event {envelope.event_id} ({envelope.type}) at position {envelope.position} names no process "
                         f"{kind.manager.type}: {type(error).__name__}"
@@ -251,7 +253,7 @@ class ProcessRunner(Consumer):
         self._check(moved)
         done = Round(self.kinds, self._clock(), {} if processes is None else await store.read(processes), self._announcements)
         done.deliveries += inputs.deliveries
-        # Each id once: an answer that came twice is one answer.
+        # Each command once: an answer that arrives twice counts once.
         rows = [row for cursor in (answered, troubled) if cursor is not None for row in await cursor.fetchall()]
         there: There = {((tenant, type_, process_id), id_): relieved for tenant, type_, process_id, id_, relieved in rows}
         timers = [] if fired is None else await fired.fetchall()
@@ -287,9 +289,9 @@ class ProcessRunner(Consumer):
         self._count_parked(done.parked)
 
     async def _fence(self, connection: Connection) -> Any:
-        """Begins a transaction by moving the checkpoint to where we are, or holding it where it is; `_check` the answer.
+        """Begins a transaction and moves the checkpoint to our position; `_check` tells whether that succeeded.
 
-        Whatever is raised from here to the commit ends `_consume`, and with it the connection: nothing is written.
+        An exception between here and the commit ends `_consume`, which closes the connection, so nothing is written.
         """
         await connection.execute("BEGIN")
         return await connection.execute(checkpoints.MOVE, checkpoints.move(self.name, self.shard, self.at, self._seen))
@@ -299,7 +301,7 @@ class ProcessRunner(Consumer):
             raise Fenced(f"{self.name} is not at position {self.at.position}")
 
     async def _hand_out(self, connection: Connection, now: datetime, room: int) -> list[PendingCommand]:
-        """The commands that are due, noted as sent."""
+        """The commands that are due. Their rows say that they were sent, before they are."""
         self._check(await self._fence(connection))
         claimed = await store.claim(connection, now, now + timedelta(seconds=ASKED_AGAIN_S), room)
         await connection.execute("COMMIT")
@@ -307,14 +309,14 @@ class ProcessRunner(Consumer):
         return claimed
 
     async def _take_over(self, connection: Connection) -> None:
-        """What an earlier leader sent and may have no answer to is due at once."""
+        """Makes the commands due at once that an earlier leader sent and that have no answer in our tables."""
         self._check(await self._fence(connection))
         await store.reclaim(connection, self._clock())
         await connection.execute("COMMIT")
         self._moved(self._seen)
 
     async def _look(self, connection: Connection, dispatcher: Dispatcher) -> None:
-        """Hands out the commands that are due, as many as there is room for, and finds out when to look again."""
+        """Sends due commands, as many as fit into the backlog, and computes when to look again."""
         now = self._clock()
         command_due, timer_due = await store.next_due(connection)
         room = BACKLOG_MAX - dispatcher.backlog
@@ -344,7 +346,7 @@ class ProcessRunner(Consumer):
 
 
 def _tell(done: Round) -> None:
-    """A line for each process that began or ended, in its own trace."""
+    """Logs each process that began or ended, with its trace id."""
     for process in done.changed.values():
         facts = {"process": process.type, "process_id": process.process_id, "trace_id": trace_id(process.traceparent)}
         if process.started_at == done.now:

@@ -1,7 +1,7 @@
 """E-mail over SMTP.
 
-A message has the same Message-ID at every try, so a mailbox that got two copies can tell. There are two copies only if the
-connection, or this process, died after the server had taken the message and before that was noted.
+A message has the same Message-ID at every try, so a mailbox can recognise a second copy. There is one only if the connection
+or this process died after the server had accepted the message and before our database said so.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Smtp:
         self._timeout_s = timeout_s
 
     async def send(self, delivery: Delivery, contact: Contact) -> None:
-        """Sends an e-mail; returns when the server has taken it. Raises NotDelivered."""
+        """Sends an e-mail; returns when the server has accepted it. Raises NotDelivered."""
         if contact.email is None:
             raise NotDelivered("CONTACT_WITHOUT_EMAIL", f"contact {delivery.recipient}")
         import aiosmtplib  # noqa: PLC0415 (0.2 s of a start, for who sends e-mail)
@@ -80,7 +80,7 @@ class Smtp:
         except aiosmtplib.SMTPRecipientsRefused as error:
             raise _refused(error.recipients[0]) from None
         except aiosmtplib.SMTPAuthenticationError as error:
-            # Of our own making: whoever mends the password wants the messages sent then.
+            # Our own configuration is wrong: when it is mended, the messages should still be sent.
             raise NotDelivered("SMTP_LOGIN_REFUSED", str(error.code)) from None
         except aiosmtplib.SMTPResponseException as error:
             raise _refused(error) from None
@@ -99,7 +99,7 @@ class Smtp:
         except ValueError:
             raise NotDelivered("HEADER_REFUSED", "a header must be one line", final=True) from None
         message["Message-ID"] = f"<{delivery.delivery_id}@{self._domain}>"
-        # Of the delivery, not of the try: a second copy is the same to the byte.
+        # From the delivery, not from the try, so a second copy has the same bytes.
         message["Date"] = format_datetime(delivery.created_at.astimezone(UTC))
         message["Auto-Submitted"] = "auto-generated"
         message.set_content(content.text)
@@ -110,7 +110,7 @@ class Smtp:
 
 
 def _refused(error: aiosmtplib.SMTPResponseException | aiosmtplib.SMTPRecipientRefused) -> NotDelivered:
-    """What the server answered. Its text may name the address: the codes are told."""
+    """The codes of the server's answer. Its text is left out, because it may hold the address."""
     enhanced = _ENHANCED.search(error.message or "")
     text = f"{error.code} {enhanced.group()}" if enhanced else str(error.code)
     return NotDelivered("SMTP_REFUSED", text, final=500 <= error.code < 600)

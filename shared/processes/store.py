@@ -2,8 +2,8 @@
 
 Deliveries have a module of their own (delivery_store.py).
 
-The callers bring the transaction, whose first statement is the checkpoint's fence (`shared/line/checkpoint.py`): it is what
-lets one of two writers in after the other. So whatever is read below, after it, is still true when it is written.
+The caller opens the transaction, and its first statement is the checkpoint's fence (`shared/line/checkpoint.py`), which
+orders two writers. So a row that is read here cannot change before the transaction ends.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ DELETE FROM process_commands WHERE tenant = %s AND type = %s AND process_id = %s
 
 
 class DueTimer(NamedTuple):
-    """A timer as its row has it."""
+    """A timer; the fields are the row's columns."""
 
     tenant: str
     type: str
@@ -195,40 +195,40 @@ class DueTimer(NamedTuple):
 
 
 async def lock(connection: Connection, name: str, shard: int) -> Checkpoint | None:
-    """The fence for a writer that follows nothing: holds the checkpoint as it is to the end of the transaction.
+    """The checkpoint, locked and unchanged until the transaction ends: the fence for a writer that does not follow the line.
 
-    None if nothing has ever followed the line under this name.
+    None if there is no checkpoint of this name yet.
     """
     cursor = await connection.execute(_LOCK, (name, shard))
     row = await cursor.fetchone()
     return None if row is None else Checkpoint(*row)
 
 
-# Reads and deletions that a round begins with. Each sends its statement; the answers are read when all are sent.
+# The statements that a round begins with. Each function sends one; the caller reads the results after all are sent.
 
 
 async def select(connection: Connection, keys: Iterable[ProcessKey]) -> Any:
-    """Asks for the processes with these keys."""
+    """Sends the query for the processes with these keys."""
     return await connection.execute(_SELECT, _columns([texts, texts, texts], keys))
 
 
 async def read(cursor: Any) -> dict[ProcessKey, Process]:
-    """The answer of `select`. A process that is not there is left out."""
+    """The result of `select`, without the processes that do not exist."""
     found = [Process(*row) for row in await cursor.fetchall()]
     return {process.key: process for process in found}
 
 
 async def delete_answered(connection: Connection, answers: Sequence[CommandResult | CommandIdTaken]) -> Any:
-    """Deletes the commands that are answered; tells process and id of those that were there, and whether they relieve it.
+    """Deletes commands that have an answer. The result has process, command id and `relieved` of those that had a row.
 
-    One does that was given up, unless another of its process still is.
+    `relieved` is true if the command was given up and no other given-up command of its process is left.
     """
     rows = [(*it.command.key, it.command.step, it.command.command_id) for it in answers]
     return await connection.execute(_DELETE_ANSWERED, _columns([texts, texts, texts, texts, uuids], rows))
 
 
 async def update_troubled(connection: Connection, troubles: Sequence[DeliveryFailure]) -> Any:
-    """Notes what went wrong with commands; tells process and id of those that are there."""
+    """Notes failed tries of commands. The result has process and command id of those that have a row."""
     rows = [
         (
             *it.command.key,
@@ -247,14 +247,14 @@ async def update_troubled(connection: Connection, troubles: Sequence[DeliveryFai
 
 
 async def delete_fired(connection: Connection, timers: Sequence[DueTimer]) -> Any:
-    """Deletes timers, unless they were moved meanwhile; tells process and name of those that were there."""
+    """Deletes timers that are still due at the given time. The result has process and name of those that had a row."""
     return await connection.execute(_DELETE_FIRED, _columns([texts, texts, texts, texts, timestamps], timers))
 
 
 async def write(connection: Connection, done: Round, *, due_at: datetime, handed_out: bool) -> None:
-    """Sends all that a round comes to. Its commands are noted as sent for the first time if they are `handed_out`.
+    """Writes the result of a round. If `handed_out`, the commands' rows count the first try, which follows the commit.
 
-    A command that is not answered by `due_at`, for whatever reason, is sent, or sent again.
+    A command that has no answer at `due_at` is sent then, or sent again.
     """
     if done.changed:
         rows: Iterable[Any] = [
@@ -314,12 +314,12 @@ async def due_timers(connection: Connection, now: datetime, limit: int) -> list[
 
 
 async def reclaim(connection: Connection, now: datetime) -> None:
-    """Makes due what an earlier leader handed out and has no answer to that we could know of."""
+    """Makes commands due whose last try has no answer in our tables: an earlier leader may have died while it waited."""
     await connection.execute(_RECLAIM, (now, now))
 
 
 async def claim(connection: Connection, now: datetime, asked_again_at: datetime, limit: int) -> list[PendingCommand]:
-    """Hands out commands that are due. That is noted before they are sent, so that nobody takes them for never sent."""
+    """Commands that are due. Their rows count the try before it is made, so a sent command never looks like an unsent one."""
     cursor = await connection.execute(_CLAIM, (asked_again_at, now, limit))
     return [PendingCommand(*row) for row in await cursor.fetchall()]
 
@@ -337,7 +337,7 @@ def _columns(packs: Sequence[Any], rows: Iterable[Sequence[Any]]) -> list[Packed
 
 
 async def take_inputs(connection: Connection, key: ProcessKey) -> list[WaitingInput]:
-    """Takes out the inputs that wait for a process, in their order."""
+    """Deletes and returns the inputs that wait for a process, in order."""
     cursor = await connection.execute(_TAKE_INPUTS, key)
     return [WaitingInput(*row) for row in await cursor.fetchall()]
 
@@ -346,7 +346,7 @@ async def take_inputs(connection: Connection, key: ProcessKey) -> list[WaitingIn
 
 
 class Pending(NamedTuple):
-    """A command as its row has it."""
+    """A command with the delivery columns of its row."""
 
     command: PendingCommand
     due_at: datetime
@@ -356,12 +356,12 @@ class Pending(NamedTuple):
 
     @property
     def may_have_happened(self) -> bool:
-        """Whether any try of it was not answered, or was sent and has no answer yet."""
+        """Whether any try has no answer, so that the command may have been carried out."""
         return self.command.tries > self.answered
 
 
 async def commands_of(connection: Connection, key: ProcessKey) -> list[Pending]:
-    """The commands of a process that are not answered."""
+    """The commands of a process that have no answer."""
     cursor = await connection.execute(_COMMANDS_OF, key)
     return [Pending(PendingCommand(*row[:13]), *row[13:]) for row in await cursor.fetchall()]
 
@@ -379,12 +379,12 @@ async def history_of(connection: Connection, key: ProcessKey) -> list[HistoryEnt
 
 
 async def send_again(connection: Connection, before: PendingCommand, after: PendingCommand, now: datetime) -> None:
-    """Makes a command due at once; as one that was never sent, if it is another attempt."""
+    """Makes a command due at once. Another attempt starts with zero tries."""
     fresh = before.attempt != after.attempt
     where = (*before.key, before.step)
     await connection.execute(_SEND_AGAIN, (after.attempt, after.command_id, after.payload, now, fresh, fresh, *where))
 
 
 async def delete_command(connection: Connection, command: PendingCommand) -> None:
-    """Takes a command back."""
+    """Deletes a command, so that it is not sent again."""
     await connection.execute(_DELETE_COMMAND, (*command.key, command.step))

@@ -1,8 +1,8 @@
 """Webhooks: CloudEvents 1.0 over HTTP, structured or binary, signed by the Standard Webhooks scheme.
 
-The receiver tells repeats by `webhook-id`, which is the delivery's id and the same at every try. A tenant chooses the
-address, so the request must not reach into our own network: the host name is resolved here, every address that is not
-public is refused, and the connection goes to the address that was checked, not to what a second look-up would give.
+The receiver recognises a repeat by `webhook-id`, which is the delivery's id and the same at every try. A tenant chooses the
+address, so the request must not reach our own network: the host name is resolved here, addresses that are not public are
+refused, and the connection goes to the address that was checked, without a second look-up.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from shared.processes.delivery_store import Delivery
 CONNECT_TIMEOUT_S = 5.0
 TIMEOUT_S = 15.0
 ANSWER_BYTES_MAX = 64 * 1024
-"""An answer is read so far, and no further: its status is all that counts."""
+"""At most so many bytes of an answer are read: only its status matters."""
 
 
 class WebhookChannel:
@@ -57,7 +57,7 @@ class WebhookChannel:
             raise NotDelivered("CONTACT_WITHOUT_URL", f"contact {delivery.recipient}")
         headers, body = self.compose(delivery, contact)
         try:
-            # httpx's own time-outs are for each read: a receiver that sends a byte now and then would never end.
+            # httpx's time-outs are for single reads: a receiver that sends a byte now and then would never run into one.
             async with asyncio.timeout(self._timeout_s):
                 await self._post(httpx.URL(contact.url), headers, body)
         except TimeoutError:
@@ -110,7 +110,7 @@ class WebhookChannel:
             await _judge(response)
 
     async def _public_address(self, url: httpx.URL) -> str:
-        """An address of the host, each of which was checked. Raises NotDelivered."""
+        """An address of the host, after all its addresses were checked. Raises NotDelivered."""
         if url.scheme not in ("https", "http") or not url.host or url.userinfo:
             raise NotDelivered("WEBHOOK_URL_INVALID", final=True)
         if url.scheme == "http" and not self._allow_private:
@@ -142,7 +142,7 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 async def _judge(response: httpx.Response) -> None:
-    """Reads a little of the answer, so that the connection ends orderly, and raises NotDelivered unless it is 2xx."""
+    """Reads a little of the answer, so that the connection closes cleanly. Raises NotDelivered unless the status is 2xx."""
     read = 0
     async for part in response.aiter_raw():
         read += len(part)
@@ -153,12 +153,12 @@ async def _judge(response: httpx.Response) -> None:
         return
     if 300 <= status < 400:
         raise NotDelivered("WEBHOOK_REDIRECTED", str(status))
-    # Gone: the receiver wants no more of it.
+    # 410 Gone: the receiver does not want such messages any more.
     raise NotDelivered("WEBHOOK_REFUSED", str(status), final=status == 410, retry_after_s=_retry_after_s(response))
 
 
 def _retry_after_s(response: httpx.Response) -> float:
-    """The pause that the receiver asks for, as seconds or a date; an hour at the most."""
+    """The pause that the receiver asks for, given as seconds or as a date; at most an hour."""
     value = response.headers.get("retry-after", "")
     if value.isdecimal():
         return min(float(value), 3600.0)
