@@ -70,6 +70,7 @@ def build(settings: WriteSettings, reads: Reads) -> Server:
         probes=Probes(settings, "write_service"),
     )
     server.probes.needs_database(database_url)
+    committer.observer.register(server.probes.metrics, settings.tenants_told_apart)
     add_command_services(server, commands)
     server.add(
         user_pb2_grpc.add_UserServiceServicer_to_server, UserService(commands, PasswordVerifier(registry, reads, passwords))

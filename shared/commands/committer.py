@@ -24,6 +24,7 @@ from shared.commands.decide import BatchDecider, Command, Outcome, Plan, decide
 from shared.commands.fairness import FairQueue
 from shared.commands.intake import CommandGroup, Intake, Limits, PendingReply
 from shared.commands.log import CommandKey
+from shared.commands.observer import CommitObserver, Stopwatch
 from shared.commands.registry import CommandRegistry
 from shared.commands.states import Versioned
 from shared.folds.errors import InternalError, Unavailable
@@ -116,6 +117,7 @@ class Committer:
         self._enough = asyncio.Event()
         self._wanted = 0
         self._closing = False
+        self.observer = CommitObserver()
 
     # What callers see
 
@@ -249,7 +251,7 @@ class Committer:
 
     async def _commit(self, batch: _Batch, *, ahead: bool = False, again: bool = False) -> None:
         """Decides the rest of a batch, appends it, answers its callers; never raises. `again`: the second try after a loss."""
-        connection, groups = None, batch.groups
+        connection, groups, watch = None, batch.groups, self.observer.start()
         try:
             async with asyncio.timeout(self._limits.commit_timeout_s):
                 connection = await self._connected()
@@ -257,7 +259,7 @@ class Committer:
                     batch = self._batch(groups)
                 try:
                     # 1. Decide on the cached states; load the others in one query. Append.
-                    plan = await self._plan(connection, batch)
+                    plan = await self._plan(connection, batch, watch)
                     if ahead:
                         self._next = self._batch(after=plan)
                         if self._queue:
@@ -265,9 +267,11 @@ class Committer:
                     appended = await appending.append(connection, self.shard, plan.batch)
                 except AppendConflict:
                     # 2. Another committer has written. Again, with the lock taken first, under which nothing can conflict.
+                    self.observer.conflicts += 1
                     self._discard_ahead()
-                    groups, plan, appended = await self._commit_locked(connection, batch)
+                    groups, plan, appended = await self._commit_locked(connection, batch, watch)
         except Exception as error:  # noqa: BLE001 - every caller gets an answer, whatever the error is
+            self.observer.failures += 1
             self._discard_ahead()
             await self._recover(groups, connection, error, again=again)
             return
@@ -276,10 +280,12 @@ class Committer:
         self._intake.settle(groups, _placed(plan, appended))
         if plan.batch.events:
             self._committed(appended.head)
+        self.observer.committed(groups, plan, watch, appended.head)
 
-    async def _plan(self, connection: Connection, batch: _Batch) -> Plan:
+    async def _plan(self, connection: Connection, batch: _Batch, watch: Stopwatch) -> Plan:
         """The plan of a whole batch; loads missing states, one query a round. Raises AppendConflict."""
         while missing := batch.decide(self._clock()):
+            watch.loaded += len(missing)
             batch.deciding.learn(await states.load(connection, self.registry, missing))
         plan = batch.deciding.plan
         # append_batch detects repeats only for commands that it inserts. Outcomes that are not logged are looked up here;
@@ -289,9 +295,12 @@ class Committer:
             stored = await command_log.read_commands(connection, list(unlogged))
             if any(row.status != "failed" for row in stored.values()):
                 raise AppendConflict
+        watch.decided()
         return plan
 
-    async def _commit_locked(self, connection: Connection, conflicting: _Batch) -> tuple[list[CommandGroup], Plan, Appended]:
+    async def _commit_locked(
+        self, connection: Connection, conflicting: _Batch, watch: Stopwatch
+    ) -> tuple[list[CommandGroup], Plan, Appended]:
         """Locks, loads, decides and appends in one transaction. Returns the groups that had no outcome yet."""
         self._cache.drop(list(conflicting.deciding.plan.batch.reads))
         async with connection.transaction():
@@ -302,7 +311,7 @@ class Committer:
                 return [], Plan(), Appended(0, self._clock())
             batch = _Batch(BatchDecider(self.registry, lambda key: None), self._cache, groups)
             try:
-                plan = await self._plan(connection, batch)
+                plan = await self._plan(connection, batch, watch)
                 appended = await appending.append(connection, self.shard, plan.batch, again=True)
             except AppendConflict as conflict:
                 raise RuntimeError("a conflict under the lock: something writes without append_batch") from conflict

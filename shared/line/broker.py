@@ -8,7 +8,7 @@ A message is an event as it is stored: the payload is the stored protobuf, byte 
     ce-subject   the aggregate's id                 Foldline-Version
     ce-type      the payload's full name            Foldline-Epoch
     ce-time      recorded_at                        Foldline-Metadata   EventMetadata, base64
-    content-type application/protobuf               traceparent         of the call that sent the command
+    content-type application/protobuf               traceparent         of the relay's span, or of the call
 
 Values are percent-encoded as the CloudEvents binding asks, so no id can break a header or a subject.
 """
@@ -28,7 +28,7 @@ from nats.errors import NotJSMessageError, UnexpectedEOF
 
 from foldline.v1.event_store_pb2 import EventEnvelope, EventMetadata
 from shared.platform.clock import timestamp
-from shared.platform.telemetry import logger
+from shared.platform.telemetry import logger, trace_id, valid_traceparent
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
@@ -150,9 +150,18 @@ def from_headers(headers: dict[str, str], payload: bytes) -> Received:
             type=unquote(headers["ce-type"]),
             payload=payload,
             recorded_at=timestamp(datetime.fromisoformat(headers["ce-time"])),
-            metadata=EventMetadata.FromString(b64decode(headers[METADATA], validate=True)),
+            metadata=_metadata(headers),
         ),
     )
+
+
+def _metadata(headers: dict[str, str]) -> EventMetadata:
+    """The event's metadata. If the relay recorded its span in the same trace, the reader goes on below that."""
+    metadata = EventMetadata.FromString(b64decode(headers[METADATA], validate=True))
+    given = valid_traceparent(unquote(headers.get(TRACEPARENT, "")))
+    if given is not None and trace_id(given) == trace_id(metadata.traceparent):
+        metadata.traceparent = given
+    return metadata
 
 
 async def connect(nats_url: str, name: str) -> Client:

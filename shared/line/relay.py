@@ -37,9 +37,12 @@ from nats.aio.msg import Msg
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig, StreamInfo
 from nats.js.errors import NotFoundError
 
+from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.line import broker
 from shared.line.event_store import TABLES, Head, envelope, read_head, read_line
 from shared.line.notifier import CHANNEL
+from shared.line.spans import messaging
+from shared.platform import tracing
 from shared.platform.postgres import Connection, connect, refuse_unsafe
 from shared.platform.telemetry import logger
 
@@ -130,7 +133,7 @@ class Relay:
                 events = await read_line(store, after=sent, limit=BATCH_EVENTS_MAX)
                 async with asyncio.timeout(ACK_TIMEOUT_S):
                     for event in events:
-                        await window.publish(broker.to_message(self.shard, epoch, envelope(event)))
+                        await self._publish(window, epoch, envelope(event))
                 if events:
                     sent = events[-1].position
                     pause_s = BUSY_POLL_S
@@ -147,6 +150,21 @@ class Relay:
                     await asyncio.wait_for(hint.wait(), pause_s)
                 pause_s = min(2 * pause_s, IDLE_POLL_S)
             self.published += await window.acknowledged(sent)
+
+    async def _publish(self, window: _Window, epoch: str, event: EventEnvelope) -> None:
+        message = broker.to_message(self.shard, epoch, event)
+        if not tracing.on():
+            await window.publish(message)
+            return
+        attributes = messaging(self.shard, event, "send")
+        name, parent = f"send {broker.stream_name(self.shard)}", event.metadata.traceparent
+        span = tracing.start(name, "producer", parent=parent, attributes=attributes)
+        if span is not None:
+            # The consumers go on below this span; the event's metadata keeps that of the call.
+            message.headers[broker.TRACEPARENT] = tracing.traceparent_of(span)
+        await window.publish(message)
+        if span is not None:
+            tracing.end(span)
 
     async def _fit(self, store: Connection, place: int = 0) -> tuple[str, int]:
         """The epoch, and the position at which the stream ends. A stream that is no copy of our line is created anew.

@@ -26,6 +26,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from shared.platform.metrics import Histogram, Number, release
+from shared.platform.tracing import run_within
 
 
 class MetricExport:
@@ -53,13 +54,15 @@ class MetricExport:
 
     def shutdown(self, timeout_s: float) -> None:
         """Exports once more, as far as that goes within the time."""
-        self._provider.shutdown(timeout_millis=timeout_s * 1000)
+        run_within(timeout_s, self._provider.shutdown)
 
     def _with_histograms(self, data: MetricsData | None) -> MetricsData:
         """The SDK's metrics and ours."""
-        ours = ScopeMetrics(self._scope, [_metric(each) for each in self._histograms()], "")
-        others = [] if data is None else data.resource_metrics
-        return MetricsData([*others, ResourceMetrics(self._resource, [ours], "")])
+        resources = [] if data is None else data.resource_metrics
+        theirs = [metric for resource in resources for scope in resource.scope_metrics for metric in scope.metrics]
+        # Of one resource and of one scope: of two entries for the same the encoder keeps the last.
+        ours = ScopeMetrics(self._scope, [*theirs, *map(_metric, self._histograms())], "")
+        return MetricsData([ResourceMetrics(self._resource, [ours], "")])
 
 
 def _callback(number: Number) -> Callable[[CallbackOptions], Iterable[Observation]]:

@@ -51,6 +51,11 @@ class ProcessSettings(BaseSettings):
     metric_tenants: str = ""
     """The tenants that metrics tell apart, separated by commas. All others are in the sums alone."""
 
+    @property
+    def tenants_told_apart(self) -> frozenset[str]:
+        """The names in `metric_tenants`."""
+        return frozenset(filter(None, map(str.strip, self.metric_tenants.split(","))))
+
     @classmethod
     def settings_customise_sources(
         cls,

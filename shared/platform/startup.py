@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 from shared.folds.errors import Unavailable
-from shared.platform import program, telemetry
+from shared.platform import program, telemetry, tracing
 from shared.platform.postgres import Reads, UnsafeDatabase, describe, refuse_unsafe
 from shared.platform.settings import ProcessSettings
 
@@ -27,12 +27,15 @@ def run(
 ) -> int:
     """Runs a process to its end; returns its exit code. What it `refuses` to run on is told, not thrown."""
     telemetry.configure(settings.log_level, service=service)
+    tracing.configure(service)
     unfit: tuple[type[Exception], ...] = (UnsafeDatabase, *refuses)
     try:
         program.run(main, fast_loop=settings.uvloop)
     except unfit as error:
         log.error("process_refuses_to_run", error=str(error))  # noqa: TRY400 (a setting, not a defect)
         return 1
+    finally:
+        tracing.shutdown()
     return 0
 
 

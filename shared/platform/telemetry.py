@@ -26,6 +26,7 @@ from shared.platform.identity import Call, current_call
 
 _TRACEPARENT = re.compile("00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _MOMENT_S = 0.02
+_EXPORTER_TOLD_S = 300.0
 _URGENT = frozenset({"warning", "error"})
 _random = random.Random()  # noqa: S311 (of no secret)
 
@@ -78,6 +79,10 @@ class Logger:
     def __init__(self, module: str) -> None:
         self._module = module
 
+    def takes_debug(self) -> bool:
+        """Whether lines of level debug are written: for those that are costly to make."""
+        return _output.level <= logging.DEBUG
+
     def debug(self, event: str, **facts: Any) -> None:
         """For who looks for a defect."""
         if _output.level <= logging.DEBUG:
@@ -125,6 +130,11 @@ def new_traceparent() -> str:
     """A new root trace context, not sampled: who wants a trace recorded brings one that says so."""
     # Unique is enough here, and a system call for each call was felt.
     return f"00-{_random.getrandbits(128):032x}-{_random.getrandbits(64):016x}-00"
+
+
+def span_id(traceparent: str) -> str:
+    """The 16 hexadecimal digits of the span that comes before; empty if there is no trace context."""
+    return traceparent[36:52]
 
 
 def trace_id(traceparent: str) -> str:
@@ -212,8 +222,17 @@ _output: Output = Unconfigured()
 class _Forward(logging.Handler):
     """Takes what libraries log into our lines."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._exporter_told_at = -_EXPORTER_TOLD_S
+
     def emit(self, record: logging.LogRecord) -> None:
         try:
+            if record.name.startswith("opentelemetry"):
+                # It complains at every try to export; a collector that is away must not fill the log.
+                if record.created - self._exporter_told_at < _EXPORTER_TOLD_S:
+                    return
+                self._exporter_told_at = record.created
             error = record.exc_info[1] if record.exc_info else None
             write = Logger(record.name).error if record.levelno >= logging.ERROR else Logger(record.name).warning
             write(record.getMessage(), exc_info=error)

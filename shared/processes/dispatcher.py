@@ -23,8 +23,10 @@ from grpc.aio import AioRpcError, Metadata
 
 from foldline.v1 import command_pb2
 from shared.folds.errors import Code, Refusal
+from shared.platform import tracing
 from shared.platform.telemetry import logger
 from shared.processes.records import COMMAND_FAILED, CommandIdTaken, CommandResult, DeliveryFailure, PendingCommand, ProcessKey
+from shared.processes.spans import batch_of
 from shared.rpc.client import bearer
 from shared.rpc.status import from_rpc_error, from_status
 
@@ -43,6 +45,8 @@ _ABSURD = frozenset({"COMMAND_ID_REUSED", "UNKNOWN_COMMAND"})
 
 Told = CommandResult | DeliveryFailure | CommandIdTaken
 """The result of a command."""
+
+_METHOD = "foldline.v1.CommandService/SendBatch"
 
 log = logger(__name__)
 
@@ -169,14 +173,20 @@ class Dispatcher:
 
     async def _try(self, batch: Sequence[PendingCommand]) -> None:
         try:
-            metadata = bearer(self._token_file.read_text().strip())
+            token = self._token_file.read_text().strip()
         except OSError as error:
             await self._refused(batch, Refusal("NO_TOKEN", str(error)), Code.UNAUTHENTICATED)
             return
+        span = batch_of(list(batch), _METHOD)
+        metadata = bearer(token, traceparent=None if span is None else tracing.traceparent_of(span))
         request = command_pb2.SendBatchRequest(items=[_item(command) for command in batch])
         try:
             response = await self._send_batch(request, timeout=CALL_TIMEOUT_S, metadata=metadata)
+            if span is not None:
+                tracing.end(span)
         except AioRpcError as error:
+            if span is not None:
+                tracing.end(span, error=error.code().name)
             await self._refused(batch, from_rpc_error(error), error.code().value[0])
             return
         self._refused_in_a_row = 0

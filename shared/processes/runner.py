@@ -46,6 +46,7 @@ from shared.processes.inputs import refused_mandatory
 from shared.processes.process_type import ProcessType, process_types
 from shared.processes.records import CommandIdTaken, CommandResult, DeliveryFailure, PendingCommand, ProcessKey
 from shared.processes.round import NO_ANNOUNCEMENTS, Round
+from shared.processes.spans import round_of
 from shared.processes.store import DueTimer
 
 log = logger(__name__)
@@ -201,7 +202,9 @@ class ProcessRunner(Consumer):
         if looking:
             inputs.timers = await store.due_timers(connection, self._clock(), TIMERS_MAX)
         if inputs or (looking and self._seen != self.at):
-            dispatcher.send(await self._round(connection, inputs))
+            with round_of(self.shard, [event[3] for event in inputs.events], [it.command for it in inputs.answers]):
+                commands = await self._round(connection, inputs)
+            dispatcher.send(commands)
         if looking:
             await self._look(connection, dispatcher)
         # Asking for the next batch tells the follower that the last one was applied, so this comes after the round.

@@ -23,6 +23,7 @@ from shared.line import checkpoint as checkpoints
 from shared.line.checkpoint import Checkpoint, Fenced
 from shared.line.consumer import Consumer, ConsumerFailed
 from shared.line.follower import EventBatch
+from shared.line.spans import consumed
 from shared.platform.postgres import Connection
 from shared.platform.telemetry import logger
 from shared.projections.rows import Rows
@@ -225,5 +226,6 @@ class Projector(Consumer):
     async def _consume(self, connection: Connection) -> None:
         async with aclosing(self._follow(self.at)) as batches:
             async for batch in batches:
-                await self._tables.apply(connection, self.shard, self.at, batch)
+                with consumed(self.name, self.shard, batch.events):
+                    await self._tables.apply(connection, self.shard, self.at, batch)
                 self._moved(batch.after)

@@ -9,20 +9,24 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from google.protobuf.message import DecodeError, Message
 from grpc.aio import AbortError, ServicerContext
 from msgspec import Struct
 
 from shared.folds.errors import Forbidden, Invalid, OverLimit, Refusal
+from shared.platform import tracing
 from shared.platform.identity import Call, Identity, Role, current_call
 from shared.platform.metrics import SECONDS, Histogram, Metrics
 from shared.platform.settings import ServerSettings
-from shared.platform.telemetry import call_facts, logger, new_traceparent, trace_id, valid_traceparent
+from shared.platform.telemetry import call_facts, logger, new_traceparent, span_id, trace_id, valid_traceparent
 from shared.platform.tokens import Verifier
 from shared.rpc.status import to_status, trailers
 from shared.rpc.validation import refuse_invalid
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
 
 log = logger(__name__)
 
@@ -64,6 +68,8 @@ class CallContext(Struct, eq=False):
     within_s: float | None = None
     # Set if the caller's stream was ended by us.
     cut_short: bool = False
+    # If the call's trace is recorded.
+    span: Span | None = None
 
 
 @runtime_checkable
@@ -118,12 +124,32 @@ async def answer_error(call: CallContext, error: BaseException) -> Any:
 
 
 class TraceContext:
-    """Takes the trace context from the caller, or begins a trace."""
+    """Takes the trace context from the caller, or begins a trace; a span for the call, if the trace is recorded."""
 
     def enter(self, call: CallContext) -> None:
         given = call.metadata.get("traceparent")
-        call.traceparent = valid_traceparent(given if isinstance(given, str) else None) or new_traceparent()
-        call_facts.set({"trace_id": trace_id(call.traceparent)})
+        parent = valid_traceparent(given if isinstance(given, str) else None)
+        if not tracing.on():
+            call.traceparent = parent or new_traceparent()
+        else:
+            name, known = call.rpc.name, {"rpc.system.name": "grpc", "rpc.method": call.rpc.name}
+            if parent is None:
+                call.traceparent, call.span = tracing.begin(name, "server", attributes=known)
+            else:
+                call.span = tracing.start(name, "server", parent=parent, attributes=known)
+                call.traceparent = parent if call.span is None else tracing.traceparent_of(call.span)
+        call_facts.set({"trace_id": trace_id(call.traceparent), "span_id": span_id(call.traceparent)})
+
+    def leave(self, call: CallContext, error: BaseException | None) -> None:
+        if call.span is None:
+            return
+        code = "OK" if error is None else _code(error)
+        call.span.set_attribute("rpc.response.status_code", code)
+        if (known := current_call.get(None)) is not None:
+            call.span.set_attribute("foldline.tenant", known.identity.tenant)
+        if isinstance(error, Refusal):
+            call.span.set_attribute("foldline.refusal", error.reason)
+        tracing.end(call.span, error=code if code in tracing.SERVER_FAULTS else "")
 
 
 class CallLog:
@@ -160,7 +186,8 @@ class CallMetrics:
 
     def leave(self, call: CallContext, error: BaseException | None) -> None:
         code = "OK" if error is None else _code(error)
-        self._durations.observe(time.perf_counter() - call.began, ("grpc", call.rpc.name, code))
+        example = "" if call.span is None else call.traceparent
+        self._durations.observe(time.perf_counter() - call.began, ("grpc", call.rpc.name, code), traceparent=example)
 
 
 def _code(error: BaseException) -> str:
@@ -220,10 +247,17 @@ class Contract:
         if rpc.streams_requests:
             call.request = _messages(rpc, call.request)
         else:
-            request = read_message(rpc, call.request)
-            call.request = request
+            request = call.request = self._validated(call)
             if rpc.is_command:
                 call_facts.get()["command_id"] = request.options.command_id
+
+    def _validated(self, call: CallContext) -> Any:
+        began_ns = 0 if call.span is None else time.time_ns()
+        try:
+            return read_message(call.rpc, call.request)
+        finally:
+            if began_ns and (span := tracing.start("validate", "internal", parent=call.traceparent, start_ns=began_ns)):
+                tracing.end(span)
 
 
 def read_message(rpc: Rpc, raw: bytes) -> Any:

@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from shared.platform import tracing
 from shared.platform.metrics import Metrics
 from shared.platform.probe import DatabaseProbe
 from shared.platform.settings import ProcessSettings
@@ -86,6 +87,7 @@ class Probes:
         for database in self._databases:
             await database.close()
         await self.admin.close()
+        self.metrics.shutdown(tracing.SHUTDOWN_S)
 
     async def _tell_ready(self, ready: bool) -> None:
         await self.set_serving((READINESS,), serving=ready)

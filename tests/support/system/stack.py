@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from deploy.bootstrap import Databases
@@ -14,8 +15,18 @@ from tests.support.system.mail import Mailbox
 class Stack(System):
     """The system as `foldline dev` runs it, with hold of its engines. Nothing that dies is started again by itself."""
 
-    def __init__(self, folder: Path, databases: Databases, postgres: Postgres, nats: Nats, mail: Mailbox) -> None:
-        super().__init__(folder, databases, nats.url, smtp_url=mail.url)
+    def __init__(
+        self,
+        folder: Path,
+        databases: Databases,
+        postgres: Postgres,
+        nats: Nats,
+        mail: Mailbox,
+        *,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
+        """`settings` go to every process."""
+        super().__init__(folder, databases, nats.url, settings=settings, smtp_url=mail.url)
         self.postgres = postgres
         self.nats = nats
         self.mail = mail

@@ -1,0 +1,146 @@
+"""F: what one call causes in all processes is one trace. And telemetry never holds up what it tells of."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from deploy.engines.child import free_port
+from deploy.local.system import PROJECTOR, READ, RELAY, SAGA, WRITE
+from shared.platform.telemetry import new_traceparent
+from tests.support.clients.bank import Bank, channels
+from tests.support.system.collector import Collector, Seen, collecting
+from tests.support.system.engines import Engines
+from tests.support.system.mail import Mailbox
+from tests.support.system.stack import Stack
+from tests.support.system.waiting import eventually
+
+PASSWORD = "correct horse battery"
+NAMES = ("Zaphod Beeblebrox", "Trillian Astra", "Heart of Gold", "ford@betelgeuse.example", "ford-prefect")
+
+
+def stack_of(folder: Path, engines: Engines, mail: Mailbox, settings: dict[str, str]) -> Stack:
+    """All processes with databases of their own and these settings."""
+    return Stack(folder, engines.databases(), engines.postgres, engines.nats, mail, settings=settings)
+
+
+def within(bank: Bank) -> str:
+    """Lets all calls of a client belong to one trace that is recorded; returns its id."""
+    root = new_traceparent()[:-2] + "01"
+    bank.who = (*bank.who, ("traceparent", root))
+    return root[3:35]
+
+
+async def test_a_transfer_is_one_trace_over_all_processes(tmp_path: Path, engines: Engines, mailbox: Mailbox) -> None:
+    """The client's call, decision, commit, relay, projector, saga and its commands: one tree, with links from commits."""
+    async with collecting() as collector:
+        stack = stack_of(tmp_path / "stack", engines, mailbox, collector.settings())
+        try:
+            await stack.start_all()
+            async with channels(stack) as (write, read):
+                bank = Bank(write, read, stack.token())
+                trace_id = within(bank)
+                one, _ = await bank.register(NAMES[0])
+                other, _ = await bank.register(NAMES[1])
+                source, _ = await bank.open(one, name=NAMES[2])
+                target, _ = await bank.open(other, name=NAMES[2])
+                await bank.deposit(source, 100)
+                await bank.ended_registration(await bank.register_user(NAMES[4], PASSWORD))
+                for _ in range(10):
+                    started = await bank.transfer(source, target, 4)
+                    await bank.ended_transfer(started)
+                    if over_nats := await _check_tree(collector, trace_id, started[0]):
+                        break
+                assert over_nats
+                exported = {"foldline.commands", "process.memory.usage", "foldline.commit.duration"}
+                await eventually(lambda: exported <= collector.metrics, 20)
+            tokens = [stack.token(), (stack.issuer.jwks_file.parent / "saga.token").read_text()]
+        finally:
+            await stack.stop_all()
+    for secret in (*NAMES, PASSWORD, *tokens):
+        assert not any(secret in text for text in collector.texts())
+
+
+async def _check_tree(collector: Collector, trace_id: str, transfer_id: str) -> bool:
+    """Checks the tree of a transfer. False if consumers read its first event from the store: then there is no relay above."""
+    found = await eventually(lambda: _complete(collector.of(trace_id), transfer_id), 30, every_s=0.2)
+    by_id = {seen.id: seen for seen in found}
+    decision = _decision(found, "StartTransfer", transfer_id)
+    call = by_id[decision.parent]
+    assert (call.service, call.name, decision.service) == (WRITE, "bank.v1.TransferService/StartTransfer", WRITE)
+    assert any(seen.name == "validate" and seen.parent == call.id for seen in found)
+    # The batch that committed it is linked to it, and it to the batch.
+    commit = next(seen for seen in found if seen.name == "append_batch" and call.id in seen.links)
+    assert commit.id in decision.links
+    assert commit.attributes["db.system.name"] == "postgresql"
+
+    sent = next(seen for seen in found if seen.service == RELAY and seen.parent == call.id)
+    assert sent.attributes["foldline.event.type"] == "bank.v1.TransferStarted"
+    [round_] = [seen for seen in found if seen.service == SAGA and seen.parent in (sent.id, call.id)]
+    [projected] = [seen for seen in found if seen.service == PROJECTOR and seen.parent in (sent.id, call.id)]
+    assert (round_.name, projected.name) == ("process processes", "process summaries")
+    # What the saga does next is below its round, and the calls that send it are linked to it.
+    for name in ("WithdrawMoney", "DepositMoney", "CompleteTransfer"):
+        assert any(seen.parent == round_.id for seen in found if seen.name == f"decide {name}")
+    batches = [seen for seen in found if seen.service == SAGA and seen.name == "foldline.v1.CommandService/SendBatch"]
+    assert any(round_.id in seen.links for seen in batches)
+    received = [seen for seen in found if seen.service == WRITE and seen.name == "foldline.v1.CommandService/SendBatch"]
+    assert {seen.parent for seen in received} <= {seen.id for seen in batches}
+    assert {seen.service for seen in found} == {WRITE, RELAY, READ, PROJECTOR, SAGA}
+    return round_.parent == projected.parent == sent.id
+
+
+def _decision(found: list[Seen], command: str, aggregate_id: str) -> Seen:
+    wanted = (f"decide {command}", aggregate_id)
+    return next(seen for seen in found if (seen.name, seen.attributes.get("foldline.aggregate.id")) == wanted)
+
+
+def _complete(found: list[Seen], transfer_id: str) -> list[Seen]:
+    """The spans, if the transfer's end and all that is above any span were exported; else none."""
+    ids = {seen.id for seen in found}
+    ended = [seen for seen in found if seen.attributes.get("foldline.event.type") == "bank.v1.TransferCompleted"]
+    completed = [seen for seen in found if seen.name == "decide CompleteTransfer"]
+    done = any(seen.attributes["foldline.aggregate.id"] == transfer_id for seen in completed)
+    whole = len({seen.parent for seen in found if seen.parent not in ids}) == 1  # the client's own span
+    return found if done and whole and len([seen for seen in ended if seen.service == PROJECTOR]) == len(completed) else []
+
+
+@pytest.mark.parametrize("how", ["away", "black-holed"])
+async def test_a_collector_that_does_not_answer_holds_up_nothing(
+    tmp_path: Path, engines: Engines, mailbox: Mailbox, how: str
+) -> None:
+    """Commands are carried out, the log is not filled with complaints, and the processes end in time."""
+    with socket.socket() as hole:
+        port = free_port()
+        if how == "black-holed":
+            hole.bind(("127.0.0.1", 0))
+            hole.listen(64)  # accepted by the kernel, and never read
+            port = hole.getsockname()[1]
+        collector = Collector(url=f"http://127.0.0.1:{port}")
+        stack = stack_of(tmp_path / "stack", engines, mailbox, collector.settings())
+        try:
+            await stack.start_all()
+            async with channels(stack) as (write, read):
+                bank = Bank(write, read, stack.token())
+                within(bank)
+                person_id, receipt = await bank.register(NAMES[0])
+                await bank.person(person_id, receipt.consistency_token)
+                # Several exports have failed by then.
+                end = time.monotonic() + 5
+                while time.monotonic() < end:
+                    await bank.rename(person_id, NAMES[1])
+                    await asyncio.sleep(0.2)
+        finally:
+            took = {}
+            for name in (WRITE, RELAY, READ, PROJECTOR, SAGA):
+                began = time.monotonic()
+                assert await stack.stop(name) == 0
+                took[name] = time.monotonic() - began
+        assert max(took.values()) < 6, took
+        for name in took:
+            complaints = [line for line in stack.log(name).read_text().splitlines() if '"module":"opentelemetry' in line]
+            assert len(complaints) <= 1
