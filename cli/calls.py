@@ -1,6 +1,6 @@
-"""The calls behind the commands. Imports gRPC, so it is imported when a call is made and not before.
+"""The gRPC calls of the commands. This module imports gRPC, so commands import it only when they make a call.
 
-Every function returns plain data, as `-o json` prints it; names are those of the contracts.
+Every function returns plain data, which `-o json` prints as it is; names are those of the contracts.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TIMEOUT_S = 10
 
 
 class Refused(Exception):
-    """A service said no, or nothing could be reached; `refusal` says which."""
+    """A service refused the call, or did not answer; `refusal` says which."""
 
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(str(refusal))
@@ -142,7 +142,7 @@ async def get_stream(endpoints: Endpoints, tenant: str, aggregate_type: str, agg
 
 
 async def list_processes(endpoints: Endpoints, wanted: Mapping[str, Any], limit: int) -> tuple[list[dict[str, Any]], bool]:
-    """Processes, the youngest first, and whether there are more than `limit`. Raises Refused."""
+    """Processes, newest first, and whether there are more than `limit`. Raises Refused."""
     found: list[dict[str, Any]] = []
     request = process_pb2.ListProcessesRequest(filter=process_pb2.ProcessFilter(**wanted))
     async with channel(endpoints.known_saga()) as saga:
@@ -158,7 +158,7 @@ async def list_processes(endpoints: Endpoints, wanted: Mapping[str, Any], limit:
 
 
 async def get_process(endpoints: Endpoints, tenant: str, type_: str, process_id: str) -> dict[str, Any]:
-    """All that is known of a process. Raises Refused."""
+    """A process with its history, commands and timers. Raises Refused."""
     async with channel(endpoints.known_saga()) as saga:
         request = process_pb2.GetProcessRequest(tenant=tenant, type=type_, process_id=process_id)
         stub = process_pb2_grpc.ProcessServiceStub(saga)
@@ -172,7 +172,7 @@ async def get_process(endpoints: Endpoints, tenant: str, type_: str, process_id:
 
 
 async def steer_process(endpoints: Endpoints, action: str, tenant: str, type_: str, process_id: str) -> dict[str, Any]:
-    """Lets a process `retry` or `cancel` what it waits for; returns its summary. Raises Refused."""
+    """Carries out `retry` or `cancel` on a process; returns its summary. Raises Refused."""
     async with channel(endpoints.known_saga()) as saga:
         stub = process_pb2_grpc.ProcessServiceStub(saga)
         method: Any = {"retry": stub.RetryProcess, "cancel": stub.CancelProcess}[action]
@@ -212,7 +212,7 @@ def told(refusal: Refusal) -> dict[str, Any]:
 
 
 def plain(message: Message) -> dict[str, Any]:
-    """A message as data: every field that has no presence is there, and 64-bit numbers are numbers."""
+    """A message as data. Fields without presence are always included, and 64-bit numbers are numbers, not text."""
     made: dict[str, Any] = json_format.MessageToDict(
         message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )
@@ -220,7 +220,7 @@ def plain(message: Message) -> dict[str, Any]:
 
 
 def _numbers(message: Message, made: dict[str, Any]) -> dict[str, Any]:
-    """JSON of protobuf writes 64-bit numbers as text, for languages that have no such numbers; Python has."""
+    """Turns 64-bit numbers, which protobuf's JSON writes as text, into numbers."""
     for field in message.DESCRIPTOR.fields:
         value = made.get(field.name)
         if field.cpp_type in (field.CPPTYPE_INT64, field.CPPTYPE_UINT64) and isinstance(value, str):

@@ -1,4 +1,4 @@
-"""The commands that can be sent, read from the contracts. Imports protobuf, so it is imported when it is needed."""
+"""The commands that can be sent, read from the contracts. This module imports protobuf, so it is imported only when needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the services are, and the tokens to speak to them with."""
+"""The addresses of the services, and the tokens for calls."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pathlib import Path
 
 
 class UsageError(Exception):
-    """What was typed cannot be done; the text says what to type instead. Exit code 2."""
+    """The input cannot be used; the text says what to type instead. Exit code 2."""
 
 
 class NotRunning(Exception):
-    """There is nothing to talk to. Exit code 3."""
+    """No system runs. Exit code 3."""
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoints:
-    """What `foldline dev` wrote, with what the environment says instead."""
+    """The addresses and tokens that `foldline dev` wrote; variables of the environment override them."""
 
     write: str
     read: str
@@ -46,7 +46,7 @@ class Endpoints:
 
 
 def mail_folder(data: Path) -> Path:
-    """Where the mail server of `foldline dev` keeps what it takes. Raises NotRunning."""
+    """The folder of the e-mails that the mail server of `foldline dev` has accepted. Raises NotRunning."""
     try:
         return Path(json.loads((data / "endpoints.json").read_text())["mail"])
     except (OSError, ValueError, KeyError):
@@ -54,10 +54,10 @@ def mail_folder(data: Path) -> Path:
 
 
 def load(data: Path) -> Endpoints:
-    """Reads `data/endpoints.json`, which is there as long as `foldline dev` runs on that folder.
+    """Reads `data/endpoints.json`, which exists while `foldline dev` runs on that folder.
 
-    FOLDLINE_WRITE_ADDRESS and FOLDLINE_READ_ADDRESS together stand in for it, with FOLDLINE_SAGA_ADDRESS for what is about
-    processes, and FOLDLINE_TOKEN for its tokens.
+    FOLDLINE_WRITE_ADDRESS and FOLDLINE_READ_ADDRESS together replace the file, with FOLDLINE_SAGA_ADDRESS for processes and
+    deliveries, and FOLDLINE_TOKEN for the tokens. Raises NotRunning.
     """
     write, read, saga = (os.environ.get(f"FOLDLINE_{name}_ADDRESS", "") for name in ("WRITE", "READ", "SAGA"))
     file = data / "endpoints.json"

@@ -1,4 +1,4 @@
-"""`foldline get`: what there is, as the query service and the event store tell it."""
+"""`foldline get`: summaries from the read service, commands and events from the write service."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def get_user(user_id: str, after: After = "", tenant: Tenant = "acme", data: Dat
 
 @get.command("command")
 def get_command(command_id: str, tenant: Tenant = "acme", data: Data = DATA, output: Format = Output.TEXT) -> None:
-    """Print what the log knows of a command: who sent what, when, and what became of it."""
+    """Print a command from the log: who sent it, when, and its result."""
 
     async def ask(known: Endpoints) -> dict[str, Any]:
         from cli import calls

@@ -71,7 +71,7 @@ def process_list(
 def process_show(
     type_: ProcessType, process_id: ProcessId, tenant: Owner = "acme", data: Data = DATA, output: Format = Output.TEXT
 ) -> None:
-    """Print all that is known of a process: its state, what happened to it, what it waits for.
+    """Print a process: its state, its history, and the commands and timers that it waits for.
 
     \b
     Example:
@@ -94,7 +94,7 @@ def process_show(
 def process_retry(
     type_: ProcessType, process_id: ProcessId, tenant: Owner = "acme", data: Data = DATA, output: Format = Output.TEXT
 ) -> None:
-    """Let a process go on at once: what it waits for, could not take or gave up is tried again."""
+    """Let a process go on at once: its waiting inputs are folded again, and its commands are sent again."""
     steer("retry", tenant, type_, process_id, data, output)
 
 
@@ -102,19 +102,19 @@ def process_retry(
 def process_cancel(
     type_: ProcessType, process_id: ProcessId, tenant: Owner = "acme", data: Data = DATA, output: Format = Output.TEXT
 ) -> None:
-    """Take back the command that a process waits for, as if it had been refused: the process makes up for what it did.
+    """Cancel the command that a process waits for. To the process it is refused, so the process compensates.
 
-    What may have been carried out cannot be taken back: MAY_HAVE_HAPPENED.
+    A command that may have been carried out cannot be cancelled: MAY_HAVE_HAPPENED.
     """
     steer("cancel", tenant, type_, process_id, data, output)
 
 
 @process.command("accept-history")
 def process_accept_history(data: Data = DATA, output: Format = Output.TEXT) -> None:
-    """Let diverged processes go on with the line as it is now, after a restore; names what is gone.
+    """Let diverged processes go on after a restore of the write database; print the commands that are gone.
 
-    A process whose begin is gone is undone, and begins anew if that comes again. One that moved since the copy was made runs
-    again from its begin: what it did is found, what is gone is done anew.
+    A process whose first event is gone is undone; it begins anew if that event is appended again. A process that moved after
+    the backup runs again from its beginning: commands that are still in the log keep their answers, the others are sent again.
     """
 
     async def ask(known: Endpoints) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def process_accept_history(data: Data = DATA, output: Format = Output.TEXT) -> N
 
 
 def show_revision(found: dict[str, Any]) -> None:
-    """Prints what became of processes and commands after a restore."""
+    """Prints the processes that were undone, restarted or parked after a restore, and the commands that are gone."""
     print(f"processes go on behind event {found['common_position']} of history {found['epoch']}")
     print(f"  they had seen {found['former_position']} events of history {found['former_epoch']}")
     if found["processes"]:
@@ -150,7 +150,7 @@ def show_revision(found: dict[str, Any]) -> None:
 
 
 def steer(action: str, tenant: str, type_: str, process_id: str, data: Path, output: Output) -> None:
-    """Tells a process something, and prints how it is then."""
+    """Carries out an operator's action on a process, and prints the process."""
 
     async def ask(known: Endpoints) -> dict[str, Any]:
         from cli import calls
@@ -167,7 +167,7 @@ def show_processes(found: Sequence[dict[str, Any]]) -> None:
 
 
 def process_row(one: dict[str, Any]) -> tuple[str, ...]:
-    """A process as a row; one that has not moved for too long says so."""
+    """A process as a row; STUCK if it has not moved for too long."""
     attention = " ".join(filter(None, (one["attention"], "STUCK" if one["stuck"] else "")))
     status = one["status"].removeprefix("PROCESS_STATUS_")
     moments = (one.get("started_at", ""), one.get("moved_at", ""))

@@ -46,7 +46,7 @@ this command seen.
 
 
 class SendCommand(TyperCommand):
-    """The command `send`, whose help lists the commands of the contracts; these are imported only when it is shown."""
+    """The command `send`. Its help lists the commands of the contracts, which are imported only to show it."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Writes the help."""
@@ -99,7 +99,7 @@ def send(
 
 
 def read_fields(pairs: list[str], as_json: str | None) -> dict[str, Any]:
-    """The fields of a command as they were typed; raises UsageError."""
+    """The fields of a command from the command line. Raises UsageError."""
     if as_json is not None:
         try:
             # Decimal, since a float would not hold every amount.
@@ -121,7 +121,7 @@ def read_fields(pairs: list[str], as_json: str | None) -> dict[str, Any]:
 
 
 def read_secret(name: str) -> str:
-    """A field that should not be seen: typed without an echo, or the first line of standard input. Raises UsageError."""
+    """A secret field: typed without an echo, or the first line of standard input. Raises UsageError."""
     if sys.stdin.isatty():
         typed: str = typer.prompt(name, hide_input=True, confirmation_prompt=True, err=True)
         return typed

@@ -14,7 +14,11 @@ from cli.process import show_processes
 
 
 def status(data: Data = DATA, output: Format = Output.TEXT) -> None:
-    """Show whether the services serve, how far projections and processes are, and which processes need an operator.
+    """Show whether the services serve, how far projections and processes have followed the line, and what needs an operator.
+
+    "behind" counts the events that a projection or the processes have not seen yet. "ahead" counts events that they have seen
+    and the line no longer has: the write database was restored. "state" is RUNNING, STOPPED (a fold failed), DIVERGED (after
+    a restore) or AWAY (no instance runs); "reason" says more.
 
     Exits with 3 if a service does not serve or the line cannot be read, with 1 if a projection or the processes do not go on.
     """
@@ -34,7 +38,7 @@ def status(data: Data = DATA, output: Format = Output.TEXT) -> None:
 
 
 def exit_code(found: dict[str, Any]) -> int:
-    """What a program is told of the state of the system."""
+    """The exit code for the state of the system."""
     away = any(service["health"] != "SERVING" for service in found["services"])
     if away or "error" in (found["line"] or {"error": ""}) or {"projections_error", "processes_error"} & found.keys():
         return UNAVAILABLE
@@ -47,12 +51,13 @@ def exit_code(found: dict[str, Any]) -> int:
 
 
 def restored(data: Data = DATA, output: Format = Output.TEXT) -> None:
-    """Say that the write database was restored to an older state.
+    """Give the line a new epoch, because the write database was restored to an older state.
 
-    Its history then has another name, so nobody takes it for the one that was lost. Needed when files were copied back, or a
-    dump was restored into the database that it was made of; another server or another database is noticed without a word.
+    The epoch names the history, so that no consumer takes the restored history for the lost one. This is needed when files
+    were copied back, or when a dump was restored into the database that it was made of. A restore into another server or
+    another database is recognised without it.
 
-    What has seen events that are gone then stops and says so (`foldline status`); go on with
+    Projections and processes that have seen lost events then stop as DIVERGED (`foldline status`). Let them go on with
     `foldline process accept-history` and `foldline projection accept-history NAME`.
     """
 
@@ -73,9 +78,9 @@ def projection_accept_history(
     data: Data = DATA,
     output: Format = Output.TEXT,
 ) -> None:
-    """Let a diverged projection go on with the line as it is now: its tables are emptied and filled again.
+    """Let a diverged projection go on with the present line: its tables are emptied and filled again.
 
-    Until they are filled, queries find less than there is; those with a consistency token wait.
+    Until they are filled, queries find only a part of the data; queries with a consistency token wait.
     """
 
     async def ask(known: Endpoints) -> dict[str, Any]:
@@ -120,6 +125,6 @@ def show_status(found: dict[str, Any]) -> None:
 
 
 def consumer_row(kind: str, one: dict[str, Any]) -> tuple[str, ...]:
-    """What follows the line, as a row."""
+    """A projection or a runner of processes, as a row."""
     behind, ahead = ("?" if one[name] is None else str(one[name]) for name in ("lag", "ahead"))
     return kind, one["name"], str(one["position"]), behind, ahead, one["state"].rpartition("_")[2], one["reason"]

@@ -56,7 +56,7 @@ def new_id() -> str:
 
 
 def options(command_id: str | None = None, **more: Any) -> command_pb2.CommandOptions:
-    """What begins every command; with a fresh command id unless one is given."""
+    """The options of a command, with a new command id unless one is given."""
     return command_pb2.CommandOptions(command_id=command_id or new_id(), **more)
 
 
@@ -169,7 +169,7 @@ class Bank:
         return user_id, await self.call(self.users.StartUserRegistration, start_registration(user_id, login, password))
 
     async def verify(self, login: str, password: str) -> str:
-        """Whose login it is, if the password is right."""
+        """The id of the user with this login and password."""
         request = user_pb2.VerifyPasswordRequest(login=login, password=password)
         return (await self.call(self.users.VerifyPassword, request)).user_id
 
@@ -179,17 +179,17 @@ class Bank:
         return list((await self.call(self.commands.SendBatch, request)).receipts)
 
     async def command(self, command_id: str) -> command_pb2.CommandRecord:
-        """What the command log says of a command."""
+        """The command's row in the log."""
         request = command_pb2.GetCommandRequest(command_id=command_id)
         return (await self.call(self.commands.GetCommand, request)).command
 
     async def schedule(self, command: Message, due_at: datetime) -> command_pb2.CommandReceipt:
-        """Schedules a command; returns what is known of it."""
+        """Schedules a command; returns its row in the log."""
         request = command_pb2.ScheduleRequest(command=packed(command), due_at=timestamp(due_at))
         return (await self.call(self.commands.Schedule, request)).receipt
 
     async def reschedule(self, command_id: str, due_at: datetime) -> command_pb2.CommandReceipt:
-        """Puts a scheduled command at another time."""
+        """Moves a scheduled command to another time."""
         request = command_pb2.RescheduleRequest(command_id=command_id, due_at=timestamp(due_at))
         return (await self.call(self.commands.Reschedule, request)).receipt
 

@@ -1,10 +1,10 @@
-"""Makes the databases, roles and tables of Foldline with an administrator's URL. Safe to repeat, and two at once.
+"""Makes the databases, roles and tables of Foldline, with an administrator's URL. It may be repeated, and two may run at once.
 
-The services only ever get the URLs of their application roles. For each service: an owner, who owns the database and
-runs the migrations; `app`; and for reading under row-level security, `query`. Roles belong to the whole server, so
-their names begin with the prefix.
+Each service has an owner role, which owns the database and runs the migrations; a role `app`; and a role `query` for reading
+under row-level security. The services get only the URLs of `app` and `query`. Roles belong to the whole server, so their names
+begin with the prefix.
 
-Run as `python -m deploy.bootstrap`: takes DATABASE_URL and prints the URLs as JSON, or keeps them in files.
+`python -m deploy.bootstrap` takes DATABASE_URL and prints the URLs as JSON, or keeps them in files.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Database:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Databases:
-    """What the bootstrap made. `passwords` by role name: given to the next run, the URLs stay the same."""
+    """The result of a bootstrap. `passwords` by role name: if they are given to the next run, the URLs stay the same."""
 
     write: Database
     read: Database
@@ -88,7 +88,7 @@ def bootstrap(admin_url: str, prefix: str = "foldline", *, passwords: Mapping[st
 
 
 def drop(admin_url: str, prefix: str) -> None:
-    """Deletes the databases and roles of a prefix, with everything in them."""
+    """Deletes the databases and roles of a prefix, with all data."""
     with psycopg.connect(admin_url, autocommit=True) as admin:
         for service, roles in SERVICES.items():
             admin.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(f"{prefix}_{service}")))
@@ -104,7 +104,7 @@ def let_in(admin: psycopg.Connection, database: str, service: str, prefix: str) 
 
 
 def _make(admin: psycopg.Connection, admin_url: str, prefix: str, service: str, passwords: dict[str, str]) -> Database:
-    """Roles and an empty database of one service, with nobody's rights but theirs."""
+    """Makes the roles and the empty database of a service. No other role gets rights on it."""
     name = f"{prefix}_{service}"
     urls: dict[str, str] = {}
     for role in SERVICES[service]:
@@ -123,7 +123,7 @@ def _make(admin: psycopg.Connection, admin_url: str, prefix: str, service: str, 
             admin.execute(age.format(sql.Identifier(f"{name}_{role}"), sql.Literal(CONSUMERS_TRANSACTION)))
     owner = f"{name}_owner"
     if admin.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name]).fetchone() is None:
-        # template0: what somebody put into template1 is not ours.
+        # template0, because somebody may have put objects into template1.
         create = sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE template0 ENCODING 'UTF8'")
         admin.execute(create.format(sql.Identifier(name), sql.Identifier(owner)))
     let_in(admin, name, service, prefix)
@@ -190,7 +190,7 @@ def _passwords_in(folder: Path, prefix: str) -> Iterator[tuple[str, str]]:
 
 
 def write_secret(file: Path, content: str) -> None:
-    """Writes a file that is there entirely or not at all, readable for its owner alone."""
+    """Writes a file atomically, readable only by its owner."""
     fresh = file.with_name(f".{file.name}.{os.getpid()}")
     fresh.unlink(missing_ok=True)
     fresh.touch(mode=0o600)

@@ -1,8 +1,7 @@
 """`python -m read_service.projector`: keeps the query tables of one shard in step with the line.
 
-Any number may run; one of them leads, the others stand by. The order in which processes start does not matter, and the
-broker need not be there at all. When the tables cannot go on (see `ListProjections`), it stays up, applies nothing, and is
-not ready.
+Any number may run; one of them leads, the others stand by. Processes may start in any order, and the projector works without
+the broker. When the tables cannot go on (see `ListProjections`), the projector stays up, applies nothing, and is not ready.
 """
 
 from __future__ import annotations
@@ -70,8 +69,8 @@ class Leading:
         self._projector: Projector | None = None
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Projects until `stopping` is set; the transaction in progress is then rolled back, and nothing is lost."""
-        # Built for every lease anew: nothing that was read under an earlier lease may be used.
+        """Projects until `stopping` is set. Then the open transaction is rolled back; the next leader does it again."""
+        # Built anew for each lease, because nothing that was read under an earlier lease may be used.
         settings = self._settings
         feed = StreamFeed(settings.nats_url.get_secret_value(), settings.shard, f"projector-{settings.shard}")
         try:

@@ -103,14 +103,14 @@ class Leading:
         self._sender: DeliverySender | None = None
 
     def wake(self) -> None:
-        """Lets runner and sender, if we lead, look for what an operator made due."""
+        """Makes runner and sender, if this instance leads, look for what an operator made due."""
         if self._runner is not None:
             self._runner.wake()
         if self._sender is not None:
             self._sender.wake()
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Leads or stands by until `stopping` is set. A round under way is then rolled back: nothing is lost."""
+        """Leads or stands by until `stopping` is set. Then an open round is rolled back; the next leader does it again."""
         database_url = self._settings.database_url.get_secret_value()
         await lead(database_url, LockClass.SAGA, self._settings.shard, lambda: self._run_until(stopping), stopping)
 
@@ -207,7 +207,7 @@ def _webhooks(settings: SagaSettings) -> Channel:
 
 
 async def _both(*work: Coroutine[None, None, None]) -> None:
-    """Runs all of it until it is cancelled; what one raises ends the others."""
+    """Runs all coroutines until cancelled. If one raises, the others end."""
     async with asyncio.TaskGroup() as group:
         for each in work:
             group.create_task(each)

@@ -13,7 +13,7 @@ LARGE = 10_000
 """In whole units of the transfer's currency. Exactly so much is not large."""
 
 OWNER = "owner"
-"""The contact that is told."""
+"""The contact that gets the e-mail."""
 
 # ISO 4217: digits behind the point, where they are not two.
 _NO_DIGITS = ("BIF", "CLP", "DJF", "GNF", "ISK", "JPY", "KMF", "KRW", "PYG", "RWF", "UGX", "VND", "VUV", "XAF", "XOF", "XPF")

@@ -1,4 +1,4 @@
-"""All that tenants have told to the outside, in one place. Each line can be switched off by its name (FOLDLINE_OVERRIDES_OFF)."""
+"""The announcements of all tenants, in one place. Each line can be switched off by its name (FOLDLINE_OVERRIDES_OFF)."""
 
 from __future__ import annotations
 

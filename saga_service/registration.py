@@ -7,8 +7,8 @@
                     ▼            │
                  failing ◀───────┘ ──▶ failed
 
-The login is an aggregate of its own, so of any number of registrations at once exactly one reserves it. An operator may
-take back what leads to success, as if it had been refused; the rest is sent again.
+The login is its own aggregate, so exactly one of any number of simultaneous registrations reserves it. An operator may cancel
+a command that leads to success; it then counts as refused. A mandatory step is sent again when an operator cancels it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SUCCEEDED, FAILED = "succeeded", "failed"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registration:
-    """What the process knows: ids only, nothing about the person."""
+    """The state of the process: ids only, nothing about the person."""
 
     phase: str = ""
     user_id: str = ""
@@ -47,7 +47,7 @@ def react(
 
 
 def on_answer(registration: Registration, answer: Answer) -> Step[Registration]:  # noqa: PLR0911 (each arrow is one)
-    """The next step, by what was waited for and what became of it. An answer to anything else changes nothing."""
+    """The next step, by phase and answer. An answer that the phase does not wait for changes nothing."""
     user_id, login_id = registration.user_id, registration.login_id
     match (registration.phase, answer.step, answer.accepted):
         case ("reserving", "reserve", True):
@@ -88,7 +88,7 @@ def _fail(registration: Registration) -> Step[Registration]:
 
 
 def _insist(registration: Registration, answer: Answer) -> Step[Registration]:
-    """The same again: an operator took it back. Nobody else's refusal comes here, for the step is mandatory."""
+    """Sends the same step again, because an operator cancelled it. No other refusal arrives here: the step is mandatory."""
     return {"release": _release, "fail": _fail}[answer.step](registration)
 
 

@@ -1,4 +1,4 @@
-"""Which processes there are. What each reacts to and sends is in its own file."""
+"""The types of processes. Each file says which events its process reacts to and which commands it sends."""
 
 from __future__ import annotations
 

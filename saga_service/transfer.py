@@ -7,9 +7,9 @@
                    │ refused     │                      │
                    └──────────▶ failing ◀───────────────┘ ──▶ failed
 
-Every arrow is the answer to a command. Time limits are in the commands: a debit or credit that comes too late is refused
-by the account itself, so that nobody has to guess whether it happened. An operator may take debit, credit and refund back,
-as if they had been refused; the others are sent again, since without them a transfer would not end.
+Every arrow is the answer to a command. Time limits are fields of the commands: the account itself refuses a debit or credit
+that comes too late, so the process knows that it was not carried out. An operator may cancel debit, credit and refund, which
+then count as refused. The other steps are mandatory, because a transfer cannot end without them: they are sent again.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ COMPLETED, FAILED = "completed", "failed"
 
 OVERDUE = "overdue"
 OVERDUE_AFTER = timedelta(minutes=3)
-"""Longer than debit and credit may take together: then an operator should look."""
+"""Longer than debit and credit may take together. A transfer that takes longer is shown to operators."""
 
 MONEY_IN_SUSPENSE = "MONEY_IN_SUSPENSE"
 STEP_OVERDUE = "STEP_OVERDUE"
@@ -47,7 +47,7 @@ TRANSFER_COMPLETED = "transfer_completed"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transfer:
-    """What the process knows: what was asked, where it is, and why it will fail if it will."""
+    """The state of the process: the request, the phase, and the reason if it is going to fail."""
 
     phase: str = ""
     transfer_id: str = ""
@@ -92,7 +92,7 @@ def react(transfer: Transfer, event: transfer_pb2.TransferStarted, envelope: Eve
 
 
 def on_answer(transfer: Transfer, answer: Answer) -> Step[Transfer]:  # noqa: PLR0911 (each arrow of the picture is one)
-    """The next step, by what was waited for and what became of it. An answer to anything else changes nothing."""
+    """The next step, by phase and answer. An answer that the phase does not wait for changes nothing."""
     match (transfer.phase, answer.step, answer.accepted):
         case ("debiting", "debit", True):
             return _credit(transfer)
@@ -119,7 +119,7 @@ def on_answer(transfer: Transfer, answer: Answer) -> Step[Transfer]:  # noqa: PL
 
 
 def on_timer(transfer: Transfer, name: str) -> Step[Transfer] | None:
-    """It takes longer than it should: it goes on as it does, and an operator is shown it."""
+    """Marks a transfer that takes too long, for operators. The transfer itself goes on."""
     return Step(state=transfer, attention=STEP_OVERDUE)
 
 
@@ -169,9 +169,9 @@ def _fail(transfer: Transfer) -> Step[Transfer]:
 
 
 def _insist(transfer: Transfer, answer: Answer) -> Step[Transfer]:
-    """The same again: an operator took it back. Nobody else's refusal comes here, for the step is mandatory.
+    """Sends the same step again, because an operator cancelled it. No other refusal arrives here: the step is mandatory.
 
-    Where the money is must not be guessed at.
+    So the process always knows where the money is.
     """
     return {"suspend": _suspend, "complete": _complete, "fail": _fail}[answer.step](transfer)
 

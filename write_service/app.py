@@ -84,7 +84,7 @@ def build(settings: WriteSettings, reads: Reads) -> Server:
     notifying, committing = asyncio.create_task(notifier.run()), asyncio.create_task(committer.run())
 
     async def alone() -> None:
-        """One replica fires what is due and sweeps what is old, for economy: each is right with several as well."""
+        """Fires due commands and sweeps old ones. One replica does it, which saves work; several would be correct as well."""
         async with asyncio.TaskGroup() as group:
             group.create_task(scheduler.run())
             if kept is not None:

@@ -1,7 +1,7 @@
-"""Passwords: argon2id hashes, made and checked in two threads of their own, and tries that are counted.
+"""Passwords: makes and checks argon2id hashes in two threads, and counts tries.
 
-A hash takes tens of milliseconds of a core and 19 MiB, by intent: it must never be made on the event loop, and no more
-of them at once than the machine can bear.
+A hash takes tens of milliseconds of a core and 19 MiB, on purpose. So it is never made on the event loop, and the number of
+hashes at once is limited.
 """
 
 from __future__ import annotations
@@ -50,7 +50,10 @@ class Passwords:
         return replace(command, password=await self._in_thread(self._hasher.hash, command.password))
 
     async def matches(self, password: str, password_hash: str | None) -> bool:
-        """Whether the password is the one of the hash; as long in coming, and false, if there is no hash."""
+        """Whether the password matches. False if there is no hash, after the time that a real check takes.
+
+        So the time does not tell whether a login exists.
+        """
         right = await self._in_thread(self._verify, password, password_hash or self._nobodys_hash)
         return right and password_hash is not None
 
@@ -70,15 +73,15 @@ class Passwords:
             self._waiting -= 1
 
     async def close(self) -> None:
-        """Ends the threads when what they work on is done."""
+        """Ends the threads when their work is done."""
         await asyncio.to_thread(self._threads.shutdown)
 
 
 class PasswordVerifier:
-    """Tells whose login it is if the password is right, and nothing else to anybody.
+    """Finds the user of a login and password. A wrong password and an unknown login get the same answer.
 
-    An unknown login takes the same two look-ups and the same hash as a known one. Tries are counted in this process: with
-    several instances a guesser gets as many times more.
+    An unknown login takes the same two look-ups and the same hash as a known one. Each process counts tries by itself, so
+    several instances allow as many times more tries.
     """
 
     def __init__(self, registry: CommandRegistry, reads: Reads, passwords: Passwords) -> None:

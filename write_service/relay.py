@@ -1,8 +1,8 @@
 """`python -m write_service.relay`: publishes the committed events of one shard, in order.
 
-Any number may run; one of them leads, the others stand by. On SIGTERM it waits for the acknowledgements of what it has
-published, then ends with exit code 0. The order in which processes start does not matter: it waits for the database, its
-tables and NATS, and logs what it waits for.
+Any number may run; one of them leads, the others stand by. On SIGTERM the relay waits for the acknowledgements of what it has
+published, then ends with exit code 0. Processes may start in any order: the relay waits for the database, its tables and NATS,
+and logs what it waits for.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How often somebody has tried a password lately, counted in this process."""
+"""Counts the tries of passwords, within this process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Tries:
     """Counts tries within the last minute, for each login and for each tenant."""
 
     def __init__(self, *, per_login: int, per_tenant: int) -> None:
-        """The most tries that are let through in a minute."""
+        """The arguments are the most tries that are allowed in a minute."""
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
         self._per_login = RateLimitItemPerMinute(per_login, namespace="login")
         self._per_tenant = RateLimitItemPerMinute(per_tenant, namespace="tenant")

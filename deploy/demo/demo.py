@@ -1,4 +1,4 @@
-"""`foldline demo`: plays scenarios over gRPC on a system of its own, kills services on the way, and says what it saw."""
+"""`foldline demo`: plays scenarios over gRPC on its own system, kills services under load, and prints what it found."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ async def _run(console: Console, kept_logs: Path) -> dict[str, object]:
 
 
 async def _play(key: str, scenario: Callable[[], Awaitable[None]], say: Callable[[str], None]) -> dict[str, object]:
-    """Plays one scenario; whatever goes wrong in it is said, and the others are played."""
+    """Plays one scenario. If it fails, prints why; the other scenarios are played all the same."""
     began = time.monotonic()
     say(f"— {key}: {(scenario.__doc__ or '').splitlines()[0]}")
     try:

@@ -1,4 +1,4 @@
-"""The scenarios in which a process is killed with -9 under load, and nothing may be lost."""
+"""The scenarios that kill a process with -9 under load and check that nothing is lost."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Kills:
         self._say(f"kill -9 {pid} (write_service), after {load.count} acknowledged deposits")
         killed_at = time.monotonic()
         await self._system.kill9(WRITE)
-        # Only a call that began now can tell: what the old process said last may still be on its way to us.
+        # Only calls that begin now count: the last answers of the old process may still be under way.
         gone_at = time.monotonic()
         while load.answered_call_began_at <= gone_at:
             if time.monotonic() - killed_at > HEALING_MAX_S:
@@ -76,14 +76,14 @@ class Kills:
         await asyncio.sleep(LOAD_AFTER_HEALING_S)
 
     async def _audit(self, load: Load) -> None:
-        """Compares what callers were told with the line of events, and with the query tables."""
+        """Compares the answers that callers got with the line of events and with the query tables."""
         line = await self._auditor.line()
         self._see(
             f"the {len(line)} positions of the line have no gap",
             [event.position for event in line] == list(range(1, len(line) + 1)),
             True,
         )
-        # The query tables fill without the broker too, only later: without this look its absence would go unseen.
+        # The query tables fill without the broker too, only later, so they would not show that it is missing.
         self._see("the broker's stream ends at position", await self._stream_end(len(line)), len(line))
         for account, acknowledged in load.acknowledged.items():
             stored = Counter(
@@ -98,7 +98,7 @@ class Kills:
             self._see("the balance is the sum of what was acknowledged", balance, sum(acknowledged.values()))
 
     async def _stream_end(self, expected: int) -> int:
-        """The last sequence of the shard's stream, which is given some time to become what is expected."""
+        """The last sequence of the shard's stream. Waits a little until it is the expected one."""
         client = await nats.connect(self._nats_url)
         try:
             end, give_up_at = -1, time.monotonic() + RELAY_MAX_S
@@ -137,7 +137,7 @@ class Kills:
 
 @dataclass
 class Load:
-    """Deposits by many callers. Each keeps to a command id until that command is answered, however often it must ask."""
+    """Deposits by many callers. Each sends a command under the same id until it gets an answer."""
 
     bank: Bank
     accounts: list[str]

@@ -1,4 +1,4 @@
-"""The reference scenarios that need no fault, each with its fixed values."""
+"""The reference scenarios without faults, with fixed values."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from shared.rpc.status import from_rpc_error
 
 
 class Wrong(Exception):
-    """A scenario saw something else than it should have."""
+    """A scenario found another value than expected."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Where scenarios are played: says what happens, and raises Wrong where something else is seen than should be."""
+    """Prints what happens in a scenario, and compares values with the expected ones."""
 
     say: Callable[[str], None]
 
     def see(self, what: str, found: object, expected: object) -> None:
-        """Says what was found, if it is what was expected."""
+        """Prints a value if it is the expected one. Raises Wrong otherwise."""
         if found != expected:
             raise Wrong(f"{what}: {found!r}, expected {expected!r}")
         self.say(f"  ✓ {what}: {found}")
@@ -129,7 +129,7 @@ class Scenarios:
         return blue, red
 
     async def _balances(self, blue: str, blue_minor: int, red: str, red_minor: int) -> None:
-        """The transfer's end came to the same tables, so the balances are not older than it."""
+        """Checks both balances. They are in the same tables as the transfer's end, so they are not older."""
         self._see("blue holds, in cents", (await self._bank.account(blue)).balance_minor, blue_minor)
         self._see("red holds, in cents", (await self._bank.account(red)).balance_minor, red_minor)
 

@@ -20,10 +20,9 @@ class NotStarted(RuntimeError):
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on now.
+    """A free port of 127.0.0.1.
 
-    Below the range that the system takes for outgoing connections: a server that is stopped and started again must
-    find its port still free, whoever opened a connection meanwhile.
+    It is below the range for outgoing connections, so that a server can be stopped and started again on the same port.
     """
     for _ in range(200):
         port = random.randrange(15000, 32000)
@@ -62,8 +61,8 @@ def spawn(
 ) -> subprocess.Popen[bytes]:
     """Starts `program` with its output appended to `log`.
 
-    In a session of its own, so that Ctrl-C at the terminal reaches us alone and we stop things in order. Call it from
-    the main thread: the child is told that its parent died when the *thread* that started it ends.
+    The child has a session of its own, so that Ctrl-C reaches only this process, which then stops children in order. Call it
+    from the main thread: the kernel ends the child when the *thread* that started it ends.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:

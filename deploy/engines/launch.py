@@ -1,4 +1,4 @@
-"""Runs a program in its own place, tied to the life of the process that asked for it, and not as root if so wanted.
+"""Becomes another program, which ends when a given process dies, and which need not run as root.
 
 `python -I -S launch.py PARENT SIGNAL IDENTITY program argument ...`: SIGNAL reaches the program when PARENT dies, also
 by kill -9. IDENTITY is `same`, `namespace` (an ordinary account within a user namespace, where it still owns our files)

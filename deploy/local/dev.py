@@ -33,7 +33,7 @@ WATCH_S = 0.2
 
 @dataclass(slots=True)
 class State:
-    """What must be the same after a restart, beside the data: ports and passwords. Kept in state.json, mode 0600."""
+    """Ports and passwords, which must be the same after a restart. Kept in state.json, mode 0600."""
 
     ports: dict[str, int] = field(default_factory=dict)
     passwords: dict[str, str] = field(default_factory=dict)
@@ -55,7 +55,7 @@ class State:
 
 
 def write_private(file: Path, content: object) -> None:
-    """Writes JSON into a file of mode 0600, there entirely or not at all."""
+    """Writes JSON atomically into a file of mode 0600."""
     fresh = file.with_name(f".{file.name}.{os.getpid()}")
     fresh.touch(mode=0o600)
     fresh.write_text(json.dumps(content, indent=2) + "\n")
@@ -64,7 +64,7 @@ def write_private(file: Path, content: object) -> None:
 
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Holds the folder for this process; raises NotStarted if another one does. The lock goes with the process."""
+    """Locks the folder until this process ends. Raises NotStarted if another process holds the lock."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with (folder / "lock").open("w") as file:
         try:
@@ -123,7 +123,7 @@ class Machine:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     async def keep_running(self) -> None:
-        """Starts again whatever dies, until cancelled."""
+        """Starts programs and engines again when they die, until cancelled."""
         assert self.system is not None  # started
         async with asyncio.TaskGroup() as group:
             group.create_task(
@@ -153,7 +153,7 @@ class Machine:
             self.mail.start()
 
     def _hold(self) -> psycopg.Connection:
-        """Keeps a second copy off the same databases, where each would change the other's passwords."""
+        """Refuses to run twice on the same databases, where each system would change the other's passwords."""
         connection = psycopg.connect(self.admin_url, autocommit=True)
         row = connection.execute("SELECT pg_try_advisory_lock(hashtextextended(%s, 1))", [self._prefix]).fetchone()
         if row != (True,):
@@ -173,7 +173,7 @@ class Machine:
 
 
 def endpoints(machine: Machine, system: System) -> dict[str, object]:
-    """What a client needs: addresses and tokens. It holds secrets."""
+    """The addresses and tokens for clients. It holds secrets."""
     everything = [Role.USER, Role.TENANT_ADMIN]
     return {
         "write": system.programs[WRITE].address,
@@ -191,7 +191,7 @@ def endpoints(machine: Machine, system: System) -> dict[str, object]:
 
 
 def show(console: Console, system: System, file: Path, data: Path) -> None:
-    """Prints where everything is, and what to type next."""
+    """Prints the addresses, and what to type next."""
     table = Table(title="Foldline is up", title_justify="left", show_header=True)
     table.add_column("process")
     table.add_column("address")

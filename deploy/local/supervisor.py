@@ -1,4 +1,4 @@
-"""The processes of Foldline as children: started, watched, stopped in order, or killed where a test wants it."""
+"""Runs the processes of Foldline as children: starts, watches and stops them in order; tests kill and freeze them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BACKOFF_MAX_S = 4.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
-    """What is run: `python -m module` with these settings. `port` is where it serves gRPC, if it does.
+    """A program: `python -m module` with these settings. `port` is its gRPC port, if it serves calls.
 
     `health_port` is where it answers gRPC health, `admin_port` where it answers /healthz, /readyz and /metrics over HTTP.
     Programs of a lower `wave` are stopped before those of a higher one.
@@ -59,11 +59,11 @@ class Supervisor:
         self._started_at: dict[str, float] = {}
 
     def add(self, program: Program) -> None:
-        """Makes a program known, without starting it."""
+        """Adds a program without starting it."""
         self.programs[program.name] = program
 
     def log(self, name: str) -> Path:
-        """The file that gets the program's output, of all its lives."""
+        """The file with the program's output, of all its runs."""
         return self.logs / f"{name}.log"
 
     def pid(self, name: str) -> int:
@@ -90,9 +90,9 @@ class Supervisor:
         self._started_at[name] = time.monotonic()
 
     async def wait_ready(self, name: str, timeout_s: float = 30) -> None:
-        """Waits until the program says over gRPC's health protocol that it serves; raises NotStarted.
+        """Waits until the program reports SERVING over gRPC health. Raises NotStarted.
 
-        A program that serves nothing is ready as soon as it runs: what it needs it waits for itself.
+        A program without a gRPC port is ready as soon as it runs; it waits by itself for what it needs.
         """
         deadline = process.Deadline(timeout_s)
         program = self.programs[name]
@@ -171,7 +171,7 @@ class Supervisor:
     async def keep_running(self, died: Callable[[str, int], None]) -> None:
         """Starts programs again that died, until cancelled; `died` is called with the name and the exit code.
 
-        At once the first time; one that dies again soon is given more and more time, up to 4 s.
+        The first restart is at once; a program that dies again soon waits longer and longer, up to 4 s.
         """
         backoff: dict[str, float] = {}
         due: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""Foldline's own processes over given databases and a given NATS: what `dev`, `demo` and the tests all run."""
+"""Foldline's processes over given databases and a given NATS. `dev`, `demo` and the tests all run them this way."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MONTH_S = 30 * 24 * 3600.0
 
 
 class System(Supervisor):
-    """The processes of Foldline as children, with an issuer of tokens that they believe.
+    """The processes of Foldline as children, with an issuer of tokens that they accept.
 
     Logs and keys are kept in `folder`.
     """
@@ -83,7 +83,7 @@ class System(Supervisor):
         return file
 
     def _token_file(self, user_id: str, roles: Iterable[Role]) -> Path:
-        """A token of one of our processes, in a file that it reads anew for every call."""
+        """A file with a token for one of our processes, which reads it for every call."""
         file = self.issuer.jwks_file.with_name(f"{user_id}.token")
         file.touch(mode=0o600)
         file.write_text(self.token("foldline", user_id, roles, lifetime_s=MONTH_S))
@@ -113,7 +113,7 @@ class System(Supervisor):
         *,
         lifetime_s: float = 12 * 3600,
     ) -> str:
-        """A bearer token that every process of this system believes."""
+        """A bearer token that every process of this system accepts."""
         return self.issuer.issue(tenant=tenant, user_id=user_id, roles=roles, lifetime_s=lifetime_s)
 
     def channel(self, name: str) -> grpc.aio.Channel:

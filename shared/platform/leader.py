@@ -1,16 +1,15 @@
-"""Who does the work that one process does at a time: a PostgreSQL session advisory lock, kept alive by a heartbeat.
+"""Elects the leader for work that one process does at a time: a PostgreSQL session advisory lock with a heartbeat.
 
-The lock lives and dies with its connection, so a killed leader is replaced at once. A *stopped* one (SIGSTOP, a frozen
-virtual machine, a long swap) keeps its connection, and with it the lock, for as long as the kernel answers for it: a
-stand-by would wait for ever. Therefore the session has `idle_session_timeout`, and the leader must say something every
-second, or the server ends the session and with it the lease.
+The lock ends with its connection, so a killed leader is replaced at once. A *stopped* leader (SIGSTOP, a frozen virtual
+machine, a long swap) keeps its connection and the lock for as long as the kernel answers for it, and a stand-by would wait
+for ever. Therefore the session has `idle_session_timeout`: the leader sends a statement every second, or the server ends the
+session and with it the lease.
 
-A lease is a matter of economy, never of correctness. Between the moment when the server gives the lock away and the
-moment when the old leader wakes up and learns of it, two processes believe that they lead. Whatever a leader writes
-must be fenced by the thing it writes to: the relay by the expected sequence of the stream, the consumers by their
-checkpoint.
+A lease saves work; correctness does not depend on it. Between the time when the server releases the lock and the time when
+the old leader wakes up and learns of it, two processes believe that they lead. So each write of a leader is fenced by its
+target: the relay's by the expected sequence of the stream, the consumers' by their checkpoint.
 
-Killed anywhere, what is left? Nothing: the server drops the session's locks with the session.
+Killed anywhere, what is left? Nothing: the server drops the locks of a session with the session.
 """
 
 from __future__ import annotations
@@ -155,14 +154,14 @@ async def _try_lock(connection: Connection, lock_class: int, shard: int) -> bool
 
 
 async def _beat(connection: Connection, lease: Lease) -> None:
-    """Says something every second, and sets `lost` when the server has not answered for as long as it would wait for us.
+    """Sends a statement every second. Sets `lost` when the server has not answered for as long as its own session timeout.
 
-    A process that was stopped finds the alarm overdue when it wakes up. The alarm does not wait for the statement to
-    be cancelled: a frozen server would not answer that either.
+    A process that was stopped finds the alarm overdue when it wakes up. The alarm does not wait until the statement is
+    cancelled, because a frozen server would not answer that either.
     """
 
     def lose(why: str) -> None:
-        # Said here, because whoever sees `lost` first ends this task.
+        # Logged here, because the task that sees `lost` first ends this one.
         if not lease.lost.is_set():
             lease.lost.set()
             log.warning("lease_lost", lock_class=int(lease.lock_class), shard=lease.shard, error=why)

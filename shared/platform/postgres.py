@@ -1,4 +1,4 @@
-"""What every use of PostgreSQL here shares: safe connections, refused roles, and statements for the hot path."""
+"""PostgreSQL: safe connections, the check of roles at start-up, and statements for the hot path."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LOCK_TIMEOUT = "500ms"
 
 
 class UnsafeDatabase(Exception):
-    """The database, or the role it was opened with, would allow what Foldline promises cannot happen."""
+    """The database or its role is set up so that a promise of Foldline could be broken."""
 
 
 class _BinaryCursor(psycopg.AsyncCursor[Any]):
@@ -67,7 +67,7 @@ _SET: LiteralString = "SELECT set_config(k, v, false) FROM unnest(%s::text[], %s
 
 
 async def connect(url: str, *, application_name: str) -> Connection:
-    """An autocommitting connection with binary results; raises psycopg.OperationalError if there is none to be had."""
+    """An autocommitting connection with binary results. Raises psycopg.OperationalError if the database does not answer."""
     connection = await psycopg.AsyncConnection.connect(url, application_name=application_name, **_PARAMETERS)
     try:
         await _prepare(connection)
@@ -161,7 +161,7 @@ class Reads:
 
 
 async def _answers(connection: Connection) -> bool:
-    """Whether the server answers on this connection; closes it if not."""
+    """Whether the server answers on this connection. Closes the connection if not."""
     try:
         async with asyncio.timeout(ANSWER_TIMEOUT_S):
             await connection.execute("")
@@ -191,7 +191,7 @@ def is_trouble(error: BaseException) -> bool:
 
 
 def unavailable(error: BaseException) -> Unavailable:
-    """What a caller is told of a database in trouble: that it is busy, or away (or not fit to answer)."""
+    """The refusal for a caller when the database fails: DATABASE_BUSY, or unavailable."""
     if isinstance(error, LockNotAvailable | QueryCanceled):
         return _busy()
     return Unavailable("DATABASE_UNAVAILABLE", "the database is away or cannot answer now; the same call may be made again")
@@ -202,7 +202,7 @@ def _busy() -> Unavailable:
 
 
 def describe(error: BaseException) -> str:
-    """What went wrong with the database, for a log or an operator, without a value of a row."""
+    """The database's error, for a log or an operator, without values of rows."""
     name = type(error).__name__
     if not isinstance(error, psycopg.Error) or not is_trouble(error):
         return f"{getattr(error, 'sqlstate', None) or ''} {name}".strip()

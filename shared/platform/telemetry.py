@@ -1,7 +1,7 @@
-"""Logs as lines of JSON on standard error, and the W3C trace context that a call carries through everything.
+"""Logs as lines of JSON on standard error, and the W3C trace context of a call.
 
-Every line that is written while a call is served carries its trace, tenant, user and method, and whatever was added by
-`annotate` (the command id, for one). Nothing here logs a request's content or a token, and nobody else may.
+Every line that is written while a call is served has the call's trace, tenant, user and method, and the facts that
+`annotate` added (for example the command id). No code may log the content of a request or a token.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _EXPORTER_TOLD_S = 300.0
 _URGENT = frozenset({"warning", "error"})
 _random = random.Random()  # noqa: S311 (of no secret)
 
-# What `annotate` adds to. The server gives each call a fresh one; outside of calls there is none.
+# The facts that `annotate` adds to. The server gives each call a new dictionary; outside of calls there is none.
 call_facts: ContextVar[dict[str, str | float]] = ContextVar("call_facts")
 _NO_FACTS: dict[str, str | float] = {}
 
@@ -41,7 +41,7 @@ def configure(level: str = "info", *, service: str, stream: BinaryIO | None = No
     lines = _Lines(stream or sys.stderr.buffer, {"service": service, "pid": os.getpid()}, level_number)
     atexit.register(lines.write_out)
     divert(lines)
-    # Libraries log through the standard library; what they warn of comes out as the same kind of line.
+    # Libraries log through the standard library; their warnings and errors become lines of the same form.
     logging.basicConfig(handlers=[_Forward()], level=max(level_number, logging.WARNING), force=True)
 
 
@@ -51,27 +51,27 @@ def logger(name: str) -> Logger:
 
 
 class Output(Protocol):
-    """Where the notes of all loggers go."""
+    """Writes the notes of all loggers."""
 
     level: int
-    """The least level that is taken, as `logging` numbers them."""
+    """The lowest level that is written, as a number of the module `logging`."""
 
     def take(self, note: Note) -> None:
         """Takes a note of that level or above."""
 
 
 def divert(output: Output) -> Output:
-    """Sends the notes of all loggers there from now on; returns where they went before."""
+    """Sends the notes of all loggers to `output` from now on; returns the former output."""
     global _output
     before, _output = _output, output
     return before
 
 
 class Logger:
-    """Notes what happens in a module: each method takes the event's name, in snake_case, and its facts.
+    """Logs the events of a module: each method takes the event's name, in snake_case, and its facts.
 
-    The name of an event is what one searches for; whatever differs from case to case is a fact. `exc_info` is True or an
-    exception, and becomes the text of a traceback.
+    The name is fixed, so that one can search for it; values are facts. `exc_info` is True or an exception, and becomes the
+    text of a traceback.
     """
 
     __slots__ = ("_module",)
@@ -84,22 +84,22 @@ class Logger:
         return _output.level <= logging.DEBUG
 
     def debug(self, event: str, **facts: Any) -> None:
-        """For who looks for a defect."""
+        """Details for finding a defect."""
         if _output.level <= logging.DEBUG:
             self._take("debug", event, facts)
 
     def info(self, event: str, **facts: Any) -> None:
-        """What happens in the normal course of things."""
+        """Normal operation."""
         if _output.level <= logging.INFO:
             self._take("info", event, facts)
 
     def warning(self, event: str, **facts: Any) -> None:
-        """What an operator may want to look at."""
+        """Something that an operator may want to look at."""
         if _output.level <= logging.WARNING:
             self._take("warning", event, facts)
 
     def error(self, event: str, **facts: Any) -> None:
-        """What an operator has to look at."""
+        """Something that an operator must look at."""
         if _output.level <= logging.ERROR:
             self._take("error", event, facts)
 
@@ -116,19 +116,19 @@ class Logger:
 
 
 def annotate(**facts: str | float) -> None:
-    """Adds facts to every further line of the call being served. Does nothing outside of a call."""
+    """Adds facts to all further lines of the call being served. Does nothing outside of a call."""
     if (known := call_facts.get(None)) is not None:
         known.update(facts)
 
 
 def valid_traceparent(text: str | None) -> str | None:
-    """The W3C trace context as it came, or None if it is not one of version 00 with a trace and a parent."""
+    """The trace context unchanged, or None if it is not a valid W3C one of version 00 with a trace and a parent."""
     return text if text is not None and _TRACEPARENT.fullmatch(text) else None
 
 
 def new_traceparent() -> str:
-    """A new root trace context, not sampled: who wants a trace recorded brings one that says so."""
-    # Unique is enough here, and a system call for each call was felt.
+    """A new root trace context, not sampled: a caller that wants its trace recorded sends a sampled one."""
+    # Random numbers from the process are unique enough; from the system they would cost a system call for each call.
     return f"00-{_random.getrandbits(128):032x}-{_random.getrandbits(64):016x}-00"
 
 
@@ -138,12 +138,12 @@ def span_id(traceparent: str) -> str:
 
 
 def trace_id(traceparent: str) -> str:
-    """The 32 hexadecimal digits that all parts of one trace share; empty if there is no trace context."""
+    """The trace id, as 32 hexadecimal digits; empty if there is no trace context."""
     return traceparent[3:35]
 
 
 class Note(Struct, frozen=True):
-    """What a line will be made of: when, how bad, whose call it belongs to, what happened."""
+    """The content of a log line: time, level, call, event and facts."""
 
     time: datetime
     level: str
@@ -153,10 +153,10 @@ class Note(Struct, frozen=True):
 
 
 class _Lines:
-    """Makes lines of notes. Those of a moment are made and written together; a warning, and what came before it, at once.
+    """Makes lines from notes and writes them in batches, every 20 ms; a warning is written at once, with all notes before it.
 
-    Under load there are thousands a second: a system call for each was felt, and so was making each between two other
-    things, with none of what it takes in the processor's caches. Who is killed takes the last moment's lines along.
+    Under load there are thousands of lines a second: a batch costs one system call, and its lines are made one after the
+    other, with the code in the processor's caches. kill -9 loses up to 20 ms of lines below warning.
     """
 
     def __init__(self, stream: BinaryIO, fixed: dict[str, str | int], level: int) -> None:
@@ -165,11 +165,11 @@ class _Lines:
         self._stream = stream
         self._fixed = fixed
         self._pending: list[Note] = []
-        # The loop that will write what is pending; another one may never get to it.
+        # The event loop that will write the pending notes. A note of another loop schedules the write anew.
         self._promised_by: asyncio.AbstractEventLoop | None = None
 
     def take(self, note: Note) -> None:
-        """Takes a note. A warning cannot wait."""
+        """Takes a note. Writes at once if it is a warning or an error."""
         self._pending.append(note)
         if note.level in _URGENT:
             self.write_out()
@@ -184,7 +184,7 @@ class _Lines:
             loop.call_later(_MOMENT_S, self.write_out)
 
     def write_out(self) -> None:
-        """Writes what is pending."""
+        """Writes the pending notes."""
         notes, self._pending, self._promised_by = self._pending, [], None
         if notes:
             self._stream.write(b"".join([line(note, self._fixed) for note in notes]))
@@ -192,7 +192,7 @@ class _Lines:
 
 
 def line(note: Note, fixed: Mapping[str, str | int]) -> bytes:
-    """The line of JSON for a note; `fixed` is in it."""
+    """A note as a line of JSON, with the facts in `fixed`."""
     made: dict[str, Any] = {"time": note.time, "level": note.level, **fixed}
     if note.call is not None:
         made["tenant"] = note.call.identity.tenant
@@ -202,12 +202,12 @@ def line(note: Note, fixed: Mapping[str, str | int]) -> bytes:
     try:
         return orjson.dumps(made, default=str, option=orjson.OPT_APPEND_NEWLINE)
     except orjson.JSONEncodeError:
-        # Half a character, for one. The others of its moment must not be lost with it.
+        # The note cannot be encoded, for example a text with half a character. The other notes of the batch must be written.
         return orjson.dumps({name: ascii(value) for name, value in made.items()}, option=orjson.OPT_APPEND_NEWLINE)
 
 
 class Unconfigured:
-    """Where notes go until a process was told where to log, as in tools and tests: to standard error, as they come."""
+    """Prints notes to standard error at once, until `configure` was called: in tools and tests."""
 
     level = logging.DEBUG
 
@@ -220,7 +220,7 @@ _output: Output = Unconfigured()
 
 
 class _Forward(logging.Handler):
-    """Takes what libraries log into our lines."""
+    """Makes our lines from the log records of libraries."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""Bearer tokens: believing them, and issuing them for development.
+"""Bearer tokens: verifies them, and issues them for development.
 
 A token is a JWT signed with Ed25519 or ES256 by a key of the issuer's published set. Its claims: `iss`, `aud`, `sub`
-(the user), `exp`, optional `nbf`, `tenant`, `roles`. What is not exactly that is refused, always as UNAUTHENTICATED.
+(the user), `exp`, optional `nbf`, `tenant`, `roles`. Any other token is refused as UNAUTHENTICATED.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ class KeyFile:
         self._stamp, self._keys = self._read()
 
     def current(self) -> dict[str, ECKey | OKPKey]:
-        """The keys by their ids; always the same object until they change. Looks at the file at most once a second.
+        """The keys by id, as the same object until they change. Checks the file at most once a second.
 
-        A file that is gone or broken leaves the last good keys in force, and says so in the log.
+        If the file is gone or broken, the last good keys stay valid, and the log says so.
         """
         now = self._clock()
         if now - self._looked_at >= 1:

@@ -1,10 +1,10 @@
-"""Keeps the tables of a group: takes batches of the line, folds them in memory, writes each row once.
+"""Keeps the tables of a group up to date: folds batches of events in memory and writes each changed row once.
 
-One batch is one transaction: the fence, one query for the rows, the folds, one upsert for each table, commit. The
-statements travel together, so a batch waits for the database twice.
+A batch is one transaction: the fence, one query for the rows, the folds, one upsert for each table, commit. Statements are
+sent together (pipelined), so a batch waits for the database twice.
 
-Killed anywhere, what is left? The checkpoint and the rows change together, so the tables are always the fold of the
-line up to the checkpoint, and whoever leads next goes on from there.
+Killed anywhere, what is left? The checkpoint and the rows change in one transaction, so the tables are always the fold of the
+line up to the checkpoint. The next leader goes on from there.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class ProjectionFailed(ConsumerFailed):
 
 @dataclass(slots=True)
 class _Touched:
-    """The rows of one table that a batch touches: as read, then as folded."""
+    """The rows of one table that a batch changes: as read, then as folded."""
 
     keys: dict[RowKey, None]
     rows: dict[RowKey, Any]
@@ -54,14 +54,14 @@ class _Touched:
 
 
 Work = list[tuple[EventEnvelope, Message, int, RowKey, Fold[Any]]]
-"""What a batch asks for, in order: event, table, key, fold."""
+"""The folds of a batch, in order: event, table, key, fold."""
 
 
 class Tables:
-    """The tables of a group, and which event goes to which fold.
+    """The tables of a group, and the folds of each event.
 
-    The rows touched last are kept in memory, as they are at one checkpoint. The fence proves that the tables are still
-    there: whoever else writes rows moves the checkpoint, and then what was kept is forgotten.
+    The rows that were used last are cached in memory, as of one checkpoint. The fence proves that the cache is valid: another
+    writer moves the checkpoint, and then the cache is dropped.
     """
 
     def __init__(self, group: Group) -> None:
@@ -78,8 +78,8 @@ class Tables:
     async def apply(self, connection: Connection, shard: int, before: Checkpoint, batch: EventBatch) -> None:
         """Moves the tables and their checkpoint by one batch, in one transaction.
 
-        Raises Fenced or ProjectionFailed, with nothing written. After anything else, a cancellation too, the connection
-        is closed: half a transaction must not be committed by whoever uses it next.
+        Raises Fenced or ProjectionFailed; then nothing is written. After any other exception, including a cancellation, the
+        connection is closed, so that nobody commits half a transaction.
         """
         if before != self._kept_at:
             self._kept = [{} for _ in self._rows]
@@ -103,9 +103,9 @@ class Tables:
         self._kept_at = batch.after
 
     async def empty(self, connection: Connection, shard: int, at: Checkpoint) -> bool:
-        """Deletes all rows and lets the group begin anew, in one transaction; False if it is not diverged there any more.
+        """Deletes all rows and sets the checkpoint to the begin, in one transaction. False if the group is not diverged there.
 
-        Killed anywhere: the rows are there, and the checkpoint still says that they are of a lost history. Two at once: one
+        Killed anywhere: the rows are there, and the checkpoint still says that they follow a lost history. Two at once: one
         moves the checkpoint, the other finds it moved.
         """
         async with connection.transaction():
@@ -120,14 +120,14 @@ class Tables:
         return True
 
     def _recall(self, touched: list[_Touched]) -> None:
-        """Fills in the rows that are known, and says which are wanted."""
+        """Takes rows from the cache, and returns the keys of the rows that must be read."""
         for part, kept, append_only in zip(touched, self._kept, self._append_only, strict=True):
             if not append_only:
                 part.rows.update((key, kept[key]) for key in part.keys if key in kept)
                 part.wanted = [key for key in part.keys if key not in kept]
 
     def _keep(self, touched: list[_Touched]) -> None:
-        """Remembers the rows as they were written, and forgets those that were not touched for longest."""
+        """Caches the rows as written, and drops the least recently used ones."""
         for part, kept, append_only in zip(touched, self._kept, self._append_only, strict=True):
             if append_only:
                 continue
@@ -141,7 +141,7 @@ class Tables:
     async def _begin(
         self, connection: Connection, shard: int, before: Checkpoint, after: Checkpoint, touched: list[_Touched]
     ) -> list[Any]:
-        """Passes the fence and asks for the rows. Raises Fenced."""
+        """Passes the fence and reads the rows. Raises Fenced."""
         async with connection.pipeline():
             await connection.execute("BEGIN")
             moved = await connection.execute(checkpoints.MOVE, checkpoints.move(self.group.name, shard, before, after))
@@ -164,7 +164,7 @@ class Tables:
             await connection.execute("COMMIT")
 
     def _route(self, events: Sequence[EventEnvelope]) -> tuple[Work, list[_Touched]]:
-        """Which folds the events go to, and the keys of the rows they need. Events that nobody asked for are passed over."""
+        """The folds of the events and the keys of their rows. Events without a fold are skipped."""
         work: Work = []
         touched = [_Touched({}, {}, []) for _ in self._rows]
         for envelope in events:
@@ -192,7 +192,7 @@ class Tables:
 
 
 def _failed(envelope: EventEnvelope, error: Exception) -> ProjectionFailed:
-    # The exception's text may hold what is in the event; only its kind is told.
+    # The exception's text may hold contents of the event, so only its class is logged.
     return ProjectionFailed(
         f"event {envelope.event_id} ({envelope.type}) at position {envelope.position} raised {type(error).__name__}"
     )
@@ -210,13 +210,13 @@ class Projector(Consumer):
         follow: Callable[[Checkpoint], AsyncGenerator[EventBatch, None]],
         connect: Callable[[], Awaitable[Connection]],
     ) -> None:
-        """`follow` gives the batches behind a checkpoint; `connect` opens a connection of the role that writes."""
+        """`follow` yields the batches behind a checkpoint; `connect` opens a connection with the role that may write."""
         super().__init__(tables.group.name, shard, connect)
         self._tables = tables
         self._follow = follow
 
     async def _heed(self, connection: Connection) -> None:
-        """Empties the tables, if they are of a lost history and an operator wants them filled from the line as it is now."""
+        """Empties the tables if they follow a lost history and an operator asked to fill them from the present line."""
         cursor = await connection.execute(
             "SELECT refill_asked FROM checkpoints WHERE name = %s AND shard = %s", (self.name, self.shard)
         )

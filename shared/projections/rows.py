@@ -1,6 +1,6 @@
-"""Reads and writes rows of a projection in bulk: a few statements, made once from the table's description.
+"""Reads and writes the rows of a projection in bulk, with a few statements that are made once from the table's description.
 
-Rows travel as one packed array for each column, through `unnest`.
+Rows are sent as one packed array for each column, through `unnest`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Rows:
         self._packs = [pack for _, pack in kinds]
         self._numeric_at = [at for at, (kind, _) in enumerate(kinds) if kind == "numeric"]
 
-        # A numeric travels as text, in both directions: the driver has no int for it.
+        # A numeric is sent and read as text, because the driver has no int for it.
         arrays = [f"%s::{'text' if kind == 'numeric' else kind}[]" for kind, _ in kinds]
         read = [f"t.{name}::text" if kind == "numeric" else f"t.{name}" for name, (kind, _) in zip(names, kinds, strict=True)]
         write = [f"r.{name}::numeric" if kind == "numeric" else f"r.{name}" for name, (kind, _) in zip(names, kinds, strict=True)]
@@ -64,7 +64,7 @@ class Rows:
         return await connection.execute(self._select, self._pack_keys(keys))
 
     async def load(self, cursor: Any, into: dict[RowKey, Any]) -> None:
-        """Puts the rows of an answer into `into`, by key. A key without a row is left out."""
+        """Adds the rows of a result to `into`, by key. A key without a row is left out."""
         make, width, numeric_at = self._make, self._key_width, self._numeric_at
         for answer in await cursor.fetchall():
             values = answer

@@ -1,6 +1,6 @@
-"""What happens to every call on its way to its handler and back: small behaviours in one visible list, `standard_behaviours`.
+"""What every call passes on its way to the handler and back: the small behaviours in the list `standard_behaviours`.
 
-Unary and streaming calls pass the same ones: a streaming handler writes its answers through its context.
+Unary and streaming calls pass the same behaviours: a streaming handler writes its answers through its context.
 """
 
 from __future__ import annotations
@@ -74,20 +74,20 @@ class CallContext(Struct, eq=False):
 
 @runtime_checkable
 class RequestHook(Protocol):
-    """Sees every call on its way in, in the order of the list. It raises a Refusal to refuse; what else it raises is a defect."""
+    """Called for every request, in the order of the list. Raises a Refusal to refuse; any other exception is a defect."""
 
     def enter(self, call: CallContext) -> None: ...
 
 
 @runtime_checkable
 class ResponseHook(Protocol):
-    """Sees how every call ended, the last of the list first: `error` is what was raised, by the handler or on the way in."""
+    """Called for every response, in reverse order: `error` is the exception of the handler or of a request hook."""
 
     def leave(self, call: CallContext, error: BaseException | None) -> None: ...
 
 
 Behaviour = RequestHook | ResponseHook
-"""Plain functions rather than wrappers: each coroutine around a handler was felt, at its start and whenever it waits."""
+"""Plain functions, because a coroutine around each handler would cost time at its start and at each wait."""
 
 
 def standard_behaviours(verifier: Verifier, settings: ServerSettings, metrics: Metrics) -> tuple[Behaviour, ...]:
@@ -104,7 +104,7 @@ def standard_behaviours(verifier: Verifier, settings: ServerSettings, metrics: M
 
 
 def nobody_waits(error: BaseException) -> bool:
-    """Whether an error needs no answer: the caller has one or is gone, or the process is coming to its end."""
+    """Whether an error needs no answer: the caller has one or is gone, or the process is ending."""
     if isinstance(error, asyncio.CancelledError):
         task = asyncio.current_task()
         return task is not None and task.cancelling() > 0  # else nobody asked for it, and it is a defect
@@ -112,10 +112,10 @@ def nobody_waits(error: BaseException) -> bool:
 
 
 async def answer_error(call: CallContext, error: BaseException) -> Any:
-    """Whatever was raised, the caller gets a status of ours, and of a defect nothing but that there is one.
+    """Answers any exception with a status of ours. For a defect the caller learns only that there was one.
 
-    gRPC by itself would send an exception's text to the caller, and would not answer at all to a CancelledError that
-    nobody asked for. Raises AbortError, as gRPC wants it.
+    gRPC itself would send the exception's text to the caller, and would not answer after a CancelledError that nobody asked
+    for. Raises AbortError, which gRPC expects.
     """
     if not isinstance(error, Refusal):
         log.error("call_defect", method=call.rpc.name, exc_info=error)
@@ -124,7 +124,7 @@ async def answer_error(call: CallContext, error: BaseException) -> Any:
 
 
 class TraceContext:
-    """Takes the trace context from the caller, or begins a trace; a span for the call, if the trace is recorded."""
+    """Uses the caller's trace context, or begins a new trace. Makes a span for the call if the trace is recorded."""
 
     def enter(self, call: CallContext) -> None:
         given = call.metadata.get("traceparent")
@@ -199,7 +199,7 @@ def _code(error: BaseException) -> str:
 
 
 class Authentication:
-    """Who is calling, from the bearer token; found by the handler in `shared.platform.identity.current_call`."""
+    """Verifies the bearer token. The handler finds the caller in `shared.platform.identity.current_call`."""
 
     def __init__(self, verifier: Verifier) -> None:
         self._verifier = verifier
@@ -212,7 +212,7 @@ class Authentication:
 
 
 class Authorization:
-    """Whether the caller has one of the roles that the service's table asks for."""
+    """Refuses a caller without any of the roles that the service's table names for the RPC."""
 
     def enter(self, call: CallContext) -> None:
         if call.rpc.roles.isdisjoint(current_call.get().identity.roles):
@@ -221,10 +221,10 @@ class Authorization:
 
 
 class Deadline:
-    """Every call ends in time: a caller's missing or absurd deadline is replaced by ours.
+    """Bounds the time of every call: a missing or too long deadline is replaced by ours.
 
-    A sensible deadline is left to gRPC, which cancels the handler when it passes: a timer of our own for each call was
-    felt, and the caller has its own answer by then.
+    gRPC itself cancels the handler at any other deadline. A timer of our own for each call would cost time, and the caller
+    has DEADLINE_EXCEEDED by then anyway.
     """
 
     def __init__(self, default_s: float, max_s: float) -> None:
@@ -240,7 +240,7 @@ class Deadline:
 
 
 class Contract:
-    """Last on the way in: the bytes become a message that keeps the rules of its `.proto`."""
+    """The last request hook: decodes the message and checks the rules of its `.proto`."""
 
     def enter(self, call: CallContext) -> None:
         rpc = call.rpc

@@ -6,10 +6,10 @@ import json
 
 from grpc import aio
 
-# Bigger than anything a server of ours sends or takes, so that its refusal is seen and not gRPC's.
+# Larger than the limits of our servers, so that the caller sees the server's refusal and not gRPC's own.
 _MESSAGE_SIZE_MAX = 8 * 1024 * 1024
 
-# Every command may be made again under its id, and every query: whatever is UNAVAILABLE is tried again by gRPC itself.
+# gRPC itself repeats a call that is UNAVAILABLE: commands are idempotent by their ids, and queries change nothing.
 _SERVICE_CONFIG = json.dumps(
     {
         "loadBalancingConfig": [{"round_robin": {}}],
@@ -38,7 +38,7 @@ OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
-    # A peer that comes back is found again within a second.
+    # The channel reconnects within a second when the peer is back.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
 )

@@ -1,9 +1,8 @@
 """Pages of a list: keyset pagination with opaque tokens that belong to one query.
 
-A token holds the sort keys of the last row shown, so a page costs the same wherever it is, and rows that come or go
-between two pages never shift the others. It is bound to its query (who asks, for what, in which order) by a digest,
-because the keys of one order mean nothing in another. It is no secret and gives no access: every row it leads to is
-read under the caller's own tenant.
+A token holds the sort keys of the last row shown. So every page costs the same, and rows that are added or removed between two
+pages do not shift the others. A digest binds the token to its query (caller, filter, order), because sort keys of one order
+mean nothing in another. The token is no secret and gives no access: rows are read under the caller's own tenant.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is asked of every process from outside: gRPC health, readiness, and the admin port.
+"""What operators' probes can ask of every process: gRPC health, readiness, and the admin port.
 
 gRPC health knows two services beside those that a process serves, for the probes of whatever runs it:
 
@@ -37,7 +37,7 @@ class Probes:
     """Health, readiness and metrics of one process."""
 
     def __init__(self, settings: ProcessSettings, service: str = "foldline") -> None:
-        """`service` is what the process is called in all that it exports."""
+        """`service` is the process's name in everything that it exports."""
         self.metrics = Metrics(service)
         self.vitals = Vitals(self.metrics)
         self.readiness = Readiness()

@@ -1,6 +1,6 @@
-"""Whether a process can do its work now: named checks, asked once a second, for gRPC health and the admin port alike.
+"""Readiness of a process: named checks that run once a second, for gRPC health and the admin port.
 
-Who asks for readiness gets the last answer, so any number of probes costs the database one statement a second.
+A probe gets the last result, so any number of probes costs the database one statement a second.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from shared.platform.telemetry import logger
 
 Check = Callable[[], Coroutine[Any, Any, str]]
-"""Returns why not, in a few words for an operator; empty if all is well. What it raises is a reason as well."""
+"""Returns why the process is not ready, in a few words for an operator; empty if it is. An exception counts as a reason."""
 
 ASK_EVERY_S = 1.0
 ANSWER_WITHIN_S = 2.0
@@ -24,7 +24,7 @@ log = logger(__name__)
 
 
 class Readiness:
-    """What the checks said last. Not ready before the first answer, and never again once `drain` was called."""
+    """The last results of the checks. Not ready before the first results, nor after `drain`."""
 
     def __init__(self, *, every_s: float = ASK_EVERY_S, within_s: float = ANSWER_WITHIN_S) -> None:
         self._every_s = every_s
@@ -36,16 +36,16 @@ class Readiness:
         self._under_way: dict[str, asyncio.Task[str]] = {}
 
     def add(self, name: str, check: Check) -> None:
-        """Makes `check` one of the conditions."""
+        """Adds a check."""
         self._checks[name] = check
 
     def drain(self) -> None:
-        """From now on the process is not ready, whatever the checks say."""
+        """Makes the process not ready from now on, whatever the checks say."""
         self._draining = True
 
     @property
     def failures(self) -> dict[str, str]:
-        """What the process is waiting for, by the names of the checks; empty if it is ready."""
+        """The reasons of the checks that fail, by name; empty if the process is ready."""
         if self._draining:
             return {"drain": "it is being stopped"}
         if time.monotonic() - self._asked_at > STALE_S:
@@ -58,7 +58,7 @@ class Readiness:
         return not self.failures
 
     async def ask(self) -> dict[str, str]:
-        """Asks all checks at once and returns what failed."""
+        """Runs all checks at once and returns the reasons of those that fail."""
         names = list(self._checks)
         reasons = await asyncio.gather(*(self._ask(name) for name in names))
         failures = {name: reason for name, reason in zip(names, reasons, strict=True) if reason}
@@ -68,7 +68,7 @@ class Readiness:
         return self.failures
 
     async def keep_asking(self, tell: Callable[[bool], Awaitable[None]]) -> None:
-        """Asks again and again until cancelled; `tell` is told each answer."""
+        """Runs the checks repeatedly until cancelled; calls `tell` with each result."""
         while True:
             await self.ask()
             await tell(self.ready)

@@ -1,4 +1,4 @@
-"""A refusal as `google.rpc.Status`, and back: the one place where errors take their form on the wire."""
+"""Turns refusals into `google.rpc.Status` and back. No other module decides what an error looks like on the wire."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ _REFUSALS: dict[int, type[Refusal]] = {
 
 
 def to_status(error: BaseException) -> status_pb2.Status:
-    """What the caller is told. Anything but a Refusal is a defect, of which the caller learns nothing but that."""
+    """The refusal for a caller. Any other exception is a defect: the caller learns only that there was one."""
     if not isinstance(error, Refusal):
         error = InternalError()
     status = status_pb2.Status(code=int(error.code), message=_cut(error.text, _TEXT_MAX))
