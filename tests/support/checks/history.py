@@ -1,4 +1,4 @@
-"""What is true of every line of events, whoever wrote it and whatever went wrong meanwhile."""
+"""Checks that hold for every line of events, whichever program wrote it and whichever faults happened meanwhile."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from shared.platform.postgres import Connection
 
 @asynccontextmanager
 async def connected(url: str) -> AsyncIterator[Connection]:
-    """A connection as the services have them."""
+    """A connection like those of the services."""
     connection = await postgres.connect(url, application_name="test")
     try:
         yield connection
@@ -38,7 +38,7 @@ async def commands_of(database: Database) -> dict[CommandKey, StoredCommand]:
 
 
 async def somebody_waits(connection: Connection) -> bool:
-    """Whether anybody stands before the shard's lock."""
+    """Whether a session waits for the shard's lock."""
     cursor = await connection.execute(
         """SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
            AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"""

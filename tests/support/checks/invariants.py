@@ -1,10 +1,10 @@
-"""What is always true, checked from outside over everything that a system holds.
+"""The invariants of the system, checked from outside over all of its data.
 
     picture = await look(system)                 # waits until the tables have followed the line
     check(picture, acknowledged)                 # what callers were told
 
-The folds here are written a second time on purpose, from the events' meaning alone: comparing the projections with the
-code that made them would prove nothing. Each check has its control in tests/e2e/test_invariants.py.
+The folds here are a second implementation, on purpose: comparing projections with the code that made them would prove nothing.
+tests/e2e/test_invariants.py shows for each check that it fails on wrong data.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ KINDS: dict[str, type[Message]] = {
 
 @dataclass(frozen=True, slots=True)
 class Acknowledged:
-    """What a caller was told of a command: the receipt, or the reason of its refusal."""
+    """The answer that a caller got for a command: the receipt, or the reason of the refusal."""
 
     tenant: str
     command_id: str
@@ -76,7 +76,7 @@ class Acknowledged:
 
 @dataclass(slots=True)
 class Picture:
-    """Everything that a system holds: the line as ReadAll gives it, and the rows of its databases."""
+    """All data of a system: the line as ReadAll returns it, and the rows of its databases."""
 
     line: list[EventEnvelope]
     # Positions in the table of events, whatever ReadAll says.
@@ -88,9 +88,9 @@ class Picture:
 
 
 async def look(system: System, *, within_s: float = 15) -> Picture:
-    """Takes the picture when the tables have followed the line to its end. Nobody may be sending commands.
+    """Reads all data when the tables have followed the line to its end. Tests must not send commands meanwhile.
 
-    Processes may: if the line has grown meanwhile, the picture is taken anew.
+    Processes may: if the line has grown during the reading, it begins anew.
     """
     picture = await eventually(lambda: _look(system), within_s, every_s=0.05)
     assert picture is not None
@@ -126,7 +126,7 @@ _POSITION = "SELECT coalesce(max(position), 0) AS position FROM checkpoints WHER
 
 
 def check(picture: Picture, acknowledged: Iterable[Acknowledged] = ()) -> None:
-    """Raises AssertionError if any of it is not true."""
+    """Raises AssertionError if an invariant does not hold."""
     dense(picture)
     money_is_conserved(picture.line)
     logins_are_unique(picture.line)
@@ -158,7 +158,7 @@ def money_is_conserved(line: Sequence[EventEnvelope]) -> None:
 
 @dataclass(slots=True)
 class _Way:
-    """A transfer's money: what became of it so far, in the events' names."""
+    """The steps of a transfer's money so far, as names of events."""
 
     started: transfer_pb2.TransferStarted
     went: list[str] = field(default_factory=list)
@@ -335,7 +335,7 @@ def commands_are_whole(picture: Picture) -> None:
 
 
 def acknowledged_are_kept(picture: Picture, acknowledged: Iterable[Acknowledged]) -> None:
-    """2: what a caller was told is what the log says, for ever."""
+    """2: the answers that callers got are those in the log."""
     log = {(row["tenant"], str(row["command_id"])): row for row in picture.commands}
     for told in acknowledged:
         row = log.get((told.tenant, told.command_id))
@@ -504,17 +504,17 @@ def _moment(envelope: EventEnvelope) -> datetime:
 
 
 def _shown(text: str) -> str:
-    """What PostgreSQL can hold of a text."""
+    """The text without characters that PostgreSQL cannot store."""
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def decoded(envelope: EventEnvelope) -> Message:
-    """The event inside."""
+    """The event in an envelope."""
     return KINDS[envelope.type].FromString(envelope.payload)
 
 
 async def published(nats_url: str, line: Sequence[EventEnvelope], *, within_s: float = 20) -> None:
-    """What the broker holds is the line: the same events at the same places, from wherever its stream begins."""
+    """The broker's stream is a copy of the line: the same events at the same positions, from its first one on."""
     client = await nats.connect(nats_url)
     try:
         streams = client.jetstream()

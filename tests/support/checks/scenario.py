@@ -29,16 +29,16 @@ META = Meta(
 
 @dataclass(frozen=True, slots=True)
 class When(Generic[Event]):
-    """A decision that is about to be made."""
+    """A decision on a state and a command."""
 
     decided: Callable[[], Sequence[Event]]
 
     def then(self, *events: Event) -> None:
-        """It gives exactly these events; none means that nothing changes."""
+        """Asserts that the decision returns exactly these events; none means that nothing changes."""
         assert list(self.decided()) == list(events)
 
     def then_refused(self, reason: str, **facts: str) -> None:
-        """It is refused for this reason, with these facts."""
+        """Asserts that the decision is refused for this reason, with these facts."""
         with pytest.raises(Refusal) as refused:
             self.decided()
         assert (refused.value.reason, refused.value.facts) == (reason, facts)
@@ -46,21 +46,21 @@ class When(Generic[Event]):
 
 @dataclass(frozen=True, slots=True)
 class Given(Generic[State, Event]):
-    """An aggregate to which some events have happened."""
+    """An aggregate with its past events."""
 
     aggregate: Aggregate[State, Event]
     events: tuple[Event, ...]
 
     @property
     def state(self) -> State:
-        """What the events come to."""
+        """The state after the events."""
         return reduce(self.aggregate.evolve, self.events, self.aggregate.initial)
 
     def when(self, decide: Callable[[State, Content, Meta], Sequence[Event]], content: Content, meta: Meta = META) -> When[Event]:
-        """A command, or an event that is reacted to, is decided on."""
+        """The decision on a command, or on an event that the aggregate reacts to."""
         return When(lambda: decide(self.state, content, meta))
 
 
 def given(aggregate: Aggregate[State, Any], *events: Any) -> Given[State, Any]:
-    """What happened before: nothing, if there are no events."""
+    """An aggregate with these past events."""
     return Given(aggregate, events)

@@ -1,4 +1,4 @@
-"""The bank's client over the system of a test, and what a caller is told when a call is refused."""
+"""The bank's client over the system of a test, and the details of a refused call."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """What a caller is told: the status code, and what its details say."""
+    """A refusal as a caller sees it: the status code and its details."""
 
     code: str
     text: str
@@ -68,7 +68,7 @@ class Refused:
 
 
 def read_refusal(error: grpc.aio.AioRpcError) -> Refused:
-    """Reads a failed call's details as any client of gRPC would: by google.rpc alone."""
+    """The details of a failed call, read by google.rpc alone, as any client of gRPC would."""
     for key, value in error.trailing_metadata() or ():
         if key == "grpc-status-details-bin":
             assert isinstance(value, bytes)
@@ -77,7 +77,7 @@ def read_refusal(error: grpc.aio.AioRpcError) -> Refused:
 
 
 def read_status(status: status_pb2.Status, code: str = "") -> Refused:
-    """Reads a status, as receipts of batches carry it."""
+    """The refusal in a status, which receipts of batches hold."""
     info, bad, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
     for detail in status.details:
         assert any(detail.Unpack(known) for known in (info, bad, retry)), detail.type_url
@@ -94,7 +94,7 @@ def read_status(status: status_pb2.Status, code: str = "") -> Refused:
 
 
 async def refused(call: Awaitable[object]) -> Refused:
-    """Makes a call that must be refused, and returns how."""
+    """Makes a call that must be refused; returns the refusal."""
     try:
         answer = await call
     except grpc.aio.AioRpcError as error:
@@ -103,7 +103,7 @@ async def refused(call: Awaitable[object]) -> Refused:
 
 
 async def round_trip(bank: Bank, account_id: str) -> bool:
-    """Whether a deposit is answered and seen by a query; not while anything on the way is UNAVAILABLE."""
+    """Whether a deposit is answered and a query shows it; false while a service on the way is UNAVAILABLE."""
     try:
         receipt = await bank.deposit(account_id, 1)
         summary = await bank.account(account_id, receipt.consistency_token)

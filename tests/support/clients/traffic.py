@@ -1,7 +1,7 @@
-"""Callers who move money and think a little between, whatever is killed meanwhile, and remember what they were told.
+"""Callers that move money with short pauses while processes are killed, and that remember the answers.
 
-Each keeps to a command, under one command id, until that command is answered. So when the traffic has ended, every
-command that was ever sent is acknowledged, and `tests.support.checks.invariants` can hold the system to every answer.
+Each caller repeats a command under the same id until it gets an answer. So when the traffic has ended, every command that was
+sent has an answer, and `tests.support.checks.invariants` can check all of them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ATTEMPT_TIMEOUT_S = 12.0
 GIVE_UP_S = 40.0
 RETRY_S = 0.05
 THINK_S = 0.02
-"""Between an answer and the next command: enough load, and a processor for whoever is being started again."""
+"""The pause between an answer and the next command: enough load, but processes that are started again get the processor."""
 
 
 class Traffic:
@@ -38,7 +38,7 @@ class Traffic:
         self.everywhere = everywhere
         self.accounts: list[str] = []
         self.acknowledged: list[Acknowledged] = []
-        # Answers that told to come again, in order.
+        # The answers after which the command was sent again, in order.
         self.unavailable: list[Refused] = []
         self._random = random.Random(seed)
         self._over = False
@@ -54,12 +54,12 @@ class Traffic:
             self._remember(await self.banks[0].deposit(account_id, 50))
 
     async def more(self, count: int, within_s: float = 20) -> None:
-        """Waits until so many more commands are answered."""
+        """Waits until this many more commands are answered."""
         wanted = len(self.acknowledged) + count
         await eventually(lambda: len(self.acknowledged) >= wanted, within_s)
 
     async def call_on(self, number: int) -> None:
-        """One caller, until it is over."""
+        """One caller, until the traffic ends."""
         while not self._over:
             account_id, amount = self._random.choice(self.accounts), self._random.randint(1, 97)
             out = self._random.random() < 0.45
@@ -109,7 +109,7 @@ class Traffic:
             await asyncio.sleep(RETRY_S)
 
     async def _attempt(self, bank: Bank, command: Any) -> Acknowledged | None:
-        """The answer, or None if the caller is to come again."""
+        """The answer, or None if the command must be sent again."""
         stub = bank.accounts
         method = stub.WithdrawMoney if isinstance(command, account_pb2.WithdrawMoneyRequest) else stub.DepositMoney
         try:
@@ -130,7 +130,7 @@ class Traffic:
         self.acknowledged.append(Acknowledged(self.tenant, receipt.command_id, receipt))
 
     def end(self) -> None:
-        """Lets every caller finish the command it is at."""
+        """Lets every caller finish its present command."""
         self._over = True
 
 

@@ -1,6 +1,6 @@
-"""A small process over the bank's commands, a write service that does as it is told, and runners on a real database.
+"""A small process over the bank's commands, a write service whose answers a test chooses, and runners on a real database.
 
-Whoever opens an account is given a gift and then a bonus. A gift that is refused is made up for by an apology.
+Every opened account gets a gift and then a bonus. After a refused gift it gets an apology.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Gift:
 
 @dataclass(slots=True)
 class Defects:
-    """What is wrong with the folds at the moment."""
+    """The defects of the folds, which a test may set."""
 
     accounts: set[str] = field(default_factory=set)
 
@@ -66,7 +66,7 @@ def deposit(account_id: str, amount: int) -> account_pb2.DepositMoneyRequest:
 
 
 def react(state: Gift, event: Message, envelope: EventEnvelope) -> Step[Gift] | None:
-    """An opened account gets its gift; a frozen one is remembered, until all is over; a deposit is what we know."""
+    """Sends the gift for an opened account; notes that an account is frozen."""
     match event:
         case account_pb2.AccountOpened():
             if event.account_id in DEFECTS.accounts:
@@ -258,7 +258,7 @@ class World:
 
     @asynccontextmanager
     async def running(self, runner: ProcessRunner | None = None) -> AsyncIterator[ProcessRunner]:
-        """A runner at work; at the end it is cancelled, as when its lease is lost."""
+        """A running runner; at the end it is cancelled, as when its lease is lost."""
         runner = runner or self.runner()
         task = asyncio.create_task(runner.run())
         try:
@@ -269,7 +269,7 @@ class World:
 
     @asynccontextmanager
     async def desk(self) -> AsyncIterator[ProcessAdmin]:
-        """The operators' desk of another instance than the leader."""
+        """The operators' side in another instance than the leader."""
         reads = Reads(self.database.app, application_name="test-desk")
         await reads.open()
         try:

@@ -61,7 +61,7 @@ def react(order: Order, event: Any, envelope: EventEnvelope) -> Step[Order] | No
 
 
 def on_answer(order: Order, answer: Answer) -> Step[Order]:
-    """On to the next step, or back over those that were done."""
+    """The next step, or the undoing of the last step that was done."""
     if answer.step != order.step:
         return Step(state=order)
     if answer.step in OVER:

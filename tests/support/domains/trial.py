@@ -1,4 +1,4 @@
-"""A domain for trying the kernel: it can be refused, change nothing, read others, swell, leak, chain and never end."""
+"""A domain for tests of the kernel: its decisions refuse, change nothing, read other aggregates, grow, fail or never end."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Add(Struct, frozen=True, kw_only=True):
 
 
 class Blurt(Struct, frozen=True, kw_only=True):
-    """Meets a defect whose text is not for anybody's ears."""
+    """Raises an exception whose text no caller may see."""
 
     counter_id: str
     text: str

@@ -1,7 +1,7 @@
-"""The write domain, a network and the runner's rounds, all in memory: whatever may come between them, in any order.
+"""The write domain, a network and the runner's rounds, all in memory, so that their steps can happen in any order.
 
-`Domain` is what the write service decides, each command id once. `Saga` is what the saga service keeps: its folds are the
-runner's own, on tables that are dictionaries, so a round can be rolled back, and a try be lost, doubled or late.
+`Domain` decides commands as the write service does, each command id once. `Saga` keeps the saga service's tables as
+dictionaries and uses the runner's own folds. A round can be rolled back, and a try can be lost, doubled or late.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ BEGIN = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 @dataclass(slots=True)
 class Clock:
-    """The one time of all."""
+    """The clock that all parts share."""
 
     now: datetime = BEGIN
 
@@ -173,14 +173,14 @@ class Saga:
     # What the runner does
 
     def follow(self, count: int, *, rolled_back: bool = False) -> None:
-        """Takes the next events of the line, and moves the checkpoint behind them."""
+        """Folds the next events of the line, and moves the checkpoint behind them."""
         events = self.domain.line[self.position : self.position + count]
         self._round(Inputs(events=self._route(events)), rolled_back=rolled_back)
         if not rolled_back:
             self.position += len(events)
 
     def repeat(self, event: EventEnvelope) -> None:
-        """Takes an event that was taken before, as no runner does."""
+        """Folds an event a second time, which no runner does."""
         self._round(Inputs(events=self._route([event])))
 
     def take(self, told: Sequence[CommandResult | DeliveryFailure], *, rolled_back: bool = False) -> None:
@@ -258,7 +258,7 @@ class Saga:
     # What the network does
 
     def send_again(self, row: Row) -> None:
-        """Hands out a command, whatever has become of it."""
+        """Sends a command again, whatever its state."""
         if not row.given_up:
             row.command = row.command._replace(tries=row.command.tries + 1)
             self.tries.append(row.command)
@@ -317,7 +317,7 @@ class Saga:
     # In the end
 
     def settle(self) -> None:
-        """Everything that can still happen happens, once nothing gets lost any more. Each process must end by it."""
+        """Runs all remaining steps without further faults. Each process must end."""
         for _ in range(100):
             self.follow(len(self.domain.line))
             for key, process in list(self.processes.items()):
@@ -354,7 +354,7 @@ class Saga:
 
 
 def _name(command: PendingCommand) -> tuple[ProcessKey, UUID]:
-    """What tells a command from all others: two tenants may have the same ids."""
+    """The name of a command: its process and id, because two tenants may have the same ids."""
     return command.key, command.command_id
 
 

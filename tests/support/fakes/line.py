@@ -1,6 +1,6 @@
-"""A line of bank events in memory, with an event store and a broker over it that misbehave as told.
+"""A line of bank events in memory, with an event store and a broker over it whose faults a test chooses.
 
-Test doubles of peer services: the tables they end up in are real.
+They are doubles of peer services; the tables that are made from their events are real.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class StoreLine:
 
 
 class ScriptedFeed:
-    """`shared.line.follower.Feed` that delivers what it was told, whatever was asked for, then is silent."""
+    """`shared.line.follower.Feed` that delivers a script, whatever was asked for, and then nothing."""
 
     def __init__(self, script: Sequence[Sequence[FeedMessage]] = (), *, of: Store | None = None) -> None:
         """With `of`, an event is held back until that store has it: what is published was committed before."""

@@ -1,4 +1,4 @@
-"""A relay at work, the line it copies, and what is in its stream."""
+"""A running relay, the line that it copies, and the contents of its stream."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ async def becomes(streams: JetStreamContext, check: Callable[[StreamConfig], boo
 
 @asynccontextmanager
 async def relaying(database: Database, nats_url: str, name: str = "relay") -> AsyncIterator[Relay]:
-    """A relay at work without a lease. At the end it drains, as after SIGTERM."""
+    """A running relay without a lease. At the end it drains, as after SIGTERM."""
     client = await broker.connect(nats_url, name)
     stopping = asyncio.Event()
     relay = Relay(database.app, client, 1)

@@ -98,7 +98,7 @@ async def replica(
     limits: Limits | None = None,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> AsyncIterator[Replica]:
-    """A replica at work. At the end it drains, as after SIGTERM."""
+    """A running replica. At the end it drains, as after SIGTERM."""
     committer = Committer(database.app, bus, shard=1, clock=clock, limits=limits)
     running = asyncio.create_task(committer.run())
     try:

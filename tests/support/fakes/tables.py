@@ -1,4 +1,4 @@
-"""The read service's tables in tests: projectors over doubles of the line, and what the tables hold."""
+"""The read service's tables in tests: projectors over doubles of the line, and the rows of the tables."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def checkpoint_row(database: Database) -> tuple[Any, ...]:
 
 
 def folded(events: Sequence[EventEnvelope], group: Group = SUMMARIES) -> dict[str, Any]:
-    """The tables as the plain fold of the line, one event after another: what every way of getting there must equal."""
+    """The tables as the plain fold of the line, one event after another: the result that all projectors must reach."""
     tables: dict[str, dict[Any, Any]] = {projection.table.name: {} for projection in group.projections}
     for envelope in events:
         for projection in group.projections:

@@ -1,7 +1,7 @@
-"""The relay without its fence: the control that must fail. `python -m tests.support.fakes.unfenced_relay`.
+"""The relay without its fence, to show that the test fails without it. `python -m tests.support.fakes.unfenced_relay`.
 
-It mends nothing either: a relay that wakes up may look at the stream before it learns that its lease is gone, see the
-harm that it did, and make the stream anew, and the test would find nothing left to look at.
+It does not repair the stream either. Otherwise a relay that wakes up might see the damage that it did, before it learns that
+its lease is gone, and create the stream anew; then the test would find nothing wrong.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A program for tests of the supervisor: writes that it runs, ends on SIGTERM with 7, or not at all if STUBBORN is set."""
+"""A program for tests of the supervisor: prints that it runs, and ends on SIGTERM with 7. With STUBBORN it ignores SIGTERM."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class Mailbox:
         return answer
 
     async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:  # noqa: N802 (aiosmtpd's name)
-        """A message: kept if it is accepted. What happens on its way back, it has arrived."""
+        """A message. It is kept if it is accepted, whatever happens to the answer."""
         content = envelope.content
         assert isinstance(content, bytes)
         message = message_from_bytes(content, policy=policy.default)

@@ -1,4 +1,4 @@
-"""A TCP proxy that can stop taking what its clients send: a network, or a peer, that is stuck for a while."""
+"""A TCP proxy that can stop reading from its clients, like a network or a peer that is stuck for a while."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Proxy:
         self.url = ""
 
     def hold_after(self, size: int) -> None:
-        """Takes so many bytes more from clients, then sets `stuck` and no longer reads."""
+        """Passes this many more bytes from clients, then sets `stuck` and stops reading."""
         self._left = size
 
     def release(self) -> None:

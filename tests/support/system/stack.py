@@ -13,7 +13,7 @@ from tests.support.system.mail import Mailbox
 
 
 class Stack(System):
-    """The system as `foldline dev` runs it, with hold of its engines. Nothing that dies is started again by itself."""
+    """The system as `foldline dev` runs it, and its engines. A program that dies is not started again."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Waiting for what will be true soon. A test never sleeps for a time that it hopes is long enough."""
+"""Waits for conditions. A test never sleeps for a time that it hopes is long enough."""
 
 from __future__ import annotations
 
