@@ -103,8 +103,11 @@ async def test_what_was_decided_on_an_old_world_writes_nothing(write_db: Databas
     async with connected(write_db.app) as connection:
         await append(connection, 1, done)
         outcomes = {status: lone(B, command={"status": status}) for status in ("scheduled", "started", "rejected", "failed")}
-        for batch in outcomes.values():
-            await append(connection, 1, replace(batch, events=[], reads={}))
+        for status, batch in outcomes.items():
+            # A scheduled row has a time and roles, which `append` does not write: it is one of those that were started.
+            written = replace(batch.commands[0], status="started" if status == "scheduled" else status)
+            await append(connection, 1, replace(batch, commands=[written], events=[], reads={}))
+        await schedule(write_db, outcomes["scheduled"].commands[0].command_id)
         stale = [lone(A), replace(done, events=lone(A, 2).events, commands=[replace(done.commands[0], version=2)])]
         stale += [
             lone(B, command={"command_id": known.commands[0].command_id, "fingerprint": b"other"}) for known in outcomes.values()
@@ -119,6 +122,16 @@ async def test_what_was_decided_on_an_old_world_writes_nothing(write_db: Databas
         failed = lone(B, command={"command_id": outcomes["failed"].commands[0].command_id})
         assert (await append(connection, 1, failed, again=True)).head == 2
     assert (await commands_of(write_db))["acme", failed.commands[0].command_id].status == "completed"
+
+
+async def schedule(database: Database, command_id: object) -> None:
+    """Makes a command's row one that waits for its time, an hour from now."""
+    async with connected(database.owner) as connection:
+        await connection.execute(
+            "UPDATE commands SET status = 'scheduled', due_at = now() + interval '1 hour', roles = '{user}', finished_at = NULL "
+            "WHERE command_id = %s",
+            (str(command_id),),
+        )
 
 
 async def test_of_many_at_once_one_wins(write_db: Database) -> None:

@@ -569,17 +569,19 @@ async def test_draining_ends_in_time_whatever_hangs(make_world: MakeWorld) -> No
     await refused(call)
 
 
+COMMAND_METHODS = [method.name for method in command_pb2.DESCRIPTOR.services_by_name["CommandService"].methods]
+
+
+async def unused(self: Any, request: Any, context: Any) -> Any:
+    """An RPC of the service that no test here calls."""
+    raise NotImplementedError
+
+
 class Streams(command_pb2_grpc.CommandServiceServicer):
     """Answers each item of a stream with its tenant as the command's id."""
 
-    async def Send(self, request: Any, context: Any) -> command_pb2.SendResponse:
-        raise NotImplementedError
-
     async def SendBatch(self, request: Any, context: Any) -> command_pb2.SendBatchResponse:
         return command_pb2.SendBatchResponse()
-
-    async def GetCommand(self, request: Any, context: Any) -> command_pb2.GetCommandResponse:
-        raise NotImplementedError
 
     async def SendStream(
         self, request_iterator: AsyncIterator[command_pb2.SendStreamRequest], context: Any
@@ -588,6 +590,10 @@ class Streams(command_pb2_grpc.CommandServiceServicer):
             if request.item.tenant == "raise":
                 raise RuntimeError(SECRET)
             yield answer(request.item.tenant)
+
+
+for method in set(COMMAND_METHODS) - set(vars(Streams)):
+    setattr(Streams, method, unused)
 
 
 class WritingStreams(Streams):
@@ -613,7 +619,7 @@ def item(text: str) -> command_pb2.SendStreamRequest:
 
 
 SEND_STREAM = "foldline.v1.CommandService/SendStream"
-COMMAND_RPCS = [f"foldline.v1.CommandService/{name}" for name in ("Send", "SendBatch", "GetCommand", "SendStream")]
+COMMAND_RPCS = [f"foldline.v1.CommandService/{method}" for method in COMMAND_METHODS]
 
 
 class StreamWorld:
