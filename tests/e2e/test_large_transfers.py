@@ -46,7 +46,7 @@ def about(mailbox: Mailbox, transfer_id: str) -> list[EmailMessage]:
     return [message for message in mailbox.messages if transfer_id in str(message.get_body(("plain",)))]
 
 
-class Desk:
+class Operator:
     """An operator of deliveries, or somebody else."""
 
     def __init__(self, stack: Stack, channel: grpc.aio.Channel, roles: list[Role]) -> None:
@@ -73,16 +73,16 @@ async def test_only_umbrellas_owner_is_told_and_only_of_more_than_ten_thousand(
     foreign = await completed(other, *theirs, 18_000_00)
 
     async with shared_stack.channel(SAGA) as channel:
-        desk = Desk(shared_stack, channel, OPERATOR)
+        operator = Operator(shared_stack, channel, OPERATOR)
 
         async def sent() -> list[delivery_pb2.DeliverySummary]:
-            found = [it for it in await desk.find(tenant="umbrella") if it.source in (large, exactly, just, foreign)]
+            found = [it for it in await operator.find(tenant="umbrella") if it.source in (large, exactly, just, foreign)]
             assert [it.source for it in found] == [just, large]
             assert {it.status for it in found} == {delivery_pb2.DELIVERY_STATUS_SENT}
             return found
 
         found = await eventually(sent)
-        assert await desk.find(tenant=tenant) == []
+        assert await operator.find(tenant=tenant) == []
     [message] = about(shared_mailbox, large)
     assert (message["To"], message["Subject"]) == ("ada@umbrella.example", "Large transfer: 18,000.00 USD")
     assert message["Message-ID"] == f"<{found[1].delivery_id}@localhost>"
@@ -119,5 +119,5 @@ async def test_deliveries_are_for_operators(shared_stack: Stack, roles: list[Rol
     """Nobody else may list them."""
     async with shared_stack.channel(SAGA) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as error:
-            await Desk(shared_stack, channel, roles).find()
+            await Operator(shared_stack, channel, roles).find()
         assert read_refusal(error.value).code == "PERMISSION_DENIED"

@@ -27,7 +27,7 @@ LISTED = ("ListProcesses", "", "", "", "False")
 
 
 @dataclass
-class Desk:
+class Operator:
     """The operators' services."""
 
     processes: process_pb2_grpc.ProcessServiceStub
@@ -81,10 +81,10 @@ class Desk:
 
 
 @pytest.fixture
-async def desk(shared_stack: Stack) -> AsyncIterator[Desk]:
+async def operator(shared_stack: Stack) -> AsyncIterator[Operator]:
     """An operator, and a user who tries."""
     async with shared_stack.channel(SAGA) as saga, shared_stack.channel(READ) as read, shared_stack.channel(WRITE) as write:
-        yield Desk(
+        yield Operator(
             process_pb2_grpc.ProcessServiceStub(saga),
             delivery_pb2_grpc.DeliveryServiceStub(saga),
             projection_pb2_grpc.ProjectionServiceStub(read),
@@ -98,10 +98,10 @@ def _bearer(stack: Stack, role: Role) -> tuple[tuple[str, str], ...]:
     return (("authorization", f"Bearer {stack.token('operators', 'olga', [role])}"),)
 
 
-Row = tuple[str, Callable[[Desk], Awaitable[object]], str, str, tuple[str, ...]]
+Row = tuple[str, Callable[[Operator], Awaitable[object]], str, str, tuple[str, ...]]
 
 
-def bad(situation: str, call: Callable[[Desk], Awaitable[object]], *fields: str) -> Row:
+def bad(situation: str, call: Callable[[Operator], Awaitable[object]], *fields: str) -> Row:
     """A row of what breaks the rules of fields."""
     return situation, call, "INVALID_ARGUMENT", "INVALID_REQUEST", fields
 
@@ -142,11 +142,11 @@ TABLE: list[Row] = [
 
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: row[0])
-async def test_the_table_of_errors(desk: Desk, row: Row) -> None:
+async def test_the_table_of_errors(operator: Operator, row: Row) -> None:
     """Each situation is refused with its code, reason and fields; none is INTERNAL."""
     _, call, code, reason, fields = row
-    told = await refused(call(desk))
-    assert (told.code, told.reason, told.fields) == (code, reason, fields)
+    refusal = await refused(call(operator))
+    assert (refusal.code, refusal.reason, refusal.fields) == (code, reason, fields)
 
 
 def test_every_situation_has_its_own_name() -> None:
