@@ -104,28 +104,14 @@ def record(row: command_pb2.CommandRecord) -> dict[str, Any]:
     return made
 
 
-async def get_person(endpoints: Endpoints, tenant: str, person_id: str, after: str) -> dict[str, Any]:
-    """A person's summary. Raises Refused."""
+async def get_summary(endpoints: Endpoints, tenant: str, name: str, key: str, after: str) -> dict[str, Any]:
+    """The summary of one row, for example of a person. Raises Refused."""
+    rpc, request, answer_type = contract.summary(name, key, after)
     async with caller(endpoints, tenant) as bank:
-        return plain(await bank.person(person_id, after))
-
-
-async def get_account(endpoints: Endpoints, tenant: str, account_id: str, after: str) -> dict[str, Any]:
-    """An account's summary. Raises Refused."""
-    async with caller(endpoints, tenant) as bank:
-        return plain(await bank.account(account_id, after))
-
-
-async def get_transfer(endpoints: Endpoints, tenant: str, transfer_id: str, after: str) -> dict[str, Any]:
-    """A transfer's summary, with every step of it. Raises Refused."""
-    async with caller(endpoints, tenant) as bank:
-        return plain(await bank.transfer_summary(transfer_id, after))
-
-
-async def get_user(endpoints: Endpoints, tenant: str, user_id: str, after: str) -> dict[str, Any]:
-    """A user's summary. Raises Refused."""
-    async with caller(endpoints, tenant) as bank:
-        return plain(await bank.user(user_id, after))
+        ask = bank.read.unary_unary(rpc, type(request).SerializeToString, answer_type.FromString)
+        answer = plain(await bank.call(ask, request))
+    made: dict[str, Any] = answer[name]
+    return made
 
 
 async def get_command(endpoints: Endpoints, tenant: str, command_id: str) -> dict[str, Any]:

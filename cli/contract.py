@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from decimal import Decimal, InvalidOperation
+from importlib import import_module
 from typing import Any
 from uuid import uuid4
 
@@ -66,6 +67,15 @@ def command_table() -> str:
     """A line for each command with the names of its fields, for the help."""
     width = max(map(len, COMMANDS))
     return "\n".join(f"  {name:{width}}  {' '.join(fields_of(name))}" for name in COMMANDS)
+
+
+def summary(name: str, key: str, consistency_token: str) -> tuple[str, Message, type[Message]]:
+    """How to get a summary by its id: the RPC's path, the request and the type of the answer."""
+    file: FileDescriptor = import_module(f"bank.v1.{name}_query_pb2").DESCRIPTOR
+    (service,) = file.services_by_name.values()
+    (method,) = (each for each in service.methods if each.name.startswith("Get"))
+    request = GetMessageClass(method.input_type)(**{f"{name}_id": key, "consistency_token": consistency_token})
+    return f"/{service.full_name}/{method.name}", request, GetMessageClass(method.output_type)
 
 
 def decoded(type_name: str, payload: bytes) -> Message | None:

@@ -14,65 +14,34 @@ from cli.output import one_line, print_json, print_table, show
 get = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 After = Annotated[str, typer.Option("--after", help="A consistency token: wait until the answer includes its command.")]
+Key = Annotated[str, typer.Argument(metavar="ID")]
+
+SUMMARIES = ("person", "account", "transfer", "user")
+"""What the read service has a summary of: NAME_query.proto declares each."""
 
 
-@get.command("person")
-def get_person(
-    person_id: str, after: After = "", tenant: Tenant = "acme", data: Data = DATA, output: Format = Output.TEXT
-) -> None:
-    """Print a person's summary: name, accounts, total balances.
+def get_summary(name: str) -> None:
+    """Adds the command that prints one kind of summary."""
+    article = "an" if name[0] in "aeio" else "a"
 
-    \b
-    Example:
-      foldline get person 0190e4a0-0000-7000-8000-000000000000 --after TOKEN
-    """
+    @get.command(name, help=f"Print {article} {name}'s summary.")
+    def get_one(
+        key: Key,
+        after: After = "",
+        tenant: Tenant = "acme",
+        data: Data = DATA,
+        output: Format = Output.TEXT,
+    ) -> None:
+        async def ask(known: Endpoints) -> dict[str, Any]:
+            from cli import calls
 
-    async def ask(known: Endpoints) -> dict[str, Any]:
-        from cli import calls
+            return await calls.get_summary(known, tenant, name, key, after)
 
-        return await calls.get_person(known, tenant, person_id, after)
-
-    show(call(ask, data, output), output)
-
-
-@get.command("account")
-def get_account(
-    account_id: str, after: After = "", tenant: Tenant = "acme", data: Data = DATA, output: Format = Output.TEXT
-) -> None:
-    """Print an account's summary: owner, balance in minor units, status."""
-
-    async def ask(known: Endpoints) -> dict[str, Any]:
-        from cli import calls
-
-        return await calls.get_account(known, tenant, account_id, after)
-
-    show(call(ask, data, output), output)
+        show(call(ask, data, output), output)
 
 
-@get.command("transfer")
-def get_transfer(
-    transfer_id: str, after: After = "", tenant: Tenant = "acme", data: Data = DATA, output: Format = Output.TEXT
-) -> None:
-    """Print a transfer's summary: status, where the money is, and every step with its time."""
-
-    async def ask(known: Endpoints) -> dict[str, Any]:
-        from cli import calls
-
-        return await calls.get_transfer(known, tenant, transfer_id, after)
-
-    show(call(ask, data, output), output)
-
-
-@get.command("user")
-def get_user(user_id: str, after: After = "", tenant: Tenant = "acme", data: Data = DATA, output: Format = Output.TEXT) -> None:
-    """Print a user's summary: login, e-mail, and what became of the registration."""
-
-    async def ask(known: Endpoints) -> dict[str, Any]:
-        from cli import calls
-
-        return await calls.get_user(known, tenant, user_id, after)
-
-    show(call(ask, data, output), output)
+for each in SUMMARIES:
+    get_summary(each)
 
 
 @get.command("command")

@@ -14,11 +14,14 @@ from bank.v1 import user_pb2
 from cli.calls import plain
 from cli.contract import COMMANDS, build, fields_of
 from cli.endpoints import UsageError
+from cli.get import SUMMARIES
 from cli.main import ABOUT, app
 from cli.send import read_fields, read_secret
 from foldline.v1 import command_pb2
 from shared.platform.identity import Role
 from shared.platform.tokens import KeyFile, Verifier
+from tests.support.checks.contracts import contracts
+from write_service import servicers
 
 ID = "0190e4a0-0000-7000-8000-000000000000"
 
@@ -49,6 +52,13 @@ def test_the_help_names_every_command_with_its_fields() -> None:
     assert ["OpenAccount", "account_id", "owner_id", "currency", "name"] in lines
     assert ["StartUserRegistration", "user_id", "login", "email", "password"] in lines
     assert len(COMMANDS) == 10
+
+
+def test_every_command_and_summary_of_the_contracts_is_known() -> None:
+    """A caller can send and get what the services take and show."""
+    assert set(COMMANDS) == {rpc.rpartition("/")[2] for rpc in servicers.COMMANDS}
+    names = [file.__name__.rpartition(".")[2] for file in contracts("bank/v1")]
+    assert sorted(SUMMARIES) == [name.removesuffix("_query_pb2") for name in names if name.endswith("_query_pb2")]
 
 
 def test_what_only_processes_may_set_is_no_field() -> None:

@@ -12,12 +12,13 @@ from google.protobuf.message import Message
 from msgspec import Struct
 from msgspec.structs import replace
 
-from bank.v1 import account_pb2, person_pb2, transfer_pb2, user_pb2
+from bank.v1 import account_pb2, transfer_pb2
 from foldline.v1 import command_pb2
 from shared.commands.codec import OPTIONS, Codecs, EventCodecs, MessageCodec
 from shared.commands.registry import CommandRegistry
 from shared.folds.aggregate import Aggregate
 from shared.platform.identity import Role
+from tests.support.checks.contracts import contracts
 from tests.support.domains import trial
 from tests.support.domains.messages import codec_of, message_of
 from write_service.api import ROLES
@@ -28,7 +29,7 @@ from write_service.servicers import COMMANDS
 
 BUS = build_registry(Passwords())
 CODECS = {codec.type_name: codec for codec in BUS.codecs}
-FILES = (account_pb2, person_pb2, transfer_pb2, user_pb2)
+FILES = [file for file in contracts("bank/v1") if not file.__name__.endswith("_query_pb2")]
 
 _PYTHON_TYPES = {
     FieldDescriptor.CPPTYPE_STRING: str,

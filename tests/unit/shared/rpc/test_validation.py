@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -14,25 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from protovalidate import Validator
 
-from bank.v1 import (
-    account_pb2,
-    account_query_pb2,
-    person_pb2,
-    person_query_pb2,
-    transfer_pb2,
-    transfer_query_pb2,
-    user_pb2,
-    user_query_pb2,
-)
-from foldline.v1 import command_pb2, event_store_pb2, process_pb2, projection_pb2
+from bank.v1 import account_pb2, user_pb2
+from foldline.v1 import command_pb2
 from shared.folds.errors import Invalid
 from shared.rpc.validation import plainly_valid, refuse_invalid
+from tests.support.checks.contracts import contracts
 
-FILES: tuple[ModuleType, ...] = (
-    *(account_pb2, person_pb2, transfer_pb2, user_pb2),
-    *(account_query_pb2, person_query_pb2, transfer_query_pb2, user_query_pb2),
-    *(command_pb2, event_store_pb2, process_pb2, projection_pb2),
-)
+FILES = (*contracts("bank/v1"), *contracts("foldline/v1"))
 UUID = "8d0f4c1e-6b1c-4a53-9a51-3f2f4c9b7a10"
 # At, and on either side of, what rules speak of.
 TEXTS = st.one_of(
