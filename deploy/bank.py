@@ -47,7 +47,7 @@ ASK_AGAIN_S = 0.05
 
 
 class NotEnded(Exception):
-    """A transfer or a registration did not end in time."""
+    """A transfer, a registration or a scheduled command did not end in time."""
 
 
 def new_id() -> str:
@@ -128,6 +128,10 @@ class Bank:
         """Renames a person."""
         return await self.call(self.people.RenamePerson, rename(person_id, name))
 
+    async def close_person(self, person_id: str) -> command_pb2.CommandReceipt:
+        """Closes a person and all of the person's accounts, which must be empty."""
+        return await self.call(self.people.ClosePerson, close_person(person_id))
+
     async def open(self, owner_id: str, currency: str = "USD", *, name: str = "blue") -> tuple[str, command_pb2.CommandReceipt]:
         """Opens an account; returns its id and the receipt."""
         account_id = new_id()
@@ -182,6 +186,15 @@ class Bank:
         """The command's row in the log."""
         request = command_pb2.GetCommandRequest(command_id=command_id)
         return (await self.call(self.commands.GetCommand, request)).command
+
+    async def ended_command(self, command_id: str, deadline_s: float = ENDS_WITHIN_S) -> command_pb2.CommandReceipt:
+        """The receipt of a scheduled command when it has run or was cancelled. Raises NotEnded."""
+
+        async def ended() -> command_pb2.CommandReceipt | None:
+            receipt = (await self.command(command_id)).receipt
+            return None if receipt.status == command_pb2.COMMAND_STATUS_SCHEDULED else receipt
+
+        return await _until(ended, deadline_s, f"the command {command_id}")
 
     async def schedule(self, command: Message, due_at: datetime) -> command_pb2.CommandReceipt:
         """Schedules a command; returns its row in the log."""
@@ -281,6 +294,11 @@ def register(person_id: str, name: str, **more: Any) -> person_pb2.RegisterPerso
 def rename(person_id: str, name: str, **more: Any) -> person_pb2.RenamePersonRequest:
     """RenamePerson; `more` goes into the options."""
     return person_pb2.RenamePersonRequest(options=options(**more), person_id=person_id, name=name)
+
+
+def close_person(person_id: str, **more: Any) -> person_pb2.ClosePersonRequest:
+    """ClosePerson; `more` goes into the options."""
+    return person_pb2.ClosePersonRequest(options=options(**more), person_id=person_id)
 
 
 def open_account(

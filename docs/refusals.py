@@ -66,7 +66,7 @@ def refusals_of_command(registry: CommandRegistry, type_name: str) -> list[Raise
         steps = list(_walk(decide, set()))
         found += [step for step in steps if isinstance(step, Raised)]
         made = [step for step in steps if isinstance(step, type)]
-        functions += [reaction.decide for event in made for reaction in registry.reactions(event)]
+        functions += [reaction.decide for event in made for reaction in registry.reactions_by_event.get(event, ())]
     return list({each.reason: each for each in found}.values())
 
 

@@ -10,6 +10,7 @@ from write_service.domain.account import ACCOUNT
 from write_service.domain.account_types import AccountClosed, AccountOpened
 from write_service.domain.login import LOGIN
 from write_service.domain.person import PERSON
+from write_service.domain.person_types import PersonClosed
 from write_service.domain.suspense import SUSPENSE
 from write_service.domain.transfer import TRANSFER
 from write_service.domain.transfer_types import TransferStarted
@@ -38,12 +39,13 @@ def people(registry: CommandRegistry) -> None:
     on = registry.aggregate(PERSON, person_codec.EVENTS)
     on.command(person_codec.REGISTER_PERSON, person.register, id=lambda c: c.person_id, roles=CALLERS)
     on.command(person_codec.RENAME_PERSON, person.rename, id=lambda c: c.person_id, roles=CALLERS)
+    on.command(person_codec.CLOSE_PERSON, person.close, id=lambda c: c.person_id, roles=ADMINS)
     on.react(AccountOpened, person.attach_account, id=lambda e: e.owner_id)
     on.react(AccountClosed, person.detach_account, id=lambda e: e.owner_id)
 
 
 def accounts(registry: CommandRegistry) -> None:
-    """The commands of an account, and the transfers that it is an end of."""
+    """The commands of an account, the transfers that it is an end of, and the closing of its owner."""
     on = registry.aggregate(ACCOUNT, account_codec.EVENTS)
     on.command(account_codec.OPEN_ACCOUNT, account.open_account, id=lambda c: c.account_id, roles=CALLERS)
     on.command(account_codec.DEPOSIT_MONEY, account.deposit, id=lambda c: c.account_id, roles=CALLERS)
@@ -53,6 +55,7 @@ def accounts(registry: CommandRegistry) -> None:
     on.command(account_codec.CLOSE_ACCOUNT, account.close, id=lambda c: c.account_id, roles=ADMINS)
     on.react(TransferStarted, account.end_of_transfer, id=lambda e: e.from_account_id)
     on.react(TransferStarted, account.end_of_transfer, id=lambda e: e.to_account_id)
+    on.react_each(PersonClosed, account.close_with_owner, ids=lambda e: e.account_ids)
 
 
 def suspense_accounts(registry: CommandRegistry) -> None:

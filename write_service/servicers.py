@@ -30,6 +30,7 @@ COMMANDS = {
     "bank.v1.AccountService/CloseAccount": "bank.v1.CloseAccountRequest",
     "bank.v1.PersonService/RegisterPerson": "bank.v1.RegisterPersonRequest",
     "bank.v1.PersonService/RenamePerson": "bank.v1.RenamePersonRequest",
+    "bank.v1.PersonService/ClosePerson": "bank.v1.ClosePersonRequest",
     "bank.v1.TransferService/StartTransfer": "bank.v1.StartTransferRequest",
     "bank.v1.UserService/StartUserRegistration": "bank.v1.StartUserRegistrationRequest",
 }
@@ -74,6 +75,9 @@ class PersonService(person_pb2_grpc.PersonServiceServicer):
         return await self._send(request)
 
     async def RenamePerson(self, request: person_pb2.RenamePersonRequest, context: Any) -> command_pb2.CommandReceipt:
+        return await self._send(request)
+
+    async def ClosePerson(self, request: person_pb2.ClosePersonRequest, context: Any) -> command_pb2.CommandReceipt:
         return await self._send(request)
 
 

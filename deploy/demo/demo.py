@@ -66,8 +66,10 @@ async def _run(console: Console, kept_logs: Path) -> dict[str, object]:
                     "A": calm.rename,
                     "money": calm.money,
                     "D": calm.logins,
+                    "E": calm.later,
                     "F": calm.transfer,
                     "I": calm.refund,
+                    "J": calm.refusals,
                     "kill": kills.kill_write,
                     "kill_saga": kills.kill_saga,
                 }.items():

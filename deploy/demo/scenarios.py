@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 import grpc.aio
 
-from bank.v1 import account_query_pb2, transfer_query_pb2, user_query_pb2
-from deploy.bank import Bank
+from bank.v1 import account_query_pb2, person_query_pb2, transfer_query_pb2, user_query_pb2
+from deploy.bank import Bank, new_id, register
+from foldline.v1 import command_pb2
 from shared.rpc.status import from_rpc_error
 
 
@@ -58,16 +60,7 @@ class Scenarios:
         self._say("withdraw 69.00 from blue, deposit 69.00 on red, withdraw 1000.00 from blue")
         await self._bank.withdraw(blue, 69_00)
         receipt = await self._bank.deposit(red, 69_00)
-        try:
-            await self._bank.withdraw(blue, 1000_00)
-        except grpc.aio.AioRpcError as error:
-            self._see(
-                "the last one is refused",
-                (error.code().name, from_rpc_error(error).reason),
-                ("FAILED_PRECONDITION", "INSUFFICIENT_FUNDS"),
-            )
-        else:
-            raise Wrong("1000.00 were taken from an account that holds 31.00")
+        self._see("the last one is refused", await self._refusal(self._bank.withdraw(blue, 1000_00)), "INSUFFICIENT_FUNDS")
         token = receipt.consistency_token
         self._see("blue holds, in cents", (await self._bank.account(blue, token)).balance_minor, 31_00)
         self._see("red holds, in cents", (await self._bank.account(red, token)).balance_minor, 169_00)
@@ -91,6 +84,52 @@ class Scenarios:
         self._say("register a hundred users with the login Humpty, at once")
         crowd = await asyncio.gather(*(_registered(self._bank, "Humpty", f"wall number {n}") for n in range(100)))
         self._see("of a hundred", dict(Counter(_status(user) for user in crowd)), {"SUCCEEDED": 1, "FAILED": 99})
+
+    async def later(self) -> None:
+        """Commands for later: one is cancelled, one runs by itself."""
+        self._say("schedule the registration of Tweedledum for tomorrow")
+        tweedledum, command_id = new_id(), new_id()
+        command = register(tweedledum, "Tweedledum", command_id=command_id)
+        receipt = await self._bank.schedule(command, _in(days=1))
+        self._see("the command is", _outcome(receipt), "SCHEDULED")
+        self._see(
+            "reading the person's events is refused",
+            await self._refusal(self._bank.stream("person", tweedledum)),
+            "STREAM_NOT_FOUND",
+        )
+        listed = await self._bank.list_commands(status=command_pb2.COMMAND_STATUS_SCHEDULED)
+        self._see("commands that wait", [each.receipt.command_id for each in listed.commands], [command_id])
+        self._see("it is cancelled", _outcome(await self._bank.cancel(command_id)), "CANCELLED")
+        self._say("schedule the registration of Tweedledee for a second from now")
+        tweedledee, command_id = new_id(), new_id()
+        await self._bank.schedule(register(tweedledee, "Tweedledee", command_id=command_id), _in(seconds=1))
+        receipt = await self._bank.ended_command(command_id)
+        self._see("it ran by itself", _outcome(receipt), "COMPLETED")
+        self._see("the person summary reads", (await self._bank.person(tweedledee, receipt.consistency_token)).name, "Tweedledee")
+
+    async def refusals(self) -> None:
+        """An account for nobody, the closing of somebody who holds money: nothing is saved."""
+        self._say("open an account for a person who does not exist")
+        nobody = new_id()
+        self._see("it is refused", await self._refusal(self._bank.open(nobody)), "PERSON_NOT_FOUND")
+        self._see(
+            "reading the person's events is refused", await self._refusal(self._bank.stream("person", nobody)), "STREAM_NOT_FOUND"
+        )
+        self._say("register Bill, open blue and red, deposit 100.00 on blue, close Bill")
+        bill, _ = await self._bank.register("Bill")
+        blue, red = [(await self._bank.open(bill, name=name))[0] for name in ("blue", "red")]
+        await self._bank.deposit(blue, 100_00)
+        self._see("it is refused", await self._refusal(self._bank.close_person(bill)), "PERSON_HOLDS_MONEY")
+        streams = [await self._bank.stream(*key) for key in (("person", bill), ("account", blue), ("account", red))]
+        self._see("events of Bill, blue and red", [len(events) for events in streams], [3, 2, 1])
+        self._say("withdraw 100.00 from blue, close Bill")
+        await self._bank.withdraw(blue, 100_00)
+        receipt = await self._bank.close_person(bill)
+        self._see("in one transaction, events of Bill, blue and red", receipt.events_appended, 3)
+        summary = await self._bank.person(bill, receipt.consistency_token)
+        status = person_query_pb2.PersonStatus.Name(summary.status).removeprefix("PERSON_STATUS_")
+        self._see("Bill is, with open accounts", (status, summary.open_account_count), ("CLOSED", 0))
+        self._see("an account for Bill is refused", await self._refusal(self._bank.open(bill)), "PERSON_CLOSED")
 
     async def transfer(self) -> None:
         """A transfer from blue to red."""
@@ -120,6 +159,14 @@ class Scenarios:
         self._see("the transfer is", (_ended(transfer), transfer.reason), ("FAILED", "ACCOUNT_CLOSED"))
         await self._balances(blue, 100_00, red, 100_00)
 
+    async def _refusal(self, call: Awaitable[object]) -> str:
+        """The reason of a call that must be refused."""
+        try:
+            await call
+        except grpc.aio.AioRpcError as error:
+            return from_rpc_error(error).reason
+        raise Wrong("it was accepted")
+
     async def _two_accounts(self) -> tuple[str, str]:
         self._say("register Bill and Ted, open blue and red, deposit 100.00 USD on each")
         (bill, _), (ted, _) = await self._bank.register("Bill"), await self._bank.register("Ted")
@@ -134,12 +181,21 @@ class Scenarios:
         self._see("red holds, in cents", (await self._bank.account(red)).balance_minor, red_minor)
 
 
+def _in(**more: float) -> datetime:
+    """A moment that far from now."""
+    return datetime.now(UTC) + timedelta(**more)
+
+
 async def _registered(bank: Bank, login: str, password: str) -> user_query_pb2.UserSummary:
     return await bank.ended_registration(await bank.register_user(login, password))
 
 
 def _status(user: user_query_pb2.UserSummary) -> str:
     return user_query_pb2.RegistrationStatus.Name(user.status).removeprefix("REGISTRATION_STATUS_")
+
+
+def _outcome(receipt: command_pb2.CommandReceipt) -> str:
+    return command_pb2.CommandStatus.Name(receipt.status).removeprefix("COMMAND_STATUS_")
 
 
 def _ended(transfer: transfer_query_pb2.TransferSummary) -> str:

@@ -11,14 +11,16 @@ from typing import NamedTuple
 
 from bank.v1 import account_pb2, person_pb2, person_query_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
-from shared.folds.moments import timestamp
+from shared.folds.moments import timestamp, timestamp_or_none
 from shared.folds.projection import Projection, existing, recorded_at, storable
-from shared.folds.summary import Summary, begins_with
+from shared.folds.summary import Summary, begins_with, equals
 from shared.folds.table import BigNumber, Code, Int32, table_of
+
+ACTIVE, CLOSED = "active", "closed"
 
 
 class PersonRow(NamedTuple):
-    """A row of `people`. `version` is that of the person's own stream."""
+    """A row of `people`. `version` is that of the person's own stream. `closed_at` is None while the status is active."""
 
     tenant: Code
     person_id: Code
@@ -27,6 +29,8 @@ class PersonRow(NamedTuple):
     registered_at: datetime
     open_account_count: Int32
     version: int
+    status: Code
+    closed_at: datetime | None
 
 
 people = table_of("people", PersonRow, keys=2)
@@ -61,6 +65,8 @@ def registered(row: PersonRow | None, event: person_pb2.PersonRegistered, envelo
         registered_at=recorded_at(envelope),
         open_account_count=0,
         version=envelope.version,
+        status=ACTIVE,
+        closed_at=None,
     )
 
 
@@ -79,6 +85,11 @@ def account_detached(row: PersonRow | None, _: person_pb2.AccountDetached, envel
     """One account less."""
     person = existing(row)
     return person._replace(open_account_count=person.open_account_count - 1, version=envelope.version)
+
+
+def closed(row: PersonRow | None, _: person_pb2.PersonClosed, envelope: EventEnvelope) -> PersonRow:
+    """No customer any more, and all accounts are closed."""
+    return existing(row)._replace(open_account_count=0, version=envelope.version, status=CLOSED, closed_at=recorded_at(envelope))
 
 
 def account_opened(row: PersonTotalRow | None, event: account_pb2.AccountOpened, envelope: EventEnvelope) -> PersonTotalRow:
@@ -107,6 +118,7 @@ PEOPLE = Projection(
         person_pb2.PersonRenamed: renamed,
         person_pb2.AccountAttached: account_attached,
         person_pb2.AccountDetached: account_detached,
+        person_pb2.PersonClosed: closed,
     },
 )
 
@@ -122,6 +134,10 @@ PERSON_TOTALS = Projection(
 )
 
 
+STATUSES = {person_query_pb2.PERSON_STATUS_ACTIVE: ACTIVE, person_query_pb2.PERSON_STATUS_CLOSED: CLOSED}
+STATUS_OF = {text: status for status, text in STATUSES.items()}
+
+
 class PersonSummaryRow(NamedTuple):
     """A person and what is on all of their accounts: amounts as decimal text, by currency."""
 
@@ -131,6 +147,8 @@ class PersonSummaryRow(NamedTuple):
     registered_at: datetime
     open_account_count: int
     version: int
+    status: str
+    closed_at: datetime | None
     currencies: list[str]
     totals: list[str]
 
@@ -147,6 +165,8 @@ def view(row: PersonSummaryRow) -> person_query_pb2.PersonSummary:
             for currency, total in zip(row.currencies, row.totals, strict=True)
         ],
         version=row.version,
+        status=STATUS_OF[row.status],
+        closed_at=timestamp_or_none(row.closed_at),
     )
 
 
@@ -159,5 +179,5 @@ PERSON = Summary(
       FROM person_totals WHERE tenant = p.tenant AND person_id = p.person_id) t""",
     view=view,
     orders={"name": "name_folded", "registered_at": "registered_at"},
-    filters={"name_prefix": begins_with("name_folded", fold_name)},
+    filters={"name_prefix": begins_with("name_folded", fold_name), "status": equals("status", STATUSES.get)},
 )

@@ -14,6 +14,7 @@ from time import perf_counter_ns
 from typing import Any
 
 from msgspec import Struct, field
+from msgspec.structs import replace
 from uuid_utils import uuid7
 
 from foldline.v1 import event_store_pb2
@@ -22,13 +23,15 @@ from shared.commands.log import CommandKey
 from shared.commands.registry import CommandRegistry, Route
 from shared.commands.states import Versioned
 from shared.folds.aggregate import Aggregate, Decided, Meta
-from shared.folds.errors import BatchAborted, Code, InternalError, OverLimit, Refusal, VersionMismatch
+from shared.folds.errors import BatchAborted, Code, InternalError, OverLimit, Refusal, Rejected, VersionMismatch
 from shared.line.event_store import AggregateKey
 from shared.platform.identity import Role
 from shared.platform.telemetry import logger
 from shared.rpc.status import to_status
 
 REACTIONS_DEPTH_MAX = 16
+REACHED_MAX = 1000
+"""How many aggregates the reactions to one command may decide on, beside its own."""
 EVENT_BYTES_MAX = 256 * 1024
 
 log = logger(__name__)
@@ -178,26 +181,44 @@ class BatchDecider:
         at = self._state(command.aggregate, staged)
         if command.expected_version is not None and command.expected_version != at.version:
             raise VersionMismatch(command.expected_version, at.version)
-        meta = Meta(command.key[1], sender.tenant, sender.user_id, sender.on_behalf_of, sender.roles, now)
+        meta = Meta(command.key[1], command.aggregate[2], sender.tenant, sender.user_id, sender.on_behalf_of, sender.roles, now)
         metadata = _metadata(command)
         decision = route.decision(sender.tenant)
         wave = self._apply(route.aggregate, command.aggregate, at, decision, command.content, meta, metadata, staged)
+        reached = {command.aggregate}
         for _ in range(REACTIONS_DEPTH_MAX):
-            if not (wave := self._react(wave, meta, metadata, staged)):
+            if not (wave := self._react(wave, reached, meta, metadata, staged)):
                 break
         else:
             raise RecursionError(f"reactions to {command.type} go on beyond {REACTIONS_DEPTH_MAX} rounds")
         last = len(self.plan.batch.events) + len(staged.events) if len(staged.events) > before else 0
         return Outcome("completed", staged.states[command.aggregate].version, len(staged.events) - before, last, 0)
 
-    def _react(self, wave: list[Any], meta: Meta, metadata: bytes, staged: _Staged) -> list[Any]:
-        """The events that in-transaction reactions to the last round's events cause."""
+    def _react(self, wave: list[Any], reached: set[AggregateKey], meta: Meta, metadata: bytes, staged: _Staged) -> list[Any]:
+        """The events that in-transaction reactions to the last round's events cause.
+
+        Adds to `reached` the aggregates that the reactions decide on, and refuses the command if there are too many.
+        """
+        due = [
+            (reaction, event, (meta.tenant, reaction.aggregate.category, id_))
+            for event in wave
+            for reaction in self.registry.reactions(type(event), meta.tenant)
+            for id_ in reaction.ids(event)
+        ]
+        reached.update(key for _, _, key in due)
+        if len(reached) > 1 + REACHED_MAX:
+            raise Rejected(
+                "TOO_MANY_REACTIONS", f"a command may change or read {REACHED_MAX} other aggregates in its transaction"
+            )
         caused: list[Any] = []
-        for event in wave:
-            for reaction in self.registry.reactions(type(event)):
-                key = (meta.tenant, reaction.aggregate.category, reaction.id(event))
-                at = self._state(key, staged)
-                caused += self._apply(reaction.aggregate, key, at, reaction.decide, event, meta, metadata, staged)
+        try:
+            for reaction, event, key in due:
+                at, whose = self._state(key, staged), replace(meta, aggregate_id=key[2])
+                caused += self._apply(reaction.aggregate, key, at, reaction.decide, event, whose, metadata, staged)
+        except _Missing:
+            # All that this round needs is loaded in one query, not one aggregate a query.
+            self.plan.missing.update(key for _, _, key in due if key not in staged.states and self.at(key) is None)
+            raise
         return caused
 
     def _apply(

@@ -6,7 +6,7 @@ other. `tests/unit/write_service/wrong_rows.py` has a row for each mistake that 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic
 
@@ -41,18 +41,28 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Reaction:
-    """A decision that follows an event, on the aggregate whose id `id` reads from the event."""
+    """A decision that follows an event, on each aggregate whose id `ids` reads from the event.
+
+    `read` is what the row of the table gave for `ids`. `tenant`: the only one that it is for; None if it is for all.
+    """
 
     aggregate: Aggregate[Any, Any]
-    id: Callable[[Any], str]
+    ids: Callable[[Any], tuple[str, ...]]
+    read: Callable[[Any], object]
     decide: Decision[Any, Any, Any]
+    tenant: str | None = None
 
     def is_same(self, other: Reaction) -> bool:
-        """Whether both make the same decision on the same aggregate; two lambdas are the same if their code is."""
-        return (self.aggregate, self.decide, _code(self.id)) == (other.aggregate, other.decide, _code(other.id))
+        """Whether one event of some tenant would get the same decision on the same aggregate from both.
+
+        Two lambdas are the same if their code is.
+        """
+        return (self.aggregate, self.decide, _code(self.read)) == (other.aggregate, other.decide, _code(other.read)) and (
+            self.tenant or other.tenant
+        ) == (other.tenant or self.tenant)
 
 
-def _code(function: Callable[[Any], str]) -> object:
+def _code(function: Callable[[Any], object]) -> object:
     """What a function does, wherever it is written; a closure equals only itself."""
     code = getattr(function, "__code__", None)
     return function if code is None or code.co_freevars else (code.co_code, code.co_names, code.co_consts)
@@ -87,9 +97,30 @@ class AggregateRows(Generic[State, Event]):
         decide: Decision[State, Content, Event],
         *,
         id: Callable[[Content], str],  # noqa: A002 - as above
+        tenant: str | None = None,
     ) -> None:
-        """Adds a reaction that changes this aggregate in the event's transaction; a refusal here aborts the command."""
-        reaction = Reaction(self._aggregate, id, decide)
+        """Adds a reaction that changes this aggregate in the event's transaction; a refusal here aborts the command.
+
+        A reaction that returns no event has only read the aggregate: when the batch is appended, the aggregate must be at
+        the version that was read, or the command is decided again. With `tenant` it is for that tenant's events alone.
+        """
+        self._add(event, Reaction(self._aggregate, lambda e: (id(e),), id, decide, tenant))
+
+    def react_each(
+        self,
+        event: type[Content],
+        decide: Decision[State, Content, Event],
+        *,
+        ids: Callable[[Content], tuple[str, ...]],
+        tenant: str | None = None,
+    ) -> None:
+        """Adds a reaction on each of many aggregates, in the order of `ids`; an id that is named twice is one.
+
+        One command may reach REACHED_MAX aggregates by reactions (`shared/commands/decide.py`), and is refused beyond that.
+        """
+        self._add(event, Reaction(self._aggregate, lambda e: tuple(dict.fromkeys(ids(e))), ids, decide, tenant))
+
+    def _add(self, event: type[Any], reaction: Reaction) -> None:
         reactions = self._registry.reactions_by_event.setdefault(event, [])
         if any(map(reaction.is_same, reactions)):
             raise TypeError(f"a reaction to {event.__name__} is registered twice")
@@ -154,9 +185,10 @@ class CommandRegistry:
         """The full message names of all commands, sorted."""
         return sorted(self.routes)
 
-    def reactions(self, event: type) -> list[Reaction]:
-        """The reactions to an event, in the order of their registration."""
-        return self.reactions_by_event.get(event, [])
+    def reactions(self, event: type, tenant: str) -> Sequence[Reaction]:
+        """The reactions to an event of a tenant, in the order of their registration."""
+        reactions = self.reactions_by_event.get(event, ())
+        return [reaction for reaction in reactions if reaction.tenant is None or reaction.tenant == tenant]
 
     def aggregate_of(self, category: str) -> Aggregate[Any, Any]:
         """The aggregate of a category; raises KeyError if there is none."""

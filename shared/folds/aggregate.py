@@ -20,12 +20,14 @@ Content = TypeVar("Content")
 
 
 class Meta(Struct, frozen=True):
-    """What a decision gets beside the state and the command: the caller, the tenant and the time.
+    """What a decision gets beside the state and the command: whose state it is, the caller, the tenant and the time.
 
-    `now` is in UTC, and the same for the decision and its reactions, so a decision can be repeated with the same result.
+    `aggregate_id` is that of the aggregate that decides: of a reaction, the one that its row of the table names. `now` is in
+    UTC, and the same for the decision and its reactions, so a decision can be repeated with the same result.
     """
 
     command_id: str
+    aggregate_id: str
     tenant: str
     user_id: str
     on_behalf_of: str

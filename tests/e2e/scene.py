@@ -22,13 +22,14 @@ ACCOUNT_VERSION = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Two tenants. `blue` and `ice` (frozen) are Alice's, in dollars; `theirs` is of the other tenant."""
+    """Two tenants. `blue` and `ice` (frozen) are Alice's, in dollars; `gone` is closed; `theirs` is of the other tenant."""
 
     tenant: str
     other_tenant: str
     alice: str
     blue: str
     ice: str
+    gone: str
     foreigner: str
     theirs: str
     their_command: str
@@ -121,6 +122,8 @@ async def _build(stack: Stack) -> Place:
         used_command = new_id()
         await here.call(here.accounts.DepositMoney, deposit(blue, BALANCE_MINOR, command_id=used_command))
         await here.freeze(ice)
+        gone, _ = await here.register("Alice's brother")
+        await here.close_person(gone)
         foreigner, theirs_registered = await there.register("Mallory")
         theirs, _ = await there.open(foreigner)
         last = await there.deposit(theirs, 1)
@@ -130,6 +133,7 @@ async def _build(stack: Stack) -> Place:
         alice=alice,
         blue=blue,
         ice=ice,
+        gone=gone,
         foreigner=foreigner,
         theirs=theirs,
         their_command=theirs_registered.command_id,

@@ -10,6 +10,8 @@ from shared.commands.codec import EventCodecs, MessageCodec
 from write_service.domain.person_types import (
     AccountAttached,
     AccountDetached,
+    ClosePerson,
+    PersonClosed,
     PersonEvent,
     PersonRegistered,
     PersonRenamed,
@@ -32,6 +34,14 @@ def decode_rename_person(message: person_pb2.RenamePersonRequest) -> RenamePerso
 
 def encode_rename_person(value: RenamePerson) -> bytes:
     return person_pb2.RenamePersonRequest(person_id=value.person_id, name=value.name).SerializeToString()
+
+
+def decode_close_person(message: person_pb2.ClosePersonRequest) -> ClosePerson:
+    return ClosePerson(person_id=message.person_id.lower())
+
+
+def encode_close_person(value: ClosePerson) -> bytes:
+    return person_pb2.ClosePersonRequest(person_id=value.person_id).SerializeToString()
 
 
 def decode_person_registered(message: person_pb2.PersonRegistered) -> PersonRegistered:
@@ -66,13 +76,25 @@ def encode_account_detached(value: AccountDetached) -> bytes:
     return person_pb2.AccountDetached(person_id=value.person_id, account_id=value.account_id).SerializeToString()
 
 
+def decode_person_closed(message: person_pb2.PersonClosed) -> PersonClosed:
+    return PersonClosed(person_id=message.person_id, account_ids=tuple(message.account_ids))
+
+
+def encode_person_closed(value: PersonClosed) -> bytes:
+    return person_pb2.PersonClosed(person_id=value.person_id, account_ids=value.account_ids).SerializeToString()
+
+
 REGISTER_PERSON = MessageCodec(RegisterPerson, person_pb2.RegisterPersonRequest, decode_register_person, encode_register_person)
 RENAME_PERSON = MessageCodec(RenamePerson, person_pb2.RenamePersonRequest, decode_rename_person, encode_rename_person)
+CLOSE_PERSON = MessageCodec(ClosePerson, person_pb2.ClosePersonRequest, decode_close_person, encode_close_person)
 PERSON_REGISTERED = MessageCodec(
     PersonRegistered, person_pb2.PersonRegistered, decode_person_registered, encode_person_registered
 )
 PERSON_RENAMED = MessageCodec(PersonRenamed, person_pb2.PersonRenamed, decode_person_renamed, encode_person_renamed)
 ACCOUNT_ATTACHED = MessageCodec(AccountAttached, person_pb2.AccountAttached, decode_account_attached, encode_account_attached)
 ACCOUNT_DETACHED = MessageCodec(AccountDetached, person_pb2.AccountDetached, decode_account_detached, encode_account_detached)
+PERSON_CLOSED = MessageCodec(PersonClosed, person_pb2.PersonClosed, decode_person_closed, encode_person_closed)
 
-EVENTS: EventCodecs[PersonEvent] = EventCodecs(PERSON_REGISTERED, PERSON_RENAMED, ACCOUNT_ATTACHED, ACCOUNT_DETACHED)
+EVENTS: EventCodecs[PersonEvent] = EventCodecs(
+    PERSON_REGISTERED, PERSON_RENAMED, ACCOUNT_ATTACHED, ACCOUNT_DETACHED, PERSON_CLOSED
+)

@@ -24,6 +24,7 @@ from write_service.domain.account_types import (
     UnfreezeAccount,
     WithdrawMoney,
 )
+from write_service.domain.person_types import PersonClosed
 from write_service.domain.transfer_types import TransferStarted
 
 BALANCE_MINOR_MAX = 2**63 - 1
@@ -119,6 +120,15 @@ def close(account: Account, command: CloseAccount, meta: Meta) -> list[AccountEv
     if account.balance_minor:
         raise Rejected("ACCOUNT_NOT_EMPTY", "the account holds money", balance_minor=account.balance_minor)
     return [AccountClosed(account_id=command.account_id, owner_id=account.owner_id)]
+
+
+def close_with_owner(account: Account, event: PersonClosed, meta: Meta) -> list[AccountEvent]:
+    """Follows the closing of the account's owner, in its transaction. Refusals: PERSON_HOLDS_MONEY."""
+    if account.closed:
+        return []
+    if account.balance_minor:
+        raise Rejected("PERSON_HOLDS_MONEY", "an account of the person holds money", account_id=meta.aggregate_id)
+    return [AccountClosed(account_id=meta.aggregate_id, owner_id=account.owner_id)]
 
 
 def end_of_transfer(account: Account, event: TransferStarted, meta: Meta) -> list[AccountEvent]:

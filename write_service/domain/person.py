@@ -13,6 +13,8 @@ from write_service.domain.account_types import AccountClosed, AccountOpened
 from write_service.domain.person_types import (
     AccountAttached,
     AccountDetached,
+    ClosePerson,
+    PersonClosed,
     PersonEvent,
     PersonRegistered,
     PersonRenamed,
@@ -29,6 +31,7 @@ ACCOUNTS_MAX = 1000
 
 class Person(Struct, frozen=True, kw_only=True):
     registered: bool = False
+    closed: bool = False
     name: str = ""
     account_ids: tuple[str, ...] = ()
 
@@ -44,29 +47,44 @@ def register(person: Person, command: RegisterPerson, meta: Meta) -> list[Person
 
 
 def rename(person: Person, command: RenamePerson, meta: Meta) -> list[PersonEvent]:
-    """Refusals: PERSON_NOT_FOUND."""
-    _refuse_unless_registered(person)
+    """Refusals: PERSON_NOT_FOUND, PERSON_CLOSED."""
+    _refuse_unless_active(person)
     if person.name == command.name:
         return []
     return [PersonRenamed(person_id=command.person_id, name=command.name)]
 
 
-def attach_account(person: Person, event: AccountOpened, meta: Meta) -> list[PersonEvent]:
-    """Follows the opening of an account, in its transaction. Refusals: PERSON_NOT_FOUND, TOO_MANY_ACCOUNTS."""
+def close(person: Person, command: ClosePerson, meta: Meta) -> list[PersonEvent]:
+    """Names the accounts that are open: each is closed by a reaction. Refusals: PERSON_NOT_FOUND; then those of the reaction."""
     _refuse_unless_registered(person)
+    return [] if person.closed else [PersonClosed(person_id=command.person_id, account_ids=person.account_ids)]
+
+
+def attach_account(person: Person, event: AccountOpened, meta: Meta) -> list[PersonEvent]:
+    """Follows the opening of an account, in its transaction.
+
+    Refusals, in order of precedence: PERSON_NOT_FOUND, PERSON_CLOSED, TOO_MANY_ACCOUNTS.
+    """
+    _refuse_unless_active(person)
     if len(person.account_ids) >= ACCOUNTS_MAX:
         raise Rejected("TOO_MANY_ACCOUNTS", f"a person may have {ACCOUNTS_MAX} accounts")
     return [AccountAttached(person_id=event.owner_id, account_id=event.account_id)]
 
 
 def detach_account(person: Person, event: AccountClosed, meta: Meta) -> list[PersonEvent]:
-    """Follows the closing of an account, in its transaction."""
-    return [AccountDetached(person_id=event.owner_id, account_id=event.account_id)]
+    """Follows the closing of an account, in its transaction. If the person was closed with it, there is nothing left to say."""
+    return [] if person.closed else [AccountDetached(person_id=event.owner_id, account_id=event.account_id)]
 
 
 def _refuse_unless_registered(person: Person) -> None:
     if not person.registered:
         raise NotFound("PERSON_NOT_FOUND", "there is no person with this id")
+
+
+def _refuse_unless_active(person: Person) -> None:
+    _refuse_unless_registered(person)
+    if person.closed:
+        raise Rejected("PERSON_CLOSED", "the person is no customer any more")
 
 
 # Evolve
@@ -83,8 +101,10 @@ def evolve(person: Person, event: PersonEvent) -> Person:
             return replace(person, account_ids=(*person.account_ids, event.account_id))
         case AccountDetached():
             return replace(person, account_ids=tuple(each for each in person.account_ids if each != event.account_id))
+        case PersonClosed():
+            return replace(person, closed=True, account_ids=())
         case _:
             assert_never(event)
 
 
-PERSON = Aggregate(category="person", initial=Person(), evolve=evolve)
+PERSON = Aggregate(category="person", initial=Person(), evolve=evolve, schema=2)

@@ -21,6 +21,10 @@ class RenamePerson(Struct, frozen=True, kw_only=True):
     name: str
 
 
+class ClosePerson(Struct, frozen=True, kw_only=True):
+    person_id: str
+
+
 # Events
 
 
@@ -52,4 +56,11 @@ class AccountDetached(Struct, frozen=True, kw_only=True):
     account_id: str
 
 
-PersonEvent = PersonRegistered | PersonRenamed | AccountAttached | AccountDetached
+class PersonClosed(Struct, frozen=True, kw_only=True):
+    """The person is no customer any more. The accounts that were open are closed in the same transaction."""
+
+    person_id: str
+    account_ids: tuple[str, ...]
+
+
+PersonEvent = PersonRegistered | PersonRenamed | AccountAttached | AccountDetached | PersonClosed

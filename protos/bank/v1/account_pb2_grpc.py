@@ -73,7 +73,7 @@ class AccountServiceServicer:
     """
 
     def OpenAccount(self, request, context):
-        """Refusals: ACCOUNT_ALREADY_OPEN, PERSON_NOT_FOUND, TOO_MANY_ACCOUNTS.
+        """Refusals: ACCOUNT_ALREADY_OPEN, PERSON_NOT_FOUND, PERSON_CLOSED, TOO_MANY_ACCOUNTS.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

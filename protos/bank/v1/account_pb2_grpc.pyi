@@ -18,7 +18,7 @@ class AccountServiceStub:
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     OpenAccount: _aio.UnaryUnaryMultiCallable[_account_pb2.OpenAccountRequest, _command_pb2.CommandReceipt]
-    """Refusals: ACCOUNT_ALREADY_OPEN, PERSON_NOT_FOUND, TOO_MANY_ACCOUNTS."""
+    """Refusals: ACCOUNT_ALREADY_OPEN, PERSON_NOT_FOUND, PERSON_CLOSED, TOO_MANY_ACCOUNTS."""
     DepositMoney: _aio.UnaryUnaryMultiCallable[_account_pb2.DepositMoneyRequest, _command_pb2.CommandReceipt]
     """Refusals: ONLY_A_PROCESS, COMMAND_EXPIRED, ACCOUNT_NOT_FOUND, ACCOUNT_CLOSED, ACCOUNT_FROZEN, CURRENCY_MISMATCH,
     BALANCE_OVERFLOW.
@@ -43,7 +43,7 @@ class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _account_pb2.OpenAccountRequest,
         context: _aio.ServicerContext[_account_pb2.OpenAccountRequest, _abc.Awaitable[_command_pb2.CommandReceipt]],
     ) -> _abc.Awaitable[_command_pb2.CommandReceipt]:
-        """Refusals: ACCOUNT_ALREADY_OPEN, PERSON_NOT_FOUND, TOO_MANY_ACCOUNTS."""
+        """Refusals: ACCOUNT_ALREADY_OPEN, PERSON_NOT_FOUND, PERSON_CLOSED, TOO_MANY_ACCOUNTS."""
 
     @_abc_1.abstractmethod
     def DepositMoney(

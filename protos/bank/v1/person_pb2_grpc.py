@@ -46,6 +46,11 @@ class PersonServiceStub:
                 request_serializer=bank_dot_v1_dot_person__pb2.RenamePersonRequest.SerializeToString,
                 response_deserializer=foldline_dot_v1_dot_command__pb2.CommandReceipt.FromString,
                 _registered_method=True)
+        self.ClosePerson = channel.unary_unary(
+                '/bank.v1.PersonService/ClosePerson',
+                request_serializer=bank_dot_v1_dot_person__pb2.ClosePersonRequest.SerializeToString,
+                response_deserializer=foldline_dot_v1_dot_command__pb2.CommandReceipt.FromString,
+                _registered_method=True)
 
 
 class PersonServiceServicer:
@@ -60,7 +65,15 @@ class PersonServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RenamePerson(self, request, context):
-        """Refusals: PERSON_NOT_FOUND. A person who already has the name keeps it, without an event.
+        """Refusals: PERSON_NOT_FOUND, PERSON_CLOSED. A person who already has the name keeps it, without an event.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ClosePerson(self, request, context):
+        """Closes the person and, in the same transaction, all of the person's accounts. Nothing can be opened for the person
+        afterwards. Refusals: PERSON_NOT_FOUND, PERSON_HOLDS_MONEY. A closed person stays closed, without an event.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -77,6 +90,11 @@ def add_PersonServiceServicer_to_server(servicer, server):
             'RenamePerson': grpc.unary_unary_rpc_method_handler(
                     servicer.RenamePerson,
                     request_deserializer=bank_dot_v1_dot_person__pb2.RenamePersonRequest.FromString,
+                    response_serializer=foldline_dot_v1_dot_command__pb2.CommandReceipt.SerializeToString,
+            ),
+            'ClosePerson': grpc.unary_unary_rpc_method_handler(
+                    servicer.ClosePerson,
+                    request_deserializer=bank_dot_v1_dot_person__pb2.ClosePersonRequest.FromString,
                     response_serializer=foldline_dot_v1_dot_command__pb2.CommandReceipt.SerializeToString,
             ),
     }
@@ -134,6 +152,33 @@ class PersonService:
             target,
             '/bank.v1.PersonService/RenamePerson',
             bank_dot_v1_dot_person__pb2.RenamePersonRequest.SerializeToString,
+            foldline_dot_v1_dot_command__pb2.CommandReceipt.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ClosePerson(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bank.v1.PersonService/ClosePerson',
+            bank_dot_v1_dot_person__pb2.ClosePersonRequest.SerializeToString,
             foldline_dot_v1_dot_command__pb2.CommandReceipt.FromString,
             options,
             channel_credentials,

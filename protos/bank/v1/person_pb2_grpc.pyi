@@ -20,7 +20,11 @@ class PersonServiceStub:
     RegisterPerson: _aio.UnaryUnaryMultiCallable[_person_pb2.RegisterPersonRequest, _command_pb2.CommandReceipt]
     """Refusals: PERSON_ALREADY_REGISTERED."""
     RenamePerson: _aio.UnaryUnaryMultiCallable[_person_pb2.RenamePersonRequest, _command_pb2.CommandReceipt]
-    """Refusals: PERSON_NOT_FOUND. A person who already has the name keeps it, without an event."""
+    """Refusals: PERSON_NOT_FOUND, PERSON_CLOSED. A person who already has the name keeps it, without an event."""
+    ClosePerson: _aio.UnaryUnaryMultiCallable[_person_pb2.ClosePersonRequest, _command_pb2.CommandReceipt]
+    """Closes the person and, in the same transaction, all of the person's accounts. Nothing can be opened for the person
+    afterwards. Refusals: PERSON_NOT_FOUND, PERSON_HOLDS_MONEY. A closed person stays closed, without an event.
+    """
 
 class PersonServiceServicer(metaclass=_abc_1.ABCMeta):
     """People, the bank's customers."""
@@ -39,6 +43,16 @@ class PersonServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _person_pb2.RenamePersonRequest,
         context: _aio.ServicerContext[_person_pb2.RenamePersonRequest, _abc.Awaitable[_command_pb2.CommandReceipt]],
     ) -> _abc.Awaitable[_command_pb2.CommandReceipt]:
-        """Refusals: PERSON_NOT_FOUND. A person who already has the name keeps it, without an event."""
+        """Refusals: PERSON_NOT_FOUND, PERSON_CLOSED. A person who already has the name keeps it, without an event."""
+
+    @_abc_1.abstractmethod
+    def ClosePerson(
+        self,
+        request: _person_pb2.ClosePersonRequest,
+        context: _aio.ServicerContext[_person_pb2.ClosePersonRequest, _abc.Awaitable[_command_pb2.CommandReceipt]],
+    ) -> _abc.Awaitable[_command_pb2.CommandReceipt]:
+        """Closes the person and, in the same transaction, all of the person's accounts. Nothing can be opened for the person
+        afterwards. Refusals: PERSON_NOT_FOUND, PERSON_HOLDS_MONEY. A closed person stays closed, without an event.
+        """
 
 def add_PersonServiceServicer_to_server(servicer: PersonServiceServicer, server: _aio.Server) -> None: ...

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -19,6 +20,23 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _PersonStatus:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PersonStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PersonStatus.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PERSON_STATUS_UNSPECIFIED: _PersonStatus.ValueType  # 0
+    PERSON_STATUS_ACTIVE: _PersonStatus.ValueType  # 1
+    PERSON_STATUS_CLOSED: _PersonStatus.ValueType  # 2
+
+class PersonStatus(_PersonStatus, metaclass=_PersonStatusEnumTypeWrapper): ...
+
+PERSON_STATUS_UNSPECIFIED: PersonStatus.ValueType  # 0
+PERSON_STATUS_ACTIVE: PersonStatus.ValueType  # 1
+PERSON_STATUS_CLOSED: PersonStatus.ValueType  # 2
+Global___PersonStatus: _TypeAlias = PersonStatus  # noqa: Y015
+
 @_typing.final
 class PersonSummary(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -29,16 +47,23 @@ class PersonSummary(_message.Message):
     OPEN_ACCOUNT_COUNT_FIELD_NUMBER: _builtins.int
     TOTAL_BALANCES_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    CLOSED_AT_FIELD_NUMBER: _builtins.int
     person_id: _builtins.str
     name: _builtins.str
     open_account_count: _builtins.int
     version: _builtins.int
     """The version of the person's stream that this summary shows."""
+    status: Global___PersonStatus.ValueType
     @_builtins.property
     def registered_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def total_balances(self) -> _containers.RepeatedCompositeFieldContainer[Global___CurrencyTotal]:
         """One for each currency the person has an account in, by currency."""
+
+    @_builtins.property
+    def closed_at(self) -> _timestamp_pb2.Timestamp:
+        """Not set for a person who is active."""
 
     def __init__(
         self,
@@ -49,10 +74,12 @@ class PersonSummary(_message.Message):
         open_account_count: _builtins.int = ...,
         total_balances: _abc.Iterable[Global___CurrencyTotal] | None = ...,
         version: _builtins.int = ...,
+        status: Global___PersonStatus.ValueType = ...,
+        closed_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["registered_at", b"registered_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["closed_at", b"closed_at", "registered_at", b"registered_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "open_account_count", b"open_account_count", "person_id", b"person_id", "registered_at", b"registered_at", "total_balances", b"total_balances", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["closed_at", b"closed_at", "name", b"name", "open_account_count", b"open_account_count", "person_id", b"person_id", "registered_at", b"registered_at", "status", b"status", "total_balances", b"total_balances", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -129,16 +156,19 @@ class PersonFilter(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_PREFIX_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
     name_prefix: _builtins.str
     """Compared without regard to case."""
+    status: Global___PersonStatus.ValueType
     def __init__(
         self,
         *,
         name_prefix: _builtins.str = ...,
+        status: Global___PersonStatus.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name_prefix", b"name_prefix"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name_prefix", b"name_prefix", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -44,6 +44,7 @@ KINDS: dict[str, type[Message]] = {
         person_pb2.PersonRenamed,
         person_pb2.AccountAttached,
         person_pb2.AccountDetached,
+        person_pb2.PersonClosed,
         account_pb2.AccountOpened,
         account_pb2.MoneyDeposited,
         account_pb2.MoneyWithdrawn,
@@ -410,7 +411,8 @@ class Fold:
                 assert other == "login", other
 
     def _person(self, envelope: EventEnvelope, event: Message) -> None:
-        person = self.tables["people"].setdefault((envelope.tenant, envelope.aggregate_id), {"open_account_count": 0})
+        new = {"open_account_count": 0, "status": "active", "closed_at": None}
+        person = self.tables["people"].setdefault((envelope.tenant, envelope.aggregate_id), new)
         match event:
             case person_pb2.PersonRegistered() | person_pb2.PersonRenamed():
                 person["name"] = _shown(event.name)
@@ -418,6 +420,9 @@ class Fold:
                 person["open_account_count"] += 1
             case person_pb2.AccountDetached():
                 person["open_account_count"] -= 1
+            case person_pb2.PersonClosed():
+                person["open_account_count"] -= len(event.account_ids)
+                person |= {"status": "closed", "closed_at": _moment(envelope)}
         person["version"] = envelope.version
 
     def _account(self, envelope: EventEnvelope, event: Message) -> None:

@@ -19,6 +19,7 @@ Content = TypeVar("Content")
 
 META = Meta(
     command_id="00000000-0000-4000-8000-000000000001",
+    aggregate_id="",
     tenant="acme",
     user_id="alice",
     on_behalf_of="",

@@ -12,6 +12,7 @@ from google.rpc import error_details_pb2, status_pb2
 from deploy.bank import (
     Bank,
     close,
+    close_person,
     deposit,
     freeze,
     item,
@@ -35,6 +36,7 @@ __all__ = [
     "auditor",
     "channels",
     "close",
+    "close_person",
     "deposit",
     "freeze",
     "item",

@@ -77,6 +77,14 @@ class Move(Struct, frozen=True, kw_only=True):
     amount: int
 
 
+class Share(Struct, frozen=True, kw_only=True):
+    """Adds the amount to many counters, in one transaction; refused as FULL if one of them would be beyond a thousand."""
+
+    counter_id: str
+    to_ids: tuple[str, ...]
+    amount: int
+
+
 # Events
 
 
@@ -110,7 +118,13 @@ class Moved(Struct, frozen=True, kw_only=True):
     amount: int
 
 
-CounterEvent = Added | Swollen | PasswordSet | Linked | WentOffDuty | Moved
+class Shared(Struct, frozen=True, kw_only=True):
+    counter_id: str
+    to_ids: tuple[str, ...]
+    amount: int
+
+
+CounterEvent = Added | Swollen | PasswordSet | Linked | WentOffDuty | Moved | Shared
 
 
 # State
@@ -185,6 +199,18 @@ def receive(counter: Counter, event: Moved, meta: Meta) -> list[CounterEvent]:
     return [Added(counter_id=event.to_id, amount=event.amount)]
 
 
+def share(counter: Counter, command: Share, meta: Meta) -> list[CounterEvent]:
+    """Always; each of the others has a say."""
+    return [Shared(counter_id=command.counter_id, to_ids=command.to_ids, amount=command.amount)]
+
+
+def receive_share(counter: Counter, event: Shared, meta: Meta) -> list[CounterEvent]:
+    """Refusals: FULL, above a thousand."""
+    if counter.total + event.amount > 1000:
+        raise Rejected("FULL", "a counter counts to a thousand")
+    return [Added(counter_id=meta.aggregate_id, amount=event.amount)]
+
+
 # Evolve
 
 
@@ -210,6 +236,7 @@ SET_PASSWORD = command_codec(SetPassword, redacted=("word",))
 CHAIN = command_codec(Chain)
 GO_OFF_DUTY = command_codec(GoOffDuty)
 MOVE = command_codec(Move)
+SHARE = command_codec(Share)
 EVENTS: EventCodecs[CounterEvent] = EventCodecs(
     event_codec(Added),
     event_codec(Swollen),
@@ -217,6 +244,7 @@ EVENTS: EventCodecs[CounterEvent] = EventCodecs(
     event_codec(Linked),
     event_codec(WentOffDuty),
     event_codec(Moved),
+    event_codec(Shared),
 )
 USERS = frozenset({Role.USER})
 
@@ -232,9 +260,11 @@ def build_registry(counter: Aggregate[Counter, CounterEvent] = COUNTER) -> Comma
     on.command(CHAIN, chain, id=lambda c: c.counter_id, roles=USERS)
     on.command(GO_OFF_DUTY, go_off_duty, id=lambda c: c.counter_id, roles=USERS)
     on.command(MOVE, move, id=lambda c: c.counter_id, roles=USERS)
+    on.command(SHARE, share, id=lambda c: c.counter_id, roles=USERS)
     on.react(Linked, link, id=lambda e: e.counter_id)
     on.react(WentOffDuty, stay_on_duty, id=lambda e: e.colleague_id)
     on.react(Moved, receive, id=lambda e: e.to_id)
+    on.react_each(Shared, receive_share, ids=lambda e: e.to_ids)
     return registry
 
 

@@ -12,7 +12,7 @@ from read_service.projections import people
 from read_service.projections.people import PersonRow, PersonTotalRow
 
 NINE = datetime(2026, 3, 4, 9, 0, 0, 123456, tzinfo=UTC)
-ALICE = PersonRow("acme", "p-1", "Alice O'Wonderland", "alice o'wonderland", NINE, 0, 1)
+ALICE = PersonRow("acme", "p-1", "Alice O'Wonderland", "alice o'wonderland", NINE, 0, 1, "active", None)
 
 
 def envelope(version: int) -> EventEnvelope:
@@ -31,14 +31,14 @@ def test_a_person_is_registered() -> None:
 def test_a_person_takes_another_name() -> None:
     """The name, its folded form and the version change, and nothing else."""
     event = person_pb2.PersonRenamed(person_id="p-1", name="Alice COOPER")
-    expected = PersonRow("acme", "p-1", "Alice COOPER", "alice cooper", NINE, 0, 2)
+    expected = PersonRow("acme", "p-1", "Alice COOPER", "alice cooper", NINE, 0, 2, "active", None)
     assert people.renamed(ALICE, event, envelope(2)) == expected
 
 
 def test_an_account_is_counted() -> None:
     """An attached account raises the count and the version of the person's own stream."""
     event = person_pb2.AccountAttached(person_id="p-1", account_id="a-1")
-    expected = PersonRow("acme", "p-1", "Alice O'Wonderland", "alice o'wonderland", NINE, 1, 2)
+    expected = PersonRow("acme", "p-1", "Alice O'Wonderland", "alice o'wonderland", NINE, 1, 2, "active", None)
     assert people.account_attached(ALICE, event, envelope(2)) == expected
 
 
@@ -46,10 +46,17 @@ def test_an_account_is_counted_no_more() -> None:
     """A detached account lowers the count; the version is that of the person's own stream."""
     event = person_pb2.AccountDetached(person_id="p-1", account_id="a-1")
     assert people.account_detached(ALICE._replace(open_account_count=2), event, envelope(4)) == PersonRow(
-        "acme", "p-1", "Alice O'Wonderland", "alice o'wonderland", NINE, 1, 4
+        "acme", "p-1", "Alice O'Wonderland", "alice o'wonderland", NINE, 1, 4, "active", None
     )
     with pytest.raises(ValueError, match="not there"):
         people.account_detached(None, event, envelope(4))
+
+
+def test_a_person_is_closed() -> None:
+    """With all accounts, which are closed in the same transaction and counted no more."""
+    event = person_pb2.PersonClosed(person_id="p-1", account_ids=["a-1", "a-2"])
+    expected = PersonRow("acme", "p-1", "Alice O'Wonderland", "alice o'wonderland", NINE, 0, 4, "closed", NINE)
+    assert people.closed(ALICE._replace(open_account_count=2), event, envelope(4)) == expected
 
 
 def test_totals_go_up_and_down_beyond_64_bits() -> None:

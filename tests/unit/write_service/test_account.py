@@ -14,6 +14,7 @@ from write_service.domain.account import (
     BALANCE_MINOR_MAX,
     Account,
     close,
+    close_with_owner,
     deposit,
     end_of_transfer,
     freeze,
@@ -35,6 +36,7 @@ from write_service.domain.account_types import (
     UnfreezeAccount,
     WithdrawMoney,
 )
+from write_service.domain.person_types import PersonClosed
 from write_service.domain.transfer_types import TransferStarted
 
 BIGGEST = 9_223_372_036_854_775_807
@@ -44,6 +46,7 @@ closed = AccountClosed(account_id="a1", owner_id="p1")
 frozen = AccountFrozen(account_id="a1", owner_id="p1")
 unfrozen = AccountUnfrozen(account_id="a1", owner_id="p1")
 open_it = OpenAccount(account_id="a1", owner_id="p1", currency="USD", name="blue")
+owner_closed = PersonClosed(person_id="p1", account_ids=("a1", "a2"))
 close_it = CloseAccount(account_id="a1")
 freeze_it = FreezeAccount(account_id="a1")
 unfreeze_it = UnfreezeAccount(account_id="a1")
@@ -237,6 +240,22 @@ def test_a_process_moves_money_for_a_transfer_up_to_the_last_millisecond() -> No
 def test_a_process_needs_no_time_limit() -> None:
     """A refund is never too late."""
     given(ACCOUNT, opened).when(deposit, deposit_of(5, "USD", "t1", "a2"), PROCESS).then(deposited(5, 5, "t1", "a2"))
+
+
+A1 = replace(META, aggregate_id="a1")
+
+
+@pytest.mark.parametrize("history", [[opened], [opened, frozen]], ids=["active", "frozen"])
+def test_an_empty_account_is_closed_with_its_owner(history: list[Any]) -> None:
+    """Of the accounts that the event names it closes itself; closed already, it has nothing to do."""
+    given(ACCOUNT, *history).when(close_with_owner, owner_closed, A1).then(closed)
+    given(ACCOUNT, *history, closed).when(close_with_owner, owner_closed, A1).then()
+
+
+def test_an_account_that_holds_money_keeps_its_owner() -> None:
+    """The refusal names the account, so that the caller knows where to look."""
+    account = given(ACCOUNT, opened, deposited(1, 1), frozen)
+    account.when(close_with_owner, owner_closed, A1).then_refused("PERSON_HOLDS_MONEY", account_id="a1")
 
 
 @pytest.mark.parametrize("history", [[opened], [opened, frozen], [opened, closed]], ids=["open", "frozen", "closed"])

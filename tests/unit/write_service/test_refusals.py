@@ -51,5 +51,6 @@ def test_the_page_says_what_a_command_is_refused_for_by_a_reaction_to_its_event(
     assert [(each.reason, each.code, each.text) for each in found] == [
         ("ACCOUNT_ALREADY_OPEN", "ALREADY_EXISTS", "an account with this id is open"),
         ("PERSON_NOT_FOUND", "NOT_FOUND", "there is no person with this id"),
+        ("PERSON_CLOSED", "FAILED_PRECONDITION", "the person is no customer any more"),
         ("TOO_MANY_ACCOUNTS", "FAILED_PRECONDITION", "a person may have 1000 accounts"),
     ]

@@ -288,6 +288,19 @@ def test_the_same_reaction_twice_raises() -> None:
     with pytest.raises(TypeError, match="twice"):
         on.react(trial.Linked, trial.link, id=lambda e: e.counter_id)
     on.react(trial.Moved, trial.receive, id=lambda e: e.counter_id)  # on another aggregate it is another reaction
+    with pytest.raises(TypeError, match="twice"):
+        on.react_each(trial.Shared, trial.receive_share, ids=lambda e: e.to_ids)
+
+
+def test_a_reaction_of_a_tenant_that_all_have_raises() -> None:
+    """It would run twice for that tenant; each of two tenants may have it."""
+    on = trial.build_registry().rows_of(trial.COUNTER)
+    with pytest.raises(TypeError, match="twice"):
+        on.react(trial.Moved, trial.receive, id=lambda e: e.to_id, tenant="umbrella")
+    on.react(trial.Added, trial.link, id=lambda e: e.counter_id, tenant="umbrella")  # type: ignore[arg-type]
+    on.react(trial.Added, trial.link, id=lambda e: e.counter_id, tenant="acme")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="twice"):
+        on.react(trial.Added, trial.link, id=lambda e: e.counter_id)  # type: ignore[arg-type]
 
 
 def test_an_override_of_a_command_that_has_no_row_raises() -> None:
@@ -326,7 +339,7 @@ def test_a_state_survives_its_snapshot(category: str) -> None:
             "closed": True,
         },
         "login": {"holder_id": "u1", "confirmed": True, "expires_at_ms": 2**63 - 1},
-        "person": {"registered": True, "name": '\u20ac"\\\n\U0001f600', "account_ids": ("a1", "a2")},
+        "person": {"registered": True, "closed": True, "name": '\u20ac"\\\n\U0001f600', "account_ids": ("a1", "a2")},
         "suspense": {"balance_minor": 2**63 - 1, "wraps": 2**63 - 1},
         "transfer": {"started": True, "ended": True},
         "user": {"started": True, "succeeded": True, "failed": True},

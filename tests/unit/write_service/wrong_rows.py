@@ -15,6 +15,7 @@ from write_service.domain import account, login, person, user
 from write_service.domain.account import ACCOUNT
 from write_service.domain.account_types import AccountEvent, AccountFrozen, AccountOpened, FreezeAccount
 from write_service.domain.person import PERSON
+from write_service.domain.person_types import PersonClosed
 from write_service.domain.transfer import TRANSFER
 from write_service.domain.transfer_types import StartTransfer, TransferStarted
 from write_service.domain.user import USER
@@ -64,6 +65,18 @@ def reactions(registry: CommandRegistry) -> None:
     on.react(transfer_codec.TRANSFER_STARTED, account.end_of_transfer, id=lambda e: e.from_account_id)  # wrong
     on.react(AccountOpened, person.attach_account, id=lambda e: e.owner_id)  # wrong
     registry.rows_of(TRANSFER).react(TransferStarted, account.end_of_transfer, id=lambda e: e.from_account_id)  # wrong
+    on.react(TransferStarted, account.end_of_transfer, id=lambda e: e.from_account_id, tenant=("umbrella",))  # wrong
+
+    on.react_each(PersonClosed, account.close_with_owner, ids=lambda e: e.account_ids)
+    on.react_each(PersonClosed, account.close_with_owner, ids=lambda e: e.account_ids, tenant="umbrella")
+    on.react_each(PersonClosed, account.close_with_owner, ids=lambda e: e.acount_ids)  # wrong
+    on.react_each(PersonClosed, account.close_with_owner, ids=lambda e: e.person_id)  # wrong
+    on.react_each(PersonClosed, account.close_with_owner, id=lambda e: e.person_id)  # wrong
+    on.react_each(PersonClosed, account.end_of_transfer, ids=lambda e: e.account_ids)  # wrong
+    on.react_each(AccountOpened, account.close_with_owner, ids=lambda e: (e.account_id,))  # wrong
+    on.react_each(PersonClosed, person.attach_account, ids=lambda e: e.account_ids)  # wrong
+    on.react_each(PersonClosed, account.close_with_owner, ids=lambda e: e.account_ids, tenant=None)
+    on.react_each(PersonClosed, account.close_with_owner, ids=lambda e: e.account_ids, tenant=7)  # wrong
 
 
 def overrides(registry: CommandRegistry) -> None:

@@ -40,6 +40,7 @@ _tenants = (f"tenant-{number}" for number in itertools.count())
 contents = st.one_of(
     st.builds(person_types.RegisterPerson, person_id=st.sampled_from(PEOPLE), name=st.sampled_from(["Alice", "Ada"])),
     st.builds(person_types.RenamePerson, person_id=st.sampled_from(PEOPLE), name=st.sampled_from(["Alice", "Ada"])),
+    st.builds(person_types.ClosePerson, person_id=st.sampled_from(PEOPLE)),
     st.builds(
         account_types.OpenAccount,
         account_id=st.sampled_from(ACCOUNTS),

@@ -34,7 +34,7 @@ from shared.rpc.status import from_rpc_error
 from tests.support.system.waiting import eventually
 
 ID = "0190e4a0-0000-7000-8000-000000000000"
-REGISTER, RENAME = "bank.v1.PersonService/RegisterPerson", "bank.v1.PersonService/RenamePerson"
+REGISTER, RENAME, CLOSE = (f"bank.v1.PersonService/{rpc}" for rpc in ("RegisterPerson", "RenamePerson", "ClosePerson"))
 USERS = frozenset({Role.USER})
 SECRET = "hunter2-is-a-secret"
 REGISTER_ROUTE = f"/{REGISTER}"
@@ -60,6 +60,9 @@ class People(person_pb2_grpc.PersonServiceServicer):
     async def RenamePerson(self, request: person_pb2.RenamePersonRequest, context: Any) -> command_pb2.CommandReceipt:
         return await self.handle(request)
 
+    async def ClosePerson(self, request: person_pb2.ClosePersonRequest, context: Any) -> command_pb2.CommandReceipt:
+        return await self.handle(request)
+
 
 class World:
     """A server with its issuer, its log and a channel to it."""
@@ -70,7 +73,7 @@ class World:
         telemetry.configure("info", service="test", stream=self.log)
         self.people = People()
         self.settings = ServerSettings(jwks_file=self.issuer.jwks_file, **settings)
-        self.server = Server(self.settings, roles={REGISTER: USERS, RENAME: USERS})
+        self.server = Server(self.settings, roles={REGISTER: USERS, RENAME: USERS, CLOSE: USERS})
         self.server.add(person_pb2_grpc.add_PersonServiceServicer_to_server, self.people)
         self.channel: aio.Channel
 
@@ -454,7 +457,7 @@ async def test_a_table_of_roles_that_does_not_fit_stops_the_start(tmp_path: Path
     missing.add(person_pb2_grpc.add_PersonServiceServicer_to_server, People())
     with pytest.raises(Misconfigured, match="RenamePerson"):
         await missing.start()
-    unknown = Server(settings, roles={REGISTER: USERS, RENAME: USERS, "bank.v1.PersonService/Typo": USERS})
+    unknown = Server(settings, roles={REGISTER: USERS, RENAME: USERS, CLOSE: USERS, "bank.v1.PersonService/Typo": USERS})
     unknown.add(person_pb2_grpc.add_PersonServiceServicer_to_server, People())
     with pytest.raises(Misconfigured, match="Typo"):
         await unknown.start()
@@ -462,7 +465,9 @@ async def test_a_table_of_roles_that_does_not_fit_stops_the_start(tmp_path: Path
 
 async def test_a_service_cannot_be_added_twice_or_unimplemented(tmp_path: Path) -> None:
     """The second would silently win, and a forgotten method would be found by its first caller."""
-    server = Server(ServerSettings(jwks_file=DevelopmentIssuer(tmp_path).jwks_file), roles={REGISTER: USERS, RENAME: USERS})
+    server = Server(
+        ServerSettings(jwks_file=DevelopmentIssuer(tmp_path).jwks_file), roles={REGISTER: USERS, RENAME: USERS, CLOSE: USERS}
+    )
     server.add(person_pb2_grpc.add_PersonServiceServicer_to_server, People())
     with pytest.raises(Misconfigured, match="twice"):
         server.add(person_pb2_grpc.add_PersonServiceServicer_to_server, People())

@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 
 from foldline.v1 import event_store_pb2
-from shared.commands.decide import EVENT_BYTES_MAX, REACTIONS_DEPTH_MAX, Command, Outcome, Plan, decide
+from shared.commands.decide import EVENT_BYTES_MAX, REACHED_MAX, REACTIONS_DEPTH_MAX, Command, Outcome, Plan, decide
 from shared.commands.registry import CommandRegistry
 from shared.commands.states import Versioned
 from shared.folds.aggregate import Meta
@@ -28,6 +28,8 @@ from tests.support.domains.trial import (
     Move,
     Moved,
     SetPassword,
+    Share,
+    Shared,
     Swell,
     build_registry,
 )
@@ -246,6 +248,66 @@ def test_side_rows_are_saved_only_with_their_command() -> None:
     assert "hunter2" not in repr(plan)
 
 
+def sharing(*to_ids: str, amount: int = 1) -> Command:
+    """A counter shares with others."""
+    return command(Share(counter_id="a", to_ids=to_ids, amount=amount))
+
+
+def test_a_reaction_may_reach_many() -> None:
+    """Each once and in order, the aggregate that it began at too, and each is told whose state it has."""
+    asked = sharing("c", "b", "c", "a")
+    plan = decided({}, asked)
+    assert events(plan) == [
+        ("a", 1, Shared(counter_id="a", to_ids=("c", "b", "c", "a"), amount=1)),
+        *[(name, 2 if name == "a" else 1, Added(counter_id=name, amount=1)) for name in "cba"],
+    ]
+    assert outcomes(plan, asked) == [Outcome("completed", 2, 4, 4, 0)]
+    assert plan.batch.reads == dict.fromkeys([(*A[:2], name) for name in "abc"], 0)
+
+
+def test_if_one_of_many_refuses_nothing_is_kept_of_any() -> None:
+    """The last has no room: those before it are as they were."""
+    refused_, after = sharing("b", "c", "d", amount=2), command(Add(counter_id="c", amount=1))
+    plan = decided({(*A[:2], "d"): at(999)}, refused_, after)
+    assert reasons(outcomes(plan, refused_, after)) == ["FULL", "completed"]
+    assert events(plan) == [("c", 1, Added(counter_id="c", amount=1))]
+
+
+def test_a_command_reaches_a_thousand_others_and_not_one_more() -> None:
+    """Two that are the same are one, and its own aggregate does not count."""
+    assert REACHED_MAX == 1000
+    names = [f"c{nth}" for nth in range(1001)]
+    most, too_many = sharing("a", names[0], *names[:1000]), sharing(*names)
+    plan = decided({}, most, too_many)
+    assert reasons(outcomes(plan, most, too_many)) == ["completed", "TOO_MANY_REACTIONS"]
+    assert refusal(plan.outcomes[too_many.key]).code is Code.FAILED_PRECONDITION
+    assert len(plan.batch.events) == 1002
+
+
+def test_all_that_a_reaction_reaches_is_loaded_in_one_query() -> None:
+    """Whatever is missing of a round is named at once, whichever of them is at hand."""
+    names = [f"c{nth}" for nth in range(100)]
+    world = World({A: at(0), (*A[:2], "c7"): at(0)})
+    plan = decide(BUS, [[sharing(*names)]], world.get, NOW)
+    assert plan.missing == {(*A[:2], name) for name in names if name != "c7"}
+
+
+def test_a_reaction_may_be_of_one_tenant() -> None:
+    """Everybody else's events lead to nothing more; what is for all is for that tenant as well."""
+
+    def note(counter: Counter, event: Moved, meta: Meta) -> Sequence[trial.CounterEvent]:
+        return [Linked(counter_id=meta.aggregate_id, links=0)]
+
+    bus = build_registry()
+    bus.rows_of(trial.COUNTER).react(Moved, note, id=lambda e: "c", tenant="umbrella")
+    bus.rows_of(trial.COUNTER).react_each(Moved, note, ids=lambda e: ("d", "e"), tenant="umbrella")
+    for tenant, changed in (("acme", "ab"), ("umbrella", "abcde")):
+        asked = command(Move(counter_id="a", to_id="b", amount=0), bus=bus, tenant=tenant)
+        plan = decided({}, asked, bus=bus)
+        assert [event.key[2] for event in plan.batch.events] == list(changed)
+        assert {event.key[0] for event in plan.batch.events} == {tenant}
+
+
 @pytest.mark.parametrize("links", [0, 1, REACTIONS_DEPTH_MAX - 1])
 def test_reactions_go_on_until_quiet(links: int) -> None:
     """Each link is a round."""
@@ -310,6 +372,7 @@ def test_a_decision_is_told_who_asks_and_when() -> None:
     assert seen == [
         Meta(
             command_id=str(asked.key[1]),
+            aggregate_id="a",
             tenant="acme",
             user_id="saga",
             on_behalf_of="bob",
