@@ -15,7 +15,8 @@ from msgspec import Struct
 from shared.commands.decide import Command, Outcome, Plan
 from shared.commands.intake import CommandGroup
 from shared.platform import tracing
-from shared.platform.metrics import SECONDS, SIZES, Histogram, Metrics
+from shared.platform.instruments import SECONDS, SIZES, Histogram
+from shared.platform.metrics import Metrics
 from shared.platform.telemetry import logger
 
 log = logger(__name__)

@@ -25,8 +25,8 @@ from opentelemetry.sdk.metrics.export import Histogram as HistogramPoints
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-from shared.platform.metrics import Histogram, Number, release
-from shared.platform.tracing import run_within
+from shared.platform.instruments import Histogram, Number
+from shared.platform.otel import release, run_within
 
 
 class MetricExport:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -12,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.samples import Exemplar, Timestamp
 
-from shared.platform.metrics import Histogram, Metrics, Number
+from shared.platform.instruments import Histogram, Number
 from shared.platform.telemetry import logger
 
 # How Prometheus spells units.
@@ -21,27 +21,31 @@ _UNITS = {"s": "seconds", "ms": "milliseconds", "By": "bytes"}
 log = logger(__name__)
 
 
-def render(metrics: Metrics, accept: str) -> tuple[str, bytes]:
-    """The content type and the text of all metrics, in the format that the Accept header asks for."""
+def render(attributes: Mapping[str, str], metrics: Sequence[Number | Histogram], accept: str) -> tuple[str, bytes]:
+    """The content type and the text of all metrics, in the format that the Accept header asks for.
+
+    `attributes` tell what the process is.
+    """
     registry = CollectorRegistry()
-    registry.register(_Collector(metrics))
+    registry.register(_Collector(attributes, metrics))
     encode, kind = choose_encoder(accept)
     return kind, encode(registry)
 
 
 class _Collector:
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, attributes: Mapping[str, str], metrics: Sequence[Number | Histogram]) -> None:
+        self._attributes = attributes
         self._metrics = metrics
 
     def describe(self) -> list[Metric]:
-        """Nothing: whoever registers need not read all metrics for their names."""
+        """Nothing: the registry then does not read every metric once for its names."""
         return []
 
     def collect(self) -> Iterator[Metric]:
         """All metrics. One that cannot be read is left out: it must not take the others along."""
-        attributes = {_spelt(key): value for key, value in self._metrics.attributes.items()}
+        attributes = {_spelt(key): value for key, value in self._attributes.items()}
         yield InfoMetricFamily("target", "Target metadata", attributes)
-        for each in self._metrics.every():
+        for each in self._metrics:
             try:
                 yield _number(each) if isinstance(each, Number) else _histogram(each)
             except Exception as error:  # noqa: BLE001 (see above)

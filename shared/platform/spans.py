@@ -24,7 +24,7 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
-from shared.platform.metrics import SCOPE, release, resource
+from shared.platform.otel import SCOPE, release, resource
 
 KINDS = {kind.name.lower(): kind for kind in SpanKind}
 FAILED = Status(StatusCode.ERROR)

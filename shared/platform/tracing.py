@@ -14,11 +14,10 @@ may hold what a request or an event says, a user's name or a token: types, ids, 
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Literal
 
-from shared.platform.metrics import exports
+from shared.platform.otel import exports, run_within
 from shared.platform.telemetry import new_traceparent
 
 if TYPE_CHECKING:
@@ -55,17 +54,6 @@ def shutdown(within_s: float = SHUTDOWN_S) -> None:
     recorder, _recorder = _recorder, None
     if recorder is not None:
         run_within(within_s, recorder.shutdown)
-
-
-def run_within(seconds: float, work: Callable[[], None]) -> None:
-    """Runs `work` and waits for it so long at the most.
-
-    The SDK's own shutdown blocks for as long as its exporter tries, 4 s and more with a collector that is away: so it has
-    a thread of its own, which ends with the process.
-    """
-    ending = threading.Thread(target=work, name="telemetry-shutdown", daemon=True)
-    ending.start()
-    ending.join(seconds)
 
 
 def on() -> bool:

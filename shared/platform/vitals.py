@@ -8,7 +8,8 @@ import os
 import resource
 import time
 
-from shared.platform.metrics import SECONDS, Histogram, Metrics
+from shared.platform.instruments import SECONDS, Histogram
+from shared.platform.metrics import Metrics
 
 BEAT_S = 0.1
 _PAGE = os.sysconf("SC_PAGESIZE")

@@ -18,7 +18,8 @@ from msgspec import Struct
 from shared.folds.errors import Forbidden, Invalid, OverLimit, Refusal
 from shared.platform import tracing
 from shared.platform.identity import Call, Identity, Role, current_call
-from shared.platform.metrics import SECONDS, Histogram, Metrics
+from shared.platform.instruments import SECONDS, Histogram
+from shared.platform.metrics import Metrics
 from shared.platform.settings import ServerSettings
 from shared.platform.telemetry import call_facts, logger, new_traceparent, span_id, trace_id, valid_traceparent
 from shared.platform.tokens import Verifier

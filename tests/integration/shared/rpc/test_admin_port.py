@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from shared.platform.metrics import Histogram, Metrics
+from shared.platform.instruments import Histogram
+from shared.platform.metrics import Metrics
 from shared.platform.vitals import Vitals
 from shared.rpc import admin_port
 from shared.rpc.admin_port import AdminPort, host_and_port
@@ -146,7 +147,7 @@ async def test_histograms_counters_and_gauges_as_prometheus_reads_them(admin: Ad
 
 async def test_a_caller_cannot_make_a_metric_grow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond a number of series what is counted is counted together."""
-    monkeypatch.setattr("shared.platform.metrics.SERIES_MAX", 2)
+    monkeypatch.setattr("shared.platform.instruments.SERIES_MAX", 2)
     waits = Histogram("foldline.waits", "Waits.", unit="s", bounds=(0.1,), labels=("who",))
     for who in "abcd":
         waits.observe(0.05, (who,))
