@@ -33,7 +33,7 @@ test: $(DEV_STAMP)  ## all tests, on real engines, two at a time
 lint: $(DEV_STAMP)  ## style, types, imports, contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy shared write_service read_service saga_service cli deploy tests protos/generate.py docs/generate.py
+	$(BIN)/mypy shared write_service read_service saga_service cli deploy examples tests protos/generate.py docs/generate.py
 	$(BIN)/lint-imports
 	$(BIN)/deptry .
 	$(BIN)/python protos/generate.py --check

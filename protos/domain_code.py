@@ -119,13 +119,12 @@ def domain_files(image: FileDescriptorSet, prefix: str, package: str) -> dict[st
 
     `package` is the folder of the service that decides on it. `image` has imports and source positions. Raises NotADomain.
     """
-    files = [file for file in image.file if file.name.startswith(prefix)]
     folder, module = package.replace(".", "/"), package.replace("/", ".")
     made = {}
-    for aggregate in _aggregates(image, files):
+    for aggregate in aggregates(image, prefix):
         made[f"{folder}/domain/{aggregate.category}_types.py"] = _types(aggregate)
         made[f"{folder}/codec/{aggregate.category}_codec.py"] = _codec(aggregate, module)
-    made[f"{folder}/servicers.py"] = _servicers(files)
+    made[f"{folder}/servicers.py"] = _servicers(_files(image, prefix))
     return made
 
 
@@ -152,9 +151,17 @@ class _Options:
         return is_uuid, options.Extensions[self._redacted], options.Extensions[self._personal]
 
 
-def _aggregates(image: FileDescriptorSet, files: Sequence[FileDescriptorProto]) -> list[Aggregate]:
-    options, aggregates = _Options(image), dict[str, Aggregate]()
-    for file in files:
+def _files(image: FileDescriptorSet, prefix: str) -> list[FileDescriptorProto]:
+    return [file for file in image.file if file.name.startswith(prefix)]
+
+
+def aggregates(image: FileDescriptorSet, prefix: str) -> list[Aggregate]:
+    """The aggregates of the `.proto` files that begin with `prefix`. `image` has imports and source positions.
+
+    Raises NotADomain.
+    """
+    options, found = _Options(image), dict[str, Aggregate]()
+    for file in _files(image, prefix):
         comments = _comments(file)
         asked = {
             name for service in file.service for method in service.method for name in (method.input_type, method.output_type)
@@ -169,16 +176,16 @@ def _aggregates(image: FileDescriptorSet, files: Sequence[FileDescriptorProto]) 
             category = struct.fields[0].name.removesuffix("_id") if struct.fields else ""
             if not struct.fields or not struct.fields[0].name.endswith("_id"):
                 raise NotADomain(f"{file.name}: the first field of {message.name} must be its aggregate's id, as account_id")
-            aggregate = aggregates.setdefault(category, Aggregate(category=category))
+            aggregate = found.setdefault(category, Aggregate(category=category))
             (aggregate.commands if is_command else aggregate.events).append(struct)
             aggregate.sources.add(file.name)
             _add_enums(aggregate, message, file, comments)
-    for aggregate in aggregates.values():
+    for aggregate in found.values():
         if not aggregate.events:
             raise NotADomain(
                 f"{', '.join(sorted(aggregate.sources))}: there is no event that begins with {aggregate.category}_id"
             )
-    return list(aggregates.values())
+    return list(found.values())
 
 
 def _is_command(message: DescriptorProto) -> bool:

@@ -1,7 +1,7 @@
 """Generates the Python code of every `.proto` beside it, or checks that what is committed is up to date.
 
 Beside each `.proto` its messages and stubs; in the service that decides on a domain its structs, codecs and command
-servicers (`domain_code.py`).
+servicers (`domain_code.py`); for other teams the page of its events (`events_page.py`).
 
 Run as `python protos/generate.py [--check | --image FILE]`. `--image` writes a descriptor set for buf, which then
 needs no network: the definitions of buf/validate come from the installed protovalidate, google/rpc from
@@ -18,6 +18,7 @@ import tempfile
 from pathlib import Path
 
 from domain_code import NotADomain, domain_files
+from events_page import page
 from google.protobuf import any_pb2, descriptor_pb2, duration_pb2, field_mask_pb2, timestamp_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_tools import protoc
@@ -31,6 +32,8 @@ RULES = Path(HERE.name, "buf", "validate", "validate.binpb")
 
 DOMAINS = {"bank/v1/": "write_service"}
 """Where the domain of the `.proto` files that begin so is decided: the folder of its structs, codecs and servicers."""
+EVENTS = Path("docs", "events.md")
+"""The page of the events that other teams may follow."""
 
 
 def sources() -> list[str]:
@@ -97,6 +100,8 @@ def generate(top: Path, imports: Path) -> set[Path]:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
             written.append(path)
+    (top / EVENTS).parent.mkdir()
+    (top / EVENTS).write_text(page(described, next(iter(DOMAINS))))
     ruff = [str(scripts / "ruff"), "--quiet", "--config", str(TOP / "pyproject.toml")]
     subprocess.run([ruff[0], "check", "--select", "I", "--fix", *ruff[1:], *map(str, written)], check=True)  # noqa: S603
     subprocess.run([ruff[0], "format", *ruff[1:], *map(str, written)], check=True)  # noqa: S603
@@ -105,7 +110,7 @@ def generate(top: Path, imports: Path) -> set[Path]:
 
 def generated(top: Path) -> set[Path]:
     """The generated files below `top`, as paths relative to it."""
-    patterns = [str(RULES)]
+    patterns = [str(RULES), str(EVENTS)]
     patterns += [f"{HERE.name}/{package}/**/*_pb2*.py{end}" for package in OURS for end in ("", "i")]
     for package in DOMAINS.values():
         patterns += [f"{package}/domain/*_types.py", f"{package}/codec/*_codec.py", f"{package}/servicers.py"]
