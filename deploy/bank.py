@@ -172,6 +172,18 @@ class Bank:
         user_id = user_id or new_id()
         return user_id, await self.call(self.users.StartUserRegistration, start_registration(user_id, login, password))
 
+    async def change_email(self, user_id: str, email: str) -> command_pb2.CommandReceipt:
+        """Gives a user another e-mail address."""
+        return await self.call(self.users.ChangeUserEmail, change_email(user_id, email))
+
+    async def change_roles(self, user_id: str, *roles: str) -> command_pb2.CommandReceipt:
+        """Gives a user these roles and no other."""
+        return await self.call(self.users.ChangeUserRoles, change_roles(user_id, *roles))
+
+    async def deactivate(self, user_id: str) -> command_pb2.CommandReceipt:
+        """Deactivates a user, whose login is then free."""
+        return await self.call(self.users.DeactivateUser, deactivate(user_id))
+
     async def verify(self, login: str, password: str) -> str:
         """The id of the user with this login and password."""
         request = user_pb2.VerifyPasswordRequest(login=login, password=password)
@@ -360,3 +372,18 @@ def start_registration(
     return user_pb2.StartUserRegistrationRequest(
         options=options(**more), user_id=user_id, login=login, email=email, password=password
     )
+
+
+def change_email(user_id: str, email: str, **more: Any) -> user_pb2.ChangeUserEmailRequest:
+    """ChangeUserEmail; `more` goes into the options."""
+    return user_pb2.ChangeUserEmailRequest(options=options(**more), user_id=user_id, email=email)
+
+
+def change_roles(user_id: str, *roles: str, **more: Any) -> user_pb2.ChangeUserRolesRequest:
+    """ChangeUserRoles; `more` goes into the options."""
+    return user_pb2.ChangeUserRolesRequest(options=options(**more), user_id=user_id, roles=roles)
+
+
+def deactivate(user_id: str, **more: Any) -> user_pb2.DeactivateUserRequest:
+    """DeactivateUser; `more` goes into the options."""
+    return user_pb2.DeactivateUserRequest(options=options(**more), user_id=user_id)

@@ -78,10 +78,11 @@ class Passwords:
 
 
 class PasswordVerifier:
-    """Finds the user of a login and password. A wrong password and an unknown login get the same answer.
+    """Finds the user of a login and password. A wrong password, an unknown login and a deactivated user's get one answer.
 
-    An unknown login takes the same two look-ups and the same hash as a known one. Each process counts tries by itself, so
-    several instances allow as many times more tries.
+    A deactivation takes login and hash away in one transaction. If it comes between the two look-ups, the hash is gone: the
+    login's next holder is not asked for the password of the one before. An unknown login takes the same two look-ups and the
+    same hash as a known one. Each process counts tries by itself, so several instances allow as many times more tries.
     """
 
     def __init__(self, registry: CommandRegistry, reads: Reads, passwords: Passwords) -> None:

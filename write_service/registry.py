@@ -15,6 +15,7 @@ from write_service.domain.suspense import SUSPENSE
 from write_service.domain.transfer import TRANSFER
 from write_service.domain.transfer_types import TransferStarted
 from write_service.domain.user import USER
+from write_service.domain.user_types import UserDeactivated
 from write_service.passwords import Passwords
 
 CALLERS = frozenset({Role.USER, Role.TENANT_ADMIN, Role.OPERATOR, Role.PROCESS})
@@ -73,7 +74,7 @@ def transfers(registry: CommandRegistry) -> None:
 
 
 def users(registry: CommandRegistry, passwords: Passwords) -> None:
-    """The commands of a user: an administrator starts a registration, its process ends it."""
+    """The commands of a user: an administrator starts a registration, its process ends it, then an administrator keeps it up."""
     on = registry.aggregate(USER, user_codec.EVENTS, readers=ADMINS)
     on.command(
         user_codec.START_USER_REGISTRATION,
@@ -84,11 +85,15 @@ def users(registry: CommandRegistry, passwords: Passwords) -> None:
     )
     on.command(user_codec.CONFIRM_USER_REGISTRATION, user.confirm_registration, id=lambda c: c.user_id, roles=PROCESSES)
     on.command(user_codec.FAIL_USER_REGISTRATION, user.fail_registration, id=lambda c: c.user_id, roles=PROCESSES)
+    on.command(user_codec.CHANGE_USER_EMAIL, user.change_email, id=lambda c: c.user_id, roles=ADMINS)
+    on.command(user_codec.CHANGE_USER_ROLES, user.change_roles, id=lambda c: c.user_id, roles=ADMINS)
+    on.command(user_codec.DEACTIVATE_USER, user.deactivate, id=lambda c: c.user_id, roles=ADMINS)
 
 
 def logins(registry: CommandRegistry) -> None:
-    """The commands of a login, which the process of a registration sends."""
+    """The commands of a login, which the process of a registration sends, and the deactivation of its holder."""
     on = registry.aggregate(LOGIN, login_codec.EVENTS, readers=ADMINS)
     on.command(login_codec.RESERVE_LOGIN, login.reserve, id=lambda c: c.login_id, roles=PROCESSES)
     on.command(login_codec.CONFIRM_LOGIN, login.confirm, id=lambda c: c.login_id, roles=PROCESSES)
     on.command(login_codec.RELEASE_LOGIN, login.release, id=lambda c: c.login_id, roles=PROCESSES)
+    on.react(UserDeactivated, login.release_with_user, id=lambda e: e.login_id)

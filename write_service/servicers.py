@@ -33,6 +33,9 @@ COMMANDS = {
     "bank.v1.PersonService/ClosePerson": "bank.v1.ClosePersonRequest",
     "bank.v1.TransferService/StartTransfer": "bank.v1.StartTransferRequest",
     "bank.v1.UserService/StartUserRegistration": "bank.v1.StartUserRegistrationRequest",
+    "bank.v1.UserService/ChangeUserEmail": "bank.v1.ChangeUserEmailRequest",
+    "bank.v1.UserService/ChangeUserRoles": "bank.v1.ChangeUserRolesRequest",
+    "bank.v1.UserService/DeactivateUser": "bank.v1.DeactivateUserRequest",
 }
 """The command that each RPC sends: who may call the RPC is said by the command's row in the registry."""
 
@@ -103,6 +106,15 @@ class UserService(user_pb2_grpc.UserServiceServicer):
     async def StartUserRegistration(
         self, request: user_pb2.StartUserRegistrationRequest, context: Any
     ) -> command_pb2.CommandReceipt:
+        return await self._send(request)
+
+    async def ChangeUserEmail(self, request: user_pb2.ChangeUserEmailRequest, context: Any) -> command_pb2.CommandReceipt:
+        return await self._send(request)
+
+    async def ChangeUserRoles(self, request: user_pb2.ChangeUserRolesRequest, context: Any) -> command_pb2.CommandReceipt:
+        return await self._send(request)
+
+    async def DeactivateUser(self, request: user_pb2.DeactivateUserRequest, context: Any) -> command_pb2.CommandReceipt:
         return await self._send(request)
 
 

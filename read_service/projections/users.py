@@ -12,14 +12,14 @@ from bank.v1 import user_pb2, user_query_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.moments import timestamp, timestamp_or_none
 from shared.folds.projection import Projection, existing, recorded_at, storable
-from shared.folds.summary import Summary, equals, rows_of
+from shared.folds.summary import Summary, equals, has, rows_of
 from shared.folds.table import Code, table_of
 
 STARTED, SUCCEEDED, FAILED = "started", "succeeded", "failed"
 
 
 class UserRow(NamedTuple):
-    """A row of `users`."""
+    """A row of `users`. `roles` has them with commas between."""
 
     tenant: Code
     user_id: Code
@@ -29,6 +29,8 @@ class UserRow(NamedTuple):
     reason: str
     started_at: datetime
     ended_at: datetime | None
+    roles: Code
+    deactivated_at: datetime | None
 
 
 users = table_of("users", UserRow, keys=2)
@@ -45,6 +47,8 @@ def started(_: UserRow | None, event: user_pb2.UserRegistrationStarted, envelope
         reason="",
         started_at=recorded_at(envelope),
         ended_at=None,
+        roles="user",
+        deactivated_at=None,
     )
 
 
@@ -58,6 +62,21 @@ def failed(row: UserRow | None, event: user_pb2.UserRegistrationFailed, envelope
     return existing(row)._replace(status=FAILED, reason=storable(event.reason), ended_at=recorded_at(envelope))
 
 
+def email_changed(row: UserRow | None, event: user_pb2.UserEmailChanged, _: EventEnvelope) -> UserRow:
+    """Another address."""
+    return existing(row)._replace(email=storable(event.email))
+
+
+def roles_changed(row: UserRow | None, event: user_pb2.UserRolesChanged, _: EventEnvelope) -> UserRow:
+    """These roles and no other."""
+    return existing(row)._replace(roles=",".join(event.roles))
+
+
+def deactivated(row: UserRow | None, _: user_pb2.UserDeactivated, envelope: EventEnvelope) -> UserRow:
+    """A user no more."""
+    return existing(row)._replace(deactivated_at=recorded_at(envelope))
+
+
 USERS = Projection(
     table=users,
     row=UserRow,
@@ -66,6 +85,9 @@ USERS = Projection(
         user_pb2.UserRegistrationStarted: started,
         user_pb2.UserRegistrationSucceeded: succeeded,
         user_pb2.UserRegistrationFailed: failed,
+        user_pb2.UserEmailChanged: email_changed,
+        user_pb2.UserRolesChanged: roles_changed,
+        user_pb2.UserDeactivated: deactivated,
     },
 )
 
@@ -87,6 +109,8 @@ def view(row: UserRow) -> user_query_pb2.UserSummary:
         reason=row.reason,
         started_at=timestamp(row.started_at),
         ended_at=timestamp_or_none(row.ended_at),
+        roles=row.roles.split(","),
+        deactivated_at=timestamp_or_none(row.deactivated_at),
     )
 
 
@@ -96,5 +120,5 @@ USER = Summary(
     source=rows_of(users),
     view=view,
     orders={"started_at": "started_at"},
-    filters={"status": equals("status", STATUSES.get)},
+    filters={"status": equals("status", STATUSES.get), "deactivated": has("deactivated_at")},
 )

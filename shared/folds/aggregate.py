@@ -52,10 +52,13 @@ class Aggregate(Generic[State, Event]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credential:
-    """A password hash. The append saves it beside the events; it is never part of an event, a command or a message."""
+    """A password hash to save, or to delete if it is None.
+
+    The append does it in the transaction of the events. A hash is never part of an event, a command or a message.
+    """
 
     subject_id: str
-    password_hash: str = field(repr=False)
+    password_hash: str | None = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

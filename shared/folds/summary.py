@@ -57,6 +57,15 @@ def equals(column: str, of: Callable[[Any], Any] = lambda given: given) -> Filte
     return conditions
 
 
+def has(column: str) -> Filter:
+    """Rows whose column is not null, if the field is true; an index on such rows alone can serve it."""
+
+    def conditions(given: bool) -> Sequence[Condition]:
+        return [(f"p.{column} IS NOT NULL AND {{}}", given)] if given else []
+
+    return conditions
+
+
 def is_id(*columns: str) -> Filter:
     """Rows that have the id in one of the columns, whichever case the caller writes it in."""
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
-
-import grpc.aio
 
 from bank.v1 import account_pb2, account_query_pb2, person_pb2, person_query_pb2
 from deploy.bank import close_person
 from foldline.v1 import command_pb2
 from shared.platform.identity import Role
 from tests.e2e.conftest import Caller
-from tests.support.clients.bank import Bank, item, new_id, open_account, read_refusal, refused
+from tests.support.clients.bank import Bank, item, new_id, open_account, refused, tried
 
 ACTIVE, CLOSED = person_query_pb2.PERSON_STATUS_ACTIVE, person_query_pb2.PERSON_STATUS_CLOSED
 ROUNDS = 12
@@ -110,15 +107,6 @@ async def test_closing_while_an_account_is_opened(bank: Bank) -> None:
         request = account_query_pb2.ListAccountsRequest(filter=wanted, consistency_token=token)
         listed = await bank.call(bank.account_queries.ListAccounts, request)
         assert [account.status for account in listed.accounts] == [account_query_pb2.ACCOUNT_STATUS_CLOSED] * (1 if opened else 2)
-
-
-async def tried(call: Awaitable[object]) -> str:
-    """The reason of a refusal; empty if the call was accepted."""
-    try:
-        await call
-    except grpc.aio.AioRpcError as error:
-        return read_refusal(error).reason
-    return ""
 
 
 async def test_a_user_closes_nobody(bank: Bank, caller: Caller) -> None:

@@ -8,13 +8,19 @@ from __future__ import annotations
 from bank.v1 import user_pb2
 from shared.commands.codec import EventCodecs, MessageCodec
 from write_service.domain.user_types import (
+    ChangeUserEmail,
+    ChangeUserRoles,
     ConfirmUserRegistration,
+    DeactivateUser,
     FailUserRegistration,
     StartUserRegistration,
+    UserDeactivated,
+    UserEmailChanged,
     UserEvent,
     UserRegistrationFailed,
     UserRegistrationStarted,
     UserRegistrationSucceeded,
+    UserRolesChanged,
 )
 
 
@@ -28,6 +34,30 @@ def encode_start_user_registration(value: StartUserRegistration) -> bytes:
     return user_pb2.StartUserRegistrationRequest(
         user_id=value.user_id, login=value.login, email=value.email, password=value.password
     ).SerializeToString()
+
+
+def decode_change_user_email(message: user_pb2.ChangeUserEmailRequest) -> ChangeUserEmail:
+    return ChangeUserEmail(user_id=message.user_id.lower(), email=message.email)
+
+
+def encode_change_user_email(value: ChangeUserEmail) -> bytes:
+    return user_pb2.ChangeUserEmailRequest(user_id=value.user_id, email=value.email).SerializeToString()
+
+
+def decode_change_user_roles(message: user_pb2.ChangeUserRolesRequest) -> ChangeUserRoles:
+    return ChangeUserRoles(user_id=message.user_id.lower(), roles=tuple(message.roles))
+
+
+def encode_change_user_roles(value: ChangeUserRoles) -> bytes:
+    return user_pb2.ChangeUserRolesRequest(user_id=value.user_id, roles=value.roles).SerializeToString()
+
+
+def decode_deactivate_user(message: user_pb2.DeactivateUserRequest) -> DeactivateUser:
+    return DeactivateUser(user_id=message.user_id.lower())
+
+
+def encode_deactivate_user(value: DeactivateUser) -> bytes:
+    return user_pb2.DeactivateUserRequest(user_id=value.user_id).SerializeToString()
 
 
 def decode_confirm_user_registration(message: user_pb2.ConfirmUserRegistrationRequest) -> ConfirmUserRegistration:
@@ -92,9 +122,40 @@ def encode_user_registration_failed(value: UserRegistrationFailed) -> bytes:
     return user_pb2.UserRegistrationFailed(user_id=value.user_id, reason=value.reason).SerializeToString()
 
 
+def decode_user_email_changed(message: user_pb2.UserEmailChanged) -> UserEmailChanged:
+    return UserEmailChanged(user_id=message.user_id, email=message.email)
+
+
+def encode_user_email_changed(value: UserEmailChanged) -> bytes:
+    return user_pb2.UserEmailChanged(user_id=value.user_id, email=value.email).SerializeToString()
+
+
+def decode_user_roles_changed(message: user_pb2.UserRolesChanged) -> UserRolesChanged:
+    return UserRolesChanged(user_id=message.user_id, roles=tuple(message.roles))
+
+
+def encode_user_roles_changed(value: UserRolesChanged) -> bytes:
+    return user_pb2.UserRolesChanged(user_id=value.user_id, roles=value.roles).SerializeToString()
+
+
+def decode_user_deactivated(message: user_pb2.UserDeactivated) -> UserDeactivated:
+    return UserDeactivated(user_id=message.user_id, login_id=message.login_id)
+
+
+def encode_user_deactivated(value: UserDeactivated) -> bytes:
+    return user_pb2.UserDeactivated(user_id=value.user_id, login_id=value.login_id).SerializeToString()
+
+
 START_USER_REGISTRATION = MessageCodec(
     StartUserRegistration, user_pb2.StartUserRegistrationRequest, decode_start_user_registration, encode_start_user_registration
 )
+CHANGE_USER_EMAIL = MessageCodec(
+    ChangeUserEmail, user_pb2.ChangeUserEmailRequest, decode_change_user_email, encode_change_user_email
+)
+CHANGE_USER_ROLES = MessageCodec(
+    ChangeUserRoles, user_pb2.ChangeUserRolesRequest, decode_change_user_roles, encode_change_user_roles
+)
+DEACTIVATE_USER = MessageCodec(DeactivateUser, user_pb2.DeactivateUserRequest, decode_deactivate_user, encode_deactivate_user)
 CONFIRM_USER_REGISTRATION = MessageCodec(
     ConfirmUserRegistration,
     user_pb2.ConfirmUserRegistrationRequest,
@@ -116,5 +177,19 @@ USER_REGISTRATION_SUCCEEDED = MessageCodec(
 USER_REGISTRATION_FAILED = MessageCodec(
     UserRegistrationFailed, user_pb2.UserRegistrationFailed, decode_user_registration_failed, encode_user_registration_failed
 )
+USER_EMAIL_CHANGED = MessageCodec(
+    UserEmailChanged, user_pb2.UserEmailChanged, decode_user_email_changed, encode_user_email_changed
+)
+USER_ROLES_CHANGED = MessageCodec(
+    UserRolesChanged, user_pb2.UserRolesChanged, decode_user_roles_changed, encode_user_roles_changed
+)
+USER_DEACTIVATED = MessageCodec(UserDeactivated, user_pb2.UserDeactivated, decode_user_deactivated, encode_user_deactivated)
 
-EVENTS: EventCodecs[UserEvent] = EventCodecs(USER_REGISTRATION_STARTED, USER_REGISTRATION_SUCCEEDED, USER_REGISTRATION_FAILED)
+EVENTS: EventCodecs[UserEvent] = EventCodecs(
+    USER_REGISTRATION_STARTED,
+    USER_REGISTRATION_SUCCEEDED,
+    USER_REGISTRATION_FAILED,
+    USER_EMAIL_CHANGED,
+    USER_ROLES_CHANGED,
+    USER_DEACTIVATED,
+)

@@ -24,6 +24,7 @@ from write_service.domain.login_types import (
     ReleaseLogin,
     ReserveLogin,
 )
+from write_service.domain.user_types import UserDeactivated
 
 # Characters that show nothing and are not of a category that says so: Unicode's Default_Ignorable_Code_Point beyond
 # the format characters (DerivedCoreProperties.txt).
@@ -81,6 +82,13 @@ def release(login: Login, command: ReleaseLogin, meta: Meta) -> list[LoginEvent]
     if login.holder_id != command.user_id:
         return []
     return [LoginReleased(login_id=command.login_id, user_id=command.user_id)]
+
+
+def release_with_user(login: Login, event: UserDeactivated, meta: Meta) -> list[LoginEvent]:
+    """Follows the deactivation of the login's holder, in its transaction."""
+    if login.holder_id != event.user_id:
+        return []
+    return [LoginReleased(login_id=event.login_id, user_id=event.user_id)]
 
 
 def _refuse_unless_held(login: Login, user_id: str) -> None:

@@ -1,4 +1,7 @@
-"""A user of a tenant. Registering one is a process: it succeeds if the login can be had, and fails otherwise."""
+"""A user of a tenant. Registering one is a process: it succeeds if the login can be had, and fails otherwise.
+
+The password's hash is in the credentials table from the start of the registration until it fails or the user is deactivated.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,19 @@ from shared.folds.errors import AlreadyExists, NotFound, Rejected
 from shared.folds.ids import step_id
 from write_service.domain.login import login_id
 from write_service.domain.user_types import (
+    ChangeUserEmail,
+    ChangeUserRoles,
     ConfirmUserRegistration,
+    DeactivateUser,
     FailUserRegistration,
     StartUserRegistration,
+    UserDeactivated,
+    UserEmailChanged,
     UserEvent,
     UserRegistrationFailed,
     UserRegistrationStarted,
     UserRegistrationSucceeded,
+    UserRolesChanged,
 )
 
 PROCESS = "registration"
@@ -37,6 +46,10 @@ class User(Struct, frozen=True, kw_only=True):
     started: bool = False
     succeeded: bool = False
     failed: bool = False
+    deactivated: bool = False
+    login_id: str = ""
+    email: str = ""
+    roles: tuple[str, ...] = ("user",)
 
 
 # Decisions
@@ -75,17 +88,59 @@ def confirm_registration(user: User, command: ConfirmUserRegistration, meta: Met
     return [] if user.succeeded else [UserRegistrationSucceeded(user_id=command.user_id)]
 
 
-def fail_registration(user: User, command: FailUserRegistration, meta: Meta) -> list[UserEvent]:
-    """Refusals, in order of precedence: USER_NOT_FOUND, REGISTRATION_SUCCEEDED."""
+def fail_registration(user: User, command: FailUserRegistration, meta: Meta) -> Decided[UserEvent]:
+    """Deletes the password's hash. Refusals, in order of precedence: USER_NOT_FOUND, REGISTRATION_SUCCEEDED."""
     _refuse_unless_started(user)
     if user.succeeded:
         raise Rejected("REGISTRATION_SUCCEEDED", "the registration has succeeded")
-    return [] if user.failed else [UserRegistrationFailed(user_id=command.user_id, reason=command.reason)]
+    if user.failed:
+        return Decided(events=[])
+    failed = UserRegistrationFailed(user_id=command.user_id, reason=command.reason)
+    return Decided(events=[failed], credentials=[Credential(subject_id=command.user_id, password_hash=None)])
+
+
+def change_email(user: User, command: ChangeUserEmail, meta: Meta) -> list[UserEvent]:
+    """Refusals, in order of precedence: USER_NOT_FOUND, REGISTRATION_FAILED, REGISTRATION_UNDER_WAY, USER_DEACTIVATED."""
+    _refuse_unless_active(user)
+    return [] if user.email == command.email else [UserEmailChanged(user_id=command.user_id, email=command.email)]
+
+
+def change_roles(user: User, command: ChangeUserRoles, meta: Meta) -> list[UserEvent]:
+    """Refusals, in order of precedence: USER_NOT_FOUND, REGISTRATION_FAILED, REGISTRATION_UNDER_WAY, USER_DEACTIVATED."""
+    _refuse_unless_active(user)
+    roles = tuple(sorted(command.roles))
+    return [] if user.roles == roles else [UserRolesChanged(user_id=command.user_id, roles=roles)]
+
+
+def deactivate(user: User, command: DeactivateUser, meta: Meta) -> Decided[UserEvent]:
+    """Deletes the password's hash; the login is released by a reaction.
+
+    Refusals, in order of precedence: USER_NOT_FOUND, REGISTRATION_FAILED, REGISTRATION_UNDER_WAY.
+    """
+    _refuse_unless_registered(user)
+    if user.deactivated:
+        return Decided(events=[])
+    deactivated = UserDeactivated(user_id=command.user_id, login_id=user.login_id)
+    return Decided(events=[deactivated], credentials=[Credential(subject_id=command.user_id, password_hash=None)])
 
 
 def _refuse_unless_started(user: User) -> None:
     if not user.started:
         raise NotFound("USER_NOT_FOUND", "there is no user with this id")
+
+
+def _refuse_unless_registered(user: User) -> None:
+    _refuse_unless_started(user)
+    if user.failed:
+        raise Rejected("REGISTRATION_FAILED", "the registration has failed")
+    if not user.succeeded:
+        raise Rejected("REGISTRATION_UNDER_WAY", "the registration has not ended")
+
+
+def _refuse_unless_active(user: User) -> None:
+    _refuse_unless_registered(user)
+    if user.deactivated:
+        raise Rejected("USER_DEACTIVATED", "the user is deactivated")
 
 
 # Evolve
@@ -95,13 +150,19 @@ def evolve(user: User, event: UserEvent) -> User:
     """The user after the event."""
     match event:
         case UserRegistrationStarted():
-            return replace(user, started=True)
+            return replace(user, started=True, login_id=event.login_id, email=event.email)
         case UserRegistrationSucceeded():
             return replace(user, succeeded=True)
         case UserRegistrationFailed():
             return replace(user, failed=True)
+        case UserEmailChanged():
+            return replace(user, email=event.email)
+        case UserRolesChanged():
+            return replace(user, roles=event.roles)
+        case UserDeactivated():
+            return replace(user, deactivated=True)
         case _:
             assert_never(event)
 
 
-USER = Aggregate(category="user", initial=User(), evolve=evolve)
+USER = Aggregate(category="user", initial=User(), evolve=evolve, schema=2)

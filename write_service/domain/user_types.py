@@ -28,6 +28,21 @@ class StartUserRegistration(Struct, frozen=True, kw_only=True):
         return [("user_id", self.user_id)]
 
 
+class ChangeUserEmail(Struct, frozen=True, kw_only=True):
+    user_id: str
+    email: str
+
+
+class ChangeUserRoles(Struct, frozen=True, kw_only=True):
+    user_id: str
+    # All roles that the user then has, each once. The other roles of tokens are not for a tenant's users.
+    roles: tuple[str, ...]
+
+
+class DeactivateUser(Struct, frozen=True, kw_only=True):
+    user_id: str
+
+
 class ConfirmUserRegistration(Struct, frozen=True, kw_only=True):
     user_id: str
 
@@ -69,4 +84,32 @@ class UserRegistrationFailed(Struct, frozen=True, kw_only=True):
     reason: str
 
 
-UserEvent = UserRegistrationStarted | UserRegistrationSucceeded | UserRegistrationFailed
+class UserEmailChanged(Struct, frozen=True, kw_only=True):
+    """The user has another e-mail address."""
+
+    user_id: str
+    email: str
+
+
+class UserRolesChanged(Struct, frozen=True, kw_only=True):
+    """The user has these roles and no other, in the order of the alphabet."""
+
+    user_id: str
+    roles: tuple[str, ...]
+
+
+class UserDeactivated(Struct, frozen=True, kw_only=True):
+    """The user is one no more. The login is released in the same transaction."""
+
+    user_id: str
+    login_id: str
+
+
+UserEvent = (
+    UserRegistrationStarted
+    | UserRegistrationSucceeded
+    | UserRegistrationFailed
+    | UserEmailChanged
+    | UserRolesChanged
+    | UserDeactivated
+)

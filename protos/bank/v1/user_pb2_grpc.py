@@ -41,6 +41,21 @@ class UserServiceStub:
                 request_serializer=bank_dot_v1_dot_user__pb2.StartUserRegistrationRequest.SerializeToString,
                 response_deserializer=foldline_dot_v1_dot_command__pb2.CommandReceipt.FromString,
                 _registered_method=True)
+        self.ChangeUserEmail = channel.unary_unary(
+                '/bank.v1.UserService/ChangeUserEmail',
+                request_serializer=bank_dot_v1_dot_user__pb2.ChangeUserEmailRequest.SerializeToString,
+                response_deserializer=foldline_dot_v1_dot_command__pb2.CommandReceipt.FromString,
+                _registered_method=True)
+        self.ChangeUserRoles = channel.unary_unary(
+                '/bank.v1.UserService/ChangeUserRoles',
+                request_serializer=bank_dot_v1_dot_user__pb2.ChangeUserRolesRequest.SerializeToString,
+                response_deserializer=foldline_dot_v1_dot_command__pb2.CommandReceipt.FromString,
+                _registered_method=True)
+        self.DeactivateUser = channel.unary_unary(
+                '/bank.v1.UserService/DeactivateUser',
+                request_serializer=bank_dot_v1_dot_user__pb2.DeactivateUserRequest.SerializeToString,
+                response_deserializer=foldline_dot_v1_dot_command__pb2.CommandReceipt.FromString,
+                _registered_method=True)
         self.VerifyPassword = channel.unary_unary(
                 '/bank.v1.UserService/VerifyPassword',
                 request_serializer=bank_dot_v1_dot_user__pb2.VerifyPasswordRequest.SerializeToString,
@@ -60,6 +75,30 @@ class UserServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ChangeUserEmail(self, request, context):
+        """Refusals: USER_NOT_FOUND, REGISTRATION_FAILED, REGISTRATION_UNDER_WAY, USER_DEACTIVATED. A user who has the address keeps
+        it, without an event.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ChangeUserRoles(self, request, context):
+        """Refusals: USER_NOT_FOUND, REGISTRATION_FAILED, REGISTRATION_UNDER_WAY, USER_DEACTIVATED. A user who has these roles and
+        no other keeps them, without an event.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeactivateUser(self, request, context):
+        """In the same transaction the login is free for another user, and the password is gone. Refusals: USER_NOT_FOUND,
+        REGISTRATION_FAILED, REGISTRATION_UNDER_WAY. A user who is deactivated stays so, without an event.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def VerifyPassword(self, request, context):
         """Says whose login it is if the password is right. An unknown login and a wrong password are answered alike, in the
         same time: UNAUTHENTICATED, LOGIN_REFUSED. Too many tries: RESOURCE_EXHAUSTED, TOO_MANY_TRIES.
@@ -74,6 +113,21 @@ def add_UserServiceServicer_to_server(servicer, server):
             'StartUserRegistration': grpc.unary_unary_rpc_method_handler(
                     servicer.StartUserRegistration,
                     request_deserializer=bank_dot_v1_dot_user__pb2.StartUserRegistrationRequest.FromString,
+                    response_serializer=foldline_dot_v1_dot_command__pb2.CommandReceipt.SerializeToString,
+            ),
+            'ChangeUserEmail': grpc.unary_unary_rpc_method_handler(
+                    servicer.ChangeUserEmail,
+                    request_deserializer=bank_dot_v1_dot_user__pb2.ChangeUserEmailRequest.FromString,
+                    response_serializer=foldline_dot_v1_dot_command__pb2.CommandReceipt.SerializeToString,
+            ),
+            'ChangeUserRoles': grpc.unary_unary_rpc_method_handler(
+                    servicer.ChangeUserRoles,
+                    request_deserializer=bank_dot_v1_dot_user__pb2.ChangeUserRolesRequest.FromString,
+                    response_serializer=foldline_dot_v1_dot_command__pb2.CommandReceipt.SerializeToString,
+            ),
+            'DeactivateUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeactivateUser,
+                    request_deserializer=bank_dot_v1_dot_user__pb2.DeactivateUserRequest.FromString,
                     response_serializer=foldline_dot_v1_dot_command__pb2.CommandReceipt.SerializeToString,
             ),
             'VerifyPassword': grpc.unary_unary_rpc_method_handler(
@@ -109,6 +163,87 @@ class UserService:
             target,
             '/bank.v1.UserService/StartUserRegistration',
             bank_dot_v1_dot_user__pb2.StartUserRegistrationRequest.SerializeToString,
+            foldline_dot_v1_dot_command__pb2.CommandReceipt.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ChangeUserEmail(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bank.v1.UserService/ChangeUserEmail',
+            bank_dot_v1_dot_user__pb2.ChangeUserEmailRequest.SerializeToString,
+            foldline_dot_v1_dot_command__pb2.CommandReceipt.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ChangeUserRoles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bank.v1.UserService/ChangeUserRoles',
+            bank_dot_v1_dot_user__pb2.ChangeUserRolesRequest.SerializeToString,
+            foldline_dot_v1_dot_command__pb2.CommandReceipt.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeactivateUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bank.v1.UserService/DeactivateUser',
+            bank_dot_v1_dot_user__pb2.DeactivateUserRequest.SerializeToString,
             foldline_dot_v1_dot_command__pb2.CommandReceipt.FromString,
             options,
             channel_credentials,

@@ -21,6 +21,18 @@ class UserServiceStub:
     """Answers when the registration is durable; UserQueryService tells whether the login was free.
     Refusals: USER_ALREADY_REGISTERED, LOGIN_NOT_ALLOWED.
     """
+    ChangeUserEmail: _aio.UnaryUnaryMultiCallable[_user_pb2.ChangeUserEmailRequest, _command_pb2.CommandReceipt]
+    """Refusals: USER_NOT_FOUND, REGISTRATION_FAILED, REGISTRATION_UNDER_WAY, USER_DEACTIVATED. A user who has the address keeps
+    it, without an event.
+    """
+    ChangeUserRoles: _aio.UnaryUnaryMultiCallable[_user_pb2.ChangeUserRolesRequest, _command_pb2.CommandReceipt]
+    """Refusals: USER_NOT_FOUND, REGISTRATION_FAILED, REGISTRATION_UNDER_WAY, USER_DEACTIVATED. A user who has these roles and
+    no other keeps them, without an event.
+    """
+    DeactivateUser: _aio.UnaryUnaryMultiCallable[_user_pb2.DeactivateUserRequest, _command_pb2.CommandReceipt]
+    """In the same transaction the login is free for another user, and the password is gone. Refusals: USER_NOT_FOUND,
+    REGISTRATION_FAILED, REGISTRATION_UNDER_WAY. A user who is deactivated stays so, without an event.
+    """
     VerifyPassword: _aio.UnaryUnaryMultiCallable[_user_pb2.VerifyPasswordRequest, _user_pb2.VerifyPasswordResponse]
     """Says whose login it is if the password is right. An unknown login and a wrong password are answered alike, in the
     same time: UNAUTHENTICATED, LOGIN_REFUSED. Too many tries: RESOURCE_EXHAUSTED, TOO_MANY_TRIES.
@@ -37,6 +49,36 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_command_pb2.CommandReceipt]:
         """Answers when the registration is durable; UserQueryService tells whether the login was free.
         Refusals: USER_ALREADY_REGISTERED, LOGIN_NOT_ALLOWED.
+        """
+
+    @_abc_1.abstractmethod
+    def ChangeUserEmail(
+        self,
+        request: _user_pb2.ChangeUserEmailRequest,
+        context: _aio.ServicerContext[_user_pb2.ChangeUserEmailRequest, _abc.Awaitable[_command_pb2.CommandReceipt]],
+    ) -> _abc.Awaitable[_command_pb2.CommandReceipt]:
+        """Refusals: USER_NOT_FOUND, REGISTRATION_FAILED, REGISTRATION_UNDER_WAY, USER_DEACTIVATED. A user who has the address keeps
+        it, without an event.
+        """
+
+    @_abc_1.abstractmethod
+    def ChangeUserRoles(
+        self,
+        request: _user_pb2.ChangeUserRolesRequest,
+        context: _aio.ServicerContext[_user_pb2.ChangeUserRolesRequest, _abc.Awaitable[_command_pb2.CommandReceipt]],
+    ) -> _abc.Awaitable[_command_pb2.CommandReceipt]:
+        """Refusals: USER_NOT_FOUND, REGISTRATION_FAILED, REGISTRATION_UNDER_WAY, USER_DEACTIVATED. A user who has these roles and
+        no other keeps them, without an event.
+        """
+
+    @_abc_1.abstractmethod
+    def DeactivateUser(
+        self,
+        request: _user_pb2.DeactivateUserRequest,
+        context: _aio.ServicerContext[_user_pb2.DeactivateUserRequest, _abc.Awaitable[_command_pb2.CommandReceipt]],
+    ) -> _abc.Awaitable[_command_pb2.CommandReceipt]:
+        """In the same transaction the login is free for another user, and the password is gone. Refusals: USER_NOT_FOUND,
+        REGISTRATION_FAILED, REGISTRATION_UNDER_WAY. A user who is deactivated stays so, without an event.
         """
 
     @_abc_1.abstractmethod

@@ -58,6 +58,9 @@ KINDS: dict[str, type[Message]] = {
         user_pb2.UserRegistrationStarted,
         user_pb2.UserRegistrationSucceeded,
         user_pb2.UserRegistrationFailed,
+        user_pb2.UserEmailChanged,
+        user_pb2.UserRolesChanged,
+        user_pb2.UserDeactivated,
         user_pb2.LoginReserved,
         user_pb2.LoginConfirmed,
         user_pb2.LoginReleased,
@@ -257,9 +260,12 @@ def logins_are_unique(line: Sequence[EventEnvelope]) -> None:
     holders: dict[tuple[str, str], str] = {}
     kept: dict[tuple[str, str], str] = {}
     ended: set[tuple[str, str]] = set()
+    deactivated: set[tuple[str, str]] = set()
     for envelope in line:
         event, tenant = decoded(envelope), envelope.tenant
         match event:
+            case user_pb2.UserDeactivated():
+                deactivated.add((tenant, event.user_id))
             case user_pb2.UserRegistrationStarted():
                 assert (tenant, event.user_id) not in asked, f"{event.user_id} began twice"
                 asked[tenant, event.user_id] = event.login_id
@@ -284,6 +290,8 @@ def logins_are_unique(line: Sequence[EventEnvelope]) -> None:
                 holds = kept.get((tenant, asked[user])) == event.user_id
                 assert holds == isinstance(event, user_pb2.UserRegistrationSucceeded), f"{user}: {type(event).__name__}"
     assert len(set(login_of.values())) == len(login_of), "two logins have one id"
+    still = {(tenant, holder) for (tenant, _), holder in holders.items()} & deactivated
+    assert not still, f"{still} are deactivated and hold a login"
 
 
 def folded_login(login: str) -> str:
@@ -489,11 +497,17 @@ class Fold:
         match event:
             case user_pb2.UserRegistrationStarted():
                 user.update(login=event.login, email=event.email, status="started", reason="")
-                user.update(started_at=_moment(envelope), ended_at=None)
+                user.update(started_at=_moment(envelope), ended_at=None, roles="user", deactivated_at=None)
             case user_pb2.UserRegistrationSucceeded():
                 user.update(status="succeeded", ended_at=_moment(envelope))
             case user_pb2.UserRegistrationFailed():
                 user.update(status="failed", reason=event.reason, ended_at=_moment(envelope))
+            case user_pb2.UserEmailChanged():
+                user.update(email=event.email)
+            case user_pb2.UserRolesChanged():
+                user.update(roles=",".join(event.roles))
+            case user_pb2.UserDeactivated():
+                user.update(deactivated_at=_moment(envelope))
 
 
 def fold(line: Iterable[EventEnvelope]) -> Mapping[str, dict[tuple[Any, ...], Row]]:

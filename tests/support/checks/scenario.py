@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 import pytest
 
-from shared.folds.aggregate import Aggregate, Meta
+from shared.folds.aggregate import Aggregate, Credential, Decided, Decision, Meta
 from shared.folds.errors import Refusal
 
 State = TypeVar("State")
@@ -32,11 +32,14 @@ META = Meta(
 class When(Generic[Event]):
     """A decision on a state and a command."""
 
-    decided: Callable[[], Sequence[Event]]
+    decided: Callable[[], Sequence[Event] | Decided[Event]]
 
-    def then(self, *events: Event) -> None:
-        """Asserts that the decision returns exactly these events; none means that nothing changes."""
-        assert list(self.decided()) == list(events)
+    def then(self, *events: Event, credentials: Sequence[Credential] = ()) -> None:
+        """Asserts that the decision returns exactly these events and credentials; none means that nothing changes."""
+        decided = self.decided()
+        if not isinstance(decided, Decided):
+            decided = Decided(events=decided)
+        assert (list(decided.events), list(decided.credentials)) == (list(events), list(credentials))
 
     def then_refused(self, reason: str, **facts: str) -> None:
         """Asserts that the decision is refused for this reason, with these facts."""
@@ -57,7 +60,7 @@ class Given(Generic[State, Event]):
         """The state after the events."""
         return reduce(self.aggregate.evolve, self.events, self.aggregate.initial)
 
-    def when(self, decide: Callable[[State, Content, Meta], Sequence[Event]], content: Content, meta: Meta = META) -> When[Event]:
+    def when(self, decide: Decision[State, Content, Event], content: Content, meta: Meta = META) -> When[Event]:
         """The decision on a command, or on an event that the aggregate reacts to."""
         return When(lambda: decide(self.state, content, meta))
 

@@ -52,6 +52,7 @@ __all__ = [
     "round_trip",
     "start_registration",
     "start_transfer",
+    "tried",
     "unfreeze",
     "withdraw",
 ]
@@ -102,6 +103,15 @@ async def refused(call: Awaitable[object]) -> Refused:
     except grpc.aio.AioRpcError as error:
         return read_refusal(error)
     raise AssertionError(f"accepted: {answer}")
+
+
+async def tried(call: Awaitable[object]) -> str:
+    """The reason why a call is refused; empty if it is accepted."""
+    try:
+        await call
+    except grpc.aio.AioRpcError as error:
+        return read_refusal(error).reason
+    return ""
 
 
 async def round_trip(bank: Bank, account_id: str) -> bool:

@@ -52,7 +52,7 @@ def test_the_help_names_every_command_with_its_fields() -> None:
     assert ["OpenAccount", "account_id", "owner_id", "currency", "name"] in lines
     assert ["StartUserRegistration", "user_id", "login", "email", "password"] in lines
     assert ["ClosePerson", "person_id"] in lines
-    assert len(COMMANDS) == 11
+    assert len(COMMANDS) == 14
 
 
 def test_every_command_and_summary_of_the_contracts_is_known() -> None:

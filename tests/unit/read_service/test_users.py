@@ -13,7 +13,7 @@ from read_service.projections.users import USERS, UserRow
 
 NINE = datetime(2026, 3, 4, 9, 0, 0, 123456, tzinfo=UTC)
 TEN = NINE + timedelta(hours=1)
-ROW = UserRow("acme", "u-1", "Tweedle", "tweedle@example.com", "started", "", NINE, None)
+ROW = UserRow("acme", "u-1", "Tweedle", "tweedle@example.com", "started", "", NINE, None, "user", None)
 
 
 def at(moment: datetime) -> EventEnvelope:
@@ -40,6 +40,21 @@ def test_a_registration_fails() -> None:
     """The reason is told."""
     event = user_pb2.UserRegistrationFailed(user_id="u-1", reason="LOGIN_TAKEN")
     assert users.failed(ROW, event, at(TEN)) == ROW._replace(status="failed", reason="LOGIN_TAKEN", ended_at=TEN)
+
+
+def test_a_user_is_kept_up() -> None:
+    """Another address, other roles, and in the end none: the rest stays as it was."""
+    active = ROW._replace(status="succeeded", ended_at=NINE)
+    email = user_pb2.UserEmailChanged(user_id="u-1", email="d\0m@example.com")
+    assert users.email_changed(active, email, at(TEN)) == active._replace(email="d\ufffdm@example.com")
+    roles = user_pb2.UserRolesChanged(user_id="u-1", roles=["tenant_admin", "user"])
+    promoted = users.roles_changed(active, roles, at(TEN))
+    assert promoted == active._replace(roles="tenant_admin,user")
+    gone = users.deactivated(promoted, user_pb2.UserDeactivated(user_id="u-1", login_id="l-1"), at(TEN))
+    assert gone == promoted._replace(deactivated_at=TEN)
+    shown = users.view(gone)
+    assert (list(shown.roles), shown.deactivated_at.ToDatetime(tzinfo=UTC)) == (["tenant_admin", "user"], TEN)
+    assert not users.view(active).HasField("deactivated_at")
 
 
 def test_what_postgresql_cannot_hold_is_changed_rather_than_stopping_us() -> None:

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from shared.folds.errors import Invalid
 from tests.support.checks.scenario import META, given
-from write_service.domain.login import LOGIN, Login, confirm, fold_login, login_id, release, reserve
+from write_service.domain.login import LOGIN, Login, confirm, fold_login, login_id, release, release_with_user, reserve
 from write_service.domain.login_types import (
     ConfirmLogin,
     LoginConfirmed,
@@ -22,6 +22,7 @@ from write_service.domain.login_types import (
     ReleaseLogin,
     ReserveLogin,
 )
+from write_service.domain.user_types import UserDeactivated
 
 # (one way to write it, another, the form in which they are compared)
 SAME = {
@@ -150,6 +151,7 @@ release_it = ReleaseLogin(login_id="l1", user_id="u1")
 other_reserves = ReserveLogin(login_id="l1", user_id="u2", expires_at_ms=LIMIT_MS + 1)
 other_reserved = LoginReserved(login_id="l1", user_id="u2", expires_at_ms=LIMIT_MS + 1)
 other_confirms = ConfirmLogin(login_id="l1", user_id="u2")
+deactivated = UserDeactivated(user_id="u1", login_id="l1")
 other_releases = ReleaseLogin(login_id="l1", user_id="u2")
 
 # (what happened, decision, command, the events it gives)
@@ -165,6 +167,8 @@ ACCEPTED: dict[str, tuple[list[Any], Any, Any, list[Any]]] = {
     "release the confirmed": ([reserved, confirmed], release, release_it, [released]),
     "release the free: nothing": ([], release, release_it, []),
     "release again: nothing": ([reserved, released], release, release_it, []),
+    "the holder is deactivated": ([reserved, confirmed], release_with_user, deactivated, [released]),
+    "a former holder is deactivated: nothing": ([reserved, released, other_reserved], release_with_user, deactivated, []),
     "a stranger releases the reserved: nothing": ([reserved], release, other_releases, []),
     "a stranger releases the confirmed: nothing": ([reserved, confirmed], release, other_releases, []),
 }

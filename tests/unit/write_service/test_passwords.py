@@ -68,6 +68,7 @@ class House:
         self.looked_up: Counter[str] = Counter()
         holders = {
             login_id("acme", "alice"): Login(holder_id="u-alice", confirmed=True),
+            login_id("acme", "dora"): Login(holder_id="u-dora", confirmed=True),
             login_id("acme", "bob"): Login(holder_id="u-bob", expires_at_ms=2**62),
         }
         hashes = {("acme", "u-alice"): right_hash, ("acme", "u-bob"): right_hash}
@@ -106,6 +107,7 @@ TRIES = {
     "unknown": ("acme", "carol", RIGHT),
     "known in another tenant": ("umbrella", "alice", RIGHT),
     "only reserved": ("acme", "bob", RIGHT),
+    "deactivated between the two look-ups": ("acme", "dora", RIGHT),
     "with a space": ("acme", "al ice", RIGHT),
     "with a control character": ("acme", "alice\0", RIGHT),
     "invisible": ("acme", "\u200b", RIGHT),

@@ -342,7 +342,15 @@ def test_a_state_survives_its_snapshot(category: str) -> None:
         "person": {"registered": True, "closed": True, "name": '\u20ac"\\\n\U0001f600', "account_ids": ("a1", "a2")},
         "suspense": {"balance_minor": 2**63 - 1, "wraps": 2**63 - 1},
         "transfer": {"started": True, "ended": True},
-        "user": {"started": True, "succeeded": True, "failed": True},
+        "user": {
+            "started": True,
+            "succeeded": True,
+            "failed": True,
+            "deactivated": True,
+            "login_id": "l1",
+            "email": "\u20ac@example.com",
+            "roles": ("tenant_admin", "user"),
+        },
     }
     initial = BUS.aggregate_of(category).initial
     assert initial.__struct_config__.frozen  # many may hold it at once

@@ -5,20 +5,36 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from shared.folds.aggregate import Credential, Decided
 from shared.folds.errors import Refusal
 from shared.folds.ids import step_id
 from tests.support.checks.scenario import META, given
 from write_service.domain.login import login_id
-from write_service.domain.user import USER, User, confirm_registration, fail_registration, start_registration
+from write_service.domain.user import (
+    USER,
+    User,
+    change_email,
+    change_roles,
+    confirm_registration,
+    deactivate,
+    fail_registration,
+    start_registration,
+)
 from write_service.domain.user_types import (
+    ChangeUserEmail,
+    ChangeUserRoles,
     ConfirmUserRegistration,
+    DeactivateUser,
     FailUserRegistration,
     StartUserRegistration,
+    UserDeactivated,
+    UserEmailChanged,
     UserRegistrationFailed,
     UserRegistrationStarted,
     UserRegistrationSucceeded,
+    UserRolesChanged,
 )
 
 U1 = "7d1c0a5e-0000-4000-8000-000000000001"
@@ -45,6 +61,14 @@ started = UserRegistrationStarted(
 )
 succeeded = UserRegistrationSucceeded(user_id=U1)
 failed = UserRegistrationFailed(user_id=U1, reason="LOGIN_TAKEN")
+email_changed = UserEmailChanged(user_id=U1, email="dum@example.com")
+roles_changed = UserRolesChanged(user_id=U1, roles=("tenant_admin", "user"))
+deactivated = UserDeactivated(user_id=U1, login_id=login_id("acme", "tweedle"))
+active, gone = [started, succeeded], [started, succeeded, deactivated]
+change_it = ChangeUserEmail(user_id=U1, email="dum@example.com")
+change_roles_to = {roles: ChangeUserRoles(user_id=U1, roles=roles) for roles in (("user",), ("user", "tenant_admin"))}
+promote = change_roles_to["user", "tenant_admin"]
+deactivate_it = DeactivateUser(user_id=U1)
 confirm_it = ConfirmUserRegistration(user_id=U1)
 fail_it = FailUserRegistration(user_id=U1, reason="LOGIN_TAKEN")
 
@@ -89,8 +113,25 @@ def test_a_command_does_not_show_its_password() -> None:
 ACCEPTED: dict[str, tuple[list[Any], Any, Any, list[Any]]] = {
     "confirm": ([started], confirm_registration, confirm_it, [succeeded]),
     "confirm again: nothing": ([started, succeeded], confirm_registration, confirm_it, []),
-    "fail": ([started], fail_registration, fail_it, [failed]),
     "fail again: nothing": ([started, failed], fail_registration, fail_it, []),
+    "change the e-mail": (active, change_email, change_it, [email_changed]),
+    "the same e-mail: nothing": ([*active, email_changed], change_email, change_it, []),
+    "change the e-mail back": (
+        [*active, email_changed],
+        change_email,
+        ChangeUserEmail(user_id=U1, email="tweedle@example.com"),
+        [UserEmailChanged(user_id=U1, email="tweedle@example.com")],
+    ),
+    "change roles, whatever their order": (active, change_roles, promote, [roles_changed]),
+    "the first role: nothing": (active, change_roles, change_roles_to["user",], []),
+    "the same roles: nothing": ([*active, roles_changed], change_roles, promote, []),
+    "fewer roles": (
+        [*active, roles_changed],
+        change_roles,
+        change_roles_to["user",],
+        [UserRolesChanged(user_id=U1, roles=("user",))],
+    ),
+    "deactivate again: nothing": (gone, deactivate, deactivate_it, []),
 }
 
 
@@ -101,12 +142,31 @@ def test_accepted(name: str) -> None:
     given(USER, *history).when(decide, command).then(*events)
 
 
+def test_whoever_fails_or_is_deactivated_leaves_no_password() -> None:
+    """The hash goes with the event; a repeat deletes nothing."""
+    forgotten = Credential(subject_id=U1, password_hash=None)
+    given(USER, started).when(fail_registration, fail_it).then(failed, credentials=[forgotten])
+    given(USER, *active).when(deactivate, deactivate_it).then(deactivated, credentials=[forgotten])
+
+
 # (what happened, decision, command, reason)
 REFUSED: dict[str, tuple[list[Any], Any, Any, str]] = {
     "confirm: 1. no such user": ([], confirm_registration, confirm_it, "USER_NOT_FOUND"),
     "confirm: 2. failed": ([started, failed], confirm_registration, confirm_it, "REGISTRATION_FAILED"),
     "fail: 1. no such user": ([], fail_registration, fail_it, "USER_NOT_FOUND"),
     "fail: 2. succeeded": ([started, succeeded], fail_registration, fail_it, "REGISTRATION_SUCCEEDED"),
+    "fail: 2. deactivated": (gone, fail_registration, fail_it, "REGISTRATION_SUCCEEDED"),
+    "e-mail: 1. no such user": ([], change_email, change_it, "USER_NOT_FOUND"),
+    "e-mail: 2. failed": ([started, failed], change_email, change_it, "REGISTRATION_FAILED"),
+    "e-mail: 3. not yet": ([started], change_email, change_it, "REGISTRATION_UNDER_WAY"),
+    "e-mail: 4. deactivated": (gone, change_email, change_it, "USER_DEACTIVATED"),
+    "roles: 1. no such user": ([], change_roles, promote, "USER_NOT_FOUND"),
+    "roles: 2. failed": ([started, failed], change_roles, promote, "REGISTRATION_FAILED"),
+    "roles: 3. not yet": ([started], change_roles, promote, "REGISTRATION_UNDER_WAY"),
+    "roles: 4. deactivated, though they are the same": (gone, change_roles, change_roles_to["user",], "USER_DEACTIVATED"),
+    "deactivate: 1. no such user": ([], deactivate, deactivate_it, "USER_NOT_FOUND"),
+    "deactivate: 2. failed": ([started, failed], deactivate, deactivate_it, "REGISTRATION_FAILED"),
+    "deactivate: 3. not yet": ([started], deactivate, deactivate_it, "REGISTRATION_UNDER_WAY"),
 }
 
 
@@ -119,6 +179,10 @@ def test_refused(name: str) -> None:
 
 def test_the_state_is_the_fold_of_the_events() -> None:
     """Every event of the kind leaves its trace."""
-    assert given(USER, started).state == User(started=True)
-    assert given(USER, started, succeeded).state == User(started=True, succeeded=True)
-    assert given(USER, started, failed).state == User(started=True, failed=True)
+    new = User(started=True, login_id=login_id("acme", "tweedle"), email="tweedle@example.com", roles=("user",))
+    assert given(USER, started).state == new
+    assert given(USER, started, succeeded).state == replace(new, succeeded=True)
+    assert given(USER, started, failed).state == replace(new, failed=True)
+    changed = replace(new, succeeded=True, email="dum@example.com", roles=("tenant_admin", "user"))
+    assert given(USER, *active, email_changed, roles_changed).state == changed
+    assert given(USER, *active, email_changed, roles_changed, deactivated).state == replace(changed, deactivated=True)

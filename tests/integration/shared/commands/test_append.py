@@ -315,6 +315,20 @@ async def test_a_credential_is_replaced_by_the_next(write_db: Database) -> None:
     assert await credentials(write_db) == [("acme", "u1", "3"), ("other", "u1", "theirs")]
 
 
+async def test_a_credential_without_a_hash_is_deleted(write_db: Database) -> None:
+    """Of that subject of that tenant alone; nothing is there to delete the second time; the last of a batch counts."""
+    async with connected(write_db.app) as connection:
+        there = [NewCredential(tenant, user, "hash") for tenant in ("acme", "other") for user in ("u1", "u2")]
+        await append(connection, 1, Batch(credentials=there))
+        for _ in range(2):
+            await append(connection, 1, Batch(credentials=[NewCredential("acme", "u1", None)]))
+        assert await credentials(write_db) == [("acme", "u2", "hash"), ("other", "u1", "hash"), ("other", "u2", "hash")]
+        new_then_none = [NewCredential("acme", "u1", "new"), NewCredential("acme", "u1", None)]
+        none_then_new = [NewCredential("acme", "u2", None), NewCredential("acme", "u2", "new")]
+        await append(connection, 1, Batch(credentials=new_then_none + none_then_new))
+    assert await credentials(write_db) == [("acme", "u2", "new"), ("other", "u1", "hash"), ("other", "u2", "hash")]
+
+
 async def test_the_events_of_a_large_batch_keep_their_order(write_db: Database) -> None:
     """Two thousand on two aggregates: positions and versions in the order in which they were given."""
     events = [event((A, B)[nth % 2], nth // 2 + 1, str(nth).encode()) for nth in range(2000)]
