@@ -1,7 +1,8 @@
 """Generates the Python code of every `.proto` beside it, or checks that what is committed is up to date.
 
 Beside each `.proto` its messages and stubs; in the service that decides on a domain its structs, codecs and command
-servicers (`domain_code.py`); for other teams the page of its events (`events_page.py`).
+servicers (`domain_code.py`); for other teams the page of its events (`events_page.py`). The small domains
+of `tests/domains` have their code in a folder each.
 
 Run as `python protos/generate.py [--check | --image FILE]`. `--image` writes a descriptor set for buf, which then
 needs no network: the definitions of buf/validate come from the installed protovalidate, google/rpc from
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from domain_code import NotADomain, domain_files
@@ -30,7 +32,9 @@ OURS = ("foldline", "bank")
 RULES = Path(HERE.name, "buf", "validate", "validate.binpb")
 """Where the definition of the fields' rules is kept, for a start that needs no protovalidate."""
 
-DOMAINS = {"bank/v1/": "write_service"}
+SMALL = sorted(path.relative_to(TOP) for path in TOP.glob("tests/domains/*/*.proto"))
+"""The `.proto` files of the small domains: no part of the contracts, so buf does not see them."""
+DOMAINS = {"bank/v1/": "write_service", **{f"{path.parent}/": str(path.parent) for path in SMALL}}
 """Where the domain of the `.proto` files that begin so is decided: the folder of its structs, codecs and servicers."""
 EVENTS = Path("docs", "events.md")
 """The page of the events that other teams may follow."""
@@ -55,24 +59,19 @@ def write_imports(target: Path) -> None:
     target.write_bytes(files.SerializeToString())
 
 
-def protoc_run(*options: str) -> None:
-    """Runs protoc over our sources; raises SystemExit with its code if it refuses them.
+def protoc_run(files: Iterable[str], imports: Path, *options: str) -> None:
+    """Runs protoc over sources; raises SystemExit with its code if it refuses them.
 
     protoc takes either source folders or descriptor sets, so ours are first compiled with the imports at hand.
     """
-    if code := protoc.main(["protoc", *options, *sources()]):
+    folders = [f"--proto_path={HERE}", f"--proto_path={TOP}", f"--descriptor_set_in={imports}"]
+    if code := protoc.main(["protoc", *folders, *options, *files]):
         raise SystemExit(code)
 
 
-def write_image(target: Path, imports: Path) -> None:
-    """Writes our definitions with all that they import and where each stands in its source."""
-    protoc_run(
-        f"--proto_path={HERE}",
-        f"--descriptor_set_in={imports}",
-        "--include_imports",
-        "--include_source_info",
-        f"--descriptor_set_out={target}",
-    )
+def write_image(target: Path, imports: Path, files: Iterable[str]) -> None:
+    """Writes the definitions of sources with all that they import and where each stands in its source."""
+    protoc_run(files, imports, "--include_imports", "--include_source_info", f"--descriptor_set_out={target}")
 
 
 def generate(top: Path, imports: Path) -> set[Path]:
@@ -80,18 +79,20 @@ def generate(top: Path, imports: Path) -> set[Path]:
     (top / RULES).parent.mkdir(parents=True, exist_ok=True)
     (top / RULES).write_bytes(rules())
     scripts = Path(sysconfig.get_path("scripts"))
-    protoc_run(
-        f"--plugin={scripts / 'protoc-gen-mypy'}",
-        f"--plugin={scripts / 'protoc-gen-mypy_grpc'}",
-        f"--proto_path={HERE}",
-        f"--descriptor_set_in={imports}",
-        f"--python_out={top / HERE.name}",
-        f"--grpc_python_out={top / HERE.name}",
-        f"--mypy_out=quiet:{top / HERE.name}",
-        f"--mypy_grpc_out=quiet,only_async:{top / HERE.name}",
-    )
+    small = [str(path) for path in SMALL]
+    for files, folder in ((sources(), top / HERE.name), (small, top)):
+        protoc_run(
+            files,
+            imports,
+            f"--plugin={scripts / 'protoc-gen-mypy'}",
+            f"--plugin={scripts / 'protoc-gen-mypy_grpc'}",
+            f"--python_out={folder}",
+            f"--grpc_python_out={folder}",
+            f"--mypy_out=quiet:{folder}",
+            f"--mypy_grpc_out=quiet,only_async:{folder}",
+        )
     image = imports.with_name("image.binpb")
-    write_image(image, imports)
+    write_image(image, imports, sources() + small)
     described = descriptor_pb2.FileDescriptorSet.FromString(image.read_bytes())
     written = []
     for prefix, package in DOMAINS.items():
@@ -111,7 +112,8 @@ def generate(top: Path, imports: Path) -> set[Path]:
 def generated(top: Path) -> set[Path]:
     """The generated files below `top`, as paths relative to it."""
     patterns = [str(RULES), str(EVENTS)]
-    patterns += [f"{HERE.name}/{package}/**/*_pb2*.py{end}" for package in OURS for end in ("", "i")]
+    folders = [*(f"{HERE.name}/{package}/**" for package in OURS), *(str(path.parent) for path in SMALL)]
+    patterns += [f"{folder}/*_pb2*.py{end}" for folder in folders for end in ("", "i")]
     for package in DOMAINS.values():
         patterns += [f"{package}/domain/*_types.py", f"{package}/codec/*_codec.py", f"{package}/servicers.py"]
     return {path.relative_to(top) for pattern in patterns for path in top.glob(pattern)}
@@ -127,7 +129,7 @@ def main() -> int:
         imports, fresh = Path(folder) / "imports.binpb", Path(folder) / "fresh"
         write_imports(imports)
         if arguments.image:
-            write_image(arguments.image, imports)
+            write_image(arguments.image, imports, sources())
             return 0
         fresh.mkdir()
         try:
