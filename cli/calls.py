@@ -96,6 +96,18 @@ async def list_commands(
     return found, True
 
 
+async def list_overrides(endpoints: Endpoints, tenant: str) -> list[dict[str, Any]]:
+    """What runs otherwise for the tenant. Raises Refused."""
+    async with caller(endpoints, tenant) as bank:
+        return [plain(override) for override in await bank.list_overrides()]
+
+
+async def switch_override(endpoints: Endpoints, tenant: str, name: str, on: bool) -> dict[str, Any]:
+    """Switches an override of the tenant; returns the receipt. Raises Refused."""
+    async with caller(endpoints, tenant) as bank:
+        return plain(await bank.switch_override(name, on))
+
+
 def record(row: command_pb2.CommandRecord) -> dict[str, Any]:
     """A row of the command log."""
     made = plain(row)

@@ -11,6 +11,7 @@ from cli import local
 from cli.commands import commands
 from cli.delivery import delivery
 from cli.get import get
+from cli.overrides import overrides
 from cli.process import process
 from cli.send import HELP, SendCommand, send
 from cli.status import projection, restored, status
@@ -48,6 +49,7 @@ app.command()(status)
 app.command(cls=SendCommand, help=HELP)(send)
 app.add_typer(get, name="get", help="Ask for a person, an account, a transfer, a user, a command or a stream of events.")
 app.add_typer(commands, name="commands", help="See the command log; cancel or move what is scheduled in it.")
+app.add_typer(overrides, name="overrides", help="See what runs otherwise for a tenant, and switch it on and off.")
 app.add_typer(process, name="process", help="See what processes do, and steer them: for operators.")
 app.add_typer(delivery, name="delivery", help="See what is told to the outside, and steer it: for operators.")
 app.add_typer(projection, name="projection", help="Let query tables go on after a restore: for operators.")

@@ -31,7 +31,15 @@ from bank.v1 import (
     user_query_pb2,
     user_query_pb2_grpc,
 )
-from foldline.v1 import command_pb2, command_pb2_grpc, event_store_pb2, event_store_pb2_grpc, projection_pb2_grpc
+from foldline.v1 import (
+    command_pb2,
+    command_pb2_grpc,
+    event_store_pb2,
+    event_store_pb2_grpc,
+    override_pb2,
+    override_pb2_grpc,
+    projection_pb2_grpc,
+)
 from shared.platform.clock import timestamp
 from shared.rpc.client import bearer
 
@@ -89,6 +97,7 @@ class Bank:
         self.transfers = transfer_pb2_grpc.TransferServiceStub(write)
         self.users = user_pb2_grpc.UserServiceStub(write)
         self.commands = command_pb2_grpc.CommandServiceStub(write)
+        self.overrides = override_pb2_grpc.OverrideServiceStub(write)
         self.events = event_store_pb2_grpc.EventStoreServiceStub(write)
         self.person_queries = person_query_pb2_grpc.PersonQueryServiceStub(read)
         self.account_queries = account_query_pb2_grpc.AccountQueryServiceStub(read)
@@ -217,6 +226,17 @@ class Bank:
         """Moves a scheduled command to another time."""
         request = command_pb2.RescheduleRequest(command_id=command_id, due_at=timestamp(due_at))
         return (await self.call(self.commands.Reschedule, request)).receipt
+
+    async def switch_override(self, name: str, on: bool) -> command_pb2.CommandReceipt:
+        """Switches an override of the caller's tenant."""
+        return await self.call(
+            self.overrides.SwitchOverride, override_pb2.SwitchOverrideRequest(options=options(), name=name, on=on)
+        )
+
+    async def list_overrides(self) -> list[override_pb2.Override]:
+        """What runs otherwise for the caller's tenant."""
+        answer = await self.call(self.overrides.ListOverrides, override_pb2.ListOverridesRequest())
+        return list(answer.overrides)
 
     async def cancel(self, command_id: str) -> command_pb2.CommandReceipt:
         """Cancels a scheduled command."""

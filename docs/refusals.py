@@ -74,6 +74,7 @@ def decisions(registry: CommandRegistry) -> dict[str, Callable[..., Any]]:
     """Every decision and reaction of a registry, by its full name."""
     routes = [registry.route(name) for name in registry.commands()]
     found = [route.decide for route in routes if route is not None]
+    found += [own.decide for route in routes if route is not None for own in route.overrides.values()]
     found += [reaction.decide for reactions in registry.reactions_by_event.values() for reaction in reactions]
     return {f"{decide.__module__}.{decide.__qualname__}": decide for decide in found}
 
@@ -180,6 +181,7 @@ def page(registry: CommandRegistry, rpcs: dict[str, str]) -> str:
         reasons = ", ".join(f"`{each.reason}`" for each in refusals_of_command(registry, type_name))
         roles = ", ".join(sorted(route.roles))
         lines.append(f"| `{type_name}` | {f'`{rpc}`' if rpc else 'none: packed only'} | {roles} | {reasons or 'none'} |")
+    lines += ["", *_overrides(registry)]
     lines += ["", "## All reasons", "", "| reason | code | text | where |", "|---|---|---|---|"]
     for reason, places in all_refusals().items():
         texts: dict[tuple[str, str], list[str]] = {}
@@ -188,3 +190,26 @@ def page(registry: CommandRegistry, rpcs: dict[str, str]) -> str:
         for (code, text), files in texts.items():
             lines.append(f"| `{reason}` | {code} | {text.replace('|', '/')} | {', '.join(f'`{file}`' for file in files)} |")
     return "\n".join(lines) + "\n"
+
+
+def _overrides(registry: CommandRegistry) -> Iterator[str]:
+    yield "## Overrides"
+    yield ""
+    yield "What single tenants are refused besides, while the override is on (`foldline overrides`)."
+    yield ""
+    yield "| tenant | override | command or event | refusals |"
+    yield "|---|---|---|---|"
+    rows = [
+        (tenant, own.name, type_name, own.decide)
+        for type_name, route in registry.routes.items()
+        for tenant, own in route.overrides.items()
+    ]
+    rows += [
+        (reaction.tenant, reaction.name, event.__name__, reaction.decide)
+        for event, reactions in registry.reactions_by_event.items()
+        for reaction in reactions
+        if reaction.tenant is not None
+    ]
+    for tenant, name, what, decide in sorted(rows, key=lambda row: row[:3]):
+        reasons = ", ".join(f"`{each.reason}`" for each in refusals_of(decide))
+        yield f"| {tenant} | `{name}` | `{what}` | {reasons or 'none'} |"

@@ -10,8 +10,15 @@ from typing import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from bank.v1 import user_pb2
-from foldline.v1 import command_pb2, command_pb2_grpc, event_store_pb2, event_store_pb2_grpc
-from shared.commands import listing
+from foldline.v1 import (
+    command_pb2,
+    command_pb2_grpc,
+    event_store_pb2,
+    event_store_pb2_grpc,
+    override_pb2,
+    override_pb2_grpc,
+)
+from shared.commands import listing, overrides
 from shared.commands import log as command_log
 from shared.commands.bus import CommandBus
 from shared.commands.registry import CommandRegistry
@@ -40,10 +47,14 @@ ROLES: dict[str, frozenset[Role]] = {
     "foldline.v1.CommandService/Schedule": CALLERS,
     "foldline.v1.CommandService/Reschedule": CALLERS,
     "foldline.v1.CommandService/Cancel": CALLERS,
+    "foldline.v1.OverrideService/ListOverrides": ADMINS,
     "foldline.v1.EventStoreService/ReadStream": CALLERS,
     "foldline.v1.EventStoreService/ReadAll": READERS,
     "foldline.v1.EventStoreService/MarkRestored": OPERATORS,
 }
+
+# Beside those that are generated (`servicers.py`): the command that each RPC sends.
+COMMANDS = {"foldline.v1.OverrideService/SwitchOverride": overrides.SWITCH_OVERRIDE.type_name}
 
 # Requests that may be larger than those of single commands.
 SIZES_MAX = {"foldline.v1.CommandService/SendBatch": BATCH_SIZE_MAX}
@@ -118,6 +129,22 @@ class CommandService(command_pb2_grpc.CommandServiceServicer):
 
 def _due_at(row: command_log.StoredCommand) -> Timestamp | None:
     return timestamp(row.due_at) if row.due_at else None
+
+
+class OverrideService(override_pb2_grpc.OverrideServiceServicer):
+    """foldline.v1.OverrideService."""
+
+    def __init__(self, commands: CommandBus, reads: Reads, registry: CommandRegistry) -> None:
+        self._commands = commands
+        self._reads = reads
+        self._registry = registry
+
+    async def SwitchOverride(self, request: override_pb2.SwitchOverrideRequest, context: Any) -> command_pb2.CommandReceipt:
+        return await self._commands.send(request)
+
+    async def ListOverrides(self, request: override_pb2.ListOverridesRequest, context: Any) -> override_pb2.ListOverridesResponse:
+        tenant = current_call.get().identity.tenant
+        return override_pb2.ListOverridesResponse(overrides=await overrides.current(self._registry, self._reads, tenant))
 
 
 class EventStoreService(event_store_pb2_grpc.EventStoreServiceServicer):

@@ -16,6 +16,7 @@ from write_service.domain.transfer import TRANSFER
 from write_service.domain.transfer_types import TransferStarted
 from write_service.domain.user import USER
 from write_service.domain.user_types import UserDeactivated
+from write_service.overrides import add_overrides
 from write_service.passwords import Passwords
 
 CALLERS = frozenset({Role.USER, Role.TENANT_ADMIN, Role.OPERATOR, Role.PROCESS})
@@ -32,6 +33,7 @@ def build_registry(passwords: Passwords) -> CommandRegistry:
     transfers(registry)
     users(registry, passwords)
     logins(registry)
+    add_overrides(registry)
     return registry
 
 

@@ -68,6 +68,7 @@ async def _run(console: Console, kept_logs: Path) -> dict[str, object]:
                     "D": calm.logins,
                     "E": calm.later,
                     "F": calm.transfer,
+                    "H": calm.overrides,
                     "I": calm.refund,
                     "J": calm.refusals,
                     "kill": kills.kill_write,

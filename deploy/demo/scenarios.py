@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -12,7 +12,7 @@ import grpc.aio
 
 from bank.v1 import account_query_pb2, person_query_pb2, transfer_query_pb2, user_query_pb2
 from deploy.bank import Bank, new_id, register
-from foldline.v1 import command_pb2
+from foldline.v1 import command_pb2, event_store_pb2
 from shared.rpc.status import from_rpc_error
 
 
@@ -50,8 +50,7 @@ class Scenarios:
         receipt = await self._bank.rename(alice, "Alice Cooper")
         summary = await self._bank.person(alice, receipt.consistency_token)
         self._see("the person summary reads", summary.name, "Alice Cooper")
-        events = await self._bank.stream("person", alice)
-        names = [event.type.rpartition(".")[2] for event in events]
+        names = _names(await self._bank.stream("person", alice))
         self._see("the stream of events is", names, ["PersonRegistered", "PersonRenamed"])
 
     async def money(self) -> None:
@@ -109,6 +108,16 @@ class Scenarios:
         receipt = await self._bank.ended_command(command_id)
         self._see("it ran by itself", _outcome(receipt), "COMPLETED")
         self._see("the person summary reads", (await self._bank.person(tweedledee, receipt.consistency_token)).name, "Tweedledee")
+
+    async def overrides(self) -> None:
+        """In tenant Umbrella nobody takes another name, until that is switched off."""
+        self._say("Umbrella registers Alice Abernathy and renames her to Alice Parks")
+        alice, _ = await self._neighbour.register("Alice Abernathy")
+        self._see("it is refused", await self._refusal(self._neighbour.rename(alice, "Alice Parks")), "RENAMING_DISABLED")
+        self._see("the stream of events is", _names(await self._neighbour.stream("person", alice)), ["PersonRegistered"])
+        self._see("the name is", (await self._neighbour.person(alice)).name, "Alice Abernathy")
+        overrides = [(override.name, override.on) for override in await self._neighbour.list_overrides()]
+        self._see("what runs otherwise for Umbrella", overrides, [("renaming-disabled", True)])
 
     async def refusals(self) -> None:
         """An account for nobody, the closing of somebody who holds money: nothing is saved."""
@@ -187,6 +196,10 @@ class Scenarios:
 def _in(**more: float) -> datetime:
     """A moment that far from now."""
     return datetime.now(UTC) + timedelta(**more)
+
+
+def _names(events: Iterable[event_store_pb2.EventEnvelope]) -> list[str]:
+    return [event.type.rpartition(".")[2] for event in events]
 
 
 async def _registered(bank: Bank, login: str, password: str) -> user_query_pb2.UserSummary:

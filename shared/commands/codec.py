@@ -91,6 +91,10 @@ class Codecs:
         """The codec of a struct; raises KeyError for one that was never added."""
         return self._by_struct[type(value)]
 
+    def by_struct(self, struct: type) -> MessageCodec[Any]:
+        """The codec of a kind of struct; raises KeyError for one that was never added."""
+        return self._by_struct[struct]
+
     def decode(self, type_name: str, payload: bytes) -> Any:
         """The struct of stored bytes; raises KeyError for an unknown type."""
         codec = self._by_type[type_name]

@@ -276,6 +276,8 @@ class Committer:
             await self._recover(groups, connection, error, again=again)
             return
         # 3. The batch is durable. Only now the cache changes and the callers are answered.
+        if plan.learned:
+            self._cache.put(plan.learned)  # those that were only read
         self._cache.put(plan.states)
         self._intake.settle(groups, _placed(plan, appended))
         if plan.batch.events:

@@ -20,7 +20,7 @@ from uuid_utils import uuid7
 from foldline.v1 import event_store_pb2
 from shared.commands.append import Batch, NewCommand, NewCredential, NewEvent, NewSnapshot
 from shared.commands.log import CommandKey
-from shared.commands.registry import CommandRegistry, Route
+from shared.commands.registry import SWITCHES_ID, CommandRegistry, Route
 from shared.commands.states import Versioned
 from shared.folds.aggregate import Aggregate, Decided, Meta
 from shared.folds.errors import BatchAborted, Code, InternalError, OverLimit, Refusal, Rejected, VersionMismatch
@@ -99,6 +99,8 @@ class Plan(Struct):
     states: dict[AggregateKey, Versioned] = {}
     outcomes: dict[CommandKey, Outcome] = {}
     missing: set[AggregateKey] = set()
+    # The states that were loaded for it.
+    learned: dict[AggregateKey, Versioned] = {}
 
 
 class _Staged(Struct, eq=False):
@@ -132,15 +134,14 @@ class BatchDecider:
         self.registry = registry
         self.plan = Plan()
         self._lookup = lookup
-        self._learned: dict[AggregateKey, Versioned] = {}
 
     def at(self, key: AggregateKey) -> Versioned | None:
         """The state that the next group will see; None if it is not loaded."""
-        return self.plan.states.get(key) or self._learned.get(key) or self._lookup(key)
+        return self.plan.states.get(key) or self.plan.learned.get(key) or self._lookup(key)
 
     def learn(self, states: Mapping[AggregateKey, Versioned]) -> None:
         """Adds states that were missing."""
-        self._learned.update(states)
+        self.plan.learned.update(states)
         self.plan.missing.clear()
 
     def take(self, group: list[Command], now: datetime) -> bool:
@@ -183,7 +184,9 @@ class BatchDecider:
             raise VersionMismatch(command.expected_version, at.version)
         meta = Meta(command.key[1], command.aggregate[2], sender.tenant, sender.user_id, sender.on_behalf_of, sender.roles, now)
         metadata = _metadata(command)
-        decision = route.decision(sender.tenant)
+        decision, override = route.decide, route.overrides.get(sender.tenant)
+        if override is not None and self._is_on(sender.tenant, override.name, staged):
+            decision = override.decide
         wave = self._apply(route.aggregate, command.aggregate, at, decision, command.content, meta, metadata, staged)
         reached = {command.aggregate}
         for _ in range(REACTIONS_DEPTH_MAX):
@@ -203,6 +206,7 @@ class BatchDecider:
             (reaction, event, (meta.tenant, reaction.aggregate.category, id_))
             for event in wave
             for reaction in self.registry.reactions(type(event), meta.tenant)
+            if not reaction.name or self._is_on(meta.tenant, reaction.name, staged)
             for id_ in reaction.ids(event)
         ]
         reached.update(key for _, _, key in due)
@@ -253,11 +257,18 @@ class BatchDecider:
         staged.states[key] = Versioned(version, state)
         return list(decided)
 
+    def _is_on(self, tenant: str, name: str, staged: _Staged) -> bool:
+        """Whether an override of the tenant is switched on, as of this place of the line."""
+        if self.registry.switches is None:
+            return True
+        aggregate, is_on = self.registry.switches
+        return is_on(self._state((tenant, aggregate.category, SWITCHES_ID), staged).state, name)
+
     def _state(self, key: AggregateKey, staged: _Staged) -> Versioned:
         """The state that this group sees. States from outside the batch are noted in `reads`, for the append to check."""
         at = staged.states.get(key) or self.plan.states.get(key)
         if at is None:
-            at = self._learned.get(key) or self._lookup(key)
+            at = self.plan.learned.get(key) or self._lookup(key)
             if at is None:
                 self.plan.missing.add(key)
                 raise _Missing

@@ -21,6 +21,18 @@ Prepare = Callable[[Content], Awaitable[Content]]
 """Work on a command's content before the decision, which must be pure: for example hashing a password."""
 
 
+SWITCHES_ID = "overrides"
+"""The id of the aggregate that holds a tenant's switches (`shared/commands/overrides.py`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Override:
+    """The decision of one tenant on a command, in place of the default one while the override of this name is on."""
+
+    name: str
+    decide: Decision[Any, Any, Any]
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
     """How one command is decoded, decided and authorised. `id` reads the aggregate's id from its content."""
@@ -31,19 +43,16 @@ class Route:
     decide: Decision[Any, Any, Any]
     roles: frozenset[Role]
     prepare: Prepare[Any] | None = None
-    # Decisions of single tenants, by tenant.
-    overrides: dict[str, Decision[Any, Any, Any]] = field(default_factory=dict)
-
-    def decision(self, tenant: str) -> Decision[Any, Any, Any]:
-        """The tenant's own decision function, or the default one."""
-        return self.overrides.get(tenant, self.decide)
+    # Those of single tenants, by tenant.
+    overrides: dict[str, Override] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Reaction:
     """A decision that follows an event, on each aggregate whose id `ids` reads from the event.
 
-    `read` is what the row of the table gave for `ids`. `tenant`: the only one that it is for; None if it is for all.
+    `read` is what the row of the table gave for `ids`. `tenant`: the only one that it is for, while the override `name` is on;
+    None if it is for all.
     """
 
     aggregate: Aggregate[Any, Any]
@@ -51,6 +60,7 @@ class Reaction:
     read: Callable[[Any], object]
     decide: Decision[Any, Any, Any]
     tenant: str | None = None
+    name: str = ""
 
     def is_same(self, other: Reaction) -> bool:
         """Whether one event of some tenant would get the same decision on the same aggregate from both.
@@ -98,13 +108,15 @@ class AggregateRows(Generic[State, Event]):
         *,
         id: Callable[[Content], str],  # noqa: A002 - as above
         tenant: str | None = None,
+        name: str = "",
     ) -> None:
         """Adds a reaction that changes this aggregate in the event's transaction; a refusal here aborts the command.
 
         A reaction that returns no event has only read the aggregate: when the batch is appended, the aggregate must be at
-        the version that was read, or the command is decided again. With `tenant` it is for that tenant's events alone.
+        the version that was read, or the command is decided again. With `tenant` it is for that tenant's events alone, and
+        an override with a `name`.
         """
-        self._add(event, Reaction(self._aggregate, lambda e: (id(e),), id, decide, tenant))
+        self._add(event, Reaction(self._aggregate, lambda e: (id(e),), id, decide, tenant, name))
 
     def react_each(
         self,
@@ -113,27 +125,30 @@ class AggregateRows(Generic[State, Event]):
         *,
         ids: Callable[[Content], tuple[str, ...]],
         tenant: str | None = None,
+        name: str = "",
     ) -> None:
         """Adds a reaction on each of many aggregates, in the order of `ids`; an id that is named twice is one.
 
         One command may reach REACHED_MAX aggregates by reactions (`shared/commands/decide.py`), and is refused beyond that.
         """
-        self._add(event, Reaction(self._aggregate, lambda e: tuple(dict.fromkeys(ids(e))), ids, decide, tenant))
+        self._add(event, Reaction(self._aggregate, lambda e: tuple(dict.fromkeys(ids(e))), ids, decide, tenant, name))
 
     def _add(self, event: type[Any], reaction: Reaction) -> None:
+        if bool(reaction.tenant) != bool(reaction.name):
+            raise TypeError(f"a reaction to {event.__name__} that is for one tenant has a name, and no other has one")
         reactions = self._registry.reactions_by_event.setdefault(event, [])
         if any(map(reaction.is_same, reactions)):
             raise TypeError(f"a reaction to {event.__name__} is registered twice")
         reactions.append(reaction)
 
-    def override(self, codec: MessageCodec[Content], decide: Decision[State, Content, Event], *, tenant: str) -> None:
-        """Replaces the decision on a command for one tenant."""
+    def override(self, codec: MessageCodec[Content], decide: Decision[State, Content, Event], *, tenant: str, name: str) -> None:
+        """Replaces the decision on a command for one tenant, while the override of this name is on."""
         route = self._registry.routes.get(codec.type_name)
         if route is None or route.aggregate is not self._aggregate:
             raise TypeError(f"{codec.type_name} is not registered for {self._aggregate.category}")
         if tenant in route.overrides:
             raise TypeError(f"{codec.type_name} is overridden twice for {tenant}")
-        route.overrides[tenant] = decide
+        route.overrides[tenant] = Override(name, decide)
 
 
 class CommandRegistry:
@@ -143,6 +158,8 @@ class CommandRegistry:
         self.codecs = Codecs()
         self.routes: dict[str, Route] = {}
         self.reactions_by_event: dict[type, list[Reaction]] = {}
+        # The aggregate of a tenant's switches, and whether its state has an override on. Without it all are on.
+        self.switches: tuple[Aggregate[Any, Any], Callable[[Any, str], bool]] | None = None
         self._aggregates: dict[str, Aggregate[Any, Any]] = {}
         self._readers: dict[str, frozenset[Role]] = {}
 

@@ -156,3 +156,27 @@ async def test_tenants_do_not_meet(caller: Caller) -> None:
     assert (await refused(other.account(blue, renamed.consistency_token))).reason == "ACCOUNT_NOT_FOUND"
     listed = await other.call(other.account_queries.ListAccounts, account_query_pb2.ListAccountsRequest())
     assert not listed.accounts
+
+
+async def test_renaming_is_disabled_for_umbrella(caller: Caller) -> None:
+    """H: one event, the name is unchanged, and the caller is told why. Switched off, it is as usual."""
+    ada = caller(tenant="umbrella", user_id="ada")
+    alice, _ = await ada.register("Alice Abernathy")
+    refusal = await refused(ada.rename(alice, "Alice Parks"))
+    assert (refusal.code, refusal.reason) == ("FAILED_PRECONDITION", "RENAMING_DISABLED")
+    assert [event.type for event in await ada.stream("person", alice)] == ["bank.v1.PersonRegistered"]
+    assert (await ada.person(alice, refusal.facts["consistency_token"])).name == "Alice Abernathy"
+
+    [override] = await ada.list_overrides()
+    assert (override.name, override.type, override.on) == ("renaming-disabled", "bank.v1.RenamePersonRequest", True)
+    switched = await ada.switch_override("renaming-disabled", False)
+    assert (switched.aggregate_type, switched.events_appended) == ("overrides", 1)
+    try:
+        assert [each.on for each in await ada.list_overrides()] == [False]
+        renamed = await ada.rename(alice, "Alice Parks")
+        assert (await ada.person(alice, renamed.consistency_token)).name == "Alice Parks"
+    finally:
+        await ada.switch_override("renaming-disabled", True)
+    assert (await refused(ada.rename(alice, "Alice"))).reason == "RENAMING_DISABLED"
+    [logged] = (await ada.list_commands(1, type="foldline.v1.SwitchOverrideRequest")).commands
+    assert (logged.user_id, logged.receipt.command_id != switched.command_id) == ("ada", True)

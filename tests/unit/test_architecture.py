@@ -95,7 +95,7 @@ def test_every_command_exists(name: str) -> None:
     unknown = [
         each
         for each in named
-        if not any(each == way or (each.startswith(f"{way} ") and not is_group) for way, is_group in known.items())
+        if not any(each == way or each.startswith(f"{way} --" if is_group else f"{way} ") for way, is_group in known.items())
     ]
     assert unknown == []
 

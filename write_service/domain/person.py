@@ -54,6 +54,11 @@ def rename(person: Person, command: RenamePerson, meta: Meta) -> list[PersonEven
     return [PersonRenamed(person_id=command.person_id, name=command.name)]
 
 
+def refuse_renaming(person: Person, command: RenamePerson, meta: Meta) -> list[PersonEvent]:
+    """Nobody takes another name. Refusals: RENAMING_DISABLED."""
+    raise Rejected("RENAMING_DISABLED", "renaming is disabled for this tenant")
+
+
 def close(person: Person, command: ClosePerson, meta: Meta) -> list[PersonEvent]:
     """Names the accounts that are open: each is closed by a reaction. Refusals: PERSON_NOT_FOUND; then those of the reaction."""
     _refuse_unless_registered(person)

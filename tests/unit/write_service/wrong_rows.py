@@ -68,7 +68,7 @@ def reactions(registry: CommandRegistry) -> None:
     on.react(TransferStarted, account.end_of_transfer, id=lambda e: e.from_account_id, tenant=("umbrella",))  # wrong
 
     on.react_each(PersonClosed, account.close_with_owner, ids=lambda e: e.account_ids)
-    on.react_each(PersonClosed, account.close_with_owner, ids=lambda e: e.account_ids, tenant="umbrella")
+    on.react_each(PersonClosed, account.close_with_owner, ids=lambda e: e.account_ids, tenant="umbrella", name="noted")
     on.react_each(PersonClosed, account.close_with_owner, ids=lambda e: e.acount_ids)  # wrong
     on.react_each(PersonClosed, account.close_with_owner, ids=lambda e: e.person_id)  # wrong
     on.react_each(PersonClosed, account.close_with_owner, id=lambda e: e.person_id)  # wrong
@@ -82,10 +82,10 @@ def reactions(registry: CommandRegistry) -> None:
 def overrides(registry: CommandRegistry) -> None:
     """Decisions of a tenant on another command, or on another aggregate."""
     on = registry.rows_of(ACCOUNT)
-    on.override(account_codec.FREEZE_ACCOUNT, account.freeze, tenant="umbrella")
-    on.override(account_codec.FREEZE_ACCOUNT, account.close, tenant="umbrella")  # wrong
-    on.override(person_codec.RENAME_PERSON, person.rename, tenant="umbrella")  # wrong
-    on.override(FreezeAccount, account.freeze, tenant="umbrella")  # wrong
+    on.override(account_codec.FREEZE_ACCOUNT, account.freeze, tenant="umbrella", name="other")
+    on.override(account_codec.FREEZE_ACCOUNT, account.close, tenant="umbrella", name="other")  # wrong
+    on.override(person_codec.RENAME_PERSON, person.rename, tenant="umbrella", name="other")  # wrong
+    on.override(FreezeAccount, account.freeze, tenant="umbrella", name="other")  # wrong
 
 
 def codecs() -> None:

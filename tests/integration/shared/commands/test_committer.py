@@ -206,7 +206,7 @@ async def test_a_no_op_on_a_stale_cache_is_never_answered(write_db: Database) ->
         return add(counter, replace(command, amount=command.amount - counter.total), meta)  # type: ignore[arg-type]
 
     bus = build_registry()
-    bus.rows_of(COUNTER).override(ADD, up_to, tenant="acme")
+    bus.rows_of(COUNTER).override(ADD, up_to, tenant="acme", name="other")
     async with replica(write_db, bus) as one, replica(write_db, BUS) as other:
         assert (await one.ask_one(Add(counter_id="a", amount=100))).events_appended == 1
         assert (await one.ask_one(Add(counter_id="a", amount=100))).events_appended == 0
@@ -431,7 +431,7 @@ async def test_endless_reactions_are_a_defect_of_their_command_alone(write_db: D
 async def test_tenants_are_apart(write_db: Database) -> None:
     """Same ids of aggregates and of commands, other states; a tenant's own decision is its own."""
     bus = build_registry()
-    bus.rows_of(COUNTER).override(ADD, twice_as_much, tenant="umbrella")
+    bus.rows_of(COUNTER).override(ADD, twice_as_much, tenant="umbrella", name="other")
     async with replica(write_db, bus) as one:
         mine = one.command(Add(counter_id="a", amount=5), tenant="umbrella")
         theirs = one.command(Add(counter_id="a", amount=5), id=mine.key[1])

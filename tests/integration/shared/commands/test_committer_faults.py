@@ -96,7 +96,7 @@ async def test_the_secret_of_a_defect_reaches_nobody(write_db: Database, capfd: 
         raise KeyError(words["password"]) from ValueError(SECRET)
 
     bus = build_registry()
-    bus.rows_of(COUNTER).override(BLURT, tell, tenant="acme")
+    bus.rows_of(COUNTER).override(BLURT, tell, tenant="acme", name="other")
     async with replica(write_db, bus) as one:
         with capture_logs() as logs:
             alone = await one.ask_one(Blurt(counter_id="a", text="x"))

@@ -159,7 +159,7 @@ async def test_after_a_failure(write_db: Database) -> None:
         return add(counter, command, meta)
 
     bus = build_registry()
-    bus.rows_of(COUNTER).override(ADD, sometimes, tenant="acme")
+    bus.rows_of(COUNTER).override(ADD, sometimes, tenant="acme", name="other")
     async with replica(write_db, bus) as one:
         asked = make_command(bus, adding(5).content)
         for _ in range(2):
@@ -187,7 +187,7 @@ async def test_after_a_failure_on_a_stale_cache(write_db: Database) -> None:
         return add(counter, command, meta)
 
     bus = build_registry()
-    bus.rows_of(COUNTER).override(ADD, sometimes, tenant="acme")
+    bus.rows_of(COUNTER).override(ADD, sometimes, tenant="acme", name="other")
     async with replica(write_db, bus) as one, replica(write_db, BUS) as other:
         asked = make_command(bus, adding(5).content)
         assert reasons(await one.ask(asked)) == ["INTERNAL"]

@@ -299,8 +299,8 @@ def test_a_reaction_may_be_of_one_tenant() -> None:
         return [Linked(counter_id=meta.aggregate_id, links=0)]
 
     bus = build_registry()
-    bus.rows_of(trial.COUNTER).react(Moved, note, id=lambda e: "c", tenant="umbrella")
-    bus.rows_of(trial.COUNTER).react_each(Moved, note, ids=lambda e: ("d", "e"), tenant="umbrella")
+    bus.rows_of(trial.COUNTER).react(Moved, note, id=lambda e: "c", tenant="umbrella", name="noted")
+    bus.rows_of(trial.COUNTER).react_each(Moved, note, ids=lambda e: ("d", "e"), tenant="umbrella", name="noted")
     for tenant, changed in (("acme", "ab"), ("umbrella", "abcde")):
         asked = command(Move(counter_id="a", to_id="b", amount=0), bus=bus, tenant=tenant)
         plan = decided({}, asked, bus=bus)
@@ -344,7 +344,7 @@ def test_an_event_that_is_too_large_is_refused_and_nothing_of_it_is_kept() -> No
 def test_a_tenants_own_decision_replaces_everybodys() -> None:
     """For that tenant, and no other."""
     bus = build_registry()
-    bus.rows_of(trial.COUNTER).override(trial.ADD, trial.twice_as_much, tenant="umbrella")
+    bus.rows_of(trial.COUNTER).override(trial.ADD, trial.twice_as_much, tenant="umbrella", name="other")
     mine, theirs = (command(Add(counter_id="a", amount=5), bus=bus, tenant=tenant) for tenant in ("umbrella", "acme"))
     plan = decided({}, mine, theirs, bus=bus)
     assert plan.states == {("umbrella", "counter", "a"): at(10), A: at(5)}
@@ -366,7 +366,7 @@ def test_a_decision_is_told_who_asks_and_when() -> None:
         return []
 
     bus = build_registry()
-    bus.rows_of(trial.COUNTER).override(trial.ADD, note, tenant="acme")
+    bus.rows_of(trial.COUNTER).override(trial.ADD, note, tenant="acme", name="other")
     asked = command(Add(counter_id="a", amount=1), bus=bus, on_behalf_of="bob", user_id="saga")
     decided({}, asked, bus=bus)
     assert seen == [
@@ -407,7 +407,7 @@ def test_an_unregistered_event_is_a_defect_of_its_command() -> None:
     """A decision that returns what nobody can store fails alone."""
     bus = build_registry()
     unknown: Any = object()
-    bus.rows_of(trial.COUNTER).override(trial.ADD, lambda counter, content, meta: [unknown], tenant="acme")
+    bus.rows_of(trial.COUNTER).override(trial.ADD, lambda counter, content, meta: [unknown], tenant="acme", name="other")
     asked, after = command(Add(counter_id="a", amount=1), bus=bus), command(Chain(counter_id="a", links=0), bus=bus)
     with capture_logs():
         plan = decided({}, asked, after, bus=bus)

@@ -1,0 +1,22 @@
+"""What the write service does otherwise for single tenants, in one place: `foldline overrides` lists and switches it.
+
+What the saga service tells them is in `saga_service/overrides.py`.
+"""
+
+from __future__ import annotations
+
+from shared.commands.overrides import add_switches
+from shared.commands.registry import CommandRegistry
+from shared.platform.identity import Role
+from write_service.codec import person_codec
+from write_service.domain import person
+from write_service.domain.person import PERSON
+
+UMBRELLA = "umbrella"
+
+
+def add_overrides(registry: CommandRegistry) -> None:
+    """Each row names its tenant, and itself: that is the name by which it is switched."""
+    on = registry.rows_of(PERSON)
+    on.override(person_codec.RENAME_PERSON, person.refuse_renaming, tenant=UMBRELLA, name="renaming-disabled")
+    add_switches(registry, roles=frozenset({Role.TENANT_ADMIN, Role.OPERATOR}))
