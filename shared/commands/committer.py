@@ -71,12 +71,12 @@ class _Batch(Struct, eq=False):
         """Whether the group fits; into an empty batch any group does."""
         return not self.groups or (self.commands + len(group.commands) <= commands_max and self.size + group.size <= bytes_max)
 
-    def decide(self, now: datetime) -> set[AggregateKey]:
-        """Decides the remaining groups in order until one needs a state that is not loaded.
+    def decide(self, now: datetime, events_max: int) -> set[AggregateKey]:
+        """Decides the remaining groups in order until there are many events, or one needs a state that is not loaded.
 
         Returns the keys of all states that the undecided groups need and that are not loaded.
         """
-        while self.decided < len(self.groups):
+        while self.decided < len(self.groups) and len(self.deciding.plan.batch.events) < events_max:
             if not self.deciding.take(self.groups[self.decided].open(), now):
                 rest = [group.open() for group in self.groups[self.decided :]]
                 return decide(self.deciding.registry, rest, self.deciding.at, now).missing
@@ -235,6 +235,8 @@ class Committer:
         if time.monotonic() < self._shared_until:
             commands_max = min(commands_max, SHARED_MAX - SHARED_LATE)
         while self._queue and batch.has_room(self._queue.first(), commands_max, bytes_max) and not batch.deciding.plan.missing:
+            if len(batch.deciding.plan.batch.events) >= self._limits.batch_events_max:
+                return
             if batch.deciding.take(self._queue.first().open(), now):
                 batch.add(self._queue.pop())
                 batch.decided += 1
@@ -246,20 +248,23 @@ class Committer:
         """
         self._wanted = 0
         if self._next is not None:
-            self._queue.put_back([(group.tenant, group, len(group.commands)) for group in self._next.groups])
+            self._put_back(self._next.groups)
             self._next = None
+
+    def _put_back(self, groups: Sequence[CommandGroup]) -> None:
+        self._queue.put_back([(group.tenant, group, len(group.commands)) for group in groups])
 
     async def _commit(self, batch: _Batch, *, ahead: bool = False, again: bool = False) -> None:
         """Decides the rest of a batch, appends it, answers its callers; never raises. `again`: the second try after a loss."""
-        connection, groups, watch = None, batch.groups, self.observer.start()
+        connection, watch = None, self.observer.start()
         try:
             async with asyncio.timeout(self._limits.commit_timeout_s):
                 connection = await self._connected()
                 if batch.cache is not self._cache:
-                    batch = self._batch(groups)
+                    batch = self._batch(batch.groups)
                 try:
                     # 1. Decide on the cached states; load the others in one query. Append.
-                    plan = await self._plan(connection, batch, watch)
+                    plan, groups = await self._plan(connection, batch, watch), batch.groups
                     if ahead:
                         self._next = self._batch(after=plan)
                         if self._queue:
@@ -273,7 +278,7 @@ class Committer:
         except Exception as error:  # noqa: BLE001 - every caller gets an answer, whatever the error is
             self.observer.failures += 1
             self._discard_ahead()
-            await self._recover(groups, connection, error, again=again)
+            await self._recover(batch.groups, connection, error, again=again)
             return
         # 3. The batch is durable. Only now the cache changes and the callers are answered.
         if plan.learned:
@@ -285,10 +290,17 @@ class Committer:
         self.observer.committed(groups, plan, watch, appended.head)
 
     async def _plan(self, connection: Connection, batch: _Batch, watch: Stopwatch) -> Plan:
-        """The plan of a whole batch; loads missing states, one query a round. Raises AppendConflict."""
-        while missing := batch.decide(self._clock()):
+        """The plan of a batch; loads missing states, one query a round. Raises AppendConflict.
+
+        Groups for whose events the batch has no room are taken out of it, and are the first of the next.
+        """
+        while missing := batch.decide(self._clock(), self._limits.batch_events_max):
             watch.loaded += len(missing)
             batch.deciding.learn(await states.load(connection, self.registry, missing))
+        if batch.decided < len(batch.groups):
+            batch.groups, late = batch.groups[: batch.decided], batch.groups[batch.decided :]
+            self._put_back(late)
+            self._waiting += sum([len(group.commands) for group in late])
         plan = batch.deciding.plan
         # append_batch detects repeats only for commands that it inserts. Outcomes that are not logged are looked up here;
         # if one is known already, decide again under the lock: later commands of its group would see its effect twice.
@@ -314,6 +326,7 @@ class Committer:
             batch = _Batch(BatchDecider(self.registry, lambda key: None), self._cache, groups)
             try:
                 plan = await self._plan(connection, batch, watch)
+                groups = conflicting.groups = batch.groups
                 appended = await appending.append(connection, self.shard, plan.batch, again=True)
             except AppendConflict as conflict:
                 raise RuntimeError("a conflict under the lock: something writes without append_batch") from conflict

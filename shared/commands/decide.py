@@ -31,7 +31,7 @@ from shared.rpc.status import to_status
 
 REACTIONS_DEPTH_MAX = 16
 REACHED_MAX = 1000
-"""How many aggregates the reactions to one command may decide on, beside its own."""
+"""How many aggregates the reactions to one command, or to an atomic batch, may decide on, beside the commands' own."""
 EVENT_BYTES_MAX = 256 * 1024
 
 log = logger(__name__)
@@ -110,6 +110,8 @@ class _Staged(Struct, eq=False):
     events: list[NewEvent] = []
     snapshots: dict[AggregateKey, NewSnapshot] = {}
     credentials: list[NewCredential] = []
+    # The aggregates that reactions decided on, beside the commands' own.
+    reached: set[AggregateKey] = set()
 
 
 class _Missing(Exception):
@@ -188,19 +190,18 @@ class BatchDecider:
         if override is not None and self._is_on(sender.tenant, override.name, staged):
             decision = override.decide
         wave = self._apply(route.aggregate, command.aggregate, at, decision, command.content, meta, metadata, staged)
-        reached = {command.aggregate}
         for _ in range(REACTIONS_DEPTH_MAX):
-            if not (wave := self._react(wave, reached, meta, metadata, staged)):
+            if not (wave := self._react(wave, command.aggregate, meta, metadata, staged)):
                 break
         else:
             raise RecursionError(f"reactions to {command.type} go on beyond {REACTIONS_DEPTH_MAX} rounds")
         last = len(self.plan.batch.events) + len(staged.events) if len(staged.events) > before else 0
         return Outcome("completed", staged.states[command.aggregate].version, len(staged.events) - before, last, 0)
 
-    def _react(self, wave: list[Any], reached: set[AggregateKey], meta: Meta, metadata: bytes, staged: _Staged) -> list[Any]:
+    def _react(self, wave: list[Any], own: AggregateKey, meta: Meta, metadata: bytes, staged: _Staged) -> list[Any]:
         """The events that in-transaction reactions to the last round's events cause.
 
-        Adds to `reached` the aggregates that the reactions decide on, and refuses the command if there are too many.
+        Refuses the command if they reach too many aggregates beside its own.
         """
         due = [
             (reaction, event, (meta.tenant, reaction.aggregate.category, id_))
@@ -209,11 +210,11 @@ class BatchDecider:
             if not reaction.name or self._is_on(meta.tenant, reaction.name, staged)
             for id_ in reaction.ids(event)
         ]
-        reached.update(key for _, _, key in due)
-        if len(reached) > 1 + REACHED_MAX:
-            raise Rejected(
-                "TOO_MANY_REACTIONS", f"a command may change or read {REACHED_MAX} other aggregates in its transaction"
-            )
+        if not due:
+            return []
+        staged.reached.update([key for _, _, key in due if key != own])
+        if len(staged.reached) > REACHED_MAX:
+            raise Rejected("TOO_MANY_REACTIONS", f"reactions may reach {REACHED_MAX} other aggregates in one transaction")
         caused: list[Any] = []
         try:
             for reaction, event, key in due:

@@ -24,6 +24,8 @@ class Limits:
 
     batch_commands_max: int = 256
     batch_bytes_max: int = 4 * 1024 * 1024
+    # No further command is decided in a batch that has so many events: reactions make up to a thousand of one command.
+    batch_events_max: int = 4096
     # One tenant alone may have all of the queue waiting. A tenant within its share, an equal part for each tenant that has
     # commands waiting, is admitted up to twice that, so that no other tenant can fill the queue before it.
     queue_commands_max: int = 8192

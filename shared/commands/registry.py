@@ -129,7 +129,8 @@ class AggregateRows(Generic[State, Event]):
     ) -> None:
         """Adds a reaction on each of many aggregates, in the order of `ids`; an id that is named twice is one.
 
-        One command may reach REACHED_MAX aggregates by reactions (`shared/commands/decide.py`), and is refused beyond that.
+        One command, or one atomic batch, may reach REACHED_MAX aggregates by reactions (`shared/commands/decide.py`), and is
+        refused beyond that.
         """
         self._add(event, Reaction(self._aggregate, lambda e: tuple(dict.fromkeys(ids(e))), ids, decide, tenant, name))
 

@@ -30,6 +30,7 @@ from tests.support.domains.trial import (
     GoOffDuty,
     Move,
     SetPassword,
+    Share,
     Swell,
     add,
     build_registry,
@@ -95,6 +96,36 @@ async def test_a_batch_is_no_larger_than_it_may_be(write_db: Database) -> None:
     assert heads[5:] == [15, 21, 22]
     committer.close()
     await running
+
+
+async def test_a_batch_ends_when_it_has_many_events(write_db: Database) -> None:
+    """What reactions make of few commands is not one long transaction: the rest follows in the next, in its order."""
+    heads: list[int] = []
+    limits = Limits(batch_events_max=100)
+    committer = Committer(write_db.app, BUS, shard=1, clock=lambda: datetime.now(UTC), committed=heads.append, limits=limits)
+    running = asyncio.create_task(committer.run())
+    outcomes = await committer.submit([[sharing("a", 39)] for _ in range(7)] + [[sharing("a", 300)], [adding(1)]])
+    assert [outcome.version for [outcome] in outcomes] == list(range(1, 10))
+    assert heads == [120, 240, 581, 582]
+    committer.close()
+    await running
+    assert len(await check_line(write_db)) == 582
+
+
+def sharing(counter_id: str, others: int) -> Command:
+    """A command whose reactions change so many others."""
+    return make_command(BUS, Share(counter_id=counter_id, to_ids=tuple(f"c{nth}" for nth in range(others)), amount=1))
+
+
+async def test_replicas_that_clash_have_no_larger_batches(write_db: Database) -> None:
+    """Under the lock, which is taken after a clash, a batch ends as well; every command is answered, once."""
+    limits = Limits(batch_events_max=10)
+    async with replica(write_db, BUS, limits=limits) as one, replica(write_db, BUS, limits=limits) as other, asyncio.timeout(60):
+        asked = [each.ask(*[sharing(name, 6) for _ in range(20)]) for each, name in ((one, "a"), (other, "b"))]
+        both = await asyncio.gather(*asked)
+        assert one.committer.observer.conflicts + other.committer.observer.conflicts > 0
+    assert reasons([outcome for outcomes in both for outcome in outcomes]) == ["completed"] * 40
+    assert len(await check_line(write_db)) == 40 * 7
 
 
 async def test_a_lone_caller_never_waits_for_company(write_db: Database, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -284,6 +284,18 @@ def test_a_command_reaches_a_thousand_others_and_not_one_more() -> None:
     assert len(plan.batch.events) == 1002
 
 
+def test_an_atomic_batch_reaches_no_more_than_a_command() -> None:
+    """Else two hundred commands would make one transaction of two hundred thousand events."""
+    halves = [[f"{half}{nth}" for nth in range(500)] for half in "cd"]
+    fits = [sharing(*names) for names in halves]
+    too_many = [sharing(*halves[0]), sharing(*halves[1], "one more")]
+    plan = decided({}, fits, too_many)
+    assert reasons(outcomes(plan, *fits, *too_many)) == [
+        "completed", "completed", "ATOMIC_BATCH_REFUSED", "TOO_MANY_REACTIONS",
+    ]  # fmt: skip
+    assert len(plan.batch.events) == 1002
+
+
 def test_all_that_a_reaction_reaches_is_loaded_in_one_query() -> None:
     """Whatever is missing of a round is named at once, whichever of them is at hand."""
     names = [f"c{nth}" for nth in range(100)]
