@@ -72,9 +72,9 @@ class Fold:
     def __init__(self) -> None:
         self.people = Sink(
             "people",
-            "tenant person_id name name_folded registered_at open_account_count version",
+            "tenant person_id name name_folded registered_at open_account_count version status",
             2,
-            [texts, texts, texts, texts, timestamps, int4s, int8s],
+            [texts, texts, texts, texts, timestamps, int4s, int8s, texts],
         )
         self.totals = Sink("person_totals", "tenant person_id currency total_minor", 3, [texts, texts, texts, _numerics])
         self.accounts = Sink(
@@ -103,12 +103,12 @@ class Fold:
             case "bank.v1.PersonRegistered":
                 person = person_pb2.PersonRegistered.FromString(payload)
                 folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", person.name).casefold())
-                row = (tenant, person.person_id, person.name, folded, at, 0, version)
+                row = (tenant, person.person_id, person.name, folded, at, 0, version, "active")
                 self.people.put((tenant, person.person_id), row)
             case "bank.v1.AccountAttached":
                 key = (tenant, person_pb2.AccountAttached.FromString(payload).person_id)
                 before = self.people.rows[key]
-                self.people.put(key, (*before[:5], before[5] + 1, version))
+                self.people.put(key, (*before[:5], before[5] + 1, version, *before[7:]))
             case "bank.v1.AccountOpened":
                 opened = account_pb2.AccountOpened.FromString(payload)
                 key = (tenant, opened.account_id)

@@ -29,7 +29,8 @@ from tests.support.clients.bank import new_id, read_refusal
 from tests.support.clients.bank import packed as to_any
 from write_service.api import ROLES, SIZES_MAX, CommandService, EventStoreService
 
-KERNEL_ROLES = {rpc: roles for rpc, roles in ROLES.items() if rpc.startswith("foldline.")}
+SERVED = ("foldline.v1.CommandService/", "foldline.v1.EventStoreService/")
+KERNEL_ROLES = {rpc: roles for rpc, roles in ROLES.items() if rpc.startswith(SERVED)}
 TIMEOUT_S = 20.0
 
 
