@@ -60,7 +60,7 @@ async def _run(console: Console, kept_logs: Path) -> dict[str, object]:
                 auditor = Bank(write, read, system.token("operators", "olga", [Role.READER]))
                 neighbour = Bank(write, read, system.token("umbrella", "ada"))
                 stage = Stage(say)
-                calm = Scenarios(stage, bank, neighbour)
+                calm = Scenarios(stage, bank, neighbour, machine.mail)
                 kills = Kills(stage, system, machine.nats_url, bank, auditor)
                 for key, scenario in {
                     "A": calm.rename,
@@ -68,6 +68,7 @@ async def _run(console: Console, kept_logs: Path) -> dict[str, object]:
                     "D": calm.logins,
                     "E": calm.later,
                     "F": calm.transfer,
+                    "G": calm.mail,
                     "H": calm.overrides,
                     "I": calm.refund,
                     "J": calm.refusals,

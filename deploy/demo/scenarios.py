@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from email.message import EmailMessage
 
 import grpc.aio
 
 from bank.v1 import account_query_pb2, person_query_pb2, transfer_query_pb2, user_query_pb2
 from deploy.bank import Bank, new_id, register
+from deploy.engines.mail import MailSink, messages
 from foldline.v1 import command_pb2, event_store_pb2
 from shared.rpc.status import from_rpc_error
+
+MAIL_MAX_S = 10.0
+"""How long an e-mail may take from the end of its transfer."""
 
 
 class Wrong(Exception):
@@ -36,12 +42,13 @@ class Stage:
 class Scenarios:
     """What the bank does when nothing goes wrong with the machines."""
 
-    def __init__(self, stage: Stage, bank: Bank, neighbour: Bank) -> None:
-        """`neighbour` is a caller of another tenant."""
+    def __init__(self, stage: Stage, bank: Bank, neighbour: Bank, mail: MailSink) -> None:
+        """`neighbour` is a caller of another tenant, Umbrella. `mail` takes the e-mails of all tenants."""
         self._say = stage.say
         self._see = stage.see
         self._bank = bank
         self._neighbour = neighbour
+        self._mail = mail
 
     async def rename(self) -> None:
         """A person is registered and takes another name."""
@@ -108,6 +115,43 @@ class Scenarios:
         receipt = await self._bank.ended_command(command_id)
         self._see("it ran by itself", _outcome(receipt), "COMPLETED")
         self._see("the person summary reads", (await self._bank.person(tweedledee, receipt.consistency_token)).name, "Tweedledee")
+
+    async def mail(self) -> None:
+        """Umbrella's owner is told by e-mail of a transfer over 10,000; nobody else is, and of no smaller one."""
+        self._say("in both tenants Ada has 50,000.00 USD, Albert 100.00")
+        ours, theirs = await self._ada_and_albert(self._bank), await self._ada_and_albert(self._neighbour)
+        self._say("transfer 18,000.00 in another tenant; in Umbrella 10,000.00 exactly, then 18,000.00")
+        foreign = await self._completed(self._bank, ours, 18_000_00)
+        exactly = await self._completed(self._neighbour, theirs, 10_000_00)
+        large = await self._completed(self._neighbour, theirs, 18_000_00)
+        message = await self._mail_about(large)
+        self._see("the e-mail is for", str(message["To"]), "ada@umbrella.example")
+        self._see("its subject is", str(message["Subject"]), "Large transfer: 18,000.00 USD")
+        found = [len(_about(messages(self._mail.folder), transfer)) for transfer in (foreign, exactly, large)]
+        self._see("e-mails about the three transfers", found, [0, 0, 1])
+
+    async def _ada_and_albert(self, bank: Bank) -> tuple[str, str]:
+        (ada, _), (albert, _) = await bank.register("Ada"), await bank.register("Albert")
+        (hers, _), (his, _) = await bank.open(ada, name="Ada's"), await bank.open(albert, name="Albert's")
+        await bank.deposit(hers, 50_000_00)
+        await bank.deposit(his, 100_00)
+        return hers, his
+
+    async def _completed(self, bank: Bank, accounts: tuple[str, str], amount_minor: int) -> str:
+        """Transfers from the first account to the second; returns the transfer's id when it is completed."""
+        transfer = await bank.ended_transfer(await bank.transfer(*accounts, amount_minor))
+        if _ended(transfer) != "COMPLETED":
+            raise Wrong(f"the transfer is {_ended(transfer)}: {transfer.reason}")
+        return transfer.transfer_id
+
+    async def _mail_about(self, transfer_id: str) -> EmailMessage:
+        """The e-mail that names a transfer, as soon as it has arrived."""
+        give_up_at = time.monotonic() + MAIL_MAX_S
+        while time.monotonic() < give_up_at:
+            if found := _about(messages(self._mail.folder), transfer_id):
+                return found[0]
+            await asyncio.sleep(0.02)
+        raise Wrong(f"no e-mail about transfer {transfer_id} arrived within {MAIL_MAX_S:.0f} s")
 
     async def overrides(self) -> None:
         """In tenant Umbrella nobody takes another name, until that is switched off."""
@@ -200,6 +244,11 @@ def _in(**more: float) -> datetime:
 
 def _names(events: Iterable[event_store_pb2.EventEnvelope]) -> list[str]:
     return [event.type.rpartition(".")[2] for event in events]
+
+
+def _about(found: Iterable[EmailMessage], transfer_id: str) -> list[EmailMessage]:
+    """The e-mails whose text names a transfer."""
+    return [message for message in found if transfer_id in str(message.get_body(("plain",)))]
 
 
 async def _registered(bank: Bank, login: str, password: str) -> user_query_pb2.UserSummary:

@@ -19,7 +19,9 @@ import httpx
 from cloudevents.core.bindings.http import to_binary, to_structured
 from cloudevents.core.formats.json import JSONFormat
 from cloudevents.core.v1.event import CloudEvent
+from pydantic import SecretStr
 from standardwebhooks import Webhook as Signer
+from standardwebhooks.webhooks import EmptyWebhookSecretError
 
 from shared.folds.delivery import Webhook as Content
 from shared.processes.announce import load
@@ -68,7 +70,7 @@ class WebhookChannel:
             raise NotDelivered("WEBHOOK_AWAY", type(error).__name__) from None
 
     def compose(self, delivery: Delivery, contact: Contact) -> tuple[dict[str, str], bytes]:
-        """Headers and body of the request, signed if the contact has a secret."""
+        """Headers and body of the request, signed if the contact has a secret. Raises NotDelivered (WEBHOOK_SECRET_INVALID)."""
         content = load(delivery.channel, delivery.content)
         assert isinstance(content, Content)  # the channel's own
         attributes: dict[str, object] = {
@@ -93,8 +95,7 @@ class WebhookChannel:
             "user-agent": "foldline",
         }
         if contact.secret is not None:
-            signer = Signer(contact.secret.get_secret_value())
-            headers["webhook-signature"] = signer.sign(message_id, sent_at, message.body.decode())
+            headers["webhook-signature"] = _signer(contact.secret).sign(message_id, sent_at, message.body.decode())
         return headers, message.body
 
     async def _post(self, url: httpx.URL, headers: dict[str, str], body: bytes) -> None:
@@ -125,6 +126,14 @@ class WebhookChannel:
         if not self._allow_private and not all(_is_public(address) for address in addresses):
             raise NotDelivered("WEBHOOK_ADDRESS_PRIVATE", "the host has an address that is not public", final=True)
         return addresses[0]
+
+
+def _signer(secret: SecretStr) -> Signer:
+    try:
+        return Signer(secret.get_secret_value())
+    except (ValueError, EmptyWebhookSecretError):
+        # Our own contacts' file is wrong: when it is mended, the message should still be sent.
+        raise NotDelivered("WEBHOOK_SECRET_INVALID") from None
 
 
 def _is_public(address: str) -> bool:

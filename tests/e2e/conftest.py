@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -11,7 +16,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from deploy.local.system import SAGA
+from deploy.local.system import READ, SAGA, WRITE
 from foldline.v1 import process_pb2, process_pb2_grpc
 from shared.platform.identity import Role
 from shared.rpc.client import bearer
@@ -20,6 +25,7 @@ from tests.support.system.stack import Stack
 from tests.support.system.waiting import eventually
 
 Caller = Callable[..., Bank]
+Foldline = Callable[..., tuple[int, Any]]
 
 
 @pytest.fixture
@@ -99,3 +105,26 @@ async def desk(shared_stack: Stack) -> AsyncIterator[ProcessAdmin]:
     """An operator's desk."""
     async with desk_of(shared_stack) as desk:
         yield desk
+
+
+@pytest.fixture
+def foldline(shared_stack: Stack, tenant: str, tmp_path: Path) -> Foldline:
+    """Runs the command in a folder as `foldline dev` leaves it; returns the exit code and the JSON that it printed."""
+    tokens = {
+        "acme": shared_stack.token(tenant, "alice", [Role.USER, Role.TENANT_ADMIN]),
+        "operator": shared_stack.token("operators", "olga", [Role.OPERATOR, Role.READER]),
+    }
+    programs = shared_stack.programs
+    addresses = {"write": programs[WRITE].address, "read": programs[READ].address, "saga": programs[SAGA].address}
+    (tmp_path / "endpoints.json").write_text(json.dumps({**addresses, "tokens": tokens}))
+    environment = {**os.environ, "FOLDLINE_DATA": str(tmp_path)}
+
+    def run(*words: str, output: str = "json", typed: str = "") -> tuple[int, Any]:
+        command = [sys.executable, "-m", "cli.main", *words, "-o", output]
+        done = subprocess.run(  # noqa: S603 (ours)
+            command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=30, check=False, input=typed
+        )
+        assert "Traceback" not in done.stderr
+        return done.returncode, json.loads(done.stdout) if output == "json" else done.stdout + done.stderr
+
+    return run

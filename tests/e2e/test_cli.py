@@ -3,45 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import pytest
-
-from deploy.local.system import READ, SAGA, WRITE
-from shared.platform.identity import Role
-from tests.support.system.stack import Stack
-
-Foldline = Callable[..., tuple[int, Any]]
-
-
-@pytest.fixture
-def foldline(shared_stack: Stack, tenant: str, tmp_path: Path) -> Foldline:
-    """Runs the command in a folder as `foldline dev` leaves it; returns the exit code and the JSON that it printed."""
-    tokens = {
-        "acme": shared_stack.token(tenant, "alice", [Role.USER, Role.TENANT_ADMIN]),
-        "operator": shared_stack.token("operators", "olga", [Role.OPERATOR, Role.READER]),
-    }
-    programs = shared_stack.programs
-    addresses = {"write": programs[WRITE].address, "read": programs[READ].address, "saga": programs[SAGA].address}
-    (tmp_path / "endpoints.json").write_text(json.dumps({**addresses, "tokens": tokens}))
-    environment = {**os.environ, "FOLDLINE_DATA": str(tmp_path)}
-
-    def run(*words: str, output: str = "json", typed: str = "") -> tuple[int, Any]:
-        command = [sys.executable, "-m", "cli.main", *words, "-o", output]
-        done = subprocess.run(  # noqa: S603 (ours)
-            command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=30, check=False, input=typed
-        )
-        assert "Traceback" not in done.stderr
-        return done.returncode, json.loads(done.stdout) if output == "json" else done.stdout + done.stderr
-
-    return run
+from tests.e2e.conftest import Foldline
 
 
 def test_a_first_session(foldline: Foldline) -> None:
