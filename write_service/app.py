@@ -9,7 +9,7 @@ from pydantic import Field, SecretStr
 
 from bank.v1 import user_pb2_grpc
 from foldline.v1 import command_pb2_grpc, event_store_pb2_grpc, override_pb2_grpc
-from shared.commands.bus import CommandBus
+from shared.commands.bus import COMMAND_BYTES_MAX, CommandBus
 from shared.commands.committer import Committer
 from shared.commands.intake import Limits
 from shared.commands.schedule import Schedule, Scheduler
@@ -18,7 +18,7 @@ from shared.line.notifier import Notifier
 from shared.platform.clock import utc_now
 from shared.platform.leader import LockClass, lead
 from shared.platform.postgres import Reads
-from shared.platform.settings import Seconds, ServerSettings
+from shared.platform.settings import Bytes, Seconds, ServerSettings
 from shared.rpc.probes import Probes
 from shared.rpc.server import Server
 from write_service.api import COMMANDS as MORE_COMMANDS
@@ -39,6 +39,8 @@ class WriteSettings(ServerSettings):
     """The largest number of pooled connections for reading."""
     gather_wait_s_max: Seconds = Limits().gather_wait_s_max
     """How long a batch waits at most, under load, for the commands that are about to come, in seconds; 0: never."""
+    command_size_max: Bytes = COMMAND_BYTES_MAX
+    """The largest command, in bytes, in a request of its own or in a batch."""
     command_log_days: float = Field(0, ge=0)
     """For how many days the command log keeps a command that has ended; 0: for ever."""
 
@@ -61,13 +63,13 @@ def build(settings: WriteSettings, reads: Reads) -> Server:
         limits=Limits(gather_wait_s_max=settings.gather_wait_s_max),
     )
     kept = timedelta(days=settings.command_log_days) if settings.command_log_days else None
-    commands = CommandBus(committer, reads, clock=utc_now, kept=kept)
+    commands = CommandBus(committer, reads, clock=utc_now, kept=kept, size_max=settings.command_size_max)
     scheduler = Scheduler(reads, committer)
 
     server = Server(
         settings,
         roles=ROLES | registry.roles(COMMANDS | MORE_COMMANDS),
-        sizes_max=SIZES_MAX,
+        sizes_max=SIZES_MAX | dict.fromkeys(COMMANDS | MORE_COMMANDS, settings.command_size_max),
         probes=Probes(settings, "write_service"),
     )
     server.probes.needs_database(database_url)

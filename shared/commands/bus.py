@@ -30,7 +30,7 @@ from shared.platform.telemetry import annotate, trace_id, valid_traceparent
 from shared.rpc.status import to_status
 from shared.rpc.validation import refuse_invalid
 
-COMMAND_BYTES_MAX = 1024 * 1024
+COMMAND_BYTES_MAX = 64 * 1024
 STREAM_WINDOW = 256
 # Items of a batch that are decoded, or answered, at one turn of the event loop: about 0.4 ms.
 SLICE = 16
@@ -51,10 +51,17 @@ class CommandBus:
     """Sends the current caller's commands to the committer of a shard."""
 
     def __init__(
-        self, committer: Committer, reads: Reads, *, clock: Callable[[], datetime], kept: timedelta | None = None
+        self,
+        committer: Committer,
+        reads: Reads,
+        *,
+        clock: Callable[[], datetime],
+        kept: timedelta | None = None,
+        size_max: int = COMMAND_BYTES_MAX,
     ) -> None:
-        """`kept`: how long rows of the command log are kept; None: for ever."""
+        """`kept`: how long rows of the command log are kept; None: for ever. `size_max`: of a packed command, in bytes."""
         self._kept = kept
+        self._size_max = size_max
         self._committer = committer
         self._reads = reads
         self._clock = clock
@@ -201,8 +208,9 @@ class CommandBus:
         if route is None:
             raise _bad("UNKNOWN_COMMAND", "no command has this type", within + "type_url", "must name a command")
         value = packed.value
-        if len(value) > COMMAND_BYTES_MAX:
-            raise OverLimit("MESSAGE_TOO_LARGE", f"a command may have {COMMAND_BYTES_MAX} bytes")
+        if len(value) > self._size_max:
+            text = f"the command has {len(value)} bytes, {self._size_max} are allowed"
+            raise OverLimit("MESSAGE_TOO_LARGE", text, size=len(value), size_max=self._size_max)
         try:
             request = route.codec.message.FromString(value)
         except DecodeError:
@@ -282,7 +290,11 @@ def _waited_us(row: StoredCommand) -> int:
 
 
 def _command(route: Route, request: Any, sender: Sender, now: datetime) -> Command:
-    """The command of a valid request. Takes the options and secrets out of the request: it is not used again."""
+    """The command of a valid request.
+
+    What is stored, and told apart from other commands under the same id, is what was decoded: never a field of a newer
+    contract, which may be a secret, nor a secret of ours.
+    """
     if route.roles.isdisjoint(sender.roles):
         # Checked here and not by the RPC alone, because any command can also come packed.
         needed = ", ".join(sorted(route.roles))
@@ -296,15 +308,12 @@ def _command(route: Route, request: Any, sender: Sender, now: datetime) -> Comma
     expected_version = options.expected_version if options.HasField("expected_version") else None
     correlation_id = options.correlation_id.lower() or command_id
     content = route.codec.decode(request)
-    request.ClearField("options")
-    for name in route.codec.redacted:
-        request.ClearField(name)
     return Command(
         key=(sender.tenant, command_id),
         route=route,
         aggregate=(sender.tenant, route.aggregate.category, route.id(content)),
         content=content,
-        payload=request.SerializeToString(),
+        payload=route.codec.encode_shown(content),
         expected_version=expected_version,
         correlation_id=correlation_id,
         sender=sender,

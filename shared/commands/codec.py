@@ -7,10 +7,12 @@ descriptor at start-up, because protobuf would read a forgotten field as zero.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, cast
 
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from msgspec import Struct
+from msgspec.structs import replace
 
 from foldline.v1 import options_pb2
 from shared.folds.aggregate import Content, Event
@@ -26,11 +28,11 @@ class MessageCodec(Generic[Content]):
     """A struct, the message that has the same fields, and the functions between the two.
 
     `decode` makes the struct of a message; `encode` makes the message's bytes of the struct, the same value always the
-    same bytes. Raises TypeError if the fields differ, or if one holds a message or a map, whose bytes protobuf may order
-    differently each time.
+    same bytes; `encode_shown` does so without the redacted fields. Raises TypeError if the fields differ, if a redacted
+    one is no text, or if one holds a message or a map, whose bytes protobuf may order differently each time.
     """
 
-    __slots__ = ("decode", "encode", "message", "redacted", "struct", "type_name")
+    __slots__ = ("decode", "encode", "encode_shown", "message", "redacted", "struct", "type_name")
 
     def __init__(
         self,
@@ -51,6 +53,14 @@ class MessageCodec(Generic[Content]):
         if nested := [field.name for field in fields if field.message_type is not None]:
             raise TypeError(f"{self.type_name} is not flat: {nested}")
         self.redacted = tuple(field.name for field in fields if field.GetOptions().Extensions[options_pb2.redacted])
+        if any(message.DESCRIPTOR.fields_by_name[name].type != FieldDescriptor.TYPE_STRING for name in self.redacted):
+            raise TypeError(f"{self.type_name} has a redacted field that is no text")
+        blank = dict.fromkeys(self.redacted, "")
+        self.encode_shown = (lambda value: encode(_replaced(value, blank))) if blank else encode
+
+
+def _replaced(value: Content, fields: dict[str, str]) -> Content:
+    return cast("Content", replace(cast("Struct", value), **fields))
 
 
 class Decodes(Protocol[Event_co]):

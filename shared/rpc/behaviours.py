@@ -23,6 +23,7 @@ from shared.platform.metrics import Metrics
 from shared.platform.settings import ServerSettings
 from shared.platform.telemetry import call_facts, logger, new_traceparent, span_id, trace_id, valid_traceparent
 from shared.platform.tokens import Verifier
+from shared.rpc.bounds import refuse_uncounted
 from shared.rpc.status import to_status, trailers
 from shared.rpc.validation import refuse_invalid
 
@@ -270,6 +271,7 @@ def read_message(rpc: Rpc, raw: bytes) -> Any:
             size=len(raw),
             size_max=rpc.size_max,
         )
+    refuse_uncounted(rpc.request_type, raw)
     try:
         message = rpc.request_type.FromString(raw)
     except (DecodeError, ValueError, RecursionError):

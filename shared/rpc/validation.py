@@ -17,12 +17,16 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
 from shared.folds.errors import Invalid
+from shared.rpc.bounds import refuse_oversized
 
 if TYPE_CHECKING:
     from protovalidate import Validator, Violation
 
 Look = Callable[[Any], bool]
 """True if a message is certainly valid."""
+
+VIOLATIONS_MAX = 16
+"""How many of a request's violations its refusal names."""
 
 _RULES: Any = validate_pb2.DESCRIPTOR.extensions_by_name["field"]
 _MORE_RULES: Any = (
@@ -53,17 +57,18 @@ _looks: dict[type[Message], Look] = {}
 
 
 def refuse_invalid(message: Message, *, within: str = "") -> None:
-    """Raises Invalid (INVALID_REQUEST) with a violation for each field that breaks a rule.
+    """Raises Invalid (INVALID_REQUEST) with a violation for each field that breaks a rule, 16 at most.
 
     Field paths begin with `within`, for a message that lies inside another.
     """
     if plainly_valid(message):
         return
+    refuse_oversized(message, within=within)
     if violations := load_validator().collect_violations(message):
         raise Invalid(
             "INVALID_REQUEST",
             "the request breaks the rules of its fields",
-            violations=tuple((within + _path(violation), _text(violation)) for violation in violations),
+            violations=tuple((within + _path(violation), _text(violation)) for violation in violations[:VIOLATIONS_MAX]),
         )
 
 

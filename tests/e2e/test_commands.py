@@ -58,6 +58,28 @@ async def test_a_repeat_in_capitals_is_a_repeat(bank: Bank) -> None:
     assert (await bank.command(command_id.upper())).receipt == first
 
 
+async def test_a_repeat_with_other_letters_or_more_fields_is_a_repeat(bank: Bank) -> None:
+    """An id's case, and fields that this release does not know, are no part of a command."""
+    blue = await blue_account(bank)
+    request = deposit(blue, 5)
+    first = await bank.call(bank.accounts.DepositMoney, request)
+    request.account_id = blue.upper()
+    assert await bank.call(bank.accounts.DepositMoney, request) == first
+    request.MergeFromString(b"\xa2\x1f\x06secret")  # field 500
+    assert await bank.call(bank.accounts.DepositMoney, request) == first
+
+
+async def test_a_field_of_a_newer_contract_is_not_stored(bank: Bank) -> None:
+    """It may be a secret, which only the newer contract says."""
+    blue = await blue_account(bank)
+    request = deposit(blue, 5)
+    request.MergeFromString(b"\xa2\x1f\x06secret")
+    receipt = await bank.call(bank.accounts.DepositMoney, request)
+    record = await bank.command(receipt.command_id)
+    kept = account_pb2.DepositMoneyRequest(account_id=blue, amount_minor=5, currency="USD")
+    assert record.command.value == kept.SerializeToString()
+
+
 async def test_a_refusal_is_repeated_too(bank: Bank) -> None:
     """A refused command stays refused under its id, even when it would be accepted now; a new id is a new try."""
     blue = await blue_account(bank)

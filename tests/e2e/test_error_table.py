@@ -410,14 +410,14 @@ FORBIDDEN = [
 
 TOO_MUCH = [
     Row(
-        "a command of 2 MiB",
-        lambda s, p: s.bank.rename(p.alice, "x" * 2 * MEBIBYTE),
+        "a command of more than 64 KiB",
+        lambda s, p: s.bank.rename(p.alice, "x" * 64 * 1024),
         "RESOURCE_EXHAUSTED",
         "MESSAGE_TOO_LARGE",
     ),
     Row(
-        "a packed command of 2 MiB",
-        lambda s, p: s.send(command_pb2.SendRequest(command=packed(rename(p.alice, "x" * 2 * MEBIBYTE)))),
+        "a packed command of more than 64 KiB",
+        lambda s, p: s.send(command_pb2.SendRequest(command=packed(rename(p.alice, "x" * 64 * 1024)))),
         "RESOURCE_EXHAUSTED",
         "MESSAGE_TOO_LARGE",
     ),
@@ -427,6 +427,7 @@ TOO_MUCH = [
         "RESOURCE_EXHAUSTED",
         "MESSAGE_TOO_LARGE",
     ),
+    bad("2,000,000 empty items", lambda s, p: s.raw(SEND_BATCH, b"\n\0" * 2_000_000), "items"),
     Row(
         "a query of 2 MiB",
         lambda s, p: s.bank.account("x" * 2 * MEBIBYTE),
@@ -630,7 +631,7 @@ async def test_a_refused_item_says_in_its_receipt_what_a_call_would_have_said(ba
         command_pb2.BatchItem(command=Packed(type_url="type.googleapis.com/bank.v1.RobBank")),
         item(deposit(NIL, 1)),
         item(deposit(blue, 2, command_id=registered.command_id)),
-        item(rename(alice, "x" * (MEBIBYTE + 1))),
+        item(rename(alice, "x" * 64 * 1024)),
         item(register(alice, "Alice")),
         item(withdraw(blue, 1)),
     )
