@@ -11,6 +11,7 @@ from cli import local
 from cli.commands import commands
 from cli.delivery import delivery
 from cli.get import get
+from cli.history import history
 from cli.overrides import overrides
 from cli.process import process
 from cli.send import HELP, SendCommand, send
@@ -48,6 +49,7 @@ app.command()(local.token)
 app.command()(status)
 app.command(cls=SendCommand, help=HELP)(send)
 app.add_typer(get, name="get", help="Ask for a person, an account, a transfer, a user, a command or a stream of events.")
+app.command()(history)
 app.add_typer(commands, name="commands", help="See the command log; cancel or move what is scheduled in it.")
 app.add_typer(overrides, name="overrides", help="See what runs otherwise for a tenant, and switch it on and off.")
 app.add_typer(process, name="process", help="See what processes do, and steer them: for operators.")

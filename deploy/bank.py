@@ -36,6 +36,7 @@ from foldline.v1 import (
     command_pb2_grpc,
     event_store_pb2,
     event_store_pb2_grpc,
+    history_pb2_grpc,
     override_pb2,
     override_pb2_grpc,
     projection_pb2_grpc,
@@ -98,6 +99,7 @@ class Bank:
         self.users = user_pb2_grpc.UserServiceStub(write)
         self.commands = command_pb2_grpc.CommandServiceStub(write)
         self.overrides = override_pb2_grpc.OverrideServiceStub(write)
+        self.history = history_pb2_grpc.HistoryServiceStub(write)
         self.events = event_store_pb2_grpc.EventStoreServiceStub(write)
         self.person_queries = person_query_pb2_grpc.PersonQueryServiceStub(read)
         self.account_queries = account_query_pb2_grpc.AccountQueryServiceStub(read)

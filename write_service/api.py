@@ -22,7 +22,7 @@ from shared.commands import listing, overrides
 from shared.commands import log as command_log
 from shared.commands.bus import CommandBus
 from shared.commands.registry import CommandRegistry
-from shared.commands.schedule import Schedule, may_see, moment
+from shared.commands.schedule import Schedule, may_see
 from shared.folds.errors import NotFound, Rejected
 from shared.line import event_store
 from shared.platform.clock import timestamp
@@ -30,6 +30,7 @@ from shared.platform.identity import Role, current_call
 from shared.platform.postgres import Reads
 from shared.platform.telemetry import logger
 from shared.rpc.server import BATCH_SIZE_MAX
+from shared.rpc.validation import moment_of
 from write_service import servicers
 from write_service.passwords import PasswordVerifier
 from write_service.registry import ADMINS, CALLERS
@@ -113,12 +114,12 @@ class CommandService(command_pb2_grpc.CommandServiceServicer):
         return await listing.list_for(current_call.get().identity, request, self._commands, self._registry, self._reads)
 
     async def Schedule(self, request: command_pb2.ScheduleRequest, context: Any) -> command_pb2.ScheduleResponse:
-        due_at = moment(request.due_at, "due_at")
+        due_at = moment_of(request.due_at, "due_at")
         row = await self._schedule.add(self._commands.command(request.command, within="command."), due_at)
         return command_pb2.ScheduleResponse(receipt=self._commands.receipt(row), due_at=_due_at(row))
 
     async def Reschedule(self, request: command_pb2.RescheduleRequest, context: Any) -> command_pb2.RescheduleResponse:
-        due_at, identity = moment(request.due_at, "due_at"), current_call.get().identity
+        due_at, identity = moment_of(request.due_at, "due_at"), current_call.get().identity
         row = await self._schedule.move(identity, request.command_id.lower(), due_at)
         return command_pb2.RescheduleResponse(receipt=self._commands.receipt(row), due_at=_due_at(row))
 

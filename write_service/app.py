@@ -8,7 +8,7 @@ from datetime import timedelta
 from pydantic import Field, SecretStr
 
 from bank.v1 import user_pb2_grpc
-from foldline.v1 import command_pb2_grpc, event_store_pb2_grpc, override_pb2_grpc
+from foldline.v1 import command_pb2_grpc, event_store_pb2_grpc, history_pb2_grpc, override_pb2_grpc
 from shared.commands.bus import COMMAND_BYTES_MAX, CommandBus
 from shared.commands.committer import Committer
 from shared.commands.intake import Limits
@@ -23,6 +23,8 @@ from shared.rpc.probes import Probes
 from shared.rpc.server import Server
 from write_service.api import COMMANDS as MORE_COMMANDS
 from write_service.api import ROLES, SIZES_MAX, CommandService, EventStoreService, OverrideService, UserService
+from write_service.history import ROLES as HISTORY_ROLES
+from write_service.history import HistoryService
 from write_service.passwords import Passwords, PasswordVerifier
 from write_service.registry import build_registry
 from write_service.servicers import COMMANDS, add_command_services
@@ -68,8 +70,8 @@ def build(settings: WriteSettings, reads: Reads) -> Server:
 
     server = Server(
         settings,
-        roles=ROLES | registry.roles(COMMANDS | MORE_COMMANDS),
         sizes_max=SIZES_MAX | dict.fromkeys(COMMANDS | MORE_COMMANDS, settings.command_size_max),
+        roles=ROLES | HISTORY_ROLES | registry.roles(COMMANDS | MORE_COMMANDS),
         probes=Probes(settings, "write_service"),
     )
     server.probes.needs_database(database_url)
@@ -81,6 +83,8 @@ def build(settings: WriteSettings, reads: Reads) -> Server:
     service = CommandService(commands, reads, registry, Schedule(reads))
     server.add(command_pb2_grpc.add_CommandServiceServicer_to_server, service)
     server.add(event_store_pb2_grpc.add_EventStoreServiceServicer_to_server, EventStoreService(reads, registry))
+    history = HistoryService(reads, registry, committer.is_cached)
+    server.add(history_pb2_grpc.add_HistoryServiceServicer_to_server, history)
     server.add(override_pb2_grpc.add_OverrideServiceServicer_to_server, OverrideService(commands, reads, registry))
 
     server.on_drained(passwords.close)

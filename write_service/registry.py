@@ -39,7 +39,7 @@ def build_registry(passwords: Passwords) -> CommandRegistry:
 
 def people(registry: CommandRegistry) -> None:
     """The commands of a person, and the accounts that a person gains and loses."""
-    on = registry.aggregate(PERSON, person_codec.EVENTS)
+    on = registry.aggregate(PERSON, person_codec.EVENTS, snapshot_every=10)
     on.command(person_codec.REGISTER_PERSON, person.register, id=lambda c: c.person_id, roles=CALLERS)
     on.command(person_codec.RENAME_PERSON, person.rename, id=lambda c: c.person_id, roles=CALLERS)
     on.command(person_codec.CLOSE_PERSON, person.close, id=lambda c: c.person_id, roles=ADMINS)
@@ -49,7 +49,7 @@ def people(registry: CommandRegistry) -> None:
 
 def accounts(registry: CommandRegistry) -> None:
     """The commands of an account, the transfers that it is an end of, and the closing of its owner."""
-    on = registry.aggregate(ACCOUNT, account_codec.EVENTS)
+    on = registry.aggregate(ACCOUNT, account_codec.EVENTS, snapshot_every=100)
     on.command(account_codec.OPEN_ACCOUNT, account.open_account, id=lambda c: c.account_id, roles=CALLERS)
     on.command(account_codec.DEPOSIT_MONEY, account.deposit, id=lambda c: c.account_id, roles=CALLERS)
     on.command(account_codec.WITHDRAW_MONEY, account.withdraw, id=lambda c: c.account_id, roles=CALLERS)

@@ -64,6 +64,7 @@ async def _run(console: Console, kept_logs: Path) -> dict[str, object]:
                 kills = Kills(stage, system, machine.nats_url, bank, auditor)
                 for key, scenario in {
                     "A": calm.rename,
+                    "B": calm.snapshots,
                     "money": calm.money,
                     "D": calm.logins,
                     "E": calm.later,

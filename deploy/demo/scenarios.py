@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.message import EmailMessage
+from typing import Any
 
 import grpc.aio
 
 from bank.v1 import account_query_pb2, person_query_pb2, transfer_query_pb2, user_query_pb2
 from deploy.bank import Bank, new_id, register
 from deploy.engines.mail import MailSink, messages
-from foldline.v1 import command_pb2, event_store_pb2
+from foldline.v1 import command_pb2, event_store_pb2, history_pb2
 from shared.rpc.status import from_rpc_error
 
 MAIL_MAX_S = 10.0
 """How long an e-mail may take from the end of its transfer."""
+
+_TO_TEN = ("I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX", "X")
+NUMERALS = [*_TO_TEN, *(f"X{one}" for one in _TO_TEN), "XXI"]
 
 
 class Wrong(Exception):
@@ -59,6 +64,21 @@ class Scenarios:
         self._see("the person summary reads", summary.name, "Alice Cooper")
         names = _names(await self._bank.stream("person", alice))
         self._see("the stream of events is", names, ["PersonRegistered", "PersonRenamed"])
+
+    async def snapshots(self) -> None:
+        """A person with many names: loading reads a snapshot, and any state of the past can be seen."""
+        self._say("register King Henry I, rename him 20 times to Henry II … Henry XXI")
+        henry, _ = await self._bank.register("Henry I")
+        for numeral in NUMERALS[1:]:
+            await self._bank.rename(henry, f"Henry {numeral}")
+        who: dict[str, Any] = {"aggregate_type": "person", "aggregate_id": henry}
+        described = await self._bank.call(self._bank.history.DescribeAggregate, history_pb2.DescribeAggregateRequest(**who))
+        self._see("his events", described.version, 21)
+        self._see("snapshots at versions", list(described.snapshot_versions), [20])
+        for version, name in ((21, "Henry XXI"), (20, "Henry XX"), (1, "Henry I")):
+            request = history_pb2.GetAggregateRequest(**who, version=version)
+            state = json.loads((await self._bank.call(self._bank.history.GetAggregate, request)).state_json)
+            self._see(f"the state at version {version}", state["name"], name)
 
     async def money(self) -> None:
         """Two people, two accounts, deposits and withdrawals, one of them refused."""

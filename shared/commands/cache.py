@@ -23,6 +23,10 @@ class Cache:
             self._states[key] = at
         return at
 
+    def __contains__(self, key: AggregateKey) -> bool:
+        """Whether a state is cached; it does not count as a use."""
+        return key in self._states
+
     def put(self, states: Mapping[AggregateKey, Versioned]) -> None:
         """Adds durable states and removes the least recently used beyond `size_max`."""
         cached = self._states

@@ -153,6 +153,10 @@ class Committer:
             raise Unavailable("SHUTTING_DOWN", "the service is shutting down")
         return self._intake.announced(tenant, count)
 
+    def is_cached(self, key: AggregateKey) -> bool:
+        """Whether the state of an aggregate is in memory. It may be stale, which the next append finds out."""
+        return key in self._cache
+
     def close(self) -> None:
         """Accepts no further command; `run` ends when every accepted command is answered."""
         self._closing = True

@@ -245,6 +245,7 @@ class BatchDecider:
             ]
             decided = decided.events
         version, state = at.version, at.state
+        snapshot_every = self.registry.snapshot_every[key[1]]
         for event in decided:
             codec = self.registry.codecs.of(event)
             payload = codec.encode(event)
@@ -252,7 +253,7 @@ class BatchDecider:
                 raise OverLimit("EVENT_TOO_LARGE", f"an event may have {EVENT_BYTES_MAX} bytes, this has {len(payload)}")
             version, state = version + 1, aggregate.evolve(state, event)
             staged.events.append(NewEvent(uuid7(), key, version, codec.type_name, payload, metadata))
-            if version % aggregate.snapshot_every == 0:
+            if version % snapshot_every == 0:
                 dump = self.registry.dump_state(state)
                 staged.snapshots[key] = NewSnapshot(key, version, aggregate.schema, dump)
         staged.states[key] = Versioned(version, state)

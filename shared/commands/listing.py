@@ -9,11 +9,11 @@ from foldline.v1 import command_pb2
 from shared.commands.bus import STATUSES, CommandBus
 from shared.commands.log import StoredCommand, Wanted, count_commands, list_commands
 from shared.commands.registry import CommandRegistry
-from shared.commands.schedule import moment
 from shared.folds.errors import Forbidden, Invalid
 from shared.platform.identity import Identity, Role
 from shared.platform.postgres import Reads
 from shared.rpc import pages
+from shared.rpc.validation import moment_of
 
 COUNTED_MAX = 1000
 
@@ -72,7 +72,7 @@ def _wanted(identity: Identity, given: command_pb2.CommandFilter, hidden: list[s
 
 
 def _moment(given: Any, field: str) -> datetime | None:
-    return moment(getattr(given, field), f"filter.{field}") if given.HasField(field) else None
+    return moment_of(getattr(given, field), f"filter.{field}") if given.HasField(field) else None
 
 
 def _place(row: StoredCommand) -> tuple[int, str]:

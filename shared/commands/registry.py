@@ -161,8 +161,11 @@ class CommandRegistry:
         self.reactions_by_event: dict[type, list[Reaction]] = {}
         # The aggregate of a tenant's switches, and whether its state has an override on. Without it all are on.
         self.switches: tuple[Aggregate[Any, Any], Callable[[Any, str], bool]] | None = None
+        # Events between two snapshots, by category.
+        self.snapshot_every: dict[str, int] = {}
         self._aggregates: dict[str, Aggregate[Any, Any]] = {}
         self._readers: dict[str, frozenset[Role]] = {}
+        self._events: dict[str, tuple[MessageCodec[Any], ...]] = {}
 
     def aggregate(
         self,
@@ -170,15 +173,22 @@ class CommandRegistry:
         events: EventCodecs[Event],
         *,
         readers: frozenset[Role] = frozenset(Role),
+        snapshot_every: int = 100,
     ) -> AggregateRows[State, Event]:
         """Adds an aggregate with its events; what is returned adds its commands and reactions.
 
-        `readers` are the roles that may read its events, and the commands on it, in whatever way they are offered.
+        `readers` are the roles that may read its events, and the commands on it, in whatever way they are offered. Its state is
+        saved at every version that `snapshot_every` divides. Raises TypeError for a second registration, and ValueError for
+        an interval below 1.
         """
         if aggregate.category in self._aggregates:
             raise TypeError(f"{aggregate.category} is registered twice")
+        if snapshot_every < 1:
+            raise ValueError(f"{aggregate.category}: a snapshot every {snapshot_every} events")
         self._aggregates[aggregate.category] = aggregate
+        self.snapshot_every[aggregate.category] = snapshot_every
         self._readers[aggregate.category] = readers
+        self._events[aggregate.category] = tuple(events)
         for codec in events:
             self.codecs.add(codec)
         return AggregateRows(self, aggregate)
@@ -211,6 +221,10 @@ class CommandRegistry:
     def aggregate_of(self, category: str) -> Aggregate[Any, Any]:
         """The aggregate of a category; raises KeyError if there is none."""
         return self._aggregates[category]
+
+    def events_of(self, category: str) -> tuple[MessageCodec[Any], ...]:
+        """The codecs of a category's events; raises KeyError if there is no such category."""
+        return self._events[category]
 
     def refuse_reading(self, category: str, roles: frozenset[Role]) -> None:
         """Raises Forbidden (ROLE_MISSING) unless one of the roles may read what belongs to a category.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -252,16 +252,6 @@ async def read_due(connection: Connection, limit: int) -> tuple[Sequence[DueComm
     )
     following = await cursor.fetchall()
     return [], max(0.0, following[0][0]) if following else POLL_S
-
-
-def moment(stamp: Any, field: str) -> datetime:
-    """The moment of a Timestamp. Raises Invalid (INVALID_REQUEST) if it is none, or beyond the year 9999."""
-    try:
-        made: datetime = stamp.ToDatetime(tzinfo=UTC)
-    except (ValueError, OverflowError):
-        text = "the request breaks the rules of its fields"
-        raise Invalid("INVALID_REQUEST", text, violations=((field, "must be a moment of the years 1 to 9999"),)) from None
-    return made
 
 
 async def _row(connection: Connection, key: CommandKey) -> StoredCommand:

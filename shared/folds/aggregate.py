@@ -47,7 +47,6 @@ class Aggregate(Generic[State, Event]):
     initial: State
     evolve: Callable[[State, Event], State]
     schema: int = 1
-    snapshot_every: int = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

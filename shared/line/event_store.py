@@ -14,6 +14,9 @@ from shared.platform.postgres import Connection, one
 
 TABLES = ("line", "events", "commands", "snapshots", "credentials")
 
+BOXED = "foldline.v1.AggregateBoxed"
+"""The type of the event that ends the stream of an aggregate whose other events are in the archive."""
+
 AggregateKey = tuple[str, str, str]
 """Names an aggregate: tenant, category, aggregate id."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
@@ -81,6 +82,16 @@ def load_validator() -> Validator:
     from protovalidate import Validator  # noqa: PLC0415
 
     return Validator()
+
+
+def moment_of(stamp: Any, field: str) -> datetime:
+    """The moment of a Timestamp. Raises Invalid (INVALID_REQUEST) if it is none, or beyond the year 9999."""
+    try:
+        made: datetime = stamp.ToDatetime(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        text = "the request breaks the rules of its fields"
+        raise Invalid("INVALID_REQUEST", text, violations=((field, "must be a moment of the years 1 to 9999"),)) from None
+    return made
 
 
 def plainly_valid(message: Message) -> bool:

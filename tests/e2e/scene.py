@@ -11,7 +11,7 @@ from uuid import uuid4
 import grpc.aio
 
 from bank.v1 import account_query_pb2, person_query_pb2
-from foldline.v1 import command_pb2, event_store_pb2
+from foldline.v1 import command_pb2, event_store_pb2, history_pb2
 from shared.platform.identity import Role
 from tests.support.clients.bank import Bank, channels, deposit, new_id
 from tests.support.system.stack import Stack
@@ -76,6 +76,20 @@ class Scene:
 
     async def read_stream(self, aggregate_type: str, aggregate_id: str, **more: int) -> Any:
         return await self.bank.stream(aggregate_type, aggregate_id, **more)
+
+    async def describe(self, aggregate_type: str, aggregate_id: str, *roles: Role) -> Any:
+        request = history_pb2.DescribeAggregateRequest(aggregate_type=aggregate_type, aggregate_id=aggregate_id)
+        return await self.by(*roles).call(self.bank.history.DescribeAggregate, request)
+
+    async def state(self, aggregate_type: str, aggregate_id: str, *roles: Role, **when: Any) -> Any:
+        request = history_pb2.GetAggregateRequest(aggregate_type=aggregate_type, aggregate_id=aggregate_id, **when)
+        return await self.by(*roles).call(self.bank.history.GetAggregate, request)
+
+    async def diff(self, aggregate_type: str, aggregate_id: str, one: int, other: int, *roles: Role) -> Any:
+        request = history_pb2.DiffAggregateRequest(
+            aggregate_type=aggregate_type, aggregate_id=aggregate_id, from_version=one, to_version=other
+        )
+        return await self.by(*roles).call(self.bank.history.DiffAggregate, request)
 
     async def read_all(self, bank: Bank, **more: int) -> Any:
         return await bank.collect(bank.events.ReadAll, event_store_pb2.ReadAllRequest(**more))

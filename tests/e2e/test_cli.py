@@ -170,3 +170,26 @@ def test_status_shows_services_line_and_lag(foldline: Foldline) -> None:
     code, text = foldline("status", output="text")
     assert (code, "SERVING" in text, "projection" in text, "processes that" in text) == (0, True, True, True)
     assert found["attention"].keys() == {"processes", "more"}
+
+
+def test_history_shows_what_was_and_what_changed(foldline: Foldline) -> None:
+    """Now, at a version, at a moment, and between two versions."""
+    _, alice = foldline("send", "RegisterPerson", "person_id=new", "name=Alice O'Wonderland")
+    who = ("person", alice["aggregate_id"])
+    foldline("send", "RenamePerson", f"person_id={who[1]}", "name=Alice Cooper")
+    code, now = foldline("history", *who)
+    assert (code, now["version"], now["state"]["name"]) == (0, 2, "Alice Cooper")
+    assert (now["aggregate"]["snapshot_versions"], now["aggregate"]["boxed"]) == ([], False)
+    _, first = foldline("history", *who, "--version", "1")
+    assert first["state"]["name"] == "Alice O'Wonderland"
+    _, then = foldline("history", *who, "--at", first["recorded_at"])
+    assert then["state"] == first["state"]
+    code, changed = foldline("history", *who, "--diff", "1", "2")
+    assert (code, changed) == (0, [{"field": "name", "from": "Alice O'Wonderland", "to": "Alice Cooper"}])
+    code, text = foldline("history", *who, output="text")
+    assert (code, "2 events" in text, "Alice Cooper" in text) == (0, True, True)
+    code, text = foldline("history", *who, "--diff", "1", "2", output="text")
+    assert (code, "version 1" in text, "Alice Cooper" in text) == (0, True, True)
+    code, refused = foldline("history", *who, "--at", "1999-12-31")
+    assert (code, refused["error"]["reason"]) == (1, "VERSION_NOT_FOUND")
+    assert foldline("history", *who, "--version", "1", "--diff", "1", "2")[0] == 2

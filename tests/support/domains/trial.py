@@ -227,7 +227,7 @@ def evolve(counter: Counter, event: CounterEvent) -> Counter:
             return counter
 
 
-COUNTER = Aggregate(category="counter", initial=Counter(), evolve=evolve, snapshot_every=10)
+COUNTER = Aggregate(category="counter", initial=Counter(), evolve=evolve)
 
 ADD = command_codec(Add)
 BLURT = command_codec(Blurt)
@@ -249,10 +249,10 @@ EVENTS: EventCodecs[CounterEvent] = EventCodecs(
 USERS = frozenset({Role.USER})
 
 
-def build_registry(counter: Aggregate[Counter, CounterEvent] = COUNTER) -> CommandRegistry:
-    """The table of this domain, for counters as given: with another interval of snapshots, for one."""
+def build_registry(counter: Aggregate[Counter, CounterEvent] = COUNTER, *, snapshot_every: int = 10) -> CommandRegistry:
+    """The table of this domain, for counters as given: with another fold or interval of snapshots, for one."""
     registry = CommandRegistry()
-    on = registry.aggregate(counter, EVENTS)
+    on = registry.aggregate(counter, EVENTS, snapshot_every=snapshot_every)
     on.command(ADD, add, id=lambda c: c.counter_id, roles=USERS)
     on.command(BLURT, blurt, id=lambda c: c.counter_id, roles=USERS)
     on.command(SWELL, swell, id=lambda c: c.counter_id, roles=USERS)

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from bank.v1 import account_pb2, transfer_pb2
 from foldline.v1 import command_pb2
 from shared.commands.codec import OPTIONS, Codecs, EventCodecs, MessageCodec
+from shared.commands.history import personal_fields
 from shared.commands.registry import CommandRegistry
 from shared.folds.aggregate import Aggregate
 from shared.platform.identity import Role
@@ -359,3 +360,24 @@ def test_a_state_survives_its_snapshot(category: str) -> None:
     assert set(initial.__struct_fields__) == set(states[category])
     for state in (initial, replace(initial, **states[category])):
         assert BUS.load_state(category, BUS.dump_state(state)) == state
+
+
+def test_an_interval_of_snapshots_is_at_least_one() -> None:
+    """Of zero, every command on the aggregate would fail."""
+    with pytest.raises(ValueError, match="counter: a snapshot every 0 events"):
+        trial.build_registry(snapshot_every=0)
+
+
+NOT_PERSONAL = {"currency", "owner_id", "login_id", "holder_id", "account_ids", "roles", "off"}
+"""Fields of states that hold text and say nothing about a person but an id."""
+
+
+def test_what_is_personal_in_a_state_is_known_by_its_name() -> None:
+    """A state's field with text has the name of a personal field of its events, or is known to be none."""
+    found = {}
+    for category in ("person", "account", "transfer", "user", "login", "suspense", "overrides"):
+        state = BUS.aggregate_of(category).initial
+        texts = {name for name in state.__struct_fields__ if isinstance(getattr(state, name), str | tuple)}
+        found[category] = sorted(texts & {*personal_fields(BUS, category)})
+        assert texts <= NOT_PERSONAL | {*found[category]}
+    assert {category: names for category, names in found.items() if names} == {"person": ["name"], "user": ["email"]}

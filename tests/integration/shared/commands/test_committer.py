@@ -294,7 +294,7 @@ class Loads:
             self.count += 1
             return evolve(counter, event)
 
-        self.bus = build_registry(Aggregate(category="counter", initial=Counter(), evolve=evolve_and_count, snapshot_every=1000))
+        self.bus = build_registry(Aggregate(category="counter", initial=Counter(), evolve=evolve_and_count), snapshot_every=1000)
 
 
 async def test_what_was_used_last_is_in_the_cache_and_the_cache_is_bounded(write_db: Database) -> None:
