@@ -8,6 +8,7 @@ from __future__ import annotations
 import typer
 
 from cli import local
+from cli.archive import archive
 from cli.commands import commands
 from cli.delivery import delivery
 from cli.get import get
@@ -51,6 +52,7 @@ app.command(cls=SendCommand, help=HELP)(send)
 app.add_typer(get, name="get", help="Ask for a person, an account, a transfer, a user, a command or a stream of events.")
 app.command()(history)
 app.add_typer(commands, name="commands", help="See the command log; cancel or move what is scheduled in it.")
+app.add_typer(archive, name="archive", help="Move aggregates to the archive and back, and check what is there.")
 app.add_typer(overrides, name="overrides", help="See what runs otherwise for a tenant, and switch it on and off.")
 app.add_typer(process, name="process", help="See what processes do, and steer them: for operators.")
 app.add_typer(delivery, name="delivery", help="See what is told to the outside, and steer it: for operators.")

@@ -32,6 +32,7 @@ from bank.v1 import (
     user_query_pb2_grpc,
 )
 from foldline.v1 import (
+    archive_pb2_grpc,
     command_pb2,
     command_pb2_grpc,
     event_store_pb2,
@@ -99,6 +100,7 @@ class Bank:
         self.users = user_pb2_grpc.UserServiceStub(write)
         self.commands = command_pb2_grpc.CommandServiceStub(write)
         self.overrides = override_pb2_grpc.OverrideServiceStub(write)
+        self.archive = archive_pb2_grpc.ArchiveServiceStub(write)
         self.history = history_pb2_grpc.HistoryServiceStub(write)
         self.events = event_store_pb2_grpc.EventStoreServiceStub(write)
         self.person_queries = person_query_pb2_grpc.PersonQueryServiceStub(read)

@@ -25,6 +25,8 @@ from shared.commands.registry import CommandRegistry
 from shared.commands.schedule import Schedule, may_see
 from shared.folds.errors import NotFound, Rejected
 from shared.line import event_store
+from shared.line.archive import Archive
+from shared.line.read_through import read_through
 from shared.platform.clock import timestamp
 from shared.platform.identity import Role, current_call
 from shared.platform.postgres import Reads
@@ -151,9 +153,10 @@ class OverrideService(override_pb2_grpc.OverrideServiceServicer):
 class EventStoreService(event_store_pb2_grpc.EventStoreServiceServicer):
     """foldline.v1.EventStoreService."""
 
-    def __init__(self, reads: Reads, registry: CommandRegistry) -> None:
+    def __init__(self, reads: Reads, registry: CommandRegistry, archive: Archive | None = None) -> None:
         self._reads = reads
         self._registry = registry
+        self._archive = archive
 
     async def ReadStream(
         self, request: event_store_pb2.ReadStreamRequest, context: Any
@@ -182,8 +185,7 @@ class EventStoreService(event_store_pb2_grpc.EventStoreServiceServicer):
         after, left = max(request.from_position, 1) - 1, request.events_max or sys.maxsize
         first = True
         while first or (left and after < head.position):
-            async with self._reads.connection() as connection:
-                events = await event_store.read_line(connection, after=after, limit=min(left, CHUNK_EVENTS))
+            events = await read_through(self._reads, self._archive, after=after, limit=min(left, CHUNK_EVENTS))
             yield event_store_pb2.ReadAllResponse(
                 events=[event_store.envelope(event) for event in events],
                 head_position=head.position,

@@ -8,12 +8,14 @@ from datetime import timedelta
 from pydantic import Field, SecretStr
 
 from bank.v1 import user_pb2_grpc
-from foldline.v1 import command_pb2_grpc, event_store_pb2_grpc, history_pb2_grpc, override_pb2_grpc
+from foldline.v1 import archive_pb2_grpc, command_pb2_grpc, event_store_pb2_grpc, history_pb2_grpc, override_pb2_grpc
+from shared.commands.boxing import Boxer
 from shared.commands.bus import COMMAND_BYTES_MAX, CommandBus
 from shared.commands.committer import Committer
 from shared.commands.intake import Limits
 from shared.commands.schedule import Schedule, Scheduler
 from shared.commands.sweeper import Sweeper
+from shared.line.archive import open_archive
 from shared.line.notifier import Notifier
 from shared.platform.clock import utc_now
 from shared.platform.leader import LockClass, lead
@@ -23,10 +25,12 @@ from shared.rpc.probes import Probes
 from shared.rpc.server import Server
 from write_service.api import COMMANDS as MORE_COMMANDS
 from write_service.api import ROLES, SIZES_MAX, CommandService, EventStoreService, OverrideService, UserService
+from write_service.archive import ROLES as ARCHIVE_ROLES
+from write_service.archive import ArchiveService
 from write_service.history import ROLES as HISTORY_ROLES
 from write_service.history import HistoryService
 from write_service.passwords import Passwords, PasswordVerifier
-from write_service.registry import build_registry
+from write_service.registry import ADMINS, build_registry
 from write_service.servicers import COMMANDS, add_command_services
 
 
@@ -43,6 +47,8 @@ class WriteSettings(ServerSettings):
     """How long a batch waits at most, under load, for the commands that are about to come, in seconds; 0: never."""
     command_size_max: Bytes = COMMAND_BYTES_MAX
     """The largest command, in bytes, in a request of its own or in a batch."""
+    archive_url: str = ""
+    """Where boxed aggregates go: `file:///folder`, which all replicas share, or `s3://bucket/path`; empty: nothing is boxed."""
     command_log_days: float = Field(0, ge=0)
     """For how many days the command log keeps a command that has ended; 0: for ever."""
 
@@ -56,6 +62,7 @@ def build(settings: WriteSettings, reads: Reads) -> Server:
     notifier = Notifier(database_url)
     passwords = Passwords()
     registry = build_registry(passwords)
+    archive = open_archive(settings.archive_url)
     committer = Committer(
         database_url,
         registry,
@@ -71,7 +78,7 @@ def build(settings: WriteSettings, reads: Reads) -> Server:
     server = Server(
         settings,
         sizes_max=SIZES_MAX | dict.fromkeys(COMMANDS | MORE_COMMANDS, settings.command_size_max),
-        roles=ROLES | HISTORY_ROLES | registry.roles(COMMANDS | MORE_COMMANDS),
+        roles=ROLES | HISTORY_ROLES | ARCHIVE_ROLES | registry.roles(COMMANDS | MORE_COMMANDS),
         probes=Probes(settings, "write_service"),
     )
     server.probes.needs_database(database_url)
@@ -82,7 +89,18 @@ def build(settings: WriteSettings, reads: Reads) -> Server:
     )
     service = CommandService(commands, reads, registry, Schedule(reads))
     server.add(command_pb2_grpc.add_CommandServiceServicer_to_server, service)
-    server.add(event_store_pb2_grpc.add_EventStoreServiceServicer_to_server, EventStoreService(reads, registry))
+    server.add(event_store_pb2_grpc.add_EventStoreServiceServicer_to_server, EventStoreService(reads, registry, archive))
+    boxer = Boxer(
+        database_url,
+        reads,
+        registry,
+        archive,
+        shard=settings.shard,
+        clock=utc_now,
+        committed=notifier.notify,
+        roles=ADMINS,
+    )
+    server.add(archive_pb2_grpc.add_ArchiveServiceServicer_to_server, ArchiveService(boxer, commands, reads, registry))
     history = HistoryService(reads, registry, committer.is_cached)
     server.add(history_pb2_grpc.add_HistoryServiceServicer_to_server, history)
     server.add(override_pb2_grpc.add_OverrideServiceServicer_to_server, OverrideService(commands, reads, registry))

@@ -10,7 +10,7 @@ from write_service.domain.account import ACCOUNT
 from write_service.domain.account_types import AccountClosed, AccountOpened
 from write_service.domain.login import LOGIN
 from write_service.domain.person import PERSON
-from write_service.domain.person_types import PersonClosed
+from write_service.domain.person_types import AccountAttached, PersonClosed
 from write_service.domain.suspense import SUSPENSE
 from write_service.domain.transfer import TRANSFER
 from write_service.domain.transfer_types import TransferStarted
@@ -29,6 +29,7 @@ def build_registry(passwords: Passwords) -> CommandRegistry:
     registry = CommandRegistry()
     people(registry)
     accounts(registry)
+    registry.rows_of(PERSON).box_with(AccountAttached, ACCOUNT, id=lambda e: e.account_id)
     suspense_accounts(registry)
     transfers(registry)
     users(registry, passwords)

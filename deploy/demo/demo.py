@@ -65,6 +65,7 @@ async def _run(console: Console, kept_logs: Path) -> dict[str, object]:
                 for key, scenario in {
                     "A": calm.rename,
                     "B": calm.snapshots,
+                    "C": calm.boxes,
                     "money": calm.money,
                     "D": calm.logins,
                     "E": calm.later,

@@ -15,9 +15,9 @@ from typing import Any
 import grpc.aio
 
 from bank.v1 import account_query_pb2, person_query_pb2, transfer_query_pb2, user_query_pb2
-from deploy.bank import Bank, new_id, register
+from deploy.bank import Bank, new_id, options, register
 from deploy.engines.mail import MailSink, messages
-from foldline.v1 import command_pb2, event_store_pb2, history_pb2
+from foldline.v1 import archive_pb2, command_pb2, event_store_pb2, history_pb2
 from shared.rpc.status import from_rpc_error
 
 MAIL_MAX_S = 10.0
@@ -79,6 +79,28 @@ class Scenarios:
             request = history_pb2.GetAggregateRequest(**who, version=version)
             state = json.loads((await self._bank.call(self._bank.history.GetAggregate, request)).state_json)
             self._see(f"the state at version {version}", state["name"], name)
+
+    async def boxes(self) -> None:
+        """A person goes to the archive and comes back."""
+        self._say("register Mad Hatter One, rename him 7 times, box him")
+        hatter, _ = await self._bank.register("Mad Hatter One")
+        for number in ("Two", "Three", "Four", "Five", "Six", "Seven", "Eight"):
+            await self._bank.rename(hatter, f"Mad Hatter {number}")
+        before = await self._bank.stream("person", hatter)
+        who: dict[str, Any] = {"aggregate_type": "person", "aggregate_id": hatter}
+        await self._bank.call(self._bank.archive.BoxAggregate, archive_pb2.BoxAggregateRequest(options=options(), **who))
+        verified = (await self._bank.call(self._bank.archive.VerifyBox, archive_pb2.VerifyBoxRequest(**who))).box
+        self._see("events in the archive, verified", verified.events, 8)
+        self._see("what is left online", _names(await self._bank.stream("person", hatter)), ["AggregateBoxed"])
+        refusal = await self._refusal(self._bank.rename(hatter, "Mad Hatter Nine"))
+        self._see("another name is refused", refusal, "AGGREGATE_BOXED")
+        self._say("unbox him")
+        await self._bank.call(self._bank.archive.UnboxAggregate, archive_pb2.UnboxAggregateRequest(options=options(), **who))
+        after = await self._bank.stream("person", hatter)
+        self._see("his 8 events are as they were", after[:8] == before, True)
+        receipt = await self._bank.rename(hatter, "Mad Hatter Nine")
+        summary = await self._bank.person(hatter, receipt.consistency_token)
+        self._see("the person summary reads", summary.name, "Mad Hatter Nine")
 
     async def money(self) -> None:
         """Two people, two accounts, deposits and withdrawals, one of them refused."""

@@ -52,6 +52,7 @@ class System(Supervisor):
         # From SIGTERM to the end in 6 s, so that both waves end within the 10 s that a user is promised.
         drain = {"FOLDLINE_DRAIN_CALLS_S": "4", "FOLDLINE_DRAIN_S": "6"}
         common = {**drain, "FOLDLINE_JWKS_FILE": str(self.issuer.jwks_file), "FOLDLINE_NATS_URL": nats_url}
+        archive = (folder / "archive").resolve().as_uri()
         write = {**common, "FOLDLINE_DATABASE_URL": databases.write.app}
         read = {**common, "FOLDLINE_QUERY_DATABASE_URL": databases.read.query or "", "FOLDLINE_DATABASE_URL": databases.read.app}
         source = {"FOLDLINE_WRITE_ADDRESS": f"127.0.0.1:{write_port}", "FOLDLINE_TOKEN_FILE": str(token_file)}
@@ -59,7 +60,7 @@ class System(Supervisor):
         if smtp_url:
             saga |= {"FOLDLINE_SMTP_URL": smtp_url, "FOLDLINE_CONTACTS_FILE": str(self._contacts_file(folder))}
         self._settings = dict(settings or {})
-        self._serve(WRITE, "write_service", write, port=write_port)
+        self._serve(WRITE, "write_service", {**write, "FOLDLINE_ARCHIVE_URL": archive}, port=write_port)
         self._serve(RELAY, "write_service.relay", write, wave=1)
         self._serve(READ, "read_service", read, port=read_port)
         self._serve(PROJECTOR, "read_service.projector", {**read, **source}, wave=1)

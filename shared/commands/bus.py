@@ -289,6 +289,12 @@ def _waited_us(row: StoredCommand) -> int:
     return max((row.finished_at - began) // timedelta(microseconds=1) - row.decided_us, 0)
 
 
+def command_of(route: Route, request: Any, now: datetime) -> Command:
+    """The current caller's command of a valid request. Raises Forbidden or Invalid."""
+    annotate(command_id=request.options.command_id)
+    return _command(route, request, _sender(current_call.get()), now)
+
+
 def _command(route: Route, request: Any, sender: Sender, now: datetime) -> Command:
     """The command of a valid request.
 

@@ -21,7 +21,7 @@ from foldline.v1 import event_store_pb2
 from shared.commands.append import Batch, NewCommand, NewCredential, NewEvent, NewSnapshot
 from shared.commands.log import CommandKey
 from shared.commands.registry import SWITCHES_ID, CommandRegistry, Route
-from shared.commands.states import Versioned
+from shared.commands.states import Boxed, Versioned
 from shared.folds.aggregate import Aggregate, Decided, Meta
 from shared.folds.errors import BatchAborted, Code, InternalError, OverLimit, Refusal, Rejected, VersionMismatch
 from shared.line.event_store import AggregateKey
@@ -185,7 +185,7 @@ class BatchDecider:
         if command.expected_version is not None and command.expected_version != at.version:
             raise VersionMismatch(command.expected_version, at.version)
         meta = Meta(command.key[1], command.aggregate[2], sender.tenant, sender.user_id, sender.on_behalf_of, sender.roles, now)
-        metadata = _metadata(command)
+        metadata = metadata_of(command)
         decision, override = route.decide, route.overrides.get(sender.tenant)
         if override is not None and self._is_on(sender.tenant, override.name, staged):
             decision = override.decide
@@ -275,6 +275,8 @@ class BatchDecider:
                 self.plan.missing.add(key)
                 raise _Missing
             self.plan.batch.reads.setdefault(key, at.version)
+            if isinstance(at.state, Boxed):
+                raise aggregate_boxed()
         return at
 
     def _accept(self, staged: _Staged, accepted: list[tuple[Command, Outcome, int]]) -> None:
@@ -329,7 +331,13 @@ class BatchDecider:
         )
 
 
-def _metadata(command: Command) -> bytes:
+def aggregate_boxed() -> Rejected:
+    """The refusal of whatever concerns an aggregate that is boxed."""
+    return Rejected("AGGREGATE_BOXED", "the aggregate is boxed: its events are in the archive until it is unboxed")
+
+
+def metadata_of(command: Command) -> bytes:
+    """The metadata of the events that a command leads to."""
     sender = command.sender
     return event_store_pb2.EventMetadata(
         command_id=command.key[1],

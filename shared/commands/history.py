@@ -13,8 +13,10 @@ from typing import Any, LiteralString
 from msgspec import Struct, json, to_builtins
 
 from foldline.v1 import history_pb2, options_pb2
+from shared.commands.decide import aggregate_boxed
 from shared.commands.registry import CommandRegistry
-from shared.folds.errors import NotFound, Rejected
+from shared.commands.states import MARKS
+from shared.folds.errors import NotFound
 from shared.line.event_store import BOXED, AggregateKey
 from shared.platform.clock import timestamp
 from shared.platform.postgres import Connection, Reads
@@ -72,7 +74,7 @@ async def past_state(
     async with reads.connection() as connection:
         newest = await _newest(connection, key)
         if newest.type == BOXED:
-            raise _boxed()
+            raise aggregate_boxed()
         wanted = newest if version is None and moment is None else await _at(connection, key, version, moment)
         if wanted is None:
             when = "at this moment" if version is None else "with this version"
@@ -89,9 +91,10 @@ async def past_state(
             )
             events = await cursor.fetchall()
         if not events:
-            raise _boxed()
+            raise aggregate_boxed()
         for _, type_name, payload in events:
-            state = aggregate.evolve(state, registry.codecs.decode(type_name, payload))
+            if type_name not in MARKS:
+                state = aggregate.evolve(state, registry.codecs.decode(type_name, payload))
         at = events[-1][0]
     return PastState(wanted.version, wanted.recorded_at, state)
 
@@ -185,7 +188,3 @@ async def _base(connection: Connection, registry: CommandRegistry, key: Aggregat
     )
     row = await cursor.fetchone()
     return (row[0], registry.load_state(key[1], row[1])) if row else (0, aggregate.initial)
-
-
-def _boxed() -> Rejected:
-    return Rejected("AGGREGATE_BOXED", "the aggregate is boxed: its events are in the archive until it is unboxed")

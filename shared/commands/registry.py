@@ -78,6 +78,14 @@ def _code(function: Callable[[Any], object]) -> object:
     return function if code is None or code.co_freevars else (code.co_code, code.co_names, code.co_consts)
 
 
+@dataclass(frozen=True, slots=True)
+class BoxedWith:
+    """An aggregate that is boxed with another, of whose events one names it: `id` reads its id from the event."""
+
+    category: str
+    id: Callable[[Any], str]
+
+
 class AggregateRows(Generic[State, Event]):
     """Adds the rows of one aggregate to the table."""
 
@@ -134,6 +142,20 @@ class AggregateRows(Generic[State, Event]):
         """
         self._add(event, Reaction(self._aggregate, lambda e: tuple(dict.fromkeys(ids(e))), ids, decide, tenant, name))
 
+    def box_with(
+        self,
+        event: type[Content],
+        other: Aggregate[Any, Any],
+        *,
+        id: Callable[[Content], str],  # noqa: A002 - as above
+    ) -> None:
+        """Boxes and unboxes with this aggregate what an event of its own names, for example a person's accounts."""
+        type_name = self._registry.codecs.by_struct(event).type_name
+        rules = self._registry.boxed_with(self._aggregate.category)
+        if type_name in rules or self._registry.aggregate_or_none(other.category) is None:
+            raise TypeError(f"{event.__name__} names what is boxed twice, or something that is not registered")
+        rules[type_name] = BoxedWith(other.category, id)
+
     def _add(self, event: type[Any], reaction: Reaction) -> None:
         if bool(reaction.tenant) != bool(reaction.name):
             raise TypeError(f"a reaction to {event.__name__} that is for one tenant has a name, and no other has one")
@@ -165,6 +187,7 @@ class CommandRegistry:
         self.snapshot_every: dict[str, int] = {}
         self._aggregates: dict[str, Aggregate[Any, Any]] = {}
         self._readers: dict[str, frozenset[Role]] = {}
+        self._boxed_with: dict[str, dict[str, BoxedWith]] = {}
         self._events: dict[str, tuple[MessageCodec[Any], ...]] = {}
 
     def aggregate(
@@ -221,6 +244,14 @@ class CommandRegistry:
     def aggregate_of(self, category: str) -> Aggregate[Any, Any]:
         """The aggregate of a category; raises KeyError if there is none."""
         return self._aggregates[category]
+
+    def aggregate_or_none(self, category: str) -> Aggregate[Any, Any] | None:
+        """The aggregate of a category; None if there is none."""
+        return self._aggregates.get(category)
+
+    def boxed_with(self, category: str) -> dict[str, BoxedWith]:
+        """What is boxed with an aggregate of a category, by the full name of the event that names it."""
+        return self._boxed_with.setdefault(category, {})
 
     def events_of(self, category: str) -> tuple[MessageCodec[Any], ...]:
         """The codecs of a category's events; raises KeyError if there is no such category."""

@@ -11,9 +11,17 @@ from typing import Any
 from msgspec import Struct
 
 from shared.commands.registry import CommandRegistry
-from shared.line.event_store import AggregateKey
+from shared.line.event_store import BOXED, UNBOXED, AggregateKey
 from shared.platform.packing import Packed, int4s, texts
 from shared.platform.postgres import Connection
+
+
+class Boxed(Struct, frozen=True):
+    """In place of the state of an aggregate whose events are in the archive. No decision sees it."""
+
+
+MARKS = frozenset({BOXED, UNBOXED})
+"""Types of events that say where the others are. No fold sees them."""
 
 
 class Versioned(Struct):
@@ -52,17 +60,26 @@ ORDER BY 1, 2
 
 
 async def load(connection: Connection, registry: CommandRegistry, keys: Iterable[AggregateKey]) -> dict[AggregateKey, Versioned]:
-    """The states of aggregates by key, in one query; an aggregate without events is at version 0 in its initial state."""
+    """The states of aggregates by key, in one query; an aggregate without events is at version 0 in its initial state.
+
+    The state of one that is boxed is `Boxed()`.
+    """
     wanted = list(keys)
     aggregates = [registry.aggregate_of(category) for _, category, _ in wanted]
     cursor = await connection.execute(_LOAD, (*packed_keys(wanted), int4s([a.schema for a in aggregates])))
     versions = [0] * len(wanted)
     states = [aggregate.initial for aggregate in aggregates]
+    boxed: dict[int, bool] = {}
     for nth, version, type_name, data in await cursor.fetchall():
         at = nth - 1
         versions[at] = version
-        if type_name:
+        if type_name in MARKS:
+            boxed[at] = type_name == BOXED
+        elif type_name:
             states[at] = aggregates[at].evolve(states[at], registry.codecs.decode(type_name, data))
         else:
             states[at] = registry.load_state(wanted[at][1], data)
+    for at, is_boxed in boxed.items():
+        if is_boxed:
+            states[at] = Boxed()
     return {key: Versioned(versions[at], states[at]) for at, key in enumerate(wanted)}

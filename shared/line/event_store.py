@@ -12,10 +12,14 @@ from foldline.v1 import event_store_pb2
 from shared.platform.clock import timestamp
 from shared.platform.postgres import Connection, one
 
-TABLES = ("line", "events", "commands", "snapshots", "credentials")
+TABLES = ("line", "events", "commands", "snapshots", "credentials", "boxes", "boxed_events")
 
 BOXED = "foldline.v1.AggregateBoxed"
 """The type of the event that ends the stream of an aggregate whose other events are in the archive."""
+
+UNBOXED = "foldline.v1.AggregateUnboxed"
+"""The type of the event that says that they are back."""
+
 
 AggregateKey = tuple[str, str, str]
 """Names an aggregate: tenant, category, aggregate id."""
@@ -50,13 +54,45 @@ _EVENT_COLUMNS: LiteralString = (
 )
 
 
+class Place(Struct, frozen=True):
+    """Where the event of a position is that is in the archive."""
+
+    position: int
+    event_id: UUID
+    key: AggregateKey
+    location: str
+    chain: bytes
+
+
 async def read_line(connection: Connection, *, after: int, limit: int) -> list[StoredEvent]:
-    """Up to `limit` events with the positions after + 1, after + 2 …"""
+    """Up to `limit` events behind the position `after`, without those that are in the archive."""
     cursor = await connection.execute(
         f"SELECT {_EVENT_COLUMNS} FROM events WHERE position > %s ORDER BY position LIMIT %s",  # noqa: S608
         (after, limit),
     )
     return [StoredEvent(*row) for row in await cursor.fetchall()]
+
+
+async def read_places(connection: Connection, *, after: int, upto: int, limit: int) -> list[Place]:
+    """Where the events behind `after` and up to `upto` are that are in the archive: the first `limit` of them."""
+    cursor = await connection.execute(
+        """SELECT e.position, e.event_id, b.tenant, b.category, b.aggregate_id, b.location, b.chain
+           FROM boxed_events e JOIN boxes b USING (box_id)
+           WHERE e.position > %s AND e.position <= %s ORDER BY e.position LIMIT %s""",
+        (after, upto, limit),
+    )
+    return [Place(row[0], row[1], (row[2], row[3], row[4]), row[5], row[6]) for row in await cursor.fetchall()]
+
+
+async def read_event_id(connection: Connection, position: int) -> UUID | None:
+    """The id of the event at a position, also of one that is in the archive; None if there is none."""
+    cursor = await connection.execute(
+        """SELECT event_id FROM events WHERE position = %s
+           UNION ALL SELECT event_id FROM boxed_events WHERE position = %s""",
+        (position, position),
+    )
+    row = await cursor.fetchone()
+    return row[0] if row else None
 
 
 def envelope(event: StoredEvent) -> event_store_pb2.EventEnvelope:

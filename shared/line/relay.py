@@ -39,7 +39,7 @@ from nats.js.errors import NotFoundError
 
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.line import broker
-from shared.line.event_store import TABLES, Head, envelope, read_head, read_line
+from shared.line.event_store import TABLES, Head, envelope, read_event_id, read_head, read_line
 from shared.line.notifier import CHANNEL
 from shared.line.spans import messaging
 from shared.platform import tracing
@@ -131,6 +131,12 @@ class Relay:
                 # 2. Publish the next events of the line. The stream accepts each only directly behind its predecessor.
                 hint.clear()
                 events = await read_line(store, after=sent, limit=BATCH_EVENTS_MAX)
+                if events and events[-1].position - sent != len(events):
+                    # Events that were not published yet were boxed. The stream is filled up to there, then created anew at
+                    # the head: consumers read from the store what it does not bring.
+                    events = [event for nth, event in enumerate(events, sent + 1) if event.position == nth]
+                    if not events:
+                        raise StreamOutOfSync("the next events of the line were boxed")
                 async with asyncio.timeout(ACK_TIMEOUT_S):
                     for event in events:
                         await self._publish(window, epoch, envelope(event))
@@ -222,17 +228,18 @@ class Relay:
                 return f"its {name} is {getattr(info.config, name)}"
         if behind < 0:
             return f"it ends at {end}, the line at {head.position}"
-        if info.state.messages == 0 and behind > EMPTY_BEHIND_MAX:
-            return f"it is empty and {behind} events behind"
+        boxed = behind > 0 and (await read_line(store, after=end, limit=1))[0].position != end + 1
+        if boxed or (info.state.messages == 0 and behind > EMPTY_BEHIND_MAX):
+            return f"it holds {info.state.messages} events and is {behind} behind" + ", of which some were boxed" * boxed
         for sequence in {end, min(place, end)} - {0}:
             try:
                 message = await self.client.jetstream(timeout=API_TIMEOUT_S).get_msg(info.config.name or "", sequence)
             except NotFoundError:  # none yet, or purged, expired or deleted since: its sequence stays taken
                 continue
             found = (message.headers or {}).get(broker.ID)
-            events = await read_line(store, after=sequence - 1, limit=1)
-            if found != str(events[0].event_id):
-                return f"at {sequence} it holds {found}, the line {events[0].event_id}"
+            stored = await read_event_id(store, sequence)
+            if found != str(stored):
+                return f"at {sequence} it holds {found}, the line {stored}"
         return None
 
 

@@ -3,6 +3,7 @@
 KNOWN = frozenset(
     {
         "FOLDLINE_ADMIN_LISTEN",
+        "FOLDLINE_ARCHIVE_URL",
         "FOLDLINE_CALLS_AT_ONCE_MAX",
         "FOLDLINE_COMMAND_LOG_DAYS",
         "FOLDLINE_COMMAND_SIZE_MAX",

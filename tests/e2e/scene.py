@@ -11,7 +11,7 @@ from uuid import uuid4
 import grpc.aio
 
 from bank.v1 import account_query_pb2, person_query_pb2
-from foldline.v1 import command_pb2, event_store_pb2, history_pb2
+from foldline.v1 import archive_pb2, command_pb2, event_store_pb2, history_pb2
 from shared.platform.identity import Role
 from tests.support.clients.bank import Bank, channels, deposit, new_id
 from tests.support.system.stack import Stack
@@ -90,6 +90,31 @@ class Scene:
             aggregate_type=aggregate_type, aggregate_id=aggregate_id, from_version=one, to_version=other
         )
         return await self.by(*roles).call(self.bank.history.DiffAggregate, request)
+
+    async def box(self, aggregate_type: str, aggregate_id: str, *, roles: Iterable[Role] = (), **more: Any) -> Any:
+        """BoxAggregate; `more` goes into the options."""
+        request = archive_pb2.BoxAggregateRequest(
+            options=command_pb2.CommandOptions(**{"command_id": new_id(), **more}),
+            aggregate_type=aggregate_type,
+            aggregate_id=aggregate_id,
+        )
+        return await self.by(*roles).call(self.bank.archive.BoxAggregate, request)
+
+    async def unbox(self, aggregate_type: str, aggregate_id: str, *, roles: Iterable[Role] = (), **more: Any) -> Any:
+        """UnboxAggregate; `more` goes into the options."""
+        request = archive_pb2.UnboxAggregateRequest(
+            options=command_pb2.CommandOptions(**{"command_id": new_id(), **more}),
+            aggregate_type=aggregate_type,
+            aggregate_id=aggregate_id,
+        )
+        return await self.by(*roles).call(self.bank.archive.UnboxAggregate, request)
+
+    async def boxes(self, *, roles: Iterable[Role] = (), **fields: Any) -> Any:
+        return await self.by(*roles).call(self.bank.archive.ListBoxes, archive_pb2.ListBoxesRequest(**fields))
+
+    async def verify_box(self, aggregate_type: str, aggregate_id: str, version: int, roles: Iterable[Role] = ()) -> Any:
+        request = archive_pb2.VerifyBoxRequest(aggregate_type=aggregate_type, aggregate_id=aggregate_id, version=version)
+        return await self.by(*roles).call(self.bank.archive.VerifyBox, request)
 
     async def read_all(self, bank: Bank, **more: int) -> Any:
         return await bank.collect(bank.events.ReadAll, event_store_pb2.ReadAllRequest(**more))

@@ -25,6 +25,7 @@ SERVICES = {
         "bank.v1.UserService",
         "foldline.v1.CommandService",
         "foldline.v1.EventStoreService",
+        "foldline.v1.ArchiveService",
         "foldline.v1.HistoryService",
         "foldline.v1.OverrideService",
     },

@@ -29,7 +29,15 @@ CHANGES = {
     "drop": "DROP TABLE {0}",
     "disable triggers": "ALTER TABLE {0} DISABLE TRIGGER ALL",
 }
-COLUMNS = {"line": "shard", "events": "payload", "commands": "status", "snapshots": "state", "credentials": "password_hash"}
+COLUMNS = {
+    "line": "shard",
+    "events": "payload",
+    "commands": "status",
+    "snapshots": "state",
+    "credentials": "password_hash",
+    "boxes": "chain",
+    "boxed_events": "event_id",
+}
 
 
 @pytest.fixture

@@ -1,0 +1,382 @@
+"""Boxes aggregates and puts them back: their events leave the tables for the archive, and return as they were.
+
+Boxing: (1) the events are read, (2) written to the archive, synced, read back and compared, (3) taken out of the tables by one
+call of `box_aggregate`, which compares the hash chain of what was read back with its own of the rows, and appends
+AggregateBoxed as the next version. Unboxing: (1) the box is read and every byte of it checked, (2) the rows are put back by one
+call of `unbox_aggregate`, which compares the chain again and appends AggregateUnboxed.
+
+Killed before the last call, nothing has happened but that files lie in the archive; in it or behind it, all has. The same
+command again finds its row in the log, like any other. A command on the aggregate at the same time: one of the two finds that
+the version moved; a command is then decided again, and refused; boxing begins again, TRIES times. Two that box at once: as two
+commands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any, LiteralString
+
+import psycopg
+from msgspec import Raw, Struct
+from psycopg.errors import DataException, SerializationFailure, UniqueViolation
+from uuid_utils import uuid7
+
+from foldline.v1 import archive_pb2
+from shared.commands import states
+from shared.commands.bus import command_of
+from shared.commands.codec import MessageCodec
+from shared.commands.decide import Command, aggregate_boxed, metadata_of
+from shared.commands.intake import id_reused
+from shared.commands.log import StoredCommand, read_commands
+from shared.commands.registry import CommandRegistry, Route
+from shared.folds.errors import NotFound, Rejected, Unavailable, VersionMismatch
+from shared.folds.ids import derived_id
+from shared.line.archive import Archive, Box, Snapshot
+from shared.line.event_store import BOXED, UNBOXED, AggregateKey, StoredEvent, read_stream
+from shared.platform import postgres
+from shared.platform.identity import Role
+from shared.platform.packing import blobs, int8s, texts, timestamps, uuids
+from shared.platform.postgres import Connection, Reads
+from shared.platform.telemetry import logger
+
+EVENTS_MAX = 100_000
+"""How many events one box holds: all are in memory while they are boxed."""
+TRIES = 3
+PAGE_EVENTS = 2000
+AT_ONCE_MAX = 2
+"""How many aggregates are boxed or unboxed at once by one process."""
+
+log = logger(__name__)
+
+
+class BoxAggregate(Struct, frozen=True, kw_only=True):
+    """The command."""
+
+    aggregate_type: str
+    aggregate_id: str
+
+
+class UnboxAggregate(Struct, frozen=True, kw_only=True):
+    """The command."""
+
+    aggregate_type: str
+    aggregate_id: str
+
+
+BOX_AGGREGATE = MessageCodec(
+    BoxAggregate,
+    archive_pb2.BoxAggregateRequest,
+    lambda message: BoxAggregate(aggregate_type=message.aggregate_type, aggregate_id=message.aggregate_id.lower()),
+    lambda value: archive_pb2.BoxAggregateRequest(
+        aggregate_type=value.aggregate_type, aggregate_id=value.aggregate_id
+    ).SerializeToString(),
+)
+UNBOX_AGGREGATE = MessageCodec(
+    UnboxAggregate,
+    archive_pb2.UnboxAggregateRequest,
+    lambda message: UnboxAggregate(aggregate_type=message.aggregate_type, aggregate_id=message.aggregate_id.lower()),
+    lambda value: archive_pb2.UnboxAggregateRequest(
+        aggregate_type=value.aggregate_type, aggregate_id=value.aggregate_id
+    ).SerializeToString(),
+)
+
+
+class StoredBox(Struct, frozen=True):
+    """A row of the table of boxes."""
+
+    box_id: int
+    category: str
+    aggregate_id: str
+    version: int
+    location: str
+    chain: bytes
+    boxed_at: datetime
+    unboxed_at: datetime | None
+
+
+class _Moved(Exception):
+    """The aggregate has another newest event by now."""
+
+
+class Boxer:
+    """Carries out the commands that box and unbox."""
+
+    def __init__(
+        self,
+        database_url: str,
+        reads: Reads,
+        registry: CommandRegistry,
+        archive: Archive | None,
+        *,
+        shard: int,
+        clock: Callable[[], datetime],
+        committed: Callable[[int], None] = lambda head: None,
+        roles: frozenset[Role],
+    ) -> None:
+        """`committed` is told the head of the line after each. `roles` may send the commands."""
+        self._database_url = database_url
+        self._reads = reads
+        self._registry = registry
+        self._archive = archive
+        self._shard = shard
+        self._clock = clock
+        self._committed = committed
+        self._roles = roles
+        self._room = asyncio.Semaphore(AT_ONCE_MAX)
+
+    @property
+    def archive(self) -> Archive:
+        """The archive; raises Rejected (ARCHIVE_NOT_CONFIGURED) if there is none."""
+        if self._archive is None:
+            raise Rejected("ARCHIVE_NOT_CONFIGURED", "this service was not told where the archive is")
+        return self._archive
+
+    async def box(self, request: archive_pb2.BoxAggregateRequest) -> StoredCommand:
+        """Boxes what the current caller names; returns the command's row in the log. Refusals: see ArchiveService."""
+        command = self._command(BOX_AGGREGATE, request)
+        switches = self._registry.switches
+        if switches is not None and command.aggregate[1] == switches[0].category:
+            raise Rejected("NEVER_BOXED", "aggregates of this type are needed by every command")
+        return await self._carry_out(command, self._box_one, skips="AGGREGATE_BOXED")
+
+    async def unbox(self, request: archive_pb2.UnboxAggregateRequest) -> StoredCommand:
+        """Puts back what the current caller names; returns the command's row in the log. Refusals: see ArchiveService."""
+        command = self._command(UNBOX_AGGREGATE, request)
+        return await self._carry_out(command, self._unbox_one, skips="AGGREGATE_NOT_BOXED")
+
+    def _command(self, codec: MessageCodec[Any], request: Any) -> Command:
+        aggregate = self._registry.aggregate_or_none(request.aggregate_type)
+        if aggregate is None:
+            raise NotFound("AGGREGATE_NOT_FOUND", "there is no such aggregate")
+        route = Route(codec, aggregate, lambda c: c.aggregate_id, _decided_elsewhere, self._roles)
+        command = command_of(route, request, self._clock())
+        self._registry.refuse_reading(command.aggregate[1], command.sender.roles)
+        return command
+
+    async def _carry_out(self, command: Command, one: Callable[[Command, Connection], Any], *, skips: str) -> StoredCommand:
+        """The row of a command that has been carried out before; else first what goes with the aggregate, then the aggregate.
+
+        What goes with it is skipped if it is where it should be already.
+        """
+        _ = self.archive
+        if (known := await self._known(command)) is not None:
+            return known
+        async with self._room, await self._connect() as connection:
+            for key in await self._with(command.aggregate):
+                try:
+                    await self._one(_as_part(command, key), connection, one)
+                except (Rejected, NotFound) as refusal:
+                    if refusal.reason not in (skips, "AGGREGATE_NOT_FOUND"):
+                        raise
+            await self._one(command, connection, one)
+        done = await self._known(command)
+        assert done is not None
+        return done
+
+    async def _one(self, command: Command, connection: Connection, one: Callable[[Command, Connection], Any]) -> None:
+        if await self._known(command) is not None:
+            return
+        for _ in range(TRIES):
+            try:
+                self._committed(await one(command, connection))
+                return
+            except _Moved:
+                continue
+            except UniqueViolation as error:
+                # Somebody else has carried it out meanwhile, or used its id for something else: `_known` tells.
+                if error.diag.constraint_name == "commands_pkey" and await self._known(command) is not None:
+                    return
+                raise
+            except psycopg.Error as error:
+                if postgres.is_trouble(error):
+                    raise postgres.unavailable(error) from error
+                raise
+        raise Unavailable("AGGREGATE_BUSY", "commands on the aggregate came in between; the same call may be made again")
+
+    async def _known(self, command: Command) -> StoredCommand | None:
+        """The row of the command if it has been carried out. Raises Invalid (COMMAND_ID_REUSED)."""
+        async with self._reads.connection() as connection:
+            row = (await read_commands(connection, [command.key])).get(command.key)
+        if row is not None and row.fingerprint != command.fingerprint:
+            raise id_reused(row)
+        return row
+
+    async def _connect(self) -> Connection:
+        try:
+            return await postgres.connect(self._database_url, application_name="foldline-boxer")
+        except psycopg.Error as error:
+            raise postgres.unavailable(error) from error
+
+    async def _with(self, key: AggregateKey) -> list[AggregateKey]:
+        """The aggregates that are boxed with one, in the order in which its events named them."""
+        related = self._registry.boxed_with(key[1])
+        if not related:
+            return []
+        try:
+            events = await self._events(key)
+        except Rejected:  # it is boxed
+            box = await newest_box(self._reads, key)
+            assert box is not None
+            events = (await self.archive.read(box.location, key, box.chain)).events
+        found: dict[AggregateKey, None] = {}
+        for event in events:
+            if (rule := related.get(event.type)) is not None:
+                content = self._registry.codecs.decode(event.type, event.payload)
+                found[(key[0], rule.category, rule.id(content))] = None
+        return list(found)
+
+    async def _events(self, key: AggregateKey) -> Sequence[StoredEvent]:
+        """All events of an aggregate that is not boxed. Raises NotFound or Rejected (AGGREGATE_BOXED, BOX_TOO_LARGE)."""
+        events: list[StoredEvent] = []
+        while len(events) <= EVENTS_MAX:
+            async with self._reads.connection() as connection:
+                page = await read_stream(connection, key, after=events[-1].version if events else 0, limit=PAGE_EVENTS)
+            events += page
+            if len(page) < PAGE_EVENTS:
+                break
+        else:
+            raise Rejected("BOX_TOO_LARGE", f"a box holds {EVENTS_MAX} events, the aggregate has more")
+        if not events:
+            raise NotFound("AGGREGATE_NOT_FOUND", "there is no such aggregate")
+        if events[-1].type == BOXED or len(events) != events[-1].version:
+            raise aggregate_boxed()
+        return events
+
+    async def _box_one(self, command: Command, connection: Connection) -> int:
+        """Boxes one aggregate; returns the head. Raises _Moved if a command came in between."""
+        key = command.aggregate
+        events = await self._events(key)
+        _refuse_stale(command, events[-1].version)
+        aggregate = self._registry.aggregate_of(key[1])
+        state = aggregate.initial
+        for event in events:
+            if event.type not in states.MARKS:
+                state = aggregate.evolve(state, self._registry.codecs.decode(event.type, event.payload))
+        snapshot = Snapshot(events[-1].version, aggregate.schema, Raw(self._registry.dump_state(state)))
+        location, chain = await self.archive.write(key, events, snapshot)
+        mark = archive_pb2.AggregateBoxed(location=location, events=len(events), chain=chain)
+        statement = "SELECT box_aggregate(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
+        parameters = (self._shard, *key, events[-1].version, location, chain)
+        head = await _call(connection, statement, (*parameters, *_row(command), *_mark(command, BOXED, mark)))
+        log.info("aggregate_boxed", tenant=key[0], category=key[1], aggregate_id=key[2], events=len(events))
+        return head
+
+    async def _unbox_one(self, command: Command, connection: Connection) -> int:
+        """Puts back one aggregate; returns the head. Raises _Moved if it is in another box by now."""
+        key = command.aggregate
+        box = await newest_box(self._reads, key)
+        if box is None or box.unboxed_at is not None:
+            async with self._reads.connection() as reader:
+                if box is None and not await read_stream(reader, key, after=0, limit=1):
+                    raise NotFound("AGGREGATE_NOT_FOUND", "there is no such aggregate")
+            raise Rejected("AGGREGATE_NOT_BOXED", "the aggregate is not boxed")
+        _refuse_stale(command, box.version + 1)
+        found = await self.archive.read(box.location, key, box.chain)
+        mark = archive_pb2.AggregateUnboxed(location=box.location)
+        statement = (
+            "SELECT unbox_aggregate(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, "
+            "%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
+        )
+        parameters = (self._shard, *key, box.version, *_columns(found))
+        head = await _call(connection, statement, (*parameters, *_row(command), *_mark(command, UNBOXED, mark)))
+        log.info("aggregate_unboxed", tenant=key[0], category=key[1], aggregate_id=key[2], events=len(found.events))
+        return head
+
+
+async def newest_box(reads: Reads, key: AggregateKey, version: int = 0) -> StoredBox | None:
+    """The newest box of an aggregate, or that of a version; None if there is none."""
+    async with reads.connection() as connection:
+        cursor = await connection.execute(
+            """SELECT box_id, category, aggregate_id, version, location, chain, boxed_at, unboxed_at FROM boxes
+               WHERE tenant = %s AND category = %s AND aggregate_id = %s AND (%s = 0 OR version = %s)
+               ORDER BY version DESC LIMIT 1""",
+            (*key, version, version),
+        )
+        row = await cursor.fetchone()
+    return StoredBox(*row) if row else None
+
+
+async def list_boxes(
+    reads: Reads, tenant: str, *, category: str, aggregate_id: str, hidden: Sequence[str], below: int, limit: int
+) -> list[StoredBox]:
+    """The newest boxes of a tenant with an id below one, of all aggregates or some, without those of the hidden categories."""
+    wanted: LiteralString = ""
+    if category:
+        wanted = "AND category = %s AND aggregate_id = %s" if aggregate_id else "AND category = %s"
+    async with reads.connection() as connection:
+        cursor = await connection.execute(
+            f"""SELECT box_id, category, aggregate_id, version, location, chain, boxed_at, unboxed_at FROM boxes
+                WHERE tenant = %s {wanted} AND category <> ALL(%s) AND box_id < %s ORDER BY box_id DESC LIMIT %s""",  # noqa: S608
+            (tenant, *filter(None, (category, aggregate_id)), texts(hidden), below, limit),
+        )
+        return [StoredBox(*row) for row in await cursor.fetchall()]
+
+
+async def _call(connection: Connection, statement: Any, parameters: Sequence[Any]) -> int:
+    """Calls one of the two functions. Raises _Moved, or Rejected (ARCHIVE_DAMAGED) if the chains differ."""
+    try:
+        head: int = (await postgres.one(connection, statement, parameters))[0]
+        return head
+    except SerializationFailure as error:
+        raise _Moved from error
+    except DataException as error:
+        raise Rejected("ARCHIVE_DAMAGED", "the archive and the line do not have the same events") from error
+
+
+def _as_part(command: Command, key: AggregateKey) -> Command:
+    """The command for an aggregate that goes with another. Its id follows from the whole's, so a repeat finds it."""
+    codec: MessageCodec[Any] = command.route.codec
+    content = codec.struct(aggregate_type=key[1], aggregate_id=key[2])
+    return Command(
+        key=(command.key[0], derived_id(command.key[1], key[1], key[2])),
+        route=command.route,
+        aggregate=key,
+        content=content,
+        payload=codec.encode(content),
+        expected_version=None,
+        correlation_id=command.correlation_id,
+        sender=command.sender,
+        received_at=command.received_at,
+    )
+
+
+def _row(command: Command) -> tuple[Any, ...]:
+    return (
+        command.key[1],
+        command.type,
+        command.fingerprint,
+        command.payload,
+        command.sender.user_id,
+        command.correlation_id,
+        command.sender.traceparent,
+        command.received_at,
+    )
+
+
+def _mark(command: Command, type_name: str, mark: Any) -> tuple[Any, ...]:
+    return str(uuid7()), type_name, mark.SerializeToString(), metadata_of(command)
+
+
+def _columns(box: Box) -> tuple[Any, ...]:
+    events = box.events
+    return (
+        int8s([event.position for event in events]),
+        uuids([event.event_id for event in events]),
+        texts([event.type for event in events]),
+        blobs([event.payload for event in events]),
+        timestamps([event.recorded_at for event in events]),
+        blobs([event.metadata for event in events]),
+        box.snapshot.schema,
+        bytes(box.snapshot.state),
+    )
+
+
+def _refuse_stale(command: Command, version: int) -> None:
+    if command.expected_version not in (None, version):
+        raise VersionMismatch(command.expected_version or 0, version)
+
+
+def _decided_elsewhere(state: Any, content: Any, meta: Any) -> Any:
+    raise NotImplementedError

@@ -1,0 +1,48 @@
+"""Reads the whole line: what is in the archive is read from there, so nobody sees a gap."""
+
+from __future__ import annotations
+
+from shared.folds.errors import Rejected, Unavailable
+from shared.line.archive import Archive
+from shared.line.event_store import Place, StoredEvent, read_line, read_places
+from shared.platform.postgres import Reads
+
+TRIES = 5
+
+
+async def read_through(reads: Reads, archive: Archive | None, *, after: int, limit: int) -> list[StoredEvent]:
+    """Up to `limit` events with the positions after + 1, after + 2 …
+
+    An aggregate may be boxed or unboxed between the two queries, and an event then be missed by both: a gap is read again.
+    The events that are in the archive are read while no connection is held. Raises Rejected (ARCHIVE_NOT_CONFIGURED,
+    ARCHIVE_DAMAGED) or Unavailable (ARCHIVE_UNAVAILABLE, LINE_CHANGING).
+    """
+    for _ in range(TRIES):
+        async with reads.connection() as connection:
+            found = await read_line(connection, after=after, limit=limit)
+            # The newest event of a boxed aggregate stays online, so no boxed one is behind the last that was found.
+            if not found or found[-1].position - after == len(found):
+                return found
+            places = await read_places(connection, after=after, upto=found[-1].position, limit=limit)
+        online = {event.position for event in found}
+        found += await _boxed([place for place in places if place.position not in online], archive)
+        merged = sorted(found, key=lambda event: event.position)[:limit]
+        if merged[-1].position - after == len(merged):
+            return merged
+    raise Unavailable("LINE_CHANGING", "aggregates are being boxed or unboxed; the same call may be made again")
+
+
+async def _boxed(places: list[Place], archive: Archive | None) -> list[StoredEvent]:
+    """The events that are in the archive."""
+    if places and archive is None:
+        raise Rejected("ARCHIVE_NOT_CONFIGURED", "events are in the archive, and this service was not told where that is")
+    assert archive is not None or not places
+    boxes: dict[str, list[Place]] = {}
+    for place in places:
+        boxes.setdefault(place.location, []).append(place)
+    events: list[StoredEvent] = []
+    for location, inside in boxes.items():
+        assert archive is not None
+        positions = [place.position for place in inside]
+        events += await archive.events(location, inside[0].key, inside[0].chain, positions)
+    return events
