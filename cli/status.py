@@ -115,6 +115,8 @@ def show_status(found: dict[str, Any]) -> None:
     consumers = [consumer_row("projection", one) for one in found["projections"]]
     consumers += [consumer_row("processes", one) for one in found["runners"]]
     print_table(("follows the line", "name", "position", "behind", "ahead", "state", "reason"), consumers)
+    if parked := sum(one["parked"] for one in found["projections"]):
+        print(f"\nparked keys that an operator should look at: {parked} (foldline parked list)")
     if error := found.get("processes_error"):
         print(f"\nprocesses: {error['text']}")
     elif attention := found.get("attention"):

@@ -5,6 +5,7 @@ ROLES says who may call them; the tenant is always that of the caller's token.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -19,7 +20,8 @@ from shared.platform.identity import Role, current_call
 from shared.platform.leader import LockClass
 from shared.platform.postgres import Reads, one
 from shared.platform.telemetry import logger
-from shared.projections.summary import SummaryServicer, in_tenant, tenant
+from shared.projections.admin import Outcome, ParkedAdmin, ParkedRow
+from shared.projections.summary import SummaryServicer, in_tenant, tell_stale, tenant
 from shared.rpc import pages
 
 OPERATORS = frozenset({Role.OPERATOR})
@@ -30,6 +32,10 @@ ROLES: Mapping[str, frozenset[Role]] = {
     "bank.v1.AccountQueryService/ListMovements": CALLERS,
     "foldline.v1.ProjectionService/ListProjections": OPERATORS,
     "foldline.v1.ProjectionService/RefillProjection": OPERATORS,
+    "foldline.v1.ProjectionService/ListParked": OPERATORS,
+    "foldline.v1.ProjectionService/GetParked": OPERATORS,
+    "foldline.v1.ProjectionService/RetryParked": OPERATORS,
+    "foldline.v1.ProjectionService/DiscardParked": OPERATORS,
 }
 
 STATES = {
@@ -60,10 +66,13 @@ class AccountQueryService(SummaryServicer[AccountRow]):
             values["before"] = before[0]
         sql += " ORDER BY version DESC LIMIT %(limit)s"
         rows = [MovementRow(*row) for row in await in_tenant(self.reads, tenant(), sql, values)]
-        if not rows:
-            await self.existing(account_id)
+        stale = await self.is_stale(account_id) if rows else (await self.existing(account_id)).stale
+        if stale:
+            tell_stale(context)
         shown, following = pages.cut(rows, size, query, lambda row: (row.version,))
-        return account_query_pb2.ListMovementsResponse(movements=map(movement_view, shown), next_page_token=following)
+        return account_query_pb2.ListMovementsResponse(
+            movements=map(movement_view, shown), next_page_token=following, stale=stale
+        )
 
 
 class ProjectionService(projection_pb2_grpc.ProjectionServiceServicer):
@@ -74,13 +83,16 @@ class ProjectionService(projection_pb2_grpc.ProjectionServiceServicer):
         self._reads = reads
         self._shard = shard
         self._names = names
+        self._parked = ParkedAdmin(reads, shard)
 
     async def ListProjections(
         self, request: projection_pb2.ListProjectionsRequest, context: Any
     ) -> projection_pb2.ListProjectionsResponse:
         async with self._reads.connection() as connection:
             found = await read_standings(connection, LockClass.PROJECTOR, self._shard, self._names)
-        return projection_pb2.ListProjectionsResponse(projections=map(_projection, found))
+        parked = await self._parked.counts()
+        shown = [_projection(standing, parked.get(standing.name, 0)) for standing in found]
+        return projection_pb2.ListProjectionsResponse(projections=shown)
 
     async def RefillProjection(
         self, request: projection_pb2.RefillProjectionRequest, context: Any
@@ -95,8 +107,64 @@ class ProjectionService(projection_pb2_grpc.ProjectionServiceServicer):
         log.warning("refill_asked", projection=request.name, user_id=current_call.get().identity.user_id)
         return projection_pb2.RefillProjectionResponse(projection=_projection(found))
 
+    async def ListParked(self, request: projection_pb2.ListParkedRequest, context: Any) -> projection_pb2.ListParkedResponse:
+        size, wanted = request.page_size or pages.SIZE_DEFAULT, request.filter
+        query = ("ListParked", wanted.projection, wanted.tenant)
+        after = pages.decode(query, request.page_token, (int, str))
+        try:
+            rows = await self._parked.find(wanted.projection, wanted.tenant, None if after is None else (*after,), size + 1)
+        except ValueError:
+            raise pages.invalid("is not a page token") from None
+        shown, following = pages.cut(rows, size, query, lambda row: (row.parked_at_us, str(row.parked_id)))
+        return projection_pb2.ListParkedResponse(parked=map(_parked, shown), next_page_token=following)
 
-def _projection(standing: Standing) -> projection_pb2.ProjectionStatus:
+    async def GetParked(self, request: projection_pb2.GetParkedRequest, context: Any) -> projection_pb2.GetParkedResponse:
+        parked, events = await self._parked.get(request.parked_id)
+        shown = [projection_pb2.ParkedEvent(position=at, event_id=event_id, type=type_) for at, event_id, type_ in events]
+        return projection_pb2.GetParkedResponse(parked=_parked(parked), events=shown)
+
+    async def RetryParked(self, request: projection_pb2.RetryParkedRequest, context: Any) -> projection_pb2.RetryParkedResponse:
+        done = await self._ask(request.parked_id, "retry", context)
+        return projection_pb2.RetryParkedResponse(
+            released=done.parked is None, parked=done.parked and _parked(done.parked), applied=done.applied
+        )
+
+    async def DiscardParked(
+        self, request: projection_pb2.DiscardParkedRequest, context: Any
+    ) -> projection_pb2.DiscardParkedResponse:
+        done = await self._ask(request.parked_id, "discard", context, all_events=request.all)
+        return projection_pb2.DiscardParkedResponse(
+            released=done.parked is None,
+            parked=done.parked and _parked(done.parked),
+            applied=done.applied,
+            skipped=done.skipped,
+            skipped_events=[projection_pb2.ParkedEvent(**event) for event in done.skipped_events],
+        )
+
+    async def _ask(self, parked_id: str, action: str, context: Any, *, all_events: bool = False) -> Outcome:
+        """Has an operator's request carried out, and logs who asked for what."""
+        user_id = current_call.get().identity.user_id
+        log.warning("parked_asked", action=action, parked_id=parked_id, all_events=all_events, user_id=user_id)
+        within_s = context.time_remaining()
+        return await self._parked.ask(parked_id, action, all_events=all_events, user_id=user_id, within_s=within_s)
+
+
+def _parked(row: ParkedRow) -> projection_pb2.ParkedKey:
+    return projection_pb2.ParkedKey(
+        parked_id=str(row.parked_id),
+        projection=row.consumer,
+        shard=row.shard,
+        tenant=row.tenant,
+        table=row.table,
+        key=map(str, json.loads(row.key)),
+        error=row.error,
+        behind_parked_id="" if row.behind is None else str(row.behind),
+        parked_at=timestamp(row.parked_at),
+        events=row.events,
+    )
+
+
+def _projection(standing: Standing, parked: int = 0) -> projection_pb2.ProjectionStatus:
     return projection_pb2.ProjectionStatus(
         name=standing.name,
         shard=standing.shard,
@@ -105,4 +173,5 @@ def _projection(standing: Standing) -> projection_pb2.ProjectionStatus:
         state=STATES[standing.state],
         reason=standing.reason,
         moved_at=None if standing.moved_at is None else timestamp(standing.moved_at),
+        parked=parked,
     )

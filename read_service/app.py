@@ -9,7 +9,8 @@ from pydantic import Field, SecretStr
 from foldline.v1.projection_pb2_grpc import add_ProjectionServiceServicer_to_server
 from read_service.api import ROLES, AccountQueryService, ProjectionService
 from read_service.projections.accounts import ACCOUNT
-from read_service.registry import RPCS, SUMMARIES
+from read_service.registry import GROUPS, RPCS
+from shared.folds.projection import Group
 from shared.line import checkpoint
 from shared.line.consistency import ConsistencyGate, Reached
 from shared.platform.postgres import Reads
@@ -18,7 +19,11 @@ from shared.projections.summary import SummaryServicer, roles_of
 from shared.rpc.probes import Probes
 from shared.rpc.server import Server
 
-TABLES = (*(projection.table.name for projection in SUMMARIES.projections), "checkpoints")
+TABLES = (
+    *(projection.table.name for group in GROUPS for projection in group.projections),
+    "checkpoints",
+    "parked_keys",
+)
 SERVICERS: dict[str, type[SummaryServicer[Any]]] = {ACCOUNT.name: AccountQueryService}
 """The services that have more RPCs than their summary's, by the summary's name."""
 
@@ -37,14 +42,17 @@ class ReadSettings(ServerSettings):
 def build(settings: ReadSettings, reads: Reads) -> Server:
     """The server with its services; `reads` is opened and closed by the caller, the latter when the server is drained."""
 
-    async def progress() -> Reached:
-        async with reads.connection() as connection:
-            return await checkpoint.read_reached(connection, SUMMARIES.name, settings.shard)
+    def gate_of(group: Group) -> ConsistencyGate:
+        async def progress() -> Reached:
+            async with reads.connection() as connection:
+                return await checkpoint.read_serving(connection, group.name, settings.shard)
 
-    gate = ConsistencyGate(settings.shard, progress, wait_max_s=settings.deadline_default_s)
+        return ConsistencyGate(settings.shard, progress, wait_max_s=settings.deadline_default_s)
+
+    gates = {group.name: gate_of(group) for group in GROUPS}
     server = Server(settings, roles={**ROLES, **roles_of(RPCS)}, probes=Probes(settings, "read_service"))
     server.probes.needs_database(settings.query_database_url.get_secret_value())
     for row in RPCS:
-        server.add(row.add_to_server, SERVICERS.get(row.summary.name, SummaryServicer)(row, reads, gate))
-    server.add(add_ProjectionServiceServicer_to_server, ProjectionService(reads, settings.shard, (SUMMARIES.name,)))
+        server.add(row.add_to_server, SERVICERS.get(row.summary.name, SummaryServicer)(row, reads, gates[row.group.name]))
+    server.add(add_ProjectionServiceServicer_to_server, ProjectionService(reads, settings.shard, tuple(gates)))
     return server

@@ -1,25 +1,29 @@
 """`python -m read_service.projector`: keeps the query tables of one shard in step with the line.
 
 Any number may run; one of them leads, the others stand by. Processes may start in any order, and the projector works without
-the broker. When the tables cannot go on (see `ListProjections`), the projector stays up, applies nothing, and is not ready.
+the broker. Each group of tables follows the line on its own. When one cannot go on (see `ListProjections`), the projector stays
+up, applies nothing to that group's tables, and is not ready.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import Field, SecretStr
 
-from read_service.registry import SUMMARIES
+from read_service.registry import GROUPS
 from shared.folds.projection import Group
-from shared.line.follower import Follower
+from shared.line.fanout import FanOut
+from shared.line.follower import Feed, Follower, Line
 from shared.line.sources import StoreLine, StreamFeed
 from shared.platform.leader import LockClass, until
 from shared.platform.postgres import Connection, connect, refuse_unsafe
 from shared.platform.settings import ProcessSettings, load
-from shared.projections.projector import Projector, Tables
+from shared.projections.projector import Projector, Projectors
+from shared.projections.tables import Tables
 from shared.rpc import bootstrap
 from shared.rpc.client import channel
 
@@ -50,15 +54,15 @@ async def connect_safely(database_url: str) -> Connection:
     return connection
 
 
-def build(settings: ProjectorSettings, line: StoreLine, feed: StreamFeed | None, group: Group = SUMMARIES) -> Projector:
-    """The projector of one group of tables, reading from `line` and `feed`."""
+def build(settings: ProjectorSettings, line: Line, feed: Feed | None, groups: Iterable[Group] = GROUPS) -> Projectors:
+    """The projectors of all groups of tables, reading from `line` and `feed`."""
     database_url = settings.database_url.get_secret_value()
-    return Projector(
-        Tables(group),
-        settings.shard,
-        follow=Follower(line, feed).follow,
-        connect=lambda: connect_safely(database_url),
-    )
+    fan_out = FanOut(Follower(line, feed).follow, alone=lambda: Follower(line, None).follow)
+    projectors = [
+        Projector(Tables(group), settings.shard, follow=fan_out.follow, connect=lambda: connect_safely(database_url))
+        for group in groups
+    ]
+    return Projectors(projectors, fan_out)
 
 
 class Leading:
@@ -66,7 +70,7 @@ class Leading:
 
     def __init__(self, settings: ProjectorSettings) -> None:
         self._settings = settings
-        self._projector: Projector | None = None
+        self._projectors: Projectors | None = None
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Projects until `stopping` is set. Then the open transaction is rolled back; the next leader does it again."""
@@ -75,16 +79,15 @@ class Leading:
         feed = StreamFeed(settings.nats_url.get_secret_value(), settings.shard, f"projector-{settings.shard}")
         try:
             async with channel(settings.write_address, retries=False) as events:
-                self._projector = build(settings, StoreLine(events, settings.token_file, settings.shard), feed)
-                await until(stopping, self._projector.run())
+                self._projectors = build(settings, StoreLine(events, settings.token_file, settings.shard), feed)
+                await until(stopping, self._projectors.run())
         finally:
-            self._projector = None
+            self._projectors = None
             await feed.close()
 
     async def goes_on(self) -> str:
-        """A check of readiness: why the tables stopped. A projector that stands by has no tables to keep."""
-        stopped = None if self._projector is None else self._projector.stopped
-        return "" if stopped is None else stopped.partition(":")[0]
+        """A check of readiness: which groups stopped, and why. A projector that stands by has no tables to keep."""
+        return "" if self._projectors is None else self._projectors.stopped
 
 
 def main() -> int:

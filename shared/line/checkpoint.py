@@ -59,6 +59,17 @@ async def load(connection: Connection, name: str, shard: int) -> Checkpoint:
     return Checkpoint(*row)
 
 
+async def hold(connection: Connection, name: str, shard: int, at: Checkpoint) -> None:
+    """Locks the checkpoint where it is, for a transaction that writes rows without moving it. Raises Fenced."""
+    cursor = await connection.execute(
+        """SELECT FROM checkpoints WHERE name = %s AND shard = %s AND epoch = %s AND position = %s AND event_id = %s
+           FOR UPDATE""",
+        (name, shard, *_parts(at)),
+    )
+    if cursor.rowcount != 1:
+        raise Fenced(f"{name} is no longer at position {at.position}")
+
+
 async def stop(connection: Connection, name: str, shard: int, at: Checkpoint, reason: str) -> None:
     """Saves that the consumer has stopped itself, and why. Raises Fenced if another process leads."""
     cursor = await connection.execute(
@@ -106,12 +117,12 @@ async def is_stopped(connection: Connection, name: str, shard: int, at: Checkpoi
     return row is not None and Checkpoint(*row) == at
 
 
-async def read_reached(connection: Connection, name: str, shard: int) -> Reached:
-    """The checkpoint of the tables; position 0 if no consumer has run yet."""
+async def read_serving(connection: Connection, group: str, shard: int) -> Reached:
+    """The checkpoint of the tables that answer queries of a group; position 0 if no consumer has run yet."""
     cursor = await connection.execute(
         """SELECT epoch, position, state = 'stopped' AND starts_with(reason, %s) FROM checkpoints
-           WHERE name = %s AND shard = %s""",
-        (DIVERGED, name, shard),
+           WHERE group_name = %s AND shard = %s AND serves""",
+        (DIVERGED, group, shard),
     )
     row = await cursor.fetchone()
     return Reached("", 0) if row is None else Reached(*row)

@@ -18,30 +18,38 @@ from google.protobuf import message_factory
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, ServiceDescriptor
 from grpc import aio
 
-from shared.folds.errors import NotFound
+from shared.folds.errors import NotFound, Rejected
+from shared.folds.projection import Group
 from shared.folds.summary import Row, Summary
 from shared.line.consistency import ConsistencyGate
 from shared.platform.identity import Role, current_call
 from shared.platform.postgres import Reads
 from shared.rpc import pages
 
+# Whether events wait for this row: none do, as a rule, and the index is empty.
+_STALE = """EXISTS (SELECT FROM parked_keys k WHERE k.tenant = p.tenant AND k.row_id = {row} AND k.group_name = '{group}'
+  AND k.serves)"""
+STALE_TRAILER = ("foldline-stale", "true")
+
 _RULES: Any = validate_pb2.DESCRIPTOR.extensions_by_name["field"]
 
 
 @dataclass(frozen=True, slots=True)
 class SummaryRpcs(Generic[Row]):
-    """A row of a service's table: a summary, the contract of its one service, and the roles that may call Get and List.
+    """A row of a service's table: a summary, the group of its tables, the contract of its one service, and who may ask.
 
     Raises TypeError if the contract and the summary do not fit each other: another id, message, filter or order.
     """
 
     summary: Summary[Row]
+    group: Group
     contract: ModuleType
     add_to_server: Callable[[Any, aio.Server], None]
     roles: frozenset[Role]
 
     def __post_init__(self) -> None:
         name, shown = self.summary.name, get_type_hints(self.summary.view)["return"].DESCRIPTOR
+        _check("stale" in shown.fields_by_name, f"{shown.full_name} has no field stale")
         asked, answered = self.get_rpc.input_type, self.get_rpc.output_type
         _check(f"{name}_id" in asked.fields_by_name, f"{asked.full_name} has no {name}_id")
         _check(_shown_field(answered).message_type is shown, f"{answered.full_name} has no {shown.name}")
@@ -91,7 +99,10 @@ class SummaryServicer(Generic[Row]):
         self._id = f"{summary.name}_id"
         self._orders = _orders(summary)
         self._kinds = {column: _key_kind(summary.row, column) for column in summary.orders.values()}
-        self._select = f"SELECT {', '.join(summary.row._fields)} FROM {summary.source} WHERE p.tenant = %(tenant)s"  # type: ignore[attr-defined]  # noqa: S608 - names of ours
+        columns = ", ".join(summary.row._fields)  # type: ignore[attr-defined]
+        self._group = rpcs.group.name
+        stale = _STALE.format(row=f"p.{self._id}", group=self._group)
+        self._select = f"SELECT {columns}, {stale} FROM {summary.source} WHERE p.tenant = %(tenant)s"  # noqa: S608 - names of ours
         self._list_name = rpcs.list_rpc.name
         self._one, self._got = _shown_field(rpcs.get_rpc.output_type).name, _made(rpcs.get_rpc.output_type)
         self._many, self._listed = _shown_field(rpcs.list_rpc.output_type).name, _made(rpcs.list_rpc.output_type)
@@ -101,16 +112,36 @@ class SummaryServicer(Generic[Row]):
     async def get(self, request: Any, context: Any) -> Any:
         """The answer of the Get RPC. Raises NotFound for an id that the tenant does not have."""
         await self.gate.wait(request.consistency_token, context.time_remaining())
-        row = await self.existing(getattr(request, self._id))
-        return self._got(**{self._one: self._summary.view(row)})
+        shown = await self.existing(getattr(request, self._id))
+        if shown.stale:
+            tell_stale(context)
+        return self._got(**{self._one: shown})
 
-    async def existing(self, id_: str) -> Row:
-        """The row of an id in the caller's tenant; raises NotFound if there is none."""
+    async def existing(self, id_: str) -> Any:
+        """What is shown of an id in the caller's tenant.
+
+        Raises NotFound if there is none, and Rejected ROW_PARKED if there is none since its first event cannot be applied.
+        """
         name, id_ = self._summary.name, id_.lower()
         rows = await in_tenant(self.reads, tenant(), f"{self._select} AND p.{self._id} = %(id)s", {"id": id_})
-        if not rows:
-            raise NotFound(f"{name.upper()}_NOT_FOUND", f"there is no {name} {id_}")
-        return self._summary.row(*rows[0])
+        if rows:
+            return self._shown(rows[0])
+        if await self.is_stale(id_):
+            raise Rejected("ROW_PARKED", f"events of {name} {id_} cannot be applied, so it cannot be shown; operators see why")
+        raise NotFound(f"{name.upper()}_NOT_FOUND", f"there is no {name} {id_}")
+
+    async def is_stale(self, id_: str) -> bool:
+        """Whether events of this id wait behind one that cannot be applied."""
+        query = "SELECT " + _STALE.format(row="%(id)s", group=self._group).replace("p.tenant", "%(tenant)s")
+        [(stale,)] = await in_tenant(self.reads, tenant(), query, {"id": id_})
+        return bool(stale)
+
+    def _shown(self, row: tuple[Any, ...]) -> Any:
+        """The message of a row, whose last column says whether it is stale."""
+        shown: Any = self._summary.view(self._summary.row(*row[:-1]))
+        if row[-1]:
+            shown.stale = True
+        return shown
 
     async def list(self, request: Any, context: Any) -> Any:
         """The answer of the List RPC: a page of the tenant's rows that pass all filters."""
@@ -131,9 +162,16 @@ class SummaryServicer(Generic[Row]):
             sql += f" AND (p.{column}, p.{self._id}) {beyond} (%(after)s, %(after_id)s)"
             values |= {"after": after[0], "after_id": after[1]}
         sql += f" ORDER BY p.{column} {direction}, p.{self._id} {direction} LIMIT %(limit)s"
-        rows = [summary.row(*row) for row in await in_tenant(self.reads, tenant(), sql, {**values, "limit": size + 1})]
-        shown, following = pages.cut(rows, size, query, lambda row: (_sortable(row, column), getattr(row, self._id)))
-        return self._listed(**{self._many: [summary.view(row) for row in shown], "next_page_token": following})
+        rows = await in_tenant(self.reads, tenant(), sql, {**values, "limit": size + 1})
+        cut, following = pages.cut(rows, size, query, lambda row: self._keys(row, column))
+        shown = [self._shown(row) for row in cut]
+        if any(each.stale for each in shown):
+            tell_stale(context)
+        return self._listed(**{self._many: shown, "next_page_token": following})
+
+    def _keys(self, values: tuple[Any, ...], column: str) -> tuple[str | int, str]:
+        row = self._summary.row(*values[:-1])
+        return _sortable(row, column), getattr(row, self._id)
 
     def _after(self, query: tuple[str, ...], token: str, column: str) -> Any:
         """The sort keys that a page token holds. Times travel as whole microseconds."""
@@ -145,6 +183,11 @@ class SummaryServicer(Generic[Row]):
             except (ValueError, OverflowError, OSError):  # beyond the calendar: not one of ours
                 raise pages.invalid("is not a page token") from None
         return keys
+
+
+def tell_stale(context: Any) -> None:
+    """Says in the call's trailers that a row of the answer is older than the checkpoint: its events are parked."""
+    context.set_trailing_metadata((STALE_TRAILER,))
 
 
 async def in_tenant(reads: Reads, tenant: str, query: str, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:

@@ -22,7 +22,7 @@ from tests.bench.children import Answer, Child, Meter, memory_mib
 from tests.bench.stage import Stage, head
 
 CATCH_UP_EVENTS = 60_000
-PROJECTION_GROUP = "summaries"
+PROJECTION_GROUPS = 4
 
 
 @dataclass(slots=True, kw_only=True)
@@ -252,9 +252,9 @@ async def _until(watch: psycopg.AsyncConnection, position: int) -> int:
     """Waits until the projector's checkpoint is there; returns where it is."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        cursor = await watch.execute("SELECT position FROM checkpoints WHERE name = %s", [PROJECTION_GROUP])
+        cursor = await watch.execute("SELECT min(position), count(*) FROM checkpoints WHERE serves")
         row = await cursor.fetchone()
-        if row is not None and row[0] >= position:
+        if row is not None and row[1] == PROJECTION_GROUPS and row[0] >= position:
             return int(row[0])
         await asyncio.sleep(0.005)
     raise RuntimeError(f"the projector did not reach position {position} within 60 s")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -74,6 +75,14 @@ class Operator:
         who = self.user if user else self.who
         return self.projections.RefillProjection(projection_pb2.RefillProjectionRequest(name=name), metadata=who, timeout=20)
 
+    def parked(self, rpc: str, *, user: bool = False, **fields: Any) -> Awaitable[object]:
+        """ListParked, GetParked, RetryParked or DiscardParked; of a key that nobody has unless told otherwise."""
+        if rpc != "ListParked":
+            fields.setdefault("parked_id", new_id())
+        request = getattr(projection_pb2, f"{rpc}Request")(**fields)
+        answer: Awaitable[object] = getattr(self.projections, rpc)(request, metadata=self.user if user else self.who, timeout=20)
+        return answer
+
     def restored(self, epoch: str, *, user: bool = False) -> Awaitable[object]:
         """MarkRestored."""
         who = self.user if user else self.who
@@ -112,6 +121,15 @@ def bad_token(situation: str, *keys: object) -> Row:
     return situation, lambda d: d.find(token), "INVALID_ARGUMENT", "PAGE_TOKEN_INVALID", ("page_token",)
 
 
+def bad_parked(situation: str, *keys: str | int) -> Row:
+    """The same of the list of parked keys."""
+    token = pages.encode(("ListParked", "", ""), keys)
+    call = lambda d: d.parked("ListParked", page_token=token)  # noqa: E731 (a row's cell)
+    return situation, call, "INVALID_ARGUMENT", "PAGE_TOKEN_INVALID", ("page_token",)
+
+
+NULS = projection_pb2.ParkedFilter(projection="\0", tenant="\0")
+
 TABLE: list[Row] = [
     bad("show: NUL in the tenant", lambda d: d.show(tenant="\0"), "tenant"),
     bad("show: NUL in the type", lambda d: d.show(type_="a\0"), "type"),
@@ -133,9 +151,24 @@ TABLE: list[Row] = [
     ("show: not there", lambda d: d.show(), "NOT_FOUND", "PROCESS_NOT_FOUND", ()),
     ("accept: nothing diverged", lambda d: d.accept(), "FAILED_PRECONDITION", "NOT_DIVERGED", ()),
     ("accept: by a user", lambda d: d.accept(user=True), "PERMISSION_DENIED", "ROLE_MISSING", ()),
-    ("refill: nothing diverged", lambda d: d.refill("summaries"), "FAILED_PRECONDITION", "NOT_DIVERGED", ()),
+    ("refill: nothing diverged", lambda d: d.refill("accounts"), "FAILED_PRECONDITION", "NOT_DIVERGED", ()),
     ("refill: no such projection", lambda d: d.refill("sums"), "NOT_FOUND", "PROJECTION_NOT_FOUND", ()),
-    ("refill: by a user", lambda d: d.refill("summaries", user=True), "PERMISSION_DENIED", "ROLE_MISSING", ()),
+    ("refill: by a user", lambda d: d.refill("accounts", user=True), "PERMISSION_DENIED", "ROLE_MISSING", ()),
+    bad("parked: no UUID", lambda d: d.parked("GetParked", parked_id="1"), "parked_id"),
+    bad("parked: retry of no UUID", lambda d: d.parked("RetryParked", parked_id=""), "parked_id"),
+    bad("parked: discard of no UUID", lambda d: d.parked("DiscardParked", parked_id="x\0"), "parked_id"),
+    bad("parked: NULs in the filter", lambda d: d.parked("ListParked", filter=NULS), "filter.projection", "filter.tenant"),
+    bad("parked: 501 a page", lambda d: d.parked("ListParked", page_size=501), "page_size"),
+    bad_parked("parked: a time beyond all calendars", 2**63 - 1, new_id()),
+    bad_parked("parked: an id that is none", 0, "x"),
+    bad_parked("parked: too few keys", 0),
+    ("parked: not there", lambda d: d.parked("GetParked"), "NOT_FOUND", "PARKED_NOT_FOUND", ()),
+    ("parked: retry of what is not there", lambda d: d.parked("RetryParked"), "NOT_FOUND", "PARKED_NOT_FOUND", ()),
+    ("parked: discard of what is not there", lambda d: d.parked("DiscardParked"), "NOT_FOUND", "PARKED_NOT_FOUND", ()),
+    *(
+        (f"{rpc}: by a user", lambda d, rpc=rpc: d.parked(rpc, user=True), "PERMISSION_DENIED", "ROLE_MISSING", ())
+        for rpc in ("ListParked", "GetParked", "RetryParked", "DiscardParked")
+    ),
     ("restored: another epoch", lambda d: d.restored("of old/1"), "FAILED_PRECONDITION", "EPOCH_CHANGED", ()),
     ("restored: by a user", lambda d: d.restored("of old/1", user=True), "PERMISSION_DENIED", "ROLE_MISSING", ()),
 ]

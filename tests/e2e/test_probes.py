@@ -69,5 +69,6 @@ async def test_what_keeps_a_leader_from_its_work_is_told(stack: Stack) -> None:
     async with await psycopg.AsyncConnection.connect(stack.databases.read.owner) as connection:
         await connection.execute("UPDATE checkpoints SET event_id = %s", (str(uuid4()),))  # another history's
     stack.start(PROJECTOR)
-    await eventually(lambda: says(stack, PROJECTOR, {"ready": False, "waits_for": {"projection": "HISTORY_DIVERGED"}}), 30)
+    diverged = "; ".join(f"{name}: HISTORY_DIVERGED" for name in ("people", "accounts", "transfers", "users"))
+    await eventually(lambda: says(stack, PROJECTOR, {"ready": False, "waits_for": {"projection": diverged}}), 30)
     assert (await page(stack.programs[PROJECTOR].admin_port, "/healthz"))[0] == 200

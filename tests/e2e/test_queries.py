@@ -238,8 +238,10 @@ async def test_an_operator_sees_how_far_the_tables_are(caller: Caller, bank: Ban
     operator = caller(tenant="operators", roles=[Role.OPERATOR])
     request = projection_pb2.ListProjectionsRequest()
     answer = await operator.call(operator.projections.ListProjections, request)
-    [summaries] = answer.projections
-    assert (summaries.name, summaries.shard, summaries.reason) == ("summaries", 1, "")
-    assert summaries.state == projection_pb2.PROJECTION_STATE_RUNNING
-    assert summaries.position >= receipt.position
+    assert [(it.name, it.shard) for it in answer.projections] == [
+        (name, 1) for name in ("accounts", "people", "transfers", "users")
+    ]
+    people = answer.projections[1]
+    assert (people.state, people.reason, people.parked) == (projection_pb2.PROJECTION_STATE_RUNNING, "", 0)
+    assert people.position >= receipt.position
     assert (await refused(bank.call(bank.projections.ListProjections, request))).code == "PERMISSION_DENIED"

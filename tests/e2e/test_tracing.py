@@ -83,7 +83,7 @@ async def _check_tree(collector: Collector, trace_id: str, transfer_id: str) -> 
     assert sent.attributes["foldline.event.type"] == "bank.v1.TransferStarted"
     [round_] = [seen for seen in found if seen.service == SAGA and seen.parent in (sent.id, call.id)]
     [projected] = [seen for seen in found if seen.service == PROJECTOR and seen.parent in (sent.id, call.id)]
-    assert (round_.name, projected.name) == ("process processes", "process summaries")
+    assert (round_.name, projected.name) == ("process processes", "process transfers")
     # What the saga does next is below its round, and the calls that send it are linked to it.
     for name in ("WithdrawMoney", "DepositMoney", "CompleteTransfer"):
         assert any(seen.parent == round_.id for seen in found if seen.name == f"decide {name}")

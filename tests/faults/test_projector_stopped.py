@@ -56,5 +56,5 @@ async def test_a_projector_that_was_stopped_and_woken_writes_nothing_twice(stack
             projection_pb2_grpc.ProjectionServiceStub(read).ListProjections, projection_pb2.ListProjectionsRequest()
         )
         assert [(it.name, it.state, it.reason) for it in shown.projections] == [
-            ("summaries", projection_pb2.PROJECTION_STATE_RUNNING, "")
+            (name, projection_pb2.PROJECTION_STATE_RUNNING, "") for name in ("accounts", "people", "transfers", "users")
         ]

@@ -51,6 +51,7 @@ class AccountSummary(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     OPENED_AT_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    STALE_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     owner_id: _builtins.str
     name: _builtins.str
@@ -59,6 +60,8 @@ class AccountSummary(_message.Message):
     status: Global___AccountStatus.ValueType
     version: _builtins.int
     """The version of the account's stream that this summary shows."""
+    stale: _builtins.bool
+    """An event of this row could not be applied, so the row is older than the answer's other rows: see ProjectionService."""
     @_builtins.property
     def opened_at(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -72,10 +75,11 @@ class AccountSummary(_message.Message):
         status: Global___AccountStatus.ValueType = ...,
         opened_at: _timestamp_pb2.Timestamp | None = ...,
         version: _builtins.int = ...,
+        stale: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["opened_at", b"opened_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "balance_minor", b"balance_minor", "currency", b"currency", "name", b"name", "opened_at", b"opened_at", "owner_id", b"owner_id", "status", b"status", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "balance_minor", b"balance_minor", "currency", b"currency", "name", b"name", "opened_at", b"opened_at", "owner_id", b"owner_id", "stale", b"stale", "status", b"status", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -282,8 +286,11 @@ class ListMovementsResponse(_message.Message):
 
     MOVEMENTS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    STALE_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Empty on the last page."""
+    stale: _builtins.bool
+    """An event of this account could not be applied, so something may be missing: see ProjectionService."""
     @_builtins.property
     def movements(self) -> _containers.RepeatedCompositeFieldContainer[Global___Movement]: ...
     def __init__(
@@ -291,10 +298,11 @@ class ListMovementsResponse(_message.Message):
         *,
         movements: _abc.Iterable[Global___Movement] | None = ...,
         next_page_token: _builtins.str = ...,
+        stale: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["movements", b"movements", "next_page_token", b"next_page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["movements", b"movements", "next_page_token", b"next_page_token", "stale", b"stale"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

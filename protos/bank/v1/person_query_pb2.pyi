@@ -49,12 +49,15 @@ class PersonSummary(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
     CLOSED_AT_FIELD_NUMBER: _builtins.int
+    STALE_FIELD_NUMBER: _builtins.int
     person_id: _builtins.str
     name: _builtins.str
     open_account_count: _builtins.int
     version: _builtins.int
     """The version of the person's stream that this summary shows."""
     status: Global___PersonStatus.ValueType
+    stale: _builtins.bool
+    """An event of this row could not be applied, so the row is older than the answer's other rows: see ProjectionService."""
     @_builtins.property
     def registered_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -76,10 +79,11 @@ class PersonSummary(_message.Message):
         version: _builtins.int = ...,
         status: Global___PersonStatus.ValueType = ...,
         closed_at: _timestamp_pb2.Timestamp | None = ...,
+        stale: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["closed_at", b"closed_at", "registered_at", b"registered_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["closed_at", b"closed_at", "name", b"name", "open_account_count", b"open_account_count", "person_id", b"person_id", "registered_at", b"registered_at", "status", b"status", "total_balances", b"total_balances", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["closed_at", b"closed_at", "name", b"name", "open_account_count", b"open_account_count", "person_id", b"person_id", "registered_at", b"registered_at", "stale", b"stale", "status", b"status", "total_balances", b"total_balances", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -27,7 +27,7 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x62\x61nk/v1/transfer_query.proto\x12\x07\x62\x61nk.v1\x1a\x16\x62\x61nk/v1/transfer.proto\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"M\n\x0cTransferStep\x12\x0c\n\x04name\x18\x01 \x01(\t\x12/\n\x0bhappened_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xe8\x02\n\x0fTransferSummary\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\x12\x17\n\x0f\x66rom_account_id\x18\x02 \x01(\t\x12\x15\n\rto_account_id\x18\x03 \x01(\t\x12\x14\n\x0c\x61mount_minor\x18\x04 \x01(\x03\x12\x10\n\x08\x63urrency\x18\x05 \x01(\t\x12\'\n\x06status\x18\x06 \x01(\x0e\x32\x17.bank.v1.TransferStatus\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12+\n\x0c\x63ompensation\x18\x08 \x01(\x0e\x32\x15.bank.v1.Compensation\x12$\n\x05steps\x18\t \x03(\x0b\x32\x15.bank.v1.TransferStep\x12.\n\nstarted_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nded_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"X\n\x12GetTransferRequest\x12\x1d\n\x0btransfer_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12#\n\x11\x63onsistency_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"A\n\x13GetTransferResponse\x12*\n\x08transfer\x18\x01 \x01(\x0b\x32\x18.bank.v1.TransferSummary\"d\n\x0eTransferFilter\x12\x1f\n\naccount_id\x18\x01 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x31\n\x06status\x18\x02 \x01(\x0e\x32\x17.bank.v1.TransferStatusB\x08\xbaH\x05\x82\x01\x02\x10\x01\"\xd9\x01\n\x14ListTransfersRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x10\x12\'\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x17.bank.v1.TransferFilter\x12\x36\n\x08order_by\x18\x04 \x01(\tB$\xbaH!r\x1fR\x00R\nstarted_atR\x0fstarted_at desc\x12#\n\x11\x63onsistency_token\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"]\n\x15ListTransfersResponse\x12+\n\ttransfers\x18\x01 \x03(\x0b\x32\x18.bank.v1.TransferSummary\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*\x89\x01\n\x0eTransferStatus\x12\x1f\n\x1bTRANSFER_STATUS_UNSPECIFIED\x10\x00\x12\x1b\n\x17TRANSFER_STATUS_STARTED\x10\x01\x12\x1d\n\x19TRANSFER_STATUS_COMPLETED\x10\x02\x12\x1a\n\x16TRANSFER_STATUS_FAILED\x10\x03\x32\xb0\x01\n\x14TransferQueryService\x12H\n\x0bGetTransfer\x12\x1b.bank.v1.GetTransferRequest\x1a\x1c.bank.v1.GetTransferResponse\x12N\n\rListTransfers\x12\x1d.bank.v1.ListTransfersRequest\x1a\x1e.bank.v1.ListTransfersResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x62\x61nk/v1/transfer_query.proto\x12\x07\x62\x61nk.v1\x1a\x16\x62\x61nk/v1/transfer.proto\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"M\n\x0cTransferStep\x12\x0c\n\x04name\x18\x01 \x01(\t\x12/\n\x0bhappened_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xf7\x02\n\x0fTransferSummary\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\x12\x17\n\x0f\x66rom_account_id\x18\x02 \x01(\t\x12\x15\n\rto_account_id\x18\x03 \x01(\t\x12\x14\n\x0c\x61mount_minor\x18\x04 \x01(\x03\x12\x10\n\x08\x63urrency\x18\x05 \x01(\t\x12\'\n\x06status\x18\x06 \x01(\x0e\x32\x17.bank.v1.TransferStatus\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12+\n\x0c\x63ompensation\x18\x08 \x01(\x0e\x32\x15.bank.v1.Compensation\x12$\n\x05steps\x18\t \x03(\x0b\x32\x15.bank.v1.TransferStep\x12.\n\nstarted_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nded_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05stale\x18\x0c \x01(\x08\"X\n\x12GetTransferRequest\x12\x1d\n\x0btransfer_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12#\n\x11\x63onsistency_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"A\n\x13GetTransferResponse\x12*\n\x08transfer\x18\x01 \x01(\x0b\x32\x18.bank.v1.TransferSummary\"d\n\x0eTransferFilter\x12\x1f\n\naccount_id\x18\x01 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x31\n\x06status\x18\x02 \x01(\x0e\x32\x17.bank.v1.TransferStatusB\x08\xbaH\x05\x82\x01\x02\x10\x01\"\xd9\x01\n\x14ListTransfersRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x10\x12\'\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x17.bank.v1.TransferFilter\x12\x36\n\x08order_by\x18\x04 \x01(\tB$\xbaH!r\x1fR\x00R\nstarted_atR\x0fstarted_at desc\x12#\n\x11\x63onsistency_token\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"]\n\x15ListTransfersResponse\x12+\n\ttransfers\x18\x01 \x03(\x0b\x32\x18.bank.v1.TransferSummary\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*\x89\x01\n\x0eTransferStatus\x12\x1f\n\x1bTRANSFER_STATUS_UNSPECIFIED\x10\x00\x12\x1b\n\x17TRANSFER_STATUS_STARTED\x10\x01\x12\x1d\n\x19TRANSFER_STATUS_COMPLETED\x10\x02\x12\x1a\n\x16TRANSFER_STATUS_FAILED\x10\x03\x32\xb0\x01\n\x14TransferQueryService\x12H\n\x0bGetTransfer\x12\x1b.bank.v1.GetTransferRequest\x1a\x1c.bank.v1.GetTransferResponse\x12N\n\rListTransfers\x12\x1d.bank.v1.ListTransfersRequest\x1a\x1e.bank.v1.ListTransfersResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -50,22 +50,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTTRANSFERSREQUEST'].fields_by_name['order_by']._serialized_options = b'\272H!r\037R\000R\nstarted_atR\017started_at desc'
   _globals['_LISTTRANSFERSREQUEST'].fields_by_name['consistency_token']._loaded_options = None
   _globals['_LISTTRANSFERSREQUEST'].fields_by_name['consistency_token']._serialized_options = b'\272H\005r\003\030\200\004'
-  _globals['_TRANSFERSTATUS']._serialized_start=1144
-  _globals['_TRANSFERSTATUS']._serialized_end=1281
+  _globals['_TRANSFERSTATUS']._serialized_start=1159
+  _globals['_TRANSFERSTATUS']._serialized_end=1296
   _globals['_TRANSFERSTEP']._serialized_start=127
   _globals['_TRANSFERSTEP']._serialized_end=204
   _globals['_TRANSFERSUMMARY']._serialized_start=207
-  _globals['_TRANSFERSUMMARY']._serialized_end=567
-  _globals['_GETTRANSFERREQUEST']._serialized_start=569
-  _globals['_GETTRANSFERREQUEST']._serialized_end=657
-  _globals['_GETTRANSFERRESPONSE']._serialized_start=659
-  _globals['_GETTRANSFERRESPONSE']._serialized_end=724
-  _globals['_TRANSFERFILTER']._serialized_start=726
-  _globals['_TRANSFERFILTER']._serialized_end=826
-  _globals['_LISTTRANSFERSREQUEST']._serialized_start=829
-  _globals['_LISTTRANSFERSREQUEST']._serialized_end=1046
-  _globals['_LISTTRANSFERSRESPONSE']._serialized_start=1048
-  _globals['_LISTTRANSFERSRESPONSE']._serialized_end=1141
-  _globals['_TRANSFERQUERYSERVICE']._serialized_start=1284
-  _globals['_TRANSFERQUERYSERVICE']._serialized_end=1460
+  _globals['_TRANSFERSUMMARY']._serialized_end=582
+  _globals['_GETTRANSFERREQUEST']._serialized_start=584
+  _globals['_GETTRANSFERREQUEST']._serialized_end=672
+  _globals['_GETTRANSFERRESPONSE']._serialized_start=674
+  _globals['_GETTRANSFERRESPONSE']._serialized_end=739
+  _globals['_TRANSFERFILTER']._serialized_start=741
+  _globals['_TRANSFERFILTER']._serialized_end=841
+  _globals['_LISTTRANSFERSREQUEST']._serialized_start=844
+  _globals['_LISTTRANSFERSREQUEST']._serialized_end=1061
+  _globals['_LISTTRANSFERSRESPONSE']._serialized_start=1063
+  _globals['_LISTTRANSFERSRESPONSE']._serialized_end=1156
+  _globals['_TRANSFERQUERYSERVICE']._serialized_start=1299
+  _globals['_TRANSFERQUERYSERVICE']._serialized_end=1475
 # @@protoc_insertion_point(module_scope)

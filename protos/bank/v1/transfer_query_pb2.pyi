@@ -83,6 +83,7 @@ class TransferSummary(_message.Message):
     STEPS_FIELD_NUMBER: _builtins.int
     STARTED_AT_FIELD_NUMBER: _builtins.int
     ENDED_AT_FIELD_NUMBER: _builtins.int
+    STALE_FIELD_NUMBER: _builtins.int
     transfer_id: _builtins.str
     from_account_id: _builtins.str
     to_account_id: _builtins.str
@@ -92,6 +93,8 @@ class TransferSummary(_message.Message):
     reason: _builtins.str
     """Why it failed; empty otherwise."""
     compensation: _transfer_pb2.Compensation.ValueType
+    stale: _builtins.bool
+    """An event of this row could not be applied, so the row is older than the answer's other rows: see ProjectionService."""
     @_builtins.property
     def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___TransferStep]:
         """In the order in which they happened."""
@@ -114,10 +117,11 @@ class TransferSummary(_message.Message):
         steps: _abc.Iterable[Global___TransferStep] | None = ...,
         started_at: _timestamp_pb2.Timestamp | None = ...,
         ended_at: _timestamp_pb2.Timestamp | None = ...,
+        stale: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ended_at", b"ended_at", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_minor", b"amount_minor", "compensation", b"compensation", "currency", b"currency", "ended_at", b"ended_at", "from_account_id", b"from_account_id", "reason", b"reason", "started_at", b"started_at", "status", b"status", "steps", b"steps", "to_account_id", b"to_account_id", "transfer_id", b"transfer_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_minor", b"amount_minor", "compensation", b"compensation", "currency", b"currency", "ended_at", b"ended_at", "from_account_id", b"from_account_id", "reason", b"reason", "stale", b"stale", "started_at", b"started_at", "status", b"status", "steps", b"steps", "to_account_id", b"to_account_id", "transfer_id", b"transfer_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -52,12 +52,15 @@ class UserSummary(_message.Message):
     ENDED_AT_FIELD_NUMBER: _builtins.int
     ROLES_FIELD_NUMBER: _builtins.int
     DEACTIVATED_AT_FIELD_NUMBER: _builtins.int
+    STALE_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     login: _builtins.str
     email: _builtins.str
     status: Global___RegistrationStatus.ValueType
     reason: _builtins.str
     """Why the registration failed; empty otherwise."""
+    stale: _builtins.bool
+    """An event of this row could not be applied, so the row is older than the answer's other rows: see ProjectionService."""
     @_builtins.property
     def started_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -82,10 +85,11 @@ class UserSummary(_message.Message):
         ended_at: _timestamp_pb2.Timestamp | None = ...,
         roles: _abc.Iterable[_builtins.str] | None = ...,
         deactivated_at: _timestamp_pb2.Timestamp | None = ...,
+        stale: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["deactivated_at", b"deactivated_at", "ended_at", b"ended_at", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deactivated_at", b"deactivated_at", "email", b"email", "ended_at", b"ended_at", "login", b"login", "reason", b"reason", "roles", b"roles", "started_at", b"started_at", "status", b"status", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deactivated_at", b"deactivated_at", "email", b"email", "ended_at", b"ended_at", "login", b"login", "reason", b"reason", "roles", b"roles", "stale", b"stale", "started_at", b"started_at", "status", b"status", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,7 +26,7 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x66oldline/v1/projection.proto\x12\x0b\x66oldline.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbb\x01\n\x10ProjectionStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\x05\x12\r\n\x05\x65poch\x18\x03 \x01(\t\x12\x10\n\x08position\x18\x04 \x01(\x03\x12+\n\x05state\x18\x05 \x01(\x0e\x32\x1c.foldline.v1.ProjectionState\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12,\n\x08moved_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x18\n\x16ListProjectionsRequest\"M\n\x17ListProjectionsResponse\x12\x32\n\x0bprojections\x18\x01 \x03(\x0b\x32\x1d.foldline.v1.ProjectionStatus\"6\n\x17RefillProjectionRequest\x12\x1b\n\x04name\x18\x01 \x01(\tB\r\xbaH\nr\x08\x10\x01\x18?\xba\x01\x01\x00\"M\n\x18RefillProjectionResponse\x12\x31\n\nprojection\x18\x01 \x01(\x0b\x32\x1d.foldline.v1.ProjectionStatus*\xa9\x01\n\x0fProjectionState\x12 \n\x1cPROJECTION_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18PROJECTION_STATE_RUNNING\x10\x01\x12\x1c\n\x18PROJECTION_STATE_STOPPED\x10\x02\x12\x1d\n\x19PROJECTION_STATE_DIVERGED\x10\x03\x12\x19\n\x15PROJECTION_STATE_AWAY\x10\x04\x32\xd2\x01\n\x11ProjectionService\x12\\\n\x0fListProjections\x12#.foldline.v1.ListProjectionsRequest\x1a$.foldline.v1.ListProjectionsResponse\x12_\n\x10RefillProjection\x12$.foldline.v1.RefillProjectionRequest\x1a%.foldline.v1.RefillProjectionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x66oldline/v1/projection.proto\x12\x0b\x66oldline.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcb\x01\n\x10ProjectionStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\x05\x12\r\n\x05\x65poch\x18\x03 \x01(\t\x12\x10\n\x08position\x18\x04 \x01(\x03\x12+\n\x05state\x18\x05 \x01(\x0e\x32\x1c.foldline.v1.ProjectionState\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12,\n\x08moved_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06parked\x18\x08 \x01(\x03\"\x18\n\x16ListProjectionsRequest\"M\n\x17ListProjectionsResponse\x12\x32\n\x0bprojections\x18\x01 \x03(\x0b\x32\x1d.foldline.v1.ProjectionStatus\"6\n\x17RefillProjectionRequest\x12\x1b\n\x04name\x18\x01 \x01(\tB\r\xbaH\nr\x08\x10\x01\x18?\xba\x01\x01\x00\"M\n\x18RefillProjectionResponse\x12\x31\n\nprojection\x18\x01 \x01(\x0b\x32\x1d.foldline.v1.ProjectionStatus\"\xd5\x01\n\tParkedKey\x12\x11\n\tparked_id\x18\x01 \x01(\t\x12\x12\n\nprojection\x18\x02 \x01(\t\x12\r\n\x05shard\x18\x03 \x01(\x05\x12\x0e\n\x06tenant\x18\x04 \x01(\t\x12\r\n\x05table\x18\x05 \x01(\t\x12\x0b\n\x03key\x18\x06 \x03(\t\x12\r\n\x05\x65rror\x18\x07 \x01(\t\x12\x18\n\x10\x62\x65hind_parked_id\x18\x08 \x01(\t\x12-\n\tparked_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x65vents\x18\n \x01(\x03\"?\n\x0bParkedEvent\x12\x10\n\x08position\x18\x01 \x01(\x03\x12\x10\n\x08\x65vent_id\x18\x02 \x01(\t\x12\x0c\n\x04type\x18\x03 \x01(\t\"L\n\x0cParkedFilter\x12\x1f\n\nprojection\x18\x01 \x01(\tB\x0b\xbaH\x08r\x06\x18?\xba\x01\x01\x00\x12\x1b\n\x06tenant\x18\x02 \x01(\tB\x0b\xbaH\x08r\x06\x18?\xba\x01\x01\x00\"{\n\x11ListParkedRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x10\x12)\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x19.foldline.v1.ParkedFilter\"U\n\x12ListParkedResponse\x12&\n\x06parked\x18\x01 \x03(\x0b\x32\x16.foldline.v1.ParkedKey\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"/\n\x10GetParkedRequest\x12\x1b\n\tparked_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"e\n\x11GetParkedResponse\x12&\n\x06parked\x18\x01 \x01(\x0b\x32\x16.foldline.v1.ParkedKey\x12(\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x18.foldline.v1.ParkedEvent\"1\n\x12RetryParkedRequest\x12\x1b\n\tparked_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"`\n\x13RetryParkedResponse\x12\x10\n\x08released\x18\x01 \x01(\x08\x12&\n\x06parked\x18\x02 \x01(\x0b\x32\x16.foldline.v1.ParkedKey\x12\x0f\n\x07\x61pplied\x18\x03 \x01(\x03\"@\n\x14\x44iscardParkedRequest\x12\x1b\n\tparked_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x0b\n\x03\x61ll\x18\x02 \x01(\x08\"\xa5\x01\n\x15\x44iscardParkedResponse\x12\x10\n\x08released\x18\x01 \x01(\x08\x12&\n\x06parked\x18\x02 \x01(\x0b\x32\x16.foldline.v1.ParkedKey\x12\x0f\n\x07\x61pplied\x18\x03 \x01(\x03\x12\x0f\n\x07skipped\x18\x04 \x01(\x03\x12\x30\n\x0eskipped_events\x18\x05 \x03(\x0b\x32\x18.foldline.v1.ParkedEvent*\xa9\x01\n\x0fProjectionState\x12 \n\x1cPROJECTION_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18PROJECTION_STATE_RUNNING\x10\x01\x12\x1c\n\x18PROJECTION_STATE_STOPPED\x10\x02\x12\x1d\n\x19PROJECTION_STATE_DIVERGED\x10\x03\x12\x19\n\x15PROJECTION_STATE_AWAY\x10\x04\x32\x97\x04\n\x11ProjectionService\x12\\\n\x0fListProjections\x12#.foldline.v1.ListProjectionsRequest\x1a$.foldline.v1.ListProjectionsResponse\x12_\n\x10RefillProjection\x12$.foldline.v1.RefillProjectionRequest\x1a%.foldline.v1.RefillProjectionResponse\x12M\n\nListParked\x12\x1e.foldline.v1.ListParkedRequest\x1a\x1f.foldline.v1.ListParkedResponse\x12J\n\tGetParked\x12\x1d.foldline.v1.GetParkedRequest\x1a\x1e.foldline.v1.GetParkedResponse\x12P\n\x0bRetryParked\x12\x1f.foldline.v1.RetryParkedRequest\x1a .foldline.v1.RetryParkedResponse\x12V\n\rDiscardParked\x12!.foldline.v1.DiscardParkedRequest\x1a\".foldline.v1.DiscardParkedResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,18 +35,54 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_REFILLPROJECTIONREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_REFILLPROJECTIONREQUEST'].fields_by_name['name']._serialized_options = b'\272H\nr\010\020\001\030?\272\001\001\000'
-  _globals['_PROJECTIONSTATE']._serialized_start=538
-  _globals['_PROJECTIONSTATE']._serialized_end=707
+  _globals['_PARKEDFILTER'].fields_by_name['projection']._loaded_options = None
+  _globals['_PARKEDFILTER'].fields_by_name['projection']._serialized_options = b'\272H\010r\006\030?\272\001\001\000'
+  _globals['_PARKEDFILTER'].fields_by_name['tenant']._loaded_options = None
+  _globals['_PARKEDFILTER'].fields_by_name['tenant']._serialized_options = b'\272H\010r\006\030?\272\001\001\000'
+  _globals['_LISTPARKEDREQUEST'].fields_by_name['page_size']._loaded_options = None
+  _globals['_LISTPARKEDREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\007\032\005\030\364\003(\000'
+  _globals['_LISTPARKEDREQUEST'].fields_by_name['page_token']._loaded_options = None
+  _globals['_LISTPARKEDREQUEST'].fields_by_name['page_token']._serialized_options = b'\272H\005r\003\030\200\020'
+  _globals['_GETPARKEDREQUEST'].fields_by_name['parked_id']._loaded_options = None
+  _globals['_GETPARKEDREQUEST'].fields_by_name['parked_id']._serialized_options = b'\272H\005r\003\260\001\001'
+  _globals['_RETRYPARKEDREQUEST'].fields_by_name['parked_id']._loaded_options = None
+  _globals['_RETRYPARKEDREQUEST'].fields_by_name['parked_id']._serialized_options = b'\272H\005r\003\260\001\001'
+  _globals['_DISCARDPARKEDREQUEST'].fields_by_name['parked_id']._loaded_options = None
+  _globals['_DISCARDPARKEDREQUEST'].fields_by_name['parked_id']._serialized_options = b'\272H\005r\003\260\001\001'
+  _globals['_PROJECTIONSTATE']._serialized_start=1660
+  _globals['_PROJECTIONSTATE']._serialized_end=1829
   _globals['_PROJECTIONSTATUS']._serialized_start=108
-  _globals['_PROJECTIONSTATUS']._serialized_end=295
-  _globals['_LISTPROJECTIONSREQUEST']._serialized_start=297
-  _globals['_LISTPROJECTIONSREQUEST']._serialized_end=321
-  _globals['_LISTPROJECTIONSRESPONSE']._serialized_start=323
-  _globals['_LISTPROJECTIONSRESPONSE']._serialized_end=400
-  _globals['_REFILLPROJECTIONREQUEST']._serialized_start=402
-  _globals['_REFILLPROJECTIONREQUEST']._serialized_end=456
-  _globals['_REFILLPROJECTIONRESPONSE']._serialized_start=458
-  _globals['_REFILLPROJECTIONRESPONSE']._serialized_end=535
-  _globals['_PROJECTIONSERVICE']._serialized_start=710
-  _globals['_PROJECTIONSERVICE']._serialized_end=920
+  _globals['_PROJECTIONSTATUS']._serialized_end=311
+  _globals['_LISTPROJECTIONSREQUEST']._serialized_start=313
+  _globals['_LISTPROJECTIONSREQUEST']._serialized_end=337
+  _globals['_LISTPROJECTIONSRESPONSE']._serialized_start=339
+  _globals['_LISTPROJECTIONSRESPONSE']._serialized_end=416
+  _globals['_REFILLPROJECTIONREQUEST']._serialized_start=418
+  _globals['_REFILLPROJECTIONREQUEST']._serialized_end=472
+  _globals['_REFILLPROJECTIONRESPONSE']._serialized_start=474
+  _globals['_REFILLPROJECTIONRESPONSE']._serialized_end=551
+  _globals['_PARKEDKEY']._serialized_start=554
+  _globals['_PARKEDKEY']._serialized_end=767
+  _globals['_PARKEDEVENT']._serialized_start=769
+  _globals['_PARKEDEVENT']._serialized_end=832
+  _globals['_PARKEDFILTER']._serialized_start=834
+  _globals['_PARKEDFILTER']._serialized_end=910
+  _globals['_LISTPARKEDREQUEST']._serialized_start=912
+  _globals['_LISTPARKEDREQUEST']._serialized_end=1035
+  _globals['_LISTPARKEDRESPONSE']._serialized_start=1037
+  _globals['_LISTPARKEDRESPONSE']._serialized_end=1122
+  _globals['_GETPARKEDREQUEST']._serialized_start=1124
+  _globals['_GETPARKEDREQUEST']._serialized_end=1171
+  _globals['_GETPARKEDRESPONSE']._serialized_start=1173
+  _globals['_GETPARKEDRESPONSE']._serialized_end=1274
+  _globals['_RETRYPARKEDREQUEST']._serialized_start=1276
+  _globals['_RETRYPARKEDREQUEST']._serialized_end=1325
+  _globals['_RETRYPARKEDRESPONSE']._serialized_start=1327
+  _globals['_RETRYPARKEDRESPONSE']._serialized_end=1423
+  _globals['_DISCARDPARKEDREQUEST']._serialized_start=1425
+  _globals['_DISCARDPARKEDREQUEST']._serialized_end=1489
+  _globals['_DISCARDPARKEDRESPONSE']._serialized_start=1492
+  _globals['_DISCARDPARKEDRESPONSE']._serialized_end=1657
+  _globals['_PROJECTIONSERVICE']._serialized_start=1832
+  _globals['_PROJECTIONSERVICE']._serialized_end=2367
 # @@protoc_insertion_point(module_scope)

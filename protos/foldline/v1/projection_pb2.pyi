@@ -62,6 +62,7 @@ class ProjectionStatus(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     MOVED_AT_FIELD_NUMBER: _builtins.int
+    PARKED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     shard: _builtins.int
     epoch: _builtins.str
@@ -70,6 +71,8 @@ class ProjectionStatus(_message.Message):
     state: Global___ProjectionState.ValueType
     reason: _builtins.str
     """Why it does not go on: UPPER_SNAKE, then a sentence. Empty if it does."""
+    parked: _builtins.int
+    """How many keys are parked."""
     @_builtins.property
     def moved_at(self) -> _timestamp_pb2.Timestamp:
         """When the checkpoint last moved."""
@@ -84,10 +87,11 @@ class ProjectionStatus(_message.Message):
         state: Global___ProjectionState.ValueType = ...,
         reason: _builtins.str = ...,
         moved_at: _timestamp_pb2.Timestamp | None = ...,
+        parked: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["moved_at", b"moved_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "moved_at", b"moved_at", "name", b"name", "position", b"position", "reason", b"reason", "shard", b"shard", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "moved_at", b"moved_at", "name", b"name", "parked", b"parked", "position", b"position", "reason", b"reason", "shard", b"shard", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -168,3 +172,310 @@ class RefillProjectionResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RefillProjectionResponse: _TypeAlias = RefillProjectionResponse  # noqa: Y015
+
+@_typing.final
+class ParkedKey(_message.Message):
+    """A key whose event could not be folded."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARKED_ID_FIELD_NUMBER: _builtins.int
+    PROJECTION_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    TABLE_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    BEHIND_PARKED_ID_FIELD_NUMBER: _builtins.int
+    PARKED_AT_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    parked_id: _builtins.str
+    projection: _builtins.str
+    shard: _builtins.int
+    tenant: _builtins.str
+    table: _builtins.str
+    """Empty if an event could not be read, so that its row is not known: then the key is the type and the id of its aggregate."""
+    error: _builtins.str
+    """Which event failed, and how. Empty for a row that waits for its aggregate's key."""
+    behind_parked_id: _builtins.str
+    """The parked key of the aggregate that this row waits for."""
+    events: _builtins.int
+    """How many events wait, the one that failed among them."""
+    @_builtins.property
+    def key(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Behind the tenant, in the order of the table's primary key."""
+
+    @_builtins.property
+    def parked_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        parked_id: _builtins.str = ...,
+        projection: _builtins.str = ...,
+        shard: _builtins.int = ...,
+        tenant: _builtins.str = ...,
+        table: _builtins.str = ...,
+        key: _abc.Iterable[_builtins.str] | None = ...,
+        error: _builtins.str = ...,
+        behind_parked_id: _builtins.str = ...,
+        parked_at: _timestamp_pb2.Timestamp | None = ...,
+        events: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["parked_at", b"parked_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["behind_parked_id", b"behind_parked_id", "error", b"error", "events", b"events", "key", b"key", "parked_at", b"parked_at", "parked_id", b"parked_id", "projection", b"projection", "shard", b"shard", "table", b"table", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ParkedKey: _TypeAlias = ParkedKey  # noqa: Y015
+
+@_typing.final
+class ParkedEvent(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POSITION_FIELD_NUMBER: _builtins.int
+    EVENT_ID_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    position: _builtins.int
+    event_id: _builtins.str
+    type: _builtins.str
+    def __init__(
+        self,
+        *,
+        position: _builtins.int = ...,
+        event_id: _builtins.str = ...,
+        type: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_id", b"event_id", "position", b"position", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ParkedEvent: _TypeAlias = ParkedEvent  # noqa: Y015
+
+@_typing.final
+class ParkedFilter(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROJECTION_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    projection: _builtins.str
+    tenant: _builtins.str
+    def __init__(
+        self,
+        *,
+        projection: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["projection", b"projection", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ParkedFilter: _TypeAlias = ParkedFilter  # noqa: Y015
+
+@_typing.final
+class ListParkedRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """0 means 50."""
+    page_token: _builtins.str
+    """From the answer before; every other field must be the same as then."""
+    @_builtins.property
+    def filter(self) -> Global___ParkedFilter: ...
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        filter: Global___ParkedFilter | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListParkedRequest: _TypeAlias = ListParkedRequest  # noqa: Y015
+
+@_typing.final
+class ListParkedResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARKED_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def parked(self) -> _containers.RepeatedCompositeFieldContainer[Global___ParkedKey]: ...
+    def __init__(
+        self,
+        *,
+        parked: _abc.Iterable[Global___ParkedKey] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "parked", b"parked"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListParkedResponse: _TypeAlias = ListParkedResponse  # noqa: Y015
+
+@_typing.final
+class GetParkedRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARKED_ID_FIELD_NUMBER: _builtins.int
+    parked_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        parked_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parked_id", b"parked_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetParkedRequest: _TypeAlias = GetParkedRequest  # noqa: Y015
+
+@_typing.final
+class GetParkedResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARKED_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def parked(self) -> Global___ParkedKey: ...
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___ParkedEvent]:
+        """The first 100 that wait, in order."""
+
+    def __init__(
+        self,
+        *,
+        parked: Global___ParkedKey | None = ...,
+        events: _abc.Iterable[Global___ParkedEvent] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["parked", b"parked"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "parked", b"parked"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetParkedResponse: _TypeAlias = GetParkedResponse  # noqa: Y015
+
+@_typing.final
+class RetryParkedRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARKED_ID_FIELD_NUMBER: _builtins.int
+    parked_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        parked_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parked_id", b"parked_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryParkedRequest: _TypeAlias = RetryParkedRequest  # noqa: Y015
+
+@_typing.final
+class RetryParkedResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RELEASED_FIELD_NUMBER: _builtins.int
+    PARKED_FIELD_NUMBER: _builtins.int
+    APPLIED_FIELD_NUMBER: _builtins.int
+    released: _builtins.bool
+    """Whether the key is parked no more. Else `parked` says at which event it stands now."""
+    applied: _builtins.int
+    """How many events were folded."""
+    @_builtins.property
+    def parked(self) -> Global___ParkedKey: ...
+    def __init__(
+        self,
+        *,
+        released: _builtins.bool = ...,
+        parked: Global___ParkedKey | None = ...,
+        applied: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["parked", b"parked"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "parked", b"parked", "released", b"released"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryParkedResponse: _TypeAlias = RetryParkedResponse  # noqa: Y015
+
+@_typing.final
+class DiscardParkedRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARKED_ID_FIELD_NUMBER: _builtins.int
+    ALL_FIELD_NUMBER: _builtins.int
+    parked_id: _builtins.str
+    all: _builtins.bool
+    """Skips all events that wait, not only the first."""
+    def __init__(
+        self,
+        *,
+        parked_id: _builtins.str = ...,
+        all: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "parked_id", b"parked_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiscardParkedRequest: _TypeAlias = DiscardParkedRequest  # noqa: Y015
+
+@_typing.final
+class DiscardParkedResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RELEASED_FIELD_NUMBER: _builtins.int
+    PARKED_FIELD_NUMBER: _builtins.int
+    APPLIED_FIELD_NUMBER: _builtins.int
+    SKIPPED_FIELD_NUMBER: _builtins.int
+    SKIPPED_EVENTS_FIELD_NUMBER: _builtins.int
+    released: _builtins.bool
+    """Whether the key is parked no more. Else `parked` says at which event it stands now."""
+    applied: _builtins.int
+    """How many events were folded, and how many were skipped."""
+    skipped: _builtins.int
+    @_builtins.property
+    def parked(self) -> Global___ParkedKey: ...
+    @_builtins.property
+    def skipped_events(self) -> _containers.RepeatedCompositeFieldContainer[Global___ParkedEvent]:
+        """The first 100 that were skipped."""
+
+    def __init__(
+        self,
+        *,
+        released: _builtins.bool = ...,
+        parked: Global___ParkedKey | None = ...,
+        applied: _builtins.int = ...,
+        skipped: _builtins.int = ...,
+        skipped_events: _abc.Iterable[Global___ParkedEvent] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["parked", b"parked"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "parked", b"parked", "released", b"released", "skipped", b"skipped", "skipped_events", b"skipped_events"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiscardParkedResponse: _TypeAlias = DiscardParkedResponse  # noqa: Y015

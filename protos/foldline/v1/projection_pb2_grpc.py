@@ -45,6 +45,26 @@ class ProjectionServiceStub:
                 request_serializer=foldline_dot_v1_dot_projection__pb2.RefillProjectionRequest.SerializeToString,
                 response_deserializer=foldline_dot_v1_dot_projection__pb2.RefillProjectionResponse.FromString,
                 _registered_method=True)
+        self.ListParked = channel.unary_unary(
+                '/foldline.v1.ProjectionService/ListParked',
+                request_serializer=foldline_dot_v1_dot_projection__pb2.ListParkedRequest.SerializeToString,
+                response_deserializer=foldline_dot_v1_dot_projection__pb2.ListParkedResponse.FromString,
+                _registered_method=True)
+        self.GetParked = channel.unary_unary(
+                '/foldline.v1.ProjectionService/GetParked',
+                request_serializer=foldline_dot_v1_dot_projection__pb2.GetParkedRequest.SerializeToString,
+                response_deserializer=foldline_dot_v1_dot_projection__pb2.GetParkedResponse.FromString,
+                _registered_method=True)
+        self.RetryParked = channel.unary_unary(
+                '/foldline.v1.ProjectionService/RetryParked',
+                request_serializer=foldline_dot_v1_dot_projection__pb2.RetryParkedRequest.SerializeToString,
+                response_deserializer=foldline_dot_v1_dot_projection__pb2.RetryParkedResponse.FromString,
+                _registered_method=True)
+        self.DiscardParked = channel.unary_unary(
+                '/foldline.v1.ProjectionService/DiscardParked',
+                request_serializer=foldline_dot_v1_dot_projection__pb2.DiscardParkedRequest.SerializeToString,
+                response_deserializer=foldline_dot_v1_dot_projection__pb2.DiscardParkedResponse.FromString,
+                _registered_method=True)
 
 
 class ProjectionServiceServicer:
@@ -66,6 +86,38 @@ class ProjectionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListParked(self, request, context):
+        """Keys whose event could not be folded, those that were parked first before the others, of all tenants. Later events of such a
+        key wait behind it, in order; everything else goes on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetParked(self, request, context):
+        """Refusals: PARKED_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetryParked(self, request, context):
+        """Folds the events of a parked key again, in order, up to the first that still fails. The projector does it; the answer comes
+        when it has. Refusals: PARKED_NOT_FOUND, PARKED_BEHIND (the key waits for that of its aggregate), PROJECTOR_AWAY (it will
+        be done when a projector leads again).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DiscardParked(self, request, context):
+        """Skips the event that failed, or all events of a parked key, and folds the rest in order. What is skipped is not in the row,
+        for ever: the answer says which events they are. Refusals: those of RetryParked.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ProjectionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -78,6 +130,26 @@ def add_ProjectionServiceServicer_to_server(servicer, server):
                     servicer.RefillProjection,
                     request_deserializer=foldline_dot_v1_dot_projection__pb2.RefillProjectionRequest.FromString,
                     response_serializer=foldline_dot_v1_dot_projection__pb2.RefillProjectionResponse.SerializeToString,
+            ),
+            'ListParked': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListParked,
+                    request_deserializer=foldline_dot_v1_dot_projection__pb2.ListParkedRequest.FromString,
+                    response_serializer=foldline_dot_v1_dot_projection__pb2.ListParkedResponse.SerializeToString,
+            ),
+            'GetParked': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetParked,
+                    request_deserializer=foldline_dot_v1_dot_projection__pb2.GetParkedRequest.FromString,
+                    response_serializer=foldline_dot_v1_dot_projection__pb2.GetParkedResponse.SerializeToString,
+            ),
+            'RetryParked': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryParked,
+                    request_deserializer=foldline_dot_v1_dot_projection__pb2.RetryParkedRequest.FromString,
+                    response_serializer=foldline_dot_v1_dot_projection__pb2.RetryParkedResponse.SerializeToString,
+            ),
+            'DiscardParked': grpc.unary_unary_rpc_method_handler(
+                    servicer.DiscardParked,
+                    request_deserializer=foldline_dot_v1_dot_projection__pb2.DiscardParkedRequest.FromString,
+                    response_serializer=foldline_dot_v1_dot_projection__pb2.DiscardParkedResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -135,6 +207,114 @@ class ProjectionService:
             '/foldline.v1.ProjectionService/RefillProjection',
             foldline_dot_v1_dot_projection__pb2.RefillProjectionRequest.SerializeToString,
             foldline_dot_v1_dot_projection__pb2.RefillProjectionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListParked(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/foldline.v1.ProjectionService/ListParked',
+            foldline_dot_v1_dot_projection__pb2.ListParkedRequest.SerializeToString,
+            foldline_dot_v1_dot_projection__pb2.ListParkedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetParked(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/foldline.v1.ProjectionService/GetParked',
+            foldline_dot_v1_dot_projection__pb2.GetParkedRequest.SerializeToString,
+            foldline_dot_v1_dot_projection__pb2.GetParkedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetryParked(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/foldline.v1.ProjectionService/RetryParked',
+            foldline_dot_v1_dot_projection__pb2.RetryParkedRequest.SerializeToString,
+            foldline_dot_v1_dot_projection__pb2.RetryParkedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DiscardParked(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/foldline.v1.ProjectionService/DiscardParked',
+            foldline_dot_v1_dot_projection__pb2.DiscardParkedRequest.SerializeToString,
+            foldline_dot_v1_dot_projection__pb2.DiscardParkedResponse.FromString,
             options,
             channel_credentials,
             insecure,

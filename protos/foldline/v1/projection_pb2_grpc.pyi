@@ -22,6 +22,21 @@ class ProjectionServiceStub:
     is gone. Until they are filled, queries find less than there is; those with a consistency token wait.
     Refusals: PROJECTION_NOT_FOUND, NOT_DIVERGED.
     """
+    ListParked: _aio.UnaryUnaryMultiCallable[_projection_pb2.ListParkedRequest, _projection_pb2.ListParkedResponse]
+    """Keys whose event could not be folded, those that were parked first before the others, of all tenants. Later events of such a
+    key wait behind it, in order; everything else goes on.
+    """
+    GetParked: _aio.UnaryUnaryMultiCallable[_projection_pb2.GetParkedRequest, _projection_pb2.GetParkedResponse]
+    """Refusals: PARKED_NOT_FOUND."""
+    RetryParked: _aio.UnaryUnaryMultiCallable[_projection_pb2.RetryParkedRequest, _projection_pb2.RetryParkedResponse]
+    """Folds the events of a parked key again, in order, up to the first that still fails. The projector does it; the answer comes
+    when it has. Refusals: PARKED_NOT_FOUND, PARKED_BEHIND (the key waits for that of its aggregate), PROJECTOR_AWAY (it will
+    be done when a projector leads again).
+    """
+    DiscardParked: _aio.UnaryUnaryMultiCallable[_projection_pb2.DiscardParkedRequest, _projection_pb2.DiscardParkedResponse]
+    """Skips the event that failed, or all events of a parked key, and folds the rest in order. What is skipped is not in the row,
+    for ever: the answer says which events they are. Refusals: those of RetryParked.
+    """
 
 class ProjectionServiceServicer(metaclass=_abc_1.ABCMeta):
     """How far the query tables have followed the line of events."""
@@ -42,6 +57,45 @@ class ProjectionServiceServicer(metaclass=_abc_1.ABCMeta):
         """Lets the projector empty the tables of a diverged projection and fill them from the line as it is now, for they hold what
         is gone. Until they are filled, queries find less than there is; those with a consistency token wait.
         Refusals: PROJECTION_NOT_FOUND, NOT_DIVERGED.
+        """
+
+    @_abc_1.abstractmethod
+    def ListParked(
+        self,
+        request: _projection_pb2.ListParkedRequest,
+        context: _aio.ServicerContext[_projection_pb2.ListParkedRequest, _abc.Awaitable[_projection_pb2.ListParkedResponse]],
+    ) -> _abc.Awaitable[_projection_pb2.ListParkedResponse]:
+        """Keys whose event could not be folded, those that were parked first before the others, of all tenants. Later events of such a
+        key wait behind it, in order; everything else goes on.
+        """
+
+    @_abc_1.abstractmethod
+    def GetParked(
+        self,
+        request: _projection_pb2.GetParkedRequest,
+        context: _aio.ServicerContext[_projection_pb2.GetParkedRequest, _abc.Awaitable[_projection_pb2.GetParkedResponse]],
+    ) -> _abc.Awaitable[_projection_pb2.GetParkedResponse]:
+        """Refusals: PARKED_NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def RetryParked(
+        self,
+        request: _projection_pb2.RetryParkedRequest,
+        context: _aio.ServicerContext[_projection_pb2.RetryParkedRequest, _abc.Awaitable[_projection_pb2.RetryParkedResponse]],
+    ) -> _abc.Awaitable[_projection_pb2.RetryParkedResponse]:
+        """Folds the events of a parked key again, in order, up to the first that still fails. The projector does it; the answer comes
+        when it has. Refusals: PARKED_NOT_FOUND, PARKED_BEHIND (the key waits for that of its aggregate), PROJECTOR_AWAY (it will
+        be done when a projector leads again).
+        """
+
+    @_abc_1.abstractmethod
+    def DiscardParked(
+        self,
+        request: _projection_pb2.DiscardParkedRequest,
+        context: _aio.ServicerContext[_projection_pb2.DiscardParkedRequest, _abc.Awaitable[_projection_pb2.DiscardParkedResponse]],
+    ) -> _abc.Awaitable[_projection_pb2.DiscardParkedResponse]:
+        """Skips the event that failed, or all events of a parked key, and folds the rest in order. What is skipped is not in the row,
+        for ever: the answer says which events they are. Refusals: those of RetryParked.
         """
 
 def add_ProjectionServiceServicer_to_server(servicer: ProjectionServiceServicer, server: _aio.Server) -> None: ...

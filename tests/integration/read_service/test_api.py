@@ -19,6 +19,7 @@ from deploy.bootstrap import Database
 from foldline.v1 import projection_pb2, projection_pb2_grpc
 from read_service.app import TABLES as WATCHED
 from read_service.app import ReadSettings, build
+from read_service.registry import PERSON_TABLES
 from shared.folds.errors import Refusal
 from shared.line.consistency import Token, encode
 from shared.platform.identity import Role
@@ -29,7 +30,7 @@ from shared.platform.tokens import DevelopmentIssuer
 from shared.rpc.client import bearer
 from shared.rpc.status import from_rpc_error
 from tests.support.fakes.line import EPOCH, Store, StoreLine, uid
-from tests.support.fakes.tables import projector, reached, running
+from tests.support.fakes.tables import filled, projector, reached, running
 
 ALICE, BLUE, RED, NOBODY = uid(0xA11CE), uid(0xB10E), uid(0x4ED), uid(0xF00)
 
@@ -60,8 +61,7 @@ class Service:
 
     async def holds(self, store: Store) -> str:
         """Lets the tables follow the store; returns the token of its end."""
-        async with running(projector(self.database, StoreLine(store))) as it:
-            await reached(it, len(store.events))
+        await filled(self.database, StoreLine(store), len(store.events))
         return encode(Token(1, store.epoch, len(store.events)))
 
 
@@ -308,7 +308,7 @@ async def test_reading_ones_writes_costs_little(service: Service) -> None:
     """The answer comes with the tables' move, not at the end of the wait (the median of 20)."""
     store = bank()
     took: list[float] = []
-    async with running(projector(service.database, StoreLine(store), silence_s=0.001)) as it:
+    async with running(projector(service.database, StoreLine(store), silence_s=0.001, group=PERSON_TABLES)) as it:
         await reached(it, len(store.events))
         for number in range(20):
             store.rename("acme", ALICE, f"Alice {number}")
@@ -361,13 +361,14 @@ async def test_an_operator_sees_where_the_projections_are_and_whether_they_go_on
 
     async def shown() -> tuple[str, int, str, int, int, str]:
         answer = await service.projections.ListProjections(projection_pb2.ListProjectionsRequest(), metadata=operator)
-        [it] = answer.projections
+        it = answer.projections[0]
+        assert [each.name for each in answer.projections] == ["accounts", "people", "transfers", "users"]
         return it.name, it.shard, it.epoch, it.position, it.state, it.reason
 
-    assert await shown() == ("summaries", 1, "", 0, projection_pb2.PROJECTION_STATE_AWAY, "")
+    assert await shown() == ("accounts", 1, "", 0, projection_pb2.PROJECTION_STATE_AWAY, "")
     store = bank()
     await service.holds(store)
-    at = ("summaries", 1, EPOCH, len(store.events))
+    at = ("accounts", 1, EPOCH, len(store.events))
     assert await shown() == (*at, projection_pb2.PROJECTION_STATE_AWAY, "")
     async with hold_lease(service.database.app, LockClass.PROJECTOR, 1):
         assert await shown() == (*at, projection_pb2.PROJECTION_STATE_RUNNING, "")
@@ -422,13 +423,18 @@ async def test_the_query_role_writes_nothing(service: Service, table: str) -> No
 
 
 async def test_every_table_of_rows_is_under_policies(read_db: Database) -> None:
-    """No table but the checkpoints is without row-level security, forced on its owner too."""
+    """No table that queries read is without row-level security, forced on its owner but for what operators see of all."""
     with psycopg.connect(read_db.owner) as owner:
         bare = owner.execute(
             """SELECT relname FROM pg_class WHERE relkind IN ('r', 'p', 'v', 'm') AND relnamespace = 'public'::regnamespace
                AND NOT (relrowsecurity AND relforcerowsecurity) ORDER BY relname"""
         ).fetchall()
-    assert bare == [("alembic_version",), ("checkpoints",)]
+        readable = owner.execute(
+            """SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace
+               AND has_table_privilege('foldline_read_query', oid, 'SELECT') AND NOT relrowsecurity"""
+        ).fetchall()
+    assert bare == [("alembic_version",), ("checkpoints",), ("parked_events",), ("parked_keys",), ("parked_requests",)]
+    assert readable == [("checkpoints",)]
 
 
 @pytest.mark.parametrize("role", ["admin", "app", "owner"])

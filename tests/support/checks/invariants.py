@@ -126,7 +126,7 @@ async def _look(system: System) -> Picture | None:
     return None if picture.position != head or picture.stored[-1:] > [head] else picture
 
 
-_POSITION = "SELECT coalesce(max(position), 0) AS position FROM checkpoints WHERE name = 'summaries'"
+_POSITION = "SELECT coalesce(min(position), 0) AS position FROM checkpoints WHERE serves"
 
 
 def check(picture: Picture, acknowledged: Iterable[Acknowledged] = ()) -> None:

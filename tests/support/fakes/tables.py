@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import psycopg
 
 from deploy.bootstrap import Database
 from foldline.v1.event_store_pb2 import EventEnvelope
-from read_service.registry import SUMMARIES
+from read_service.registry import GROUPS
 from shared.folds.projection import Group
 from shared.line.follower import Feed, Follower, Line
 from shared.platform.postgres import connect
-from shared.projections.projector import Projector, Tables
+from shared.projections.projector import Projector
+from shared.projections.tables import Tables
 from tests.support.system.waiting import eventually
 
 SHARD = 1
+SUMMARIES = Group("summaries", [projection for group in GROUPS for projection in group.projections])
+"""All tables as one group."""
 TABLES = tuple(projection.table.name for projection in SUMMARIES.projections)
 
 
@@ -51,6 +54,13 @@ async def reached(projector: Projector, position: int) -> None:
     """Waits until the tables are there."""
     await eventually(lambda: projector.at.position >= position, 10.0)
     assert projector.stopped is None
+
+
+async def filled(database: Database, line: Line, position: int) -> None:
+    """Lets every group of tables follow the line up to a position."""
+    async with AsyncExitStack() as stack:
+        for each in [await stack.enter_async_context(running(projector(database, line, group=group))) for group in GROUPS]:
+            await reached(each, position)
 
 
 def dump(database: Database, tables: Sequence[str] = TABLES) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from bank.v1 import account_query_pb2, person_query_pb2
 from read_service.api import ROLES
 from read_service.projections.accounts import ACCOUNT
 from read_service.projections.users import view as view_of_a_user
-from read_service.registry import ADMINISTRATORS, CALLERS, RPCS
+from read_service.registry import ACCOUNT_TABLES, ADMINISTRATORS, CALLERS, RPCS
 from shared.folds.summary import equals
 from shared.projections.summary import SummaryRpcs, roles_of
 
@@ -22,7 +22,7 @@ def add(servicer: Any, server: Any) -> None:
 
 def test_a_summary_fits_its_contract() -> None:
     """The row of accounts, for one; the others are made when the registry is imported."""
-    SummaryRpcs(ACCOUNT, account_query_pb2, add, CALLERS)
+    SummaryRpcs(ACCOUNT, ACCOUNT_TABLES, account_query_pb2, add, CALLERS)
 
 
 @pytest.mark.parametrize(
@@ -39,13 +39,13 @@ def test_a_summary_fits_its_contract() -> None:
 def test_what_does_not_fit_raises(changed: dict[str, Any], told: str) -> None:
     """A field or order that the contract has and the summary has not would fail at the first call, or show nothing."""
     with pytest.raises(TypeError, match=told):
-        SummaryRpcs(replace(ACCOUNT, **changed), account_query_pb2, add, CALLERS)
+        SummaryRpcs(replace(ACCOUNT, **changed), ACCOUNT_TABLES, account_query_pb2, add, CALLERS)
 
 
 def test_a_summary_of_another_contract_raises() -> None:
     """Its service has neither RPC."""
     with pytest.raises(TypeError, match="PersonQueryService has no GetAccount"):
-        SummaryRpcs(ACCOUNT, person_query_pb2, add, CALLERS)
+        SummaryRpcs(ACCOUNT, ACCOUNT_TABLES, person_query_pb2, add, CALLERS)
 
 
 def test_the_roles_of_a_summary_are_those_of_its_row() -> None:

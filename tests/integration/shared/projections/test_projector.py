@@ -18,16 +18,15 @@ from bank.v1 import account_pb2
 from deploy.bootstrap import Database
 from foldline.v1.event_store_pb2 import EventEnvelope
 from read_service.projections.accounts import ACCOUNTS, AccountRow
-from read_service.registry import SUMMARIES
 from shared.folds.projection import Group, Projection
 from shared.folds.table import Type
 from shared.line import checkpoint, consumer
 from shared.line.checkpoint import Checkpoint, Fenced
 from shared.line.follower import EventBatch, FeedMessage, Follower
 from shared.platform.postgres import UnsafeDatabase, connect, refuse_unsafe
-from shared.projections.projector import ProjectionFailed, Tables
+from shared.projections.tables import EventWithoutKey, Tables
 from tests.support.fakes.line import EPOCH, ScriptedFeed, Store, StoreLine, delivery, uid
-from tests.support.fakes.tables import SHARD, checkpoint_row, dump, folded, projector, reached, running
+from tests.support.fakes.tables import SHARD, SUMMARIES, checkpoint_row, dump, folded, projector, reached, running
 from tests.support.system.waiting import eventually
 
 ALICE, BLUE, RED = uid(1), uid(2), uid(3)
@@ -99,7 +98,7 @@ async def test_events_that_nobody_asked_for_move_the_checkpoint(read_db: Databas
 
 async def test_a_total_beyond_64_bits_is_kept(read_db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two accounts that are each full make a sum that no bigint holds, read back and added to."""
-    monkeypatch.setattr("shared.projections.projector.ROWS_KEPT_MAX", 0)
+    monkeypatch.setattr("shared.projections.tables.ROWS_KEPT_MAX", 0)
     most = 9_223_372_036_854_775_807
     store = Store()
     store.person("acme", ALICE, "Croesus")
@@ -134,7 +133,7 @@ async def test_a_fold_may_remove_its_row(read_db: Database) -> None:
 @pytest.mark.parametrize("kept_max", [0, 1, 3])
 async def test_rows_that_were_forgotten_are_read_again(read_db: Database, monkeypatch: pytest.MonkeyPatch, kept_max: int) -> None:
     """However few rows are kept in memory, the tables are the same."""
-    monkeypatch.setattr("shared.projections.projector.ROWS_KEPT_MAX", kept_max)
+    monkeypatch.setattr("shared.projections.tables.ROWS_KEPT_MAX", kept_max)
     store = bank()
     async with running(projector(read_db, StoreLine(store), batch_max=2)) as it:
         await reached(it, 20)
@@ -243,38 +242,37 @@ async def test_two_projectors_at_once_give_the_same_tables(read_db: Database) ->
 # --- what stops it ---
 
 
-async def test_a_bad_event_stops_the_projection_loudly(read_db: Database) -> None:
+def nameless(store: Store) -> EventEnvelope:
+    """An event that cannot be read and names no aggregate."""
+    bad = store.deposit("acme", uid(77), uid(78), 5, 5)
+    bad.payload, bad.aggregate_id = b"\xff\xff\xff", ""
+    return bad
+
+
+async def test_an_event_that_names_no_key_stops_the_projection_loudly(read_db: Database) -> None:
     """Nothing is skipped: the tables stay before the batch, and the checkpoint's row names the event's place."""
     store = bank()
-    bad = store.deposit("acme", uid(77), uid(78), 5, 5)  # an account that was never opened
+    bad = nameless(store)
     store.person("acme", uid(79), "After the bad one")
     async with running(projector(read_db, StoreLine(store), batch_max=20)) as it:
         await eventually(lambda: it.stopped)
         position, state, reason = checkpoint_row(read_db)
         assert (position, state) == (20, "stopped")
-        assert reason == f"PROJECTION_FAILED: event {bad.event_id} (bank.v1.MoneyDeposited) at position 21 raised ValueError"
+        told = f"event {bad.event_id} (bank.v1.MoneyDeposited) at position 21 names no aggregate and raised DecodeError"
+        assert reason == f"EVENT_WITHOUT_KEY: {told}"
     assert dump(read_db) == folded(store.events[:20])
 
 
 async def test_a_stopped_projection_goes_on_when_its_cause_is_mended(read_db: Database) -> None:
     """The next start tries again; the row then says running."""
     store = bank()
-    bad = store.deposit("acme", uid(77), uid(78), 5, 5)
+    bad = nameless(store)
     async with running(projector(read_db, StoreLine(store))) as it:
         await eventually(lambda: it.stopped)
     bad.type = "bank.v1.Understood"
     async with running(projector(read_db, StoreLine(store))) as it:
         await reached(it, 21)
     assert checkpoint_row(read_db) == (21, "running", "")
-
-
-async def test_a_payload_that_cannot_be_read_stops_it(read_db: Database) -> None:
-    """Broken bytes are a bad event like any other."""
-    store = bank()
-    store.events[3].payload = b"\xff\xff\xff"
-    async with running(projector(read_db, StoreLine(store))) as it:
-        assert "at position 4 raised DecodeError" in str(await eventually(lambda: it.stopped))
-    assert checkpoint_row(read_db)[:2] == (0, "stopped")
 
 
 async def test_rows_that_the_database_refuses_are_tried_again_loudly(read_db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -368,7 +366,7 @@ async def test_a_stopped_one_goes_on_at_an_operators_word(read_db: Database, mon
     """Without a start: it looks at its row, and tries again as soon as that says running."""
     monkeypatch.setattr(consumer, "LOOK_S", 0.01)
     store = bank()
-    bad = store.deposit("acme", uid(77), uid(78), 5, 5)
+    bad = nameless(store)
     async with running(projector(read_db, StoreLine(store))) as it:
         await eventually(lambda: it.stopped)
         bad.type = "bank.v1.Understood"
@@ -583,11 +581,11 @@ async def test_a_superuser_is_refused(read_db: Database) -> None:
 async def test_a_failed_batch_can_be_told_from_a_lost_one(read_db: Database) -> None:
     """After ProjectionFailed the connection is usable and nothing was written."""
     store, tables = bank(), Tables(SUMMARIES)
-    bad = store.rename("acme", uid(99), "nobody")
+    bad = nameless(store)
     connection = await connect(read_db.app, application_name="test")
     async with connection:
         begin = await checkpoint.load(connection, SUMMARIES.name, SHARD)
-        with pytest.raises(ProjectionFailed, match=bad.event_id):
+        with pytest.raises(EventWithoutKey, match=bad.event_id):
             await tables.apply(connection, SHARD, begin, batch_of(store, 1, 21))
         await tables.apply(connection, SHARD, begin, batch_of(store, 1, 20))
     assert dump(read_db) == folded(store.events[:20])

@@ -1,0 +1,159 @@
+"""Parked keys: a key whose event could not be folded, with the error, and the later events of that key, in order.
+
+Everything else goes on. The key of a row is (table, tenant, ...). An event that cannot be read names no row, so the key of its
+aggregate is parked, with the table "": later events of the aggregate wait at the rows that they would change, because those
+rows lack what the event says.
+
+Killed anywhere, what is left? Keys and events are written in the transaction that moves the checkpoint. A leader that was
+paused and replaced is fenced there. If an operator's action has removed a key meanwhile, without moving the checkpoint, the
+foreign key of the events refuses what the paused leader would add, and it reads the keys anew.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from uuid import UUID, uuid4
+
+from foldline.v1.event_store_pb2 import EventEnvelope
+from shared.folds.projection import RowKey
+from shared.platform.postgres import Connection
+
+KEYS_PER_MINUTE_MAX = 20
+"""More keys that fail within a minute are a bad release, not bad events: the group stops."""
+PAGE = 500
+
+Place = tuple[str, RowKey]
+"""A table and the key of a row, or "" and (tenant, type, id) of an aggregate."""
+
+
+@dataclass(slots=True)
+class Parked:
+    """A parked key. `at` is when, by time.monotonic(). `behind` is the parked aggregate that the row waits for."""
+
+    parked_id: UUID
+    place: Place
+    error: str
+    behind: UUID | None
+    at: float
+
+
+class Parking:
+    """What one batch parks, over what is parked already."""
+
+    def __init__(self, known: Mapping[Place, Parked]) -> None:
+        self._known = known
+        self.new: dict[Place, Parked] = {}
+        self.failed: set[Place] = set()
+        """Rows whose fold raised in this batch."""
+        self.queue: list[tuple[UUID, EventEnvelope]] = []
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is parked."""
+        return bool(self._known) or bool(self.new)
+
+    @property
+    def recent(self) -> int:
+        """How many keys have failed in the last minute."""
+        since = time.monotonic() - 60
+        return sum(1 for parked in (*self._known.values(), *self.new.values()) if parked.error and parked.at > since)
+
+    def holds(self, envelope: EventEnvelope, place: Place) -> bool:
+        """Whether an event must wait at a row; if so, it is queued."""
+        parked = self._find(place)
+        if parked is None:
+            aggregate = self._find(aggregate_of(envelope))
+            if aggregate is None:
+                return False
+            parked = self._park(place, "", aggregate.parked_id)
+        self.queue.append((parked.parked_id, envelope))
+        return True
+
+    def fail(self, envelope: EventEnvelope, place: Place, error: str) -> None:
+        """Parks the key at this event."""
+        parked = self._find(place) or self._park(place, error)
+        if place in self.new:
+            parked.error = error
+        self.failed.add(place)
+        self.queue.append((parked.parked_id, envelope))
+
+    def _find(self, place: Place) -> Parked | None:
+        return self.new.get(place) or self._known.get(place)
+
+    def _park(self, place: Place, error: str, behind: UUID | None = None) -> Parked:
+        parked = self.new[place] = Parked(uuid4(), place, error, behind, time.monotonic())
+        return parked
+
+    async def write(self, connection: Connection, consumer: str, shard: int) -> None:
+        """Sends what is new, inside the transaction of the batch."""
+        for parked in self.new.values():
+            await insert_key(connection, consumer, shard, parked)
+        for parked_id, envelope in self.queue:
+            await insert_event(connection, parked_id, envelope)
+
+
+def aggregate_of(envelope: EventEnvelope) -> Place:
+    """The key of the event's aggregate."""
+    return "", (envelope.tenant, envelope.aggregate_type, envelope.aggregate_id)
+
+
+def error_of(error: Exception) -> str:
+    """An exception as it is shown to operators. Its text may hold contents of the event, so only its class is."""
+    return type(error).__name__
+
+
+async def load(connection: Connection, consumer: str, shard: int) -> dict[Place, Parked]:
+    """The parked keys of a consumer."""
+    cursor = await connection.execute(
+        """SELECT parked_id, tenant, table_name, key, error, behind, extract(epoch FROM clock_timestamp() - parked_at)::float8
+           FROM parked_keys WHERE consumer = %s AND shard = %s""",
+        (consumer, shard),
+    )
+    now = time.monotonic()
+    found = (
+        Parked(parked_id, (table, (tenant, *json.loads(key))), error, behind, now - age_s)
+        for parked_id, tenant, table, key, error, behind, age_s in await cursor.fetchall()
+    )
+    return {parked.place: parked for parked in found}
+
+
+async def insert_key(connection: Connection, consumer: str, shard: int, parked: Parked) -> None:
+    """Parks a key."""
+    table, (tenant, *own) = parked.place
+    row_id = str(own[0] if table else own[1])
+    await connection.execute(
+        """INSERT INTO parked_keys (parked_id, consumer, shard, serves, tenant, table_name, key, row_id, error, behind)
+           VALUES (%s, %s, %s, true, %s, %s, %s, %s, %s, %s)""",
+        (parked.parked_id, consumer, shard, tenant, table, json.dumps(own), row_id, parked.error, parked.behind),
+    )
+
+
+async def insert_event(connection: Connection, parked_id: UUID, envelope: EventEnvelope) -> None:
+    """Queues an event at a key. An event that waits there already stays as it is."""
+    await connection.execute(
+        "INSERT INTO parked_events (parked_id, position, event_id, type, envelope) VALUES (%s, %s, %s, %s, %s)"
+        " ON CONFLICT (parked_id, position) DO NOTHING",
+        (parked_id, envelope.position, envelope.event_id, envelope.type, envelope.SerializeToString()),
+    )
+
+
+async def events_of(connection: Connection, parked_id: UUID, after: int) -> list[EventEnvelope]:
+    """The events that wait at a key behind a position, in order, as many as are folded at once."""
+    cursor = await connection.execute(
+        "SELECT envelope FROM parked_events WHERE parked_id = %s AND position > %s ORDER BY position LIMIT %s",
+        (parked_id, after, PAGE),
+    )
+    return [EventEnvelope.FromString(raw) for (raw,) in await cursor.fetchall()]
+
+
+async def drop_events(connection: Connection, parked_id: UUID, up_to: int) -> None:
+    """Removes events from the begin of a key's queue."""
+    await connection.execute("DELETE FROM parked_events WHERE parked_id = %s AND position <= %s", (parked_id, up_to))
+
+
+async def delete_all(connection: Connection, consumer: str, shard: int) -> None:
+    """Forgets all keys of a consumer, with their events."""
+    await connection.execute("DELETE FROM parked_keys WHERE consumer = %s AND shard = %s", (consumer, shard))

@@ -1,0 +1,193 @@
+"""What operators ask to be done with a parked key: to fold its events again, or to skip some and fold the rest.
+
+A request is one transaction that locks the checkpoint where it is: the rows, the queue, the key and the request's answer change
+together, or nothing does. Killed anywhere, the request is found again and carried out once.
+
+The events of a key are folded in order. At the first one that fails the key stays parked, with that error, and the events
+before it are no longer in its queue. The events of an aggregate are given to the queues of their rows, at their positions, and
+then the rows that waited for it are folded.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+
+from foldline.v1.event_store_pb2 import EventEnvelope
+from shared.folds.projection import RowKey
+from shared.line import checkpoint as checkpoints
+from shared.line.checkpoint import Checkpoint
+from shared.platform.postgres import Connection, describe, is_trouble
+from shared.platform.telemetry import logger
+from shared.projections import parking
+from shared.projections.parking import Parked, Place, error_of
+from shared.projections.tables import Tables
+
+log = logger(__name__)
+
+RELEASED, STILL_PARKED, BEHIND = "released", "parked", "behind"
+SKIPPED_SHOWN_MAX = 100
+ANSWERS_KEPT = "1 day"
+
+_REQUESTS = """
+SELECT r.request_id, r.parked_id, r.action, r.all_events, r.asked_by FROM parked_requests r JOIN parked_keys k USING (parked_id)
+WHERE r.done_at IS NULL AND k.consumer = %s AND k.shard = %s ORDER BY r.asked_at
+"""
+_ANSWER = """
+UPDATE parked_requests SET done_at = clock_timestamp(), outcome = %s, applied = %s, skipped = %s, skipped_events = %s
+WHERE request_id = %s AND done_at IS NULL
+"""
+
+
+@dataclass(slots=True)
+class _Done:
+    """What a request came to. `skips` is how many events are to be skipped yet: None for all."""
+
+    skips: int | None
+    applied: int = 0
+    skipped: int = 0
+    shown: list[dict[str, Any]] = field(default_factory=list)
+
+    def skip(self, envelope: EventEnvelope) -> bool:
+        """Whether this event is to be skipped; counts and notes it if so."""
+        if self.skips is not None and self.skipped >= self.skips:
+            return False
+        self.skipped += 1
+        if len(self.shown) < SKIPPED_SHOWN_MAX:
+            self.shown.append({"position": envelope.position, "event_id": envelope.event_id, "type": envelope.type})
+        return True
+
+
+async def carry_out(tables: Tables, connection: Connection, shard: int, at: Checkpoint) -> None:
+    """Carries out what has been asked of the group's parked keys. Raises Fenced."""
+    name = tables.group.name
+    requests = await (await connection.execute(_REQUESTS, (name, shard))).fetchall()
+    for request_id, parked_id, action, all_events, asked_by in requests:
+        done = _Done(0 if action == "retry" else None if all_events else 1)
+        async with connection.transaction():
+            await checkpoints.hold(connection, name, shard, at)
+            outcome = await _Replay(tables, connection, shard, done).key(parked_id)
+            answer = (outcome, done.applied, done.skipped, json.dumps(done.shown), request_id)
+            if (await connection.execute(_ANSWER, answer)).rowcount != 1:
+                raise checkpoints.Fenced("another has carried out the same request")
+            await connection.execute(
+                "DELETE FROM parked_requests WHERE done_at < clock_timestamp() - %s::interval", (ANSWERS_KEPT,)
+            )
+        log.warning(
+            "parked_request_done",
+            action=action,
+            projection=name,
+            parked_id=str(parked_id),
+            asked_by=asked_by,
+            outcome=outcome,
+            applied=done.applied,
+            skipped=done.skipped,
+        )
+    if requests:
+        await tables.load_parked(connection, shard)
+
+
+class _Replay:
+    """One request, inside its transaction."""
+
+    def __init__(self, tables: Tables, connection: Connection, shard: int, done: _Done) -> None:
+        self._tables = tables
+        self._connection = connection
+        self._shard = shard
+        self._done = done
+        self._known: dict[Place, Parked] = {}
+
+    async def key(self, parked_id: UUID) -> str:
+        """Folds the events of a key; returns whether it is released, still parked, or waits for its aggregate."""
+        self._known = await parking.load(self._connection, self._tables.group.name, self._shard)
+        parked = next((it for it in self._known.values() if it.parked_id == parked_id), None)
+        if parked is None:
+            return RELEASED
+        if parked.behind is not None:
+            return BEHIND
+        if parked.place[0]:
+            return await self._row(parked)
+        return await self._aggregate(parked)
+
+    async def _row(self, parked: Parked) -> str:
+        table, key = parked.place
+        at, rows = self._tables.table_at(table)
+        found: dict[RowKey, Any] = {}
+        await rows.load(await rows.select(self._connection, [key]), found)
+        row, last, error = found.get(key), 0, ""
+        while not error and (events := await parking.events_of(self._connection, parked.parked_id, last)):
+            for envelope in events:
+                if not self._done.skip(envelope):
+                    try:
+                        row = self._folded(at, key, row, envelope)
+                        self._done.applied += 1
+                    except Exception as raised:  # noqa: BLE001 (the key stays parked)
+                        error = _cause(envelope, raised)
+                        break
+                last = envelope.position
+        try:
+            async with self._connection.transaction():
+                await (rows.delete(self._connection, [key]) if row is None else rows.upsert(self._connection, [row]))
+        except psycopg.Error as refused:
+            if is_trouble(refused):
+                raise
+            self._done.applied, self._done.skipped, self._done.shown = 0, 0, []
+            await self._note(parked, f"the database refuses the row: {describe(refused)}")
+            return STILL_PARKED
+        if error:
+            await parking.drop_events(self._connection, parked.parked_id, last)
+            await self._note(parked, error)
+            return STILL_PARKED
+        await self._release(parked)
+        return RELEASED
+
+    def _folded(self, at: int, key: RowKey, row: Any, envelope: EventEnvelope) -> Any:
+        """The row behind the event. A row that the event does not change any more, by the present folds, stays."""
+        if (found := self._tables.items_of(envelope)) is not None:
+            event, items = found
+            for table, its_key, fold in items:
+                if (table, its_key) == (at, key):
+                    return fold(row, event, envelope)
+        return row
+
+    async def _aggregate(self, parked: Parked) -> str:
+        last = 0
+        while events := await parking.events_of(self._connection, parked.parked_id, last):
+            for envelope in events:
+                if not self._done.skip(envelope):
+                    try:
+                        found = self._tables.items_of(envelope)
+                    except Exception as raised:  # noqa: BLE001 (the key stays parked)
+                        await parking.drop_events(self._connection, parked.parked_id, last)
+                        await self._note(parked, _cause(envelope, raised))
+                        return STILL_PARKED
+                    for at, key, _ in found[1] if found else ():
+                        await self._queue((self._tables.name_of(at), key), parked, envelope)
+                last = envelope.position
+        waiting = [it for it in self._known.values() if it.behind == parked.parked_id]
+        await self._release(parked)
+        for row in waiting:
+            row.behind = None
+            self._done.skips = 0
+            await self._row(row)
+        return RELEASED
+
+    async def _queue(self, place: Place, aggregate: Parked, envelope: EventEnvelope) -> None:
+        if (row := self._known.get(place)) is None:
+            row = self._known[place] = Parked(uuid4(), place, "", aggregate.parked_id, 0.0)
+            await parking.insert_key(self._connection, self._tables.group.name, self._shard, row)
+        await parking.insert_event(self._connection, row.parked_id, envelope)
+
+    async def _note(self, parked: Parked, error: str) -> None:
+        await self._connection.execute("UPDATE parked_keys SET error = %s WHERE parked_id = %s", (error, parked.parked_id))
+
+    async def _release(self, parked: Parked) -> None:
+        await self._connection.execute("DELETE FROM parked_keys WHERE parked_id = %s", (parked.parked_id,))
+
+
+def _cause(envelope: EventEnvelope, error: Exception) -> str:
+    return f"event {envelope.event_id} ({envelope.type}) at position {envelope.position} raised {error_of(error)}"

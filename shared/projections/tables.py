@@ -1,0 +1,262 @@
+"""Keeps the tables of a group up to date: folds batches of events in memory and writes each changed row once.
+
+A batch is one transaction: the fence, one query for the rows, the folds, one upsert for each table, commit. Statements are
+sent together (pipelined), so a batch waits for the database twice. A fold that raises parks its key (see `parking`), in the
+same transaction.
+
+Killed anywhere, what is left? The checkpoint and the rows change in one transaction, so the tables are always the fold of the
+line up to the checkpoint, but for the parked keys. The next leader goes on from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, LiteralString
+
+from google.protobuf.message import Message
+
+from foldline.v1.event_store_pb2 import EventEnvelope
+from shared.folds.projection import Fold, Group, Projection, RowKey
+from shared.line import checkpoint as checkpoints
+from shared.line.checkpoint import Checkpoint, Fenced
+from shared.line.consumer import ConsumerFailed
+from shared.line.follower import EventBatch
+from shared.platform.postgres import Connection
+from shared.platform.telemetry import logger
+from shared.projections import parking as parking_store
+from shared.projections.parking import KEYS_PER_MINUTE_MAX, Parked, Parking, Place, aggregate_of, error_of
+from shared.projections.rows import Rows
+
+log = logger(__name__)
+
+ROWS_KEPT_MAX = 10_000
+"""For each table, of those touched last."""
+EMPTYING_S = 600
+# The role's limit is for batches, which take milliseconds.
+_TAKE_TIME: LiteralString = "SELECT set_config(name, %s, true) FROM pg_settings WHERE name = 'transaction_timeout'"
+
+
+class ProjectionFailed(ConsumerFailed):
+    """The group stops, and nothing of the batch was written."""
+
+
+class TooManyParked(ProjectionFailed):
+    """More keys failed within a minute than bad events would explain: the release is bad."""
+
+    reason = "TOO_MANY_PARKED"
+
+
+class EventWithoutKey(ProjectionFailed):
+    """An event cannot be read and names no aggregate, so there is no key to park."""
+
+    reason = "EVENT_WITHOUT_KEY"
+
+
+@dataclass(slots=True)
+class _Touched:
+    """The rows of one table that a batch changes: as read, then as folded."""
+
+    keys: dict[RowKey, None]
+    rows: dict[RowKey, Any]
+    wanted: list[RowKey]
+    """The keys whose rows must be read."""
+
+
+Item = tuple[int, RowKey, Fold[Any]]
+"""What an event does to one row: table, key, fold."""
+Work = list[tuple[EventEnvelope, Message, int, RowKey, Fold[Any]]]
+"""The folds of a batch, in order: event, table, key, fold."""
+
+
+class Tables:
+    """The tables of a group, and the folds of each event.
+
+    The rows that were used last are cached in memory, as of one checkpoint. The fence proves that the cache is valid: another
+    writer moves the checkpoint, and then the cache is dropped.
+    """
+
+    def __init__(self, group: Group) -> None:
+        self.group = group
+        self.parked: dict[Place, Parked] = {}
+        """What is parked, as of the last `load_parked` and the batches since."""
+        self._names = [projection.table.name for projection in group.projections]
+        self._at = {name: at for at, name in enumerate(self._names)}
+        self._rows = [Rows(projection) for projection in group.projections]
+        self._append_only = [projection.append_only for projection in group.projections]
+        self._kept: list[dict[RowKey, Any]] = [{} for _ in self._rows]
+        self._kept_at: Checkpoint | None = None
+        self._routes: dict[str, tuple[type[Message], list[tuple[int, Projection[Any], Fold[Any]]]]] = {}
+        for at, projection in enumerate(group.projections):
+            for event, fold in projection.on.items():
+                self._routes.setdefault(event.DESCRIPTOR.full_name, (event, []))[1].append((at, projection, fold))
+
+    async def apply(self, connection: Connection, shard: int, before: Checkpoint, batch: EventBatch) -> None:
+        """Moves the tables and their checkpoint by one batch, in one transaction.
+
+        Raises Fenced, TooManyParked or EventWithoutKey; then nothing is written. After any other exception, including a
+        cancellation, the connection is closed, so that nobody commits half a transaction.
+        """
+        if before != self._kept_at:
+            self._kept = [{} for _ in self._rows]
+        self._kept_at = None
+        parking = Parking(self.parked)
+        try:
+            work, touched = self._route(batch.events, parking)
+            self._recall(touched)
+            answers = await self._begin(connection, shard, before, batch.after, touched)
+            for rows, part, answer in zip(self._rows, touched, answers, strict=True):
+                if answer is not None:
+                    await rows.load(answer, part.rows)
+            self._fold(work, touched, parking)
+            if parking.new and (recent := parking.recent) > KEYS_PER_MINUTE_MAX:
+                first = parking.queue[0][1]
+                raise TooManyParked(f"{recent} keys failed within a minute; the last batch began to fail at {_told(first)}")
+            await self._write(connection, shard, touched, parking)
+        except (Fenced, ProjectionFailed):
+            await connection.execute("ROLLBACK")
+            raise
+        except BaseException:
+            await connection.close()
+            raise
+        self._keep(touched)
+        for (table, key), parked in parking.new.items():
+            if parked.error:
+                facts = {"projection": self.group.name, "table": table, "parked_id": str(parked.parked_id)}
+                log.error("key_parked", error=parked.error, **facts)
+            if table:
+                self._kept[self._at[table]].pop(key, None)
+        self.parked |= parking.new
+        self._kept_at = batch.after
+
+    async def load_parked(self, connection: Connection, shard: int) -> None:
+        """Reads what is parked, and drops the cached rows: somebody else may have changed both."""
+        self._kept_at = None
+        self.parked = await parking_store.load(connection, self.group.name, shard)
+
+    def table_at(self, name: str) -> tuple[int, Rows]:
+        """The table of a name."""
+        at = self._at[name]
+        return at, self._rows[at]
+
+    def takes(self, envelope: EventEnvelope) -> bool:
+        """Whether a table of the group has a fold for events of this type."""
+        return envelope.type in self._routes
+
+    def items_of(self, envelope: EventEnvelope) -> tuple[Message, list[Item]] | None:
+        """The event and what it does to each row; None for an event of another group. Raises what reading it raises."""
+        if (route := self._routes.get(envelope.type)) is None:
+            return None
+        event = route[0].FromString(envelope.payload)
+        keyed = ((at, projection.key(event, envelope), fold) for at, projection, fold in route[1])
+        return event, [(at, (envelope.tenant, *own), fold) for at, own, fold in keyed if own is not None]
+
+    def name_of(self, at: int) -> str:
+        """The name of a table."""
+        return self._names[at]
+
+    async def empty(self, connection: Connection, shard: int, at: Checkpoint) -> bool:
+        """Deletes all rows and sets the checkpoint to the begin, in one transaction. False if the group is not diverged there.
+
+        Killed anywhere: the rows are there, and the checkpoint still says that they follow a lost history. Two at once: one
+        moves the checkpoint, the other finds it moved.
+        """
+        async with connection.transaction():
+            await connection.execute(_TAKE_TIME, (f"{EMPTYING_S}s",))
+            if not await checkpoints.accept(connection, self.group.name, shard, at, Checkpoint()):
+                return False
+            for rows in self._rows:
+                await rows.delete_all(connection)
+            await parking_store.delete_all(connection, self.group.name, shard)
+            await connection.execute(
+                "UPDATE checkpoints SET refill_asked = false WHERE name = %s AND shard = %s", (self.group.name, shard)
+            )
+        return True
+
+    def _recall(self, touched: list[_Touched]) -> None:
+        """Takes rows from the cache, and returns the keys of the rows that must be read."""
+        for part, kept, append_only in zip(touched, self._kept, self._append_only, strict=True):
+            if not append_only:
+                part.rows.update((key, kept[key]) for key in part.keys if key in kept)
+                part.wanted = [key for key in part.keys if key not in kept]
+
+    def _keep(self, touched: list[_Touched]) -> None:
+        """Caches the rows as written, and drops the least recently used ones."""
+        for part, kept, append_only in zip(touched, self._kept, self._append_only, strict=True):
+            if append_only:
+                continue
+            for key, row in part.rows.items():
+                kept.pop(key, None)
+                if row is not None:
+                    kept[key] = row
+            for key in list(islice(kept, max(len(kept) - ROWS_KEPT_MAX, 0))):
+                del kept[key]
+
+    async def _begin(
+        self, connection: Connection, shard: int, before: Checkpoint, after: Checkpoint, touched: list[_Touched]
+    ) -> list[Any]:
+        """Passes the fence and reads the rows. Raises Fenced."""
+        async with connection.pipeline():
+            await connection.execute("BEGIN")
+            moved = await connection.execute(checkpoints.MOVE, checkpoints.move(self.group.name, shard, before, after))
+            answers = [
+                await rows.select(connection, part.wanted) if part.wanted else None
+                for rows, part in zip(self._rows, touched, strict=True)
+            ]
+        if moved.rowcount != 1:
+            raise Fenced(f"{self.group.name} is not at position {before.position}")
+        return answers
+
+    async def _write(self, connection: Connection, shard: int, touched: list[_Touched], parking: Parking) -> None:
+        """Writes each row once, and what was parked, and commits."""
+        async with connection.pipeline():
+            for rows, part in zip(self._rows, touched, strict=True):
+                if kept := [row for row in part.rows.values() if row is not None]:
+                    await rows.upsert(connection, kept)
+                if gone := [key for key, row in part.rows.items() if row is None]:
+                    await rows.delete(connection, gone)
+            await parking.write(connection, self.group.name, shard)
+            await connection.execute("COMMIT")
+
+    def _route(self, events: Sequence[EventEnvelope], parking: Parking) -> tuple[Work, list[_Touched]]:
+        """The folds of the events and the keys of their rows. Events without a fold are skipped, those of parked keys queued."""
+        work: Work = []
+        touched = [_Touched({}, {}, []) for _ in self._rows]
+        for envelope in events:
+            try:
+                if (found := self.items_of(envelope)) is None:
+                    continue
+            except Exception as error:
+                if not (envelope.tenant and envelope.aggregate_type and envelope.aggregate_id):
+                    raise EventWithoutKey(f"{_told(envelope)} names no aggregate and raised {error_of(error)}") from error
+                parking.fail(envelope, aggregate_of(envelope), _cause(envelope, error))
+                continue
+            event, items = found
+            for at, key, fold in items:
+                if parking.active and parking.holds(envelope, (self._names[at], key)):
+                    continue
+                touched[at].keys[key] = None
+                work.append((envelope, event, at, key, fold))
+        return work, touched
+
+    def _fold(self, work: Work, touched: list[_Touched], parking: Parking) -> None:
+        failed = parking.failed
+        for envelope, event, at, key, fold in work:
+            rows = touched[at].rows
+            if failed and (self._names[at], key) in failed:
+                parking.holds(envelope, (self._names[at], key))
+                continue
+            try:
+                rows[key] = fold(rows.get(key), event, envelope)
+            except Exception as error:  # noqa: BLE001 (whatever a fold raises parks its key)
+                parking.fail(envelope, (self._names[at], key), _cause(envelope, error))
+
+
+def _told(envelope: EventEnvelope) -> str:
+    return f"event {envelope.event_id} ({envelope.type}) at position {envelope.position}"
+
+
+def _cause(envelope: EventEnvelope, error: Exception) -> str:
+    # The exception's text may hold contents of the event, so only its class is shown.
+    return f"{_told(envelope)} raised {error_of(error)}"

@@ -1,0 +1,143 @@
+"""One reading of the line for several consumers: each gets each event once, and none waits for another."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shared.line import fanout
+from shared.line.checkpoint import Checkpoint
+from shared.line.fanout import FanOut
+from shared.line.follower import Follower, HistoryDiverged
+from tests.support.fakes.line import Store, StoreLine, uid
+
+
+def line(events: int) -> Store:
+    """So many events."""
+    store = Store()
+    for number in range(events):
+        store.person("acme", uid(number + 1), "Alice")
+    return store
+
+
+def place(store: Store, position: int) -> Checkpoint:
+    """The checkpoint behind a position."""
+    return Checkpoint(store.epoch, position, store.events[position - 1].event_id) if position else Checkpoint()
+
+
+def over(store: Store, batch_max: int = 3) -> FanOut:
+    """The line for several."""
+
+    def follower() -> Follower:
+        return Follower(StoreLine(store, page=2), None, batch_max=batch_max, silence_s=0.001)
+
+    return FanOut(follower().follow, lambda: follower().follow)
+
+
+async def take(fan_out: FanOut, at: Checkpoint, until: int, pause_s: float = 0.0) -> list[int]:
+    """The positions that a consumer gets, up to one."""
+    seen: list[int] = []
+    async with aclosing(fan_out.follow(at)) as batches:
+        async for batch in batches:
+            assert [event.position for event in batch.events] == list(range(at.position + 1, batch.after.position + 1))
+            seen += [event.position for event in batch.events]
+            at = batch.after
+            if at.position >= until:
+                return seen
+            await asyncio.sleep(pause_s)
+    return seen
+
+
+async def test_consumers_at_one_place_share_one_reading() -> None:
+    """The store is read as often for ten as for one."""
+
+    async def reads(consumers: int) -> int:
+        store = line(30)
+        fan_out = over(store)
+        await asyncio.gather(*(take(fan_out, Checkpoint(), 30) for _ in range(consumers)))
+        await fan_out.close()
+        return store.reads
+
+    assert await reads(10) == await reads(1)
+
+
+async def test_a_slow_consumer_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fast one is at the end while the slow one has hardly begun; in the end both have seen all."""
+    monkeypatch.setattr(fanout, "KEPT_MAX", 2)
+    monkeypatch.setattr(fanout, "PATIENCE_S", 0.001)
+    store = line(60)
+    fan_out = over(store)
+    slow = asyncio.create_task(take(fan_out, Checkpoint(), 60, 0.01))
+    assert await take(fan_out, Checkpoint(), 60) == list(range(1, 61))
+    assert not slow.done()
+    assert await slow == list(range(1, 61))
+    await fan_out.close()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    begins=st.lists(st.integers(0, 20), min_size=1, max_size=5),
+    batch_max=st.integers(1, 6),
+    pauses=st.lists(st.sampled_from([0.0, 0.001, 0.004]), min_size=5, max_size=5),
+)
+def test_each_gets_each_event_once_wherever_it_begins(begins: list[int], batch_max: int, pauses: list[float]) -> None:
+    """Whoever is ahead, behind or slow."""
+
+    async def play() -> None:
+        store = line(20)
+        fan_out = over(store, batch_max)
+
+        async def grow() -> None:
+            for number in range(20):
+                await asyncio.sleep(0.001)
+                store.person("acme", uid(100 + number), "Bob")
+
+        growing = asyncio.create_task(grow())
+        wanted = [take(fan_out, place(store, begin), 40, pause) for begin, pause in zip(begins, pauses, strict=False)]
+        async with asyncio.timeout(20):
+            assert await asyncio.gather(*wanted) == [list(range(begin + 1, 41)) for begin in begins]
+        await growing
+        await fan_out.close()
+
+    asyncio.run(play())
+
+
+async def test_a_history_that_was_lost_is_told_to_each_and_then_read_anew() -> None:
+    """None waits for ever; what the store holds now is followed from the begin."""
+    store = line(5)
+    fan_out = over(store)
+    elsewhere = Checkpoint(store.epoch, 5, "another event")
+    for _ in range(2):
+        told = await asyncio.gather(*(take(fan_out, elsewhere, 6) for _ in range(3)), return_exceptions=True)
+        assert [type(each) for each in told] == [HistoryDiverged] * 3
+    assert await take(fan_out, Checkpoint(), 5) == [1, 2, 3, 4, 5]
+    await fan_out.close()
+
+
+async def test_one_at_a_lost_event_does_not_join_the_others() -> None:
+    """The same position of another history is another place."""
+    store = line(9)
+    fan_out = over(store, batch_max=9)
+    assert await take(fan_out, Checkpoint(), 9) == list(range(1, 10))
+    with pytest.raises(HistoryDiverged):
+        await take(fan_out, Checkpoint(store.epoch, 5, "another event"), 9)
+    assert await take(fan_out, place(store, 5), 9) == [6, 7, 8, 9]
+    await fan_out.close()
+
+
+async def test_a_cancelled_consumer_disturbs_no_other() -> None:
+    """It was the one for whom the line was read."""
+    store = line(3)
+    fan_out = over(store)
+    first = asyncio.create_task(take(fan_out, Checkpoint(), 9))
+    second = asyncio.create_task(take(fan_out, Checkpoint(), 4))
+    await asyncio.sleep(0.02)
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    store.person("acme", uid(99), "Carol")
+    assert await asyncio.wait_for(second, 5) == [1, 2, 3, 4]
+    await fan_out.close()
