@@ -18,6 +18,7 @@ from cli.parked import parked
 from cli.process import process
 from cli.send import HELP, SendCommand, send
 from cli.status import projection, restored, status
+from cli.steering import add_steering
 
 ABOUT = """Foldline: commands in, events in order, answers out.
 
@@ -55,6 +56,7 @@ app.command()(history)
 app.add_typer(commands, name="commands", help="See the command log; cancel or move what is scheduled in it.")
 app.add_typer(archive, name="archive", help="Move aggregates to the archive and back, and check what is there.")
 app.add_typer(overrides, name="overrides", help="See what runs otherwise for a tenant, and switch it on and off.")
+add_steering(process)
 app.add_typer(process, name="process", help="See what processes do, and steer them: for operators.")
 app.add_typer(delivery, name="delivery", help="See what is told to the outside, and steer it: for operators.")
 app.add_typer(projection, name="projection", help="Let query tables go on after a restore: for operators.")

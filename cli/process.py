@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -175,17 +176,23 @@ def process_row(one: dict[str, Any]) -> tuple[str, ...]:
 
 
 def show_process(found: dict[str, Any]) -> None:
-    """Prints a process with its history and what it waits for."""
+    """Prints a process with the path it took, its history and what it waits for."""
     show_processes([found["process"]])
     print(f"\nstate: {one_line(found['state'])}\n")
+    for line in path(found["history"], ended=found["process"]["status"] == "PROCESS_STATUS_ENDED"):
+        print(line)
+    print()
     history = []
     for entry in found["history"]:
         what = " ".join(filter(None, (entry["step"], entry["name"])))
         error = entry.get("error")
         tries = str(entry["attempts"] or "")
-        refusal = f"{error['reason']}: {error['text']}" if error else ""
-        history.append((entry.get("happened_at", ""), entry["kind"], what, entry["id"], tries, entry["phase"], refusal))
-    print_table(("happened at", "kind", "what", "id", "tries", "phase after it", "refusal"), history)
+        more = f"{error['reason']}: {error['text']}" if error else entry["note"]
+        history.append((entry.get("happened_at", ""), entry["kind"], what, entry["id"], tries, entry["phase"], more))
+    print_table(("happened at", "kind", "what", "id or user", "tries", "phase after it", "refusal or note"), history)
+    if asked := found.get("acknowledgement"):
+        print(f"\n{asked['asked_by']} asks to acknowledge {asked['attention']}: {asked['resolution']}")
+        print("another person confirms it: foldline process acknowledge confirm")
     if commands := found["commands"]:
         print()
         rows = [
@@ -196,3 +203,38 @@ def show_process(found: dict[str, Any]) -> None:
     if timers := found["timers"]:
         print()
         print_table(("timer", "due at"), [(one["name"], one.get("due_at", "")) for one in timers])
+
+
+def path(history: Sequence[dict[str, Any]], *, ended: bool) -> list[str]:
+    """The phases that a process went through, what led to each, and how long each took; one line each."""
+    taken: list[tuple[str, str, datetime]] = []
+    for entry in history:
+        if entry["phase"] and (not taken or entry["phase"] != taken[-1][0]):
+            taken.append((entry["phase"], _cause(entry), datetime.fromisoformat(entry["happened_at"])))
+    width = max((len(phase) for phase, _, _ in taken), default=0)
+    lines = []
+    for place, (phase, cause, at) in enumerate(taken):
+        last = place == len(taken) - 1
+        if last and ended:
+            spent = "the end"
+        else:
+            spent = _lasted((datetime.now(UTC) if last else taken[place + 1][2]) - at) + (" so far" if last else "")
+        lines.append(f"  {'──▶' if place else ' ● '} {phase:<{width}}  {spent:>12}  {cause}")
+    return lines
+
+
+def _cause(entry: dict[str, Any]) -> str:
+    """What an entry of the history is, in a few words."""
+    if entry["kind"] == "answer":
+        error = entry.get("error")
+        return f"{entry['step']} refused: {error['reason']}" if error else f"{entry['step']} accepted"
+    if entry["kind"] == "operator":
+        return " ".join(filter(None, ("operator:", entry["name"], entry["step"])))
+    return f"{entry['kind'].replace('_', ' ')} {entry['name'].rpartition('.')[2]}"
+
+
+def _lasted(time: timedelta) -> str:
+    seconds = time.total_seconds()
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    return f"{seconds:.1f} s" if seconds < 120 else str(timedelta(seconds=int(seconds)))

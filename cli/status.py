@@ -18,9 +18,11 @@ def status(data: Data = DATA, output: Format = Output.TEXT) -> None:
 
     "behind" counts the events that a projection or the processes have not seen yet. "ahead" counts events that they have seen
     and the line no longer has: the write database was restored. "state" is RUNNING, STOPPED (a fold failed), DIVERGED (after
-    a restore) or AWAY (no instance runs); "reason" says more.
+    a restore), STUCK (processes leave work that has been due for a minute) or AWAY (no instance runs); "reason" says more, also
+    which types of processes are paused.
 
-    Exits with 3 if a service does not serve or the line cannot be read, with 1 if a projection or the processes do not go on.
+    Exits with 3 if a service does not serve or the line cannot be read, with 1 if a projection or the processes do not go on or
+    a type of process is paused.
     """
 
     async def ask(known: Endpoints) -> dict[str, Any]:
@@ -44,7 +46,10 @@ def exit_code(found: dict[str, Any]) -> int:
         return UNAVAILABLE
     epoch = found["line"]["epoch"]
     goes_on = all(
-        one["state"].endswith("_STATE_RUNNING") and not one["reason"] and not (one["ahead"] and one["epoch"] == epoch)
+        one["state"].endswith("_STATE_RUNNING")
+        and not one["reason"]
+        and not (one["ahead"] and one["epoch"] == epoch)
+        and not one.get("paused")
         for one in (*found["projections"], *found["runners"])
     )
     return OK if goes_on else REFUSED
@@ -129,4 +134,9 @@ def show_status(found: dict[str, Any]) -> None:
 def consumer_row(kind: str, one: dict[str, Any]) -> tuple[str, ...]:
     """A projection or a runner of processes, as a row."""
     behind, ahead = ("?" if one[name] is None else str(one[name]) for name in ("lag", "ahead"))
-    return kind, one["name"], str(one["position"]), behind, ahead, one["state"].rpartition("_")[2], one["reason"]
+    # Only runners of processes have paused types and parked streams.
+    reasons = [one["reason"]] + [f"{it['type']} is paused by {it['paused_by']}: {it['reason']}" for it in one.get("paused", ())]
+    if streams := one.get("parked_streams"):
+        reasons.append(f"{streams} streams are parked: foldline process parked list")
+    reason = "; ".join(filter(None, reasons))
+    return kind, one["name"], str(one["position"]), behind, ahead, one["state"].rpartition("_")[2], reason

@@ -1,23 +1,26 @@
-"""The operators' RPCs: processes and deliveries. ROLES says who may call them: operators see and steer those of all tenants."""
+"""The operators' RPCs for processes. ROLES says who may call these and those for deliveries: operators, for all tenants."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
-from uuid import UUID
 
+from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import status_pb2
 
-from foldline.v1 import delivery_pb2, delivery_pb2_grpc, process_pb2, process_pb2_grpc
-from shared.line.standing import Standing, State
+from foldline.v1 import process_pb2, process_pb2_grpc
+from shared.line.standing import State
 from shared.platform.clock import timestamp
 from shared.platform.identity import Role, current_call
 from shared.platform.telemetry import logger
 from shared.processes.admin import Case, Place, ProcessAdmin
-from shared.processes.delivery_admin import DeliveryAdmin
-from shared.processes.delivery_store import Delivery
 from shared.processes.history import LostCommand, Revised
-from shared.processes.records import HistoryEntry, Process, ProcessStatus
+from shared.processes.parked import ParkedStream, StreamKey
+from shared.processes.pending import Acknowledgement
+from shared.processes.records import HistoryEntry, Process, ProcessKey, ProcessStatus
+from shared.processes.runners import PausedType, Runner
+from shared.processes.steering import Replayed, Steering
 from shared.rpc import pages
 
 OPERATORS = frozenset({Role.OPERATOR})
@@ -35,6 +38,16 @@ ROLES: Mapping[str, frozenset[Role]] = {
     "foldline.v1.ProcessService/CancelProcess": OPERATORS,
     "foldline.v1.ProcessService/ListRunners": OPERATORS,
     "foldline.v1.ProcessService/AcceptHistory": OPERATORS,
+    "foldline.v1.ProcessService/RetryProcesses": OPERATORS,
+    "foldline.v1.ProcessService/PauseProcesses": OPERATORS,
+    "foldline.v1.ProcessService/ResumeProcesses": OPERATORS,
+    "foldline.v1.ProcessService/SkipStep": OPERATORS,
+    "foldline.v1.ProcessService/AskAcknowledgement": OPERATORS,
+    "foldline.v1.ProcessService/ConfirmAcknowledgement": OPERATORS,
+    "foldline.v1.ProcessService/RejectAcknowledgement": OPERATORS,
+    "foldline.v1.ProcessService/ListParkedStreams": OPERATORS,
+    "foldline.v1.ProcessService/RetryParkedStream": OPERATORS,
+    "foldline.v1.ProcessService/DiscardParkedEvent": OPERATORS,
     "foldline.v1.DeliveryService/GetDelivery": OPERATORS,
     "foldline.v1.DeliveryService/ListDeliveries": OPERATORS,
     "foldline.v1.DeliveryService/RetryDelivery": OPERATORS,
@@ -59,29 +72,28 @@ RUNNER_STATES = {
 class ProcessService(process_pb2_grpc.ProcessServiceServicer):
     """foldline.v1.ProcessService."""
 
-    def __init__(self, admin: ProcessAdmin) -> None:
+    def __init__(self, admin: ProcessAdmin, steering: Steering) -> None:
         self._admin = admin
+        self._steering = steering
 
     async def GetProcess(self, request: process_pb2.GetProcessRequest, context: Any) -> process_pb2.GetProcessResponse:
-        case = await self._admin.get((request.tenant, request.type, request.process_id.lower()))
+        case = await self._admin.get(_key(request))
         return process_pb2.GetProcessResponse(
             process=self._summary(case.process),
             state_json=case.process.state,
             history=[_entry(entry) for entry in case.history],
             commands=_commands(case),
             timers=[process_pb2.PendingTimer(name=name, due_at=timestamp(due_at)) for name, due_at in case.timers],
+            acknowledgement=None if case.acknowledgement is None else _acknowledgement(case.acknowledgement),
         )
 
     async def ListProcesses(self, request: process_pb2.ListProcessesRequest, context: Any) -> process_pb2.ListProcessesResponse:
         wanted, size = request.filter, request.page_size or pages.SIZE_DEFAULT
         status = STATUS_OF.get(wanted.status, "")
         query = ("ListProcesses", wanted.tenant, wanted.type, status, str(wanted.attention))
-        after = pages.decode(query, request.page_token, (int, str, str, str))
-        if after and not 0 <= after[0] < STARTED_US_MAX:  # beyond the calendar: not one of ours
-            raise pages.invalid("is not a page token")
         rows: Sequence[Process] = await self._admin.find(
             size + 1,
-            Place(*after) if after else None,
+            _place(query, request.page_token),
             tenant=wanted.tenant,
             type_=wanted.type,
             status=status,
@@ -91,22 +103,22 @@ class ProcessService(process_pb2_grpc.ProcessServiceServicer):
         return process_pb2.ListProcessesResponse(processes=[self._summary(row) for row in shown], next_page_token=following)
 
     async def RetryProcess(self, request: process_pb2.RetryProcessRequest, context: Any) -> process_pb2.RetryProcessResponse:
-        process = await self._admin.retry((request.tenant, request.type, request.process_id.lower()))
+        process = await self._admin.retry(_key(request), _user_id())
         return process_pb2.RetryProcessResponse(process=self._summary(process))
 
     async def CancelProcess(self, request: process_pb2.CancelProcessRequest, context: Any) -> process_pb2.CancelProcessResponse:
-        process = await self._admin.cancel((request.tenant, request.type, request.process_id.lower()))
+        process = await self._admin.cancel(_key(request), _user_id())
         return process_pb2.CancelProcessResponse(process=self._summary(process))
 
     async def ListRunners(self, request: process_pb2.ListRunnersRequest, context: Any) -> process_pb2.ListRunnersResponse:
         return process_pb2.ListRunnersResponse(runners=map(_runner, await self._admin.runners()))
 
     async def AcceptHistory(self, request: process_pb2.AcceptHistoryRequest, context: Any) -> process_pb2.AcceptHistoryResponse:
-        revision = await self._admin.accept_history()
+        revision = await self._admin.accept_history(_user_id())
         before, common = revision.before, revision.common
         log.warning(
             "history_accepted",
-            user_id=current_call.get().identity.user_id,
+            user_id=_user_id(),
             before=before.epoch,
             epoch=common.at.epoch,
             position=before.position,
@@ -127,6 +139,82 @@ class ProcessService(process_pb2_grpc.ProcessServiceServicer):
             commands_total=len(revision.commands),
         )
 
+    async def RetryProcesses(
+        self, request: process_pb2.RetryProcessesRequest, context: Any
+    ) -> process_pb2.RetryProcessesResponse:
+        size = request.page_size or pages.SIZE_DEFAULT
+        query = ("RetryProcesses", request.tenant, request.type, request.reason)
+        rows: Sequence[Process] = await self._admin.find(
+            size + 1,
+            _place(query, request.page_token),
+            tenant=request.tenant,
+            type_=request.type,
+            status=ProcessStatus.PARKED,
+            trouble=request.reason,
+        )
+        chosen, following = pages.cut(rows, size, query, self._admin.place)
+        retried, parked_again = await self._steering.retry_all([row.key for row in chosen], _user_id())
+        return process_pb2.RetryProcessesResponse(retried=retried, parked_again=parked_again, next_page_token=following)
+
+    async def PauseProcesses(
+        self, request: process_pb2.PauseProcessesRequest, context: Any
+    ) -> process_pb2.PauseProcessesResponse:
+        paused = await self._steering.pause(request.type, request.reason, _user_id())
+        log.warning("processes_paused", type=request.type, user_id=_user_id())
+        return process_pb2.PauseProcessesResponse(paused=_paused(paused))
+
+    async def ResumeProcesses(
+        self, request: process_pb2.ResumeProcessesRequest, context: Any
+    ) -> process_pb2.ResumeProcessesResponse:
+        was = await self._steering.resume(request.type)
+        log.warning("processes_resumed", type=request.type, user_id=_user_id())
+        return process_pb2.ResumeProcessesResponse(was=_paused(was))
+
+    async def SkipStep(self, request: process_pb2.SkipStepRequest, context: Any) -> process_pb2.SkipStepResponse:
+        process = await self._steering.skip(_key(request), request.step, request.reason, _user_id())
+        return process_pb2.SkipStepResponse(process=self._summary(process))
+
+    async def AskAcknowledgement(
+        self, request: process_pb2.AskAcknowledgementRequest, context: Any
+    ) -> process_pb2.AskAcknowledgementResponse:
+        asked = await self._steering.ask(_key(request), request.attention, request.resolution, _user_id())
+        return process_pb2.AskAcknowledgementResponse(acknowledgement=_acknowledgement(asked))
+
+    async def ConfirmAcknowledgement(
+        self, request: process_pb2.ConfirmAcknowledgementRequest, context: Any
+    ) -> process_pb2.ConfirmAcknowledgementResponse:
+        process = await self._steering.confirm(_key(request), _user_id())
+        return process_pb2.ConfirmAcknowledgementResponse(process=self._summary(process))
+
+    async def RejectAcknowledgement(
+        self, request: process_pb2.RejectAcknowledgementRequest, context: Any
+    ) -> process_pb2.RejectAcknowledgementResponse:
+        process = await self._steering.reject(_key(request), request.reason, _user_id())
+        return process_pb2.RejectAcknowledgementResponse(process=self._summary(process))
+
+    async def ListParkedStreams(
+        self, request: process_pb2.ListParkedStreamsRequest, context: Any
+    ) -> process_pb2.ListParkedStreamsResponse:
+        size, query = request.page_size or pages.SIZE_DEFAULT, ("ListParkedStreams", request.tenant)
+        after = pages.decode(query, request.page_token, (str, str, str))
+        rows = await self._steering.find_parked(
+            size + 1, (after[0], after[1], after[2]) if after else ("", "", ""), request.tenant
+        )
+        shown, following = pages.cut(rows, size, query, lambda row: row.key)
+        return process_pb2.ListParkedStreamsResponse(streams=map(_parked, shown), next_page_token=following)
+
+    async def RetryParkedStream(
+        self, request: process_pb2.RetryParkedStreamRequest, context: Any
+    ) -> process_pb2.RetryParkedStreamResponse:
+        replayed = await self._steering.retry_parked(_stream(request))
+        return process_pb2.RetryParkedStreamResponse(events=replayed.events, stream=_first(replayed))
+
+    async def DiscardParkedEvent(
+        self, request: process_pb2.DiscardParkedEventRequest, context: Any
+    ) -> process_pb2.DiscardParkedEventResponse:
+        replayed = await self._steering.discard_parked(_stream(request), request.position, _user_id())
+        return process_pb2.DiscardParkedEventResponse(events=replayed.events, stream=_first(replayed))
+
     def _summary(self, process: Process) -> process_pb2.ProcessSummary:
         return process_pb2.ProcessSummary(
             tenant=process.tenant,
@@ -141,78 +229,73 @@ class ProcessService(process_pb2_grpc.ProcessServiceServicer):
         )
 
 
-DELIVERY_STATUSES = {
-    "pending": delivery_pb2.DELIVERY_STATUS_PENDING,
-    "sent": delivery_pb2.DELIVERY_STATUS_SENT,
-    "dead": delivery_pb2.DELIVERY_STATUS_DEAD,
-    "discarded": delivery_pb2.DELIVERY_STATUS_DISCARDED,
-}
-DELIVERY_STATUS_OF = {status: text for text, status in DELIVERY_STATUSES.items()}
+def _key(request: Any) -> ProcessKey:
+    """The process that a request names; ids are taken in any case."""
+    return request.tenant, request.type, request.process_id.lower()
 
 
-class DeliveryService(delivery_pb2_grpc.DeliveryServiceServicer):
-    """foldline.v1.DeliveryService."""
-
-    def __init__(self, admin: DeliveryAdmin) -> None:
-        self._admin = admin
-
-    async def GetDelivery(self, request: delivery_pb2.GetDeliveryRequest, context: Any) -> delivery_pb2.GetDeliveryResponse:
-        found = await self._admin.get(UUID(request.delivery_id))
-        return delivery_pb2.GetDeliveryResponse(delivery=_delivery(found), content_json=found.content)
-
-    async def ListDeliveries(
-        self, request: delivery_pb2.ListDeliveriesRequest, context: Any
-    ) -> delivery_pb2.ListDeliveriesResponse:
-        wanted, size = request.filter, request.page_size or pages.SIZE_DEFAULT
-        status = DELIVERY_STATUS_OF.get(wanted.status, "")
-        query = ("ListDeliveries", wanted.tenant, status)
-        before = pages.decode(query, request.page_token, (int,))
-        rows = await self._admin.find(size + 1, before[0] if before else None, tenant=wanted.tenant, status=status)
-        shown, following = pages.cut(rows, size, query, lambda row: (row.number,))
-        return delivery_pb2.ListDeliveriesResponse(deliveries=map(_delivery, shown), next_page_token=following)
-
-    async def RetryDelivery(self, request: delivery_pb2.RetryDeliveryRequest, context: Any) -> delivery_pb2.RetryDeliveryResponse:
-        found = await self._admin.retry(UUID(request.delivery_id))
-        return delivery_pb2.RetryDeliveryResponse(deliveries=map(_delivery, found))
-
-    async def DiscardDelivery(
-        self, request: delivery_pb2.DiscardDeliveryRequest, context: Any
-    ) -> delivery_pb2.DiscardDeliveryResponse:
-        user_id = current_call.get().identity.user_id
-        found = await self._admin.discard(UUID(request.delivery_id), request.reason, user_id)
-        return delivery_pb2.DiscardDeliveryResponse(delivery=_delivery(found))
+def _stream(request: Any) -> StreamKey:
+    return request.tenant, request.aggregate_type, request.aggregate_id.lower()
 
 
-def _delivery(row: Delivery) -> delivery_pb2.DeliverySummary:
-    waits = row.status == "pending" and not row.sending
-    return delivery_pb2.DeliverySummary(
-        delivery_id=str(row.delivery_id),
-        tenant=row.tenant,
-        name=row.name,
-        channel=row.channel,
-        recipient=row.recipient,
-        status=DELIVERY_STATUSES[row.status],
-        sending=row.sending,
-        tries=row.tries,
-        last_error=row.last_error,
-        created_at=timestamp(row.created_at),
-        due_at=timestamp(row.due_at) if waits else None,
-        ended_at=None if row.ended_at is None else timestamp(row.ended_at),
-        order_key=row.order_key,
-        source=row.source,
-        correlation_id=row.correlation_id,
+def _user_id() -> str:
+    return current_call.get().identity.user_id
+
+
+def _place(query: Sequence[str], page_token: str) -> Place | None:
+    """Where a page token goes on. Raises Invalid."""
+    after = pages.decode(query, page_token, (int, str, str, str))
+    if after and not 0 <= after[0] < STARTED_US_MAX:  # beyond the calendar: not one of ours
+        raise pages.invalid("is not a page token")
+    return Place(*after) if after else None
+
+
+def _moment(moment: datetime | None) -> Timestamp | None:
+    return None if moment is None else timestamp(moment)
+
+
+def _acknowledgement(asked: Acknowledgement) -> process_pb2.Acknowledgement:
+    return process_pb2.Acknowledgement(
+        attention=asked.attention, resolution=asked.resolution, asked_by=asked.asked_by, asked_at=timestamp(asked.asked_at)
     )
 
 
-def _runner(standing: Standing) -> process_pb2.RunnerStatus:
+def _parked(it: ParkedStream) -> process_pb2.ParkedStream:
+    return process_pb2.ParkedStream(
+        tenant=it.tenant,
+        aggregate_type=it.aggregate_type,
+        aggregate_id=it.aggregate_id,
+        position=it.position,
+        event_id=it.event_id,
+        type=it.type,
+        reason=it.reason,
+        parked_at=timestamp(it.parked_at),
+        events=it.events,
+    )
+
+
+def _first(replayed: Replayed) -> process_pb2.ParkedStream | None:
+    return None if replayed.stream is None else _parked(replayed.stream)
+
+
+def _paused(it: PausedType) -> process_pb2.PausedType:
+    return process_pb2.PausedType(type=it.type, reason=it.reason, paused_by=it.user_id, paused_at=timestamp(it.paused_at))
+
+
+def _runner(runner: Runner) -> process_pb2.RunnerStatus:
+    standing, work = runner
+    goes_on = standing.state is State.RUNNING and not standing.reason
     return process_pb2.RunnerStatus(
         name=standing.name,
         shard=standing.shard,
         epoch=standing.checkpoint.epoch,
         position=standing.checkpoint.position,
-        state=RUNNER_STATES[standing.state],
+        state=process_pb2.RUNNER_STATE_STUCK if goes_on and work.stuck else RUNNER_STATES[standing.state],
         reason=standing.reason,
-        moved_at=None if standing.moved_at is None else timestamp(standing.moved_at),
+        moved_at=_moment(standing.moved_at),
+        paused=map(_paused, work.paused),
+        parked_streams=work.parked_streams,
+        due_since=_moment(work.due_since),
     )
 
 
@@ -246,6 +329,7 @@ def _entry(entry: HistoryEntry) -> process_pb2.ProcessEntry:
         error=None if entry.error is None else status_pb2.Status.FromString(entry.error),
         phase=entry.phase,
         step=entry.step,
+        note=entry.note,
     )
 
 

@@ -15,14 +15,14 @@ from pydantic_settings import NoDecode
 from foldline.v1.command_pb2_grpc import CommandServiceStub
 from foldline.v1.delivery_pb2_grpc import add_DeliveryServiceServicer_to_server
 from foldline.v1.process_pb2_grpc import add_ProcessServiceServicer_to_server
-from saga_service.api import ROLES, DeliveryService, ProcessService
+from saga_service.api import ROLES, ProcessService
+from saga_service.delivery_api import DeliveryService
 from saga_service.overrides import ANNOUNCEMENTS
 from saga_service.registry import PROCESSES
 from shared.folds.delivery import Announcements
 from shared.folds.process import ProcessDefinition
 from shared.line.follower import Follower
 from shared.line.sources import StoreLine, StreamFeed
-from shared.line.standing import readiness_check
 from shared.platform import postgres
 from shared.platform.clock import utc_now
 from shared.platform.leader import LockClass, lead, until
@@ -34,8 +34,10 @@ from shared.processes.channels import Channel, Contacts, Deferred
 from shared.processes.deliveries import DeliveryPolicy, DeliverySender
 from shared.processes.delivery_admin import DeliveryAdmin
 from shared.processes.dispatcher import Dispatcher
-from shared.processes.runner import CHECKPOINT, ProcessRunner
+from shared.processes.runner import ProcessRunner
+from shared.processes.runners import readiness_check
 from shared.processes.smtp import Smtp
+from shared.processes.steering import Steering
 from shared.rpc.client import channel
 from shared.rpc.probes import Probes
 from shared.rpc.server import Server
@@ -176,8 +178,8 @@ def build(
     """
     server = Server(settings, roles=ROLES, probes=Probes(settings, "saga_service"))
     probe = server.probes.needs_database(settings.database_url.get_secret_value())
-    # Whichever instance leads: an operator must hear of a runner that stopped from whoever asks any of them.
-    server.probes.readiness.add("processes", readiness_check(probe, LockClass.SAGA, settings.shard, (CHECKPOINT,)))
+    # Whichever instance leads: an operator must hear of a runner that does not go on from whoever asks any of them.
+    server.probes.readiness.add("processes", readiness_check(probe, settings.shard, clock))
     events = channel(settings.write_address, retries=False)
     server.on_drained(lambda: events.close(None))
     admin = ProcessAdmin(
@@ -189,7 +191,7 @@ def build(
         announcements=announcements(settings),
         line=StoreLine(events, settings.token_file, settings.shard),
     )
-    server.add(add_ProcessServiceServicer_to_server, ProcessService(admin))
+    server.add(add_ProcessServiceServicer_to_server, ProcessService(admin, Steering(admin.turns, wake=wake)))
     deliveries = DeliveryAdmin(reads, announcements(settings), settings.shard, clock=clock, wake=wake)
     server.add(add_DeliveryServiceServicer_to_server, DeliveryService(deliveries))
     return server

@@ -105,4 +105,5 @@ REGISTRATION = ProcessDefinition(
     on_timer=on_timer,
     phase=attrgetter("phase"),
     mandatory=frozenset({"release", "fail"}),
+    skippable=frozenset({"release", "fail"}),
 )

@@ -202,4 +202,5 @@ TRANSFER = ProcessDefinition(
     on_timer=on_timer,
     phase=attrgetter("phase"),
     mandatory=frozenset({"suspend", "complete", "fail"}),
+    skippable=frozenset({"complete", "fail"}),
 )

@@ -97,6 +97,8 @@ class ProcessDefinition(Generic[S]):
     # Mandatory steps: the process cannot end without them. If one is refused, except by an operator, the fold does not get the
     # answer: the process is parked with COMMAND_REFUSED, and Retry sends the step again under a new id.
     mandatory: frozenset[str] = frozenset()
+    # Steps that an operator may skip: the process then goes on as if the step had been carried out.
+    skippable: frozenset[str] = frozenset()
     # The version of the state's fields. An older state must stay readable, so a new field has a default.
     schema: int = 1
     # A running process that has not moved for this long is shown as stuck.

@@ -1,35 +1,34 @@
-"""What operators see of processes, and what they can do with one: retry, cancel; after a restore, accept the new history.
+"""What operators see of processes, and how they let them go on: retry, cancel; after a restore, accept the new history.
 
-An operator's action runs in a transaction that locks the checkpoint without moving it, so any instance may serve it: the
-leader's round and the action run one after the other, and the second sees what the first wrote. An action that is repeated
-finds nothing to do, or sends the same commands again under the same ids.
+Each action is a turn (`shared/processes/turn.py`). An action that is repeated finds nothing to do, or sends the same commands
+again under the same ids. What takes more than one person or concerns a whole type is in `shared/processes/steering.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from shared.folds.delivery import Announcements
-from shared.folds.errors import Code, NotFound, Refusal, Rejected
+from shared.folds.errors import Code, Refusal, Rejected
 from shared.folds.process import CANCELLED_BY_OPERATOR, ProcessDefinition
 from shared.line import checkpoint as checkpoints
 from shared.line.follower import Line
-from shared.line.standing import Standing, State, read_standings
+from shared.line.standing import State
 from shared.platform.clock import utc_now
-from shared.platform.leader import LockClass
 from shared.platform.packing import texts, timestamps
-from shared.platform.postgres import Connection, Reads
-from shared.processes import history, store
+from shared.platform.postgres import Reads
+from shared.processes import history, parked, pending, runners, store
 from shared.processes.history import Revision
+from shared.processes.pending import Acknowledgement, Pending
 from shared.processes.process_type import process_types
 from shared.processes.records import FOLD_FAILED, CommandResult, HistoryEntry, Process, ProcessKey, ProcessStatus
 from shared.processes.round import NO_ANNOUNCEMENTS, Round
 from shared.processes.runner import CHECKPOINT
-from shared.processes.store import Pending
+from shared.processes.runners import Runner
+from shared.processes.turn import Turns, process_of, retry
 from shared.rpc.status import to_status
 
 _UNIX = datetime(1970, 1, 1, tzinfo=UTC)
@@ -40,7 +39,7 @@ SELECT p.tenant, p.type, p.process_id, p.state, p.schema, p.status, p.trouble, p
 FROM processes p
 WHERE (p.started_at, p.tenant, p.type, p.process_id) < (%(at)s, %(tenant_at)s, %(type_at)s, %(id_at)s)
   AND (%(tenant)s = '' OR p.tenant = %(tenant)s) AND (%(type)s = '' OR p.type = %(type)s)
-  AND (%(status)s = '' OR p.status = %(status)s)
+  AND (%(status)s = '' OR p.status = %(status)s) AND (%(trouble)s = '' OR p.trouble = %(trouble)s)
 """
 _LIST_OPEN = " AND (p.status <> 'ended' OR p.trouble <> '' OR p.attention <> '')"
 _LIST_ATTENTION = """
@@ -68,12 +67,13 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A process with its history, its commands without an answer, and its timers."""
+    """A process with its history, its commands without an answer, its timers, and the acknowledgement that was asked for."""
 
     process: Process
     history: Sequence[HistoryEntry]
     commands: Sequence[Pending]
     timers: Sequence[tuple[str, datetime]]
+    acknowledgement: Acknowledgement | None
 
 
 class ProcessAdmin:
@@ -101,6 +101,7 @@ class ProcessAdmin:
         self._wake = wake
         self._announcements = announcements
         self._line = line
+        self.turns = Turns(reads, self._kinds, shard, clock, announcements)
 
     def is_stuck(self, process: Process) -> bool:
         """Whether a process is running and has not moved for longer than `stuck_after` of its type."""
@@ -123,9 +124,13 @@ class ProcessAdmin:
         tenant: str = "",
         type_: str = "",
         status: str = "",
+        trouble: str = "",
         attention: bool = False,
     ) -> Sequence[Process]:
-        """Processes, newest first, behind `after`. With `attention`, only those that an operator should look at."""
+        """Processes, newest first, behind `after`. With `attention`, only those that an operator should look at.
+
+        `trouble` is the reason why they are parked.
+        """
         query = _LIST
         if attention or status in (ProcessStatus.RUNNING, ProcessStatus.PARKED):
             query += _LIST_OPEN
@@ -141,6 +146,7 @@ class ProcessAdmin:
             "tenant": tenant,
             "type": type_,
             "status": status,
+            "trouble": trouble,
             "kinds": texts([name for name, _ in kinds]),
             "before": timestamps([before for _, before in kinds]),
             "limit": limit,
@@ -149,18 +155,18 @@ class ProcessAdmin:
             cursor = await connection.execute(query + _LIST_ORDER, parameters)
             return [Process(*row) for row in await cursor.fetchall()]
 
-    async def runners(self) -> list[Standing]:
+    async def runners(self) -> list[Runner]:
         """How far the runner of each shard has followed the line, and whether it goes on."""
         async with self._reads.connection() as connection:
-            return await read_standings(connection, LockClass.SAGA, self._shard, (CHECKPOINT,))
+            return await runners.read(connection, self._shard, self._clock())
 
-    async def accept_history(self) -> Revision:
+    async def accept_history(self, user_id: str) -> Revision:
         """Lets a diverged runner go on with the line as it is now; see `shared/processes/history.py`.
 
         Raises Rejected (NOT_DIVERGED, CHECKPOINT_MOVED), Unavailable if the store cannot be read.
         """
         assert self._line is not None, "this desk knows no event store"
-        [standing] = [it for it in await self.runners() if it.shard == self._shard]
+        [standing] = [it.standing for it in await self.runners() if it.standing.shard == self._shard]
         history.refuse_unless_diverged(standing.state is State.DIVERGED)
         before = standing.checkpoint
         async with self._reads.connection() as connection:
@@ -171,7 +177,8 @@ class ProcessAdmin:
                     raise Rejected("CHECKPOINT_MOVED", "somebody else has let it go on meanwhile")
                 processes = await store.read(await store.select(connection, found.entries)) if found.entries else {}
                 done = Round(self._kinds, self._clock(), processes, self._announcements)
-                revised, commands = await history.revise(connection, done, found)
+                revised, commands = await history.revise(connection, done, found, user_id)
+                await parked.delete_behind(connection, CHECKPOINT, self._shard, found.common.at.position)
                 await store.write(connection, done, due_at=done.now, handed_out=False)
         self._wake()
         return Revision(before, found.common, revised, commands)
@@ -181,64 +188,42 @@ class ProcessAdmin:
         async with self._reads.connection() as connection, connection.transaction():
             # One snapshot for all four queries, so that they agree if the process moves meanwhile.
             await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-            process = await self._process(connection, key)
-            told = await store.history_of(connection, key)
-            return Case(process, told, await store.commands_of(connection, key), await store.timers_of(connection, key))
+            process = await process_of(connection, key)
+            told, commands = await pending.history_of(connection, key), await pending.commands_of(connection, key)
+            timers, asked = await pending.timers_of(connection, key), await pending.acknowledgement_of(connection, key)
+            return Case(process, told, commands, timers, asked)
 
-    async def retry(self, key: ProcessKey) -> Process:
+    async def retry(self, key: ProcessKey, user_id: str) -> Process:
         """Lets a process go on: replays its waiting inputs and sends its commands at once; returns the process.
 
         A command that was given up gets a new attempt with a new id, if it was certainly never carried out; else it keeps
         its id, under which it cannot be carried out twice. Raises NotFound (PROCESS_NOT_FOUND), Rejected
         (NOTHING_TO_RETRY).
         """
-        async with self._turn(key) as (connection, process, commands, done):
-            if not commands and process.trouble != FOLD_FAILED:
-                raise Rejected("NOTHING_TO_RETRY", "the process waits for nothing")
-            done.operator(process, "retry")
-            for pending in commands:
-                again = pending.given_up and not pending.may_have_happened
-                after = done.again(process, pending.command) if again else pending.command
-                await store.send_again(connection, pending.command, after, done.now)
-            done.replay(process, await store.take_inputs(connection, key))
+        async with self.turns.one(key) as (connection, process, commands, done):
+            await retry(connection, done, process, commands, user_id)
         self._wake()
         return process
 
-    async def cancel(self, key: ProcessKey) -> Process:
+    async def cancel(self, key: ProcessKey, user_id: str) -> Process:
         """Cancels the commands that wait; the process gets the refusal CANCELLED_BY_OPERATOR for each. Returns the process.
 
         Raises NotFound (PROCESS_NOT_FOUND), Rejected (PROCESS_ENDED, NOTHING_TO_CANCEL, MAY_HAVE_HAPPENED).
         """
-        async with self._turn(key) as (connection, process, commands, done):
+        async with self.turns.one(key) as (connection, process, commands, done):
             if process.status == ProcessStatus.ENDED:
                 raise Rejected("PROCESS_ENDED", "the process has ended")
             if not commands:
                 raise Rejected("NOTHING_TO_CANCEL", "the process waits for no command")
-            if sent := [pending.command.step for pending in commands if pending.may_have_happened]:
+            if sent := [it.command.step for it in commands if it.may_have_happened]:
                 text = "a command that was sent and not answered may have been carried out; retry it until it is answered"
                 raise Rejected("MAY_HAVE_HAPPENED", text, steps=", ".join(sent))
-            done.operator(process, "cancel")
+            done.operator(process, "cancel", user_id)
             if process.trouble != FOLD_FAILED:
                 process.trouble, process.status = "", ProcessStatus.RUNNING
             error = to_status(_Cancelled(CANCELLED_BY_OPERATOR, "an operator took the command back"))
-            for pending in commands:
-                await store.delete_command(connection, pending.command)
-                done.answer(CommandResult(pending.command, error, CANCELLED_BY_OPERATOR))
+            for it in commands:
+                await pending.delete_command(connection, it.command)
+                done.answer(CommandResult(it.command, error, CANCELLED_BY_OPERATOR))
         self._wake()
         return process
-
-    async def _process(self, connection: Connection, key: ProcessKey) -> Process:
-        found = await store.read(await store.select(connection, [key]))
-        if key not in found:
-            raise NotFound("PROCESS_NOT_FOUND", f"there is no process {key[1]} {key[2]} in tenant {key[0]}")
-        return found[key]
-
-    @asynccontextmanager
-    async def _turn(self, key: ProcessKey) -> AsyncIterator[tuple[Connection, Process, list[Pending], Round]]:
-        """A round for one process, behind the fence. It is written and committed when the block ends."""
-        async with self._reads.connection() as connection, connection.transaction():
-            await store.lock(connection, CHECKPOINT, self._shard)
-            process = await self._process(connection, key)
-            done = Round(self._kinds, self._clock(), {key: process}, self._announcements)
-            yield connection, process, await store.commands_of(connection, key), done
-            await store.write(connection, done, due_at=done.now, handed_out=False)

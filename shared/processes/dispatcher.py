@@ -11,7 +11,7 @@ import asyncio
 import random
 import traceback
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -45,6 +45,8 @@ _ABSURD = frozenset({"COMMAND_ID_REUSED", "UNKNOWN_COMMAND"})
 
 Told = CommandResult | DeliveryFailure | CommandIdTaken
 """The result of a command."""
+
+PAUSED = "PAUSED: the type of process is paused"
 
 _METHOD = "foldline.v1.CommandService/SendBatch"
 
@@ -118,6 +120,16 @@ class Dispatcher:
                 self._known.add(name)
                 self._queue.append(command)
         self._work.set()
+
+    def hold(self, types: Collection[str]) -> None:
+        """Takes the queued commands of these types of processes back. They count as failed tries that did nothing."""
+        for queue in (self._queue, self._suspects) if types else ():
+            held = [command for command in queue if command.type in types]
+            if held:
+                kept = [command for command in queue if command.type not in types]
+                queue.clear()
+                queue.extend(kept)
+                self._tell(self._trouble(command, PAUSED, undone=True) for command in held)
 
     def take(self) -> list[Told]:
         """The results since the last call of `take`."""

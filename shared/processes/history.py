@@ -205,7 +205,7 @@ async def take_time(connection: Connection) -> None:
     await connection.execute(_TAKE_TIME, (f"{TRANSACTION_S}s",))
 
 
-async def revise(connection: Connection, done: Round, found: Findings) -> tuple[list[Revised], list[LostCommand]]:
+async def revise(connection: Connection, done: Round, found: Findings, user_id: str) -> tuple[list[Revised], list[LostCommand]]:
     """Undoes, restarts or parks the processes of `done`; the caller writes the round afterwards."""
     revised: list[Revised] = []
     commands: list[LostCommand] = []
@@ -232,12 +232,12 @@ async def revise(connection: Connection, done: Round, found: Findings) -> tuple[
         await connection.execute(statement, _columns(again))
     await connection.execute(_GIVE_UP, _columns([it.key for it in revised if it.outcome == PARKED]))
     for it in revised:
-        _revise(done, done.processes[it.key], it.outcome, found)
+        _revise(done, done.processes[it.key], it.outcome, found, user_id)
     return revised, commands
 
 
-def _revise(done: Round, process: Process, outcome: str, found: Findings) -> None:
-    done.operator(process, "accept-history")
+def _revise(done: Round, process: Process, outcome: str, found: Findings, user_id: str) -> None:
+    done.operator(process, "accept-history", user_id)
     if outcome == PARKED:
         process.attention = HISTORY_LOST
         if process.status != ProcessStatus.ENDED:

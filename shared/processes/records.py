@@ -134,6 +134,8 @@ class HistoryEntry(NamedTuple):
     attempts: int
     error: bytes | None
     phase: str
+    # What an operator said.
+    note: str
 
 
 class WaitingInput(NamedTuple):

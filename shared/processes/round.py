@@ -154,9 +154,9 @@ class Round:
                 process.status = ProcessStatus.RUNNING
             self.changed[process.key] = process
 
-    def operator(self, process: Process, action: str) -> None:
-        """Notes an operator's action in the history."""
-        self._note(process, "operator", action)
+    def operator(self, process: Process, action: str, by: str, *, step: str = "", note: str = "") -> None:
+        """Notes an operator's action in the history, with the user and what they said."""
+        self._note(process, "operator", action, step=step, id=by, note=note)
         self.changed[process.key] = process
 
     def again(self, process: Process, before: PendingCommand) -> PendingCommand:
@@ -326,10 +326,11 @@ class Round:
         position: int = 0,
         attempts: int = 0,
         error: bytes | None = None,
+        note: str = "",
     ) -> None:
         process.entries += 1
-        number, phase = process.entries, process.phase
-        self.history.append(HistoryEntry(*process.key, number, self.now, kind, name, step, id, position, attempts, error, phase))
+        where = (*process.key, process.entries, self.now)
+        self.history.append(HistoryEntry(*where, kind, name, step, id, position, attempts, error, process.phase, note))
 
 
 def _where(defect: Exception) -> list[str]:

@@ -27,11 +27,9 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from google.protobuf.message import Message
-
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.delivery import Announcements
-from shared.folds.process import ProcessDefinition, ProcessKeys
+from shared.folds.process import ProcessDefinition
 from shared.line import checkpoint as checkpoints
 from shared.line.checkpoint import Checkpoint, Fenced
 from shared.line.consumer import Consumer, ConsumerFailed
@@ -39,13 +37,15 @@ from shared.line.follower import EventBatch
 from shared.platform.clock import utc_now
 from shared.platform.postgres import Connection
 from shared.platform.telemetry import logger, trace_id
-from shared.processes import store
+from shared.processes import parked, store
 from shared.processes.announce import NewDelivery, of_event
 from shared.processes.dispatcher import Dispatcher, Told
 from shared.processes.inputs import refused_mandatory
-from shared.processes.process_type import ProcessType, process_types
+from shared.processes.parked import ParkedEvent, ParkedStreams, Unroutable, stream_of
+from shared.processes.process_type import process_types
 from shared.processes.records import CommandIdTaken, CommandResult, DeliveryFailure, PendingCommand, ProcessKey
 from shared.processes.round import NO_ANNOUNCEMENTS, Round
+from shared.processes.routes import RoutedEvent, Routes
 from shared.processes.spans import round_of
 from shared.processes.store import DueTimer
 
@@ -60,8 +60,11 @@ LOOK_S = 1.0
 TIMERS_MAX = 500
 # While this many commands wait for the dispatcher, the runner takes no further events.
 BACKLOG_MAX = 1000
-# More processes than this, parked within a minute, mean a bad release: the runner stops.
+# More processes and streams than this, parked within a minute, mean a bad release: the runner stops.
 PARKED_MAX = 20
+
+# The fence also reads what operators have ordered.
+_MOVE = f"{checkpoints.MOVE.rstrip()} RETURNING paused, parked"
 
 There = dict[tuple[ProcessKey, UUID], bool]
 """The commands of a round's answers and failures that have a row, and whether the answer un-parks the process.
@@ -80,7 +83,10 @@ class ProcessesFailed(ConsumerFailed):
 class Inputs:
     """The inputs of the next round."""
 
-    events: list[tuple[ProcessType, str, Message, EventEnvelope]] = field(default_factory=list)
+    # As they came from the line; those of a process are in `events`, those that cannot be routed in `parked`.
+    batch: Sequence[EventEnvelope] = ()
+    events: list[RoutedEvent] = field(default_factory=list)
+    parked: list[ParkedEvent] = field(default_factory=list)
     answers: list[CommandResult | CommandIdTaken] = field(default_factory=list)
     troubles: list[DeliveryFailure] = field(default_factory=list)
     timers: list[DueTimer] = field(default_factory=list)
@@ -88,13 +94,13 @@ class Inputs:
     deliveries: list[NewDelivery] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.events or self.answers or self.troubles or self.timers or self.deliveries)
+        return bool(self.events or self.parked or self.answers or self.troubles or self.timers or self.deliveries)
 
     def keys(self) -> dict[ProcessKey, None]:
         """The processes that the inputs belong to."""
         keys: dict[ProcessKey, None] = {}
-        for kind, process_id, _, envelope in self.events:
-            keys[envelope.tenant, kind.manager.type, process_id] = None
+        for routed in self.events:
+            keys[routed.envelope.tenant, routed.kind.manager.type, routed.process_id] = None
         for answer in self.answers:
             keys[answer.command.key] = None
         for trouble in self.troubles:
@@ -134,11 +140,10 @@ class ProcessRunner(Consumer):
         self.follows = asyncio.Event()
         """Set while the event store is known to hold the history that our tables follow. Nothing is sent before that."""
         self.kinds = process_types(managers)
-        self._routes: dict[str, list[tuple[ProcessType, type[Message], Any]]] = {}
-        for kind in self.kinds.values():
-            keys: ProcessKeys = kind.manager.key
-            for event, key in keys.items():
-                self._routes.setdefault(event.DESCRIPTOR.full_name, []).append((kind, event, key))
+        self._routes = Routes(self.kinds.values())
+        # The types that an operator has paused, and the streams that wait behind an event that cannot be routed.
+        self._paused: frozenset[str] = frozenset()
+        self._parked = ParkedStreams(0, set())
         self._news = asyncio.Event()
         self._parked_at: deque[float] = deque()
         # Our position in the line. It is ahead of the checkpoint if no event since then belonged to a process.
@@ -152,6 +157,7 @@ class ProcessRunner(Consumer):
 
     async def _consume(self, connection: Connection) -> None:
         self._news, self._seen, self._look_at = asyncio.Event(), self.at, 0.0
+        self._paused, self._parked = frozenset(), await parked.load(connection, self.name, self.shard)
         dispatcher = self._make_dispatcher(self._news)
         async with aclosing(self._follow(self.at)) as batches:
             # Nothing is sent before the event store has shown that it holds the history that our processes follow.
@@ -188,7 +194,8 @@ class ProcessRunner(Consumer):
         came = coming.done() and not full
         if came:
             batch = coming.result()
-            inputs.events = self._route(batch.events)
+            inputs.batch = batch.events
+            self._route(inputs)
             if self._announcements:
                 inputs.deliveries = [made for envelope in batch.events for made in of_event(self._announcements, envelope)]
             self._seen = batch.after
@@ -200,10 +207,11 @@ class ProcessRunner(Consumer):
                 inputs.answers.append(told)
         looking = time.monotonic() >= self._look_at
         if looking:
-            inputs.timers = await store.due_timers(connection, self._clock(), TIMERS_MAX)
+            inputs.timers = await store.due_timers(connection, self._clock(), TIMERS_MAX, self._paused)
         if inputs or (looking and self._seen != self.at):
-            with round_of(self.shard, [event[3] for event in inputs.events], [it.command for it in inputs.answers]):
+            with round_of(self.shard, [event.envelope for event in inputs.events], [it.command for it in inputs.answers]):
                 commands = await self._round(connection, inputs)
+            dispatcher.hold(self._paused)
             dispatcher.send(commands)
         if looking:
             await self._look(connection, dispatcher)
@@ -228,32 +236,41 @@ class ProcessRunner(Consumer):
                 news.cancel()
         self._news.clear()
 
-    def _route(self, events: Sequence[EventEnvelope]) -> list[tuple[ProcessType, str, Message, EventEnvelope]]:
-        """The events that belong to a process, with its type and id. An event of another type is not decoded."""
-        routed = []
-        for envelope in events:
-            for kind, message, key in self._routes.get(envelope.type, ()):
-                try:
-                    event = message.FromString(envelope.payload)
-                    process_id = key(event)
-                except Exception as error:
-                    # No process can be parked for this event, because it names none.
-                    raise ProcessesFailed(
-                        f"event {envelope.event_id} ({envelope.type}) at position {envelope.position} names no process "
-                        f"{kind.manager.type}: {type(error).__name__}"
-                    ) from error
-                routed.append((kind, process_id, event, envelope))
-        return routed
+    def _route(self, inputs: Inputs) -> None:
+        """Sorts the batch: events that belong to a process, and events to park. An event of another type is not decoded."""
+        inputs.events, inputs.parked = [], []
+        streams = self._parked.streams
+        for envelope in inputs.batch:
+            if not self._routes.concern(envelope):
+                continue
+            if streams and stream_of(envelope) in streams:
+                inputs.parked.append(ParkedEvent(envelope, ""))
+                continue
+            try:
+                inputs.events += self._routes.route(envelope)
+            except Unroutable as error:
+                inputs.parked.append(ParkedEvent(envelope, str(error)))
+                streams.add(stream_of(envelope))
 
     async def _round(self, connection: Connection, inputs: Inputs) -> list[PendingCommand]:
         """Takes the inputs, in one transaction; returns the commands to be sent. Raises Fenced or ProcessesFailed."""
-        async with connection.pipeline():
-            moved = await self._fence(connection)
-            processes = await store.select(connection, inputs.keys()) if inputs else None
-            answered = await store.delete_answered(connection, inputs.answers) if inputs.answers else None
-            troubled = await store.update_troubled(connection, inputs.troubles) if inputs.troubles else None
-            fired = await store.delete_fired(connection, inputs.timers) if inputs.timers else None
-        self._check(moved)
+        while True:
+            keys = inputs.keys()
+            async with connection.pipeline():
+                moved = await self._fence(connection)
+                processes = await store.select(connection, keys) if keys else None
+                answered = await store.delete_answered(connection, inputs.answers) if inputs.answers else None
+                troubled = await store.update_troubled(connection, inputs.troubles) if inputs.troubles else None
+                fired = await store.delete_fired(connection, inputs.timers) if inputs.timers else None
+            paused, version = await self._check(moved)
+            if version == self._parked.version and (paused == self._paused or not inputs.timers):
+                break
+            # An operator has changed what is parked or paused: the inputs are sorted again before anything is folded.
+            await connection.execute("ROLLBACK")
+            self._paused, self._parked = paused, await parked.load(connection, self.name, self.shard)
+            self._route(inputs)
+            inputs.timers = [timer for timer in inputs.timers if timer.type not in paused]
+        self._paused = paused
         done = Round(self.kinds, self._clock(), {} if processes is None else await store.read(processes), self._announcements)
         done.deliveries += inputs.deliveries
         # Each command once: an answer that arrives twice counts once.
@@ -261,17 +278,20 @@ class ProcessRunner(Consumer):
         there: There = {((tenant, type_, process_id), id_): relieved for tenant, type_, process_id, id_, relieved in rows}
         timers = [] if fired is None else await fired.fetchall()
         self._fold(done, inputs, there, timers)
+        due_at = done.now + timedelta(seconds=ASKED_AGAIN_S)
         async with connection.pipeline():
-            await store.write(connection, done, due_at=done.now + timedelta(seconds=ASKED_AGAIN_S), handed_out=True)
+            await store.write(connection, done, due_at=due_at, handed_out=True, paused=paused)
+            if inputs.parked:
+                await parked.insert(connection, self.shard, inputs.parked, done.now)
             await connection.execute("COMMIT")
         self._moved(self._seen)
-        for due_at in done.timers.values():
-            if due_at is not None:
-                self._look_by(due_at)
-        _tell(done)
+        for timer_due_at in done.timers.values():
+            if timer_due_at is not None:
+                self._look_by(timer_due_at)
+        _tell(done, inputs.parked)
         if done.deliveries:
             self._on_deliveries()
-        return list(done.commands.values())
+        return [command for command in done.commands.values() if command.type not in paused]
 
     def _fold(self, done: Round, inputs: Inputs, there: There, timers: list[tuple[str, str, str, str]]) -> None:
         for answer in inputs.answers:
@@ -289,7 +309,7 @@ class ProcessRunner(Consumer):
             done.timer((tenant, type_, process_id), timer)
         for kind, process_id, event, envelope in inputs.events:
             done.event(kind, process_id, event, envelope)
-        self._count_parked(done.parked)
+        self._count_parked(done.parked + sum(bool(it.reason) for it in inputs.parked))
 
     async def _fence(self, connection: Connection) -> Any:
         """Begins a transaction and moves the checkpoint to our position; `_check` tells whether that succeeded.
@@ -297,23 +317,26 @@ class ProcessRunner(Consumer):
         An exception between here and the commit ends `_consume`, which closes the connection, so nothing is written.
         """
         await connection.execute("BEGIN")
-        return await connection.execute(checkpoints.MOVE, checkpoints.move(self.name, self.shard, self.at, self._seen))
+        return await connection.execute(_MOVE, checkpoints.move(self.name, self.shard, self.at, self._seen))
 
-    def _check(self, moved: Any) -> None:
-        if moved.rowcount != 1:
+    async def _check(self, moved: Any) -> tuple[frozenset[str], int]:
+        """The paused types, and the counter of what is parked. Raises Fenced if another process leads."""
+        row = await moved.fetchone()
+        if row is None:
             raise Fenced(f"{self.name} is not at position {self.at.position}")
+        return frozenset(row[0]), row[1]
 
     async def _hand_out(self, connection: Connection, now: datetime, room: int) -> list[PendingCommand]:
         """The commands that are due. Their rows say that they were sent, before they are."""
-        self._check(await self._fence(connection))
-        claimed = await store.claim(connection, now, now + timedelta(seconds=ASKED_AGAIN_S), room)
+        self._paused, _ = await self._check(await self._fence(connection))
+        claimed = await store.claim(connection, now, now + timedelta(seconds=ASKED_AGAIN_S), room, self._paused)
         await connection.execute("COMMIT")
         self._moved(self._seen)
         return claimed
 
     async def _take_over(self, connection: Connection) -> None:
         """Makes the commands due at once that an earlier leader sent and that have no answer in our tables."""
-        self._check(await self._fence(connection))
+        self._paused, _ = await self._check(await self._fence(connection))
         await store.reclaim(connection, self._clock())
         await connection.execute("COMMIT")
         self._moved(self._seen)
@@ -321,7 +344,9 @@ class ProcessRunner(Consumer):
     async def _look(self, connection: Connection, dispatcher: Dispatcher) -> None:
         """Sends due commands, as many as fit into the backlog, and computes when to look again."""
         now = self._clock()
-        command_due, timer_due = await store.next_due(connection)
+        command_due, timer_due, paused = await store.next_due(connection, self.name, self.shard)
+        self._paused = frozenset(paused)
+        dispatcher.hold(self._paused)
         room = BACKLOG_MAX - dispatcher.backlog
         self._look_at = time.monotonic() + LOOK_S
         if command_due is not None and command_due <= now and room > 0:
@@ -345,11 +370,15 @@ class ProcessRunner(Consumer):
             self._parked_at.popleft()
         if len(self._parked_at) > PARKED_MAX:
             self._parked_at.clear()  # none of these was written; an operator may let it try again
-            raise ProcessesFailed(f"more than {PARKED_MAX} processes were parked within a minute")
+            raise ProcessesFailed(f"more than {PARKED_MAX} processes or streams were parked within a minute")
 
 
-def _tell(done: Round) -> None:
-    """Logs each process that began or ended, with its trace id."""
+def _tell(done: Round, events: Iterable[ParkedEvent]) -> None:
+    """Logs each process that began or ended, with its trace id, and each event that parked its stream."""
+    for envelope, reason in events:
+        if reason:
+            facts = {"tenant": envelope.tenant, "event_id": envelope.event_id, "type": envelope.type}
+            log.error("event_parked", reason=reason, position=envelope.position, **facts)
     for process in done.changed.values():
         facts = {"process": process.type, "process_id": process.process_id, "trace_id": trace_id(process.traceparent)}
         if process.started_at == done.now:

@@ -8,7 +8,7 @@ orders two writers. So a row that is read here cannot change before the transact
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -20,16 +20,22 @@ from shared.processes.records import (
     CommandIdTaken,
     CommandResult,
     DeliveryFailure,
-    HistoryEntry,
     PendingCommand,
     Process,
     ProcessKey,
-    WaitingInput,
 )
 from shared.processes.round import Round
 
-HISTORY_MAX = 5000
-TABLES = ("processes", "process_inputs", "process_commands", "process_timers", "process_history", "checkpoints")
+TABLES = (
+    "processes",
+    "process_inputs",
+    "process_commands",
+    "process_timers",
+    "process_history",
+    "process_acknowledgements",
+    "parked_events",
+    "checkpoints",
+)
 
 _LOCK = "SELECT epoch, position, event_id FROM checkpoints WHERE name = %s AND shard = %s FOR UPDATE"
 
@@ -114,9 +120,9 @@ WHERE t.tenant = k.tenant AND t.type = k.type AND t.process_id = k.process_id
 
 _INSERT_HISTORY = """
 INSERT INTO process_history (tenant, type, process_id, number, happened_at, kind, name, step, id, position, attempts, error,
-  phase)
+  phase, note)
 SELECT * FROM unnest(%s::text[], %s::text[], %s::text[], %s::int[], %s::timestamptz[], %s::text[], %s::text[], %s::text[],
-  %s::text[], %s::bigint[], %s::int[], %s::bytea[], %s::text[])
+  %s::text[], %s::bigint[], %s::int[], %s::bytea[], %s::text[], %s::text[])
 """
 
 _INSERT_INPUTS = """
@@ -128,7 +134,8 @@ ORDER BY place
 """
 
 _DUE_TIMERS = """
-SELECT tenant, type, process_id, name, due_at FROM process_timers WHERE due_at <= %s ORDER BY due_at LIMIT %s
+SELECT tenant, type, process_id, name, due_at FROM process_timers WHERE due_at <= %s AND type <> ALL(%s)
+ORDER BY due_at LIMIT %s
 """
 
 _RECLAIM = "UPDATE process_commands SET due_at = %s WHERE NOT given_up AND tries > answered AND due_at > %s"
@@ -136,6 +143,7 @@ _RECLAIM = "UPDATE process_commands SET due_at = %s WHERE NOT given_up AND tries
 _CLAIM = """
 UPDATE process_commands c SET tries = c.tries + 1, due_at = %s
 FROM (SELECT tenant, type, process_id, step FROM process_commands WHERE NOT given_up AND due_at <= %s
+        AND type <> ALL(%s)
       ORDER BY due_at LIMIT %s) AS k
 WHERE c.tenant = k.tenant AND c.type = k.type AND c.process_id = k.process_id AND c.step = k.step
 RETURNING c.tenant, c.type, c.process_id, c.step, c.attempt, c.command_id, c.command_type, c.payload, c.causation_id,
@@ -143,39 +151,9 @@ RETURNING c.tenant, c.type, c.process_id, c.step, c.attempt, c.command_id, c.com
 """
 
 _NEXT_DUE = """
-SELECT (SELECT min(due_at) FROM process_commands WHERE NOT given_up), (SELECT min(due_at) FROM process_timers)
-"""
-
-
-_TAKE_INPUTS = """
-WITH gone AS (DELETE FROM process_inputs WHERE tenant = %s AND type = %s AND process_id = %s
-              RETURNING number, tenant, type, process_id, kind, name, content)
-SELECT tenant, type, process_id, kind, name, content FROM gone ORDER BY number
-"""
-
-_COMMANDS_OF = """
-SELECT c.tenant, c.type, c.process_id, c.step, c.attempt, c.command_id, c.command_type, c.payload, c.causation_id,
-  c.on_behalf_of, c.traceparent, c.tries, c.failures, c.due_at, c.answered, c.given_up, c.last_error
-FROM process_commands c WHERE c.tenant = %s AND c.type = %s AND c.process_id = %s ORDER BY c.step
-"""
-
-_TIMERS_OF = """
-SELECT name, due_at FROM process_timers WHERE tenant = %s AND type = %s AND process_id = %s ORDER BY due_at, name
-"""
-
-_HISTORY_OF = """
-SELECT tenant, type, process_id, number, happened_at, kind, name, step, id, position, attempts, error, phase
-FROM process_history WHERE tenant = %s AND type = %s AND process_id = %s ORDER BY number DESC LIMIT %s
-"""
-
-_SEND_AGAIN = """
-UPDATE process_commands SET attempt = %s, command_id = %s, payload = %s, due_at = %s, given_up = false, failures = 0,
-  tries = CASE WHEN %s THEN 0 ELSE tries END, answered = CASE WHEN %s THEN 0 ELSE answered END
-WHERE tenant = %s AND type = %s AND process_id = %s AND step = %s
-"""
-
-_DELETE_COMMAND = """
-DELETE FROM process_commands WHERE tenant = %s AND type = %s AND process_id = %s AND step = %s
+SELECT (SELECT min(due_at) FROM process_commands WHERE NOT given_up AND NOT jsonb_exists(c.paused, type)),
+  (SELECT min(due_at) FROM process_timers WHERE NOT jsonb_exists(c.paused, type)), c.paused
+FROM checkpoints c WHERE c.name = %s AND c.shard = %s
 """
 
 
@@ -251,10 +229,10 @@ async def delete_fired(connection: Connection, timers: Sequence[DueTimer]) -> An
     return await connection.execute(_DELETE_FIRED, _columns([texts, texts, texts, texts, timestamps], timers))
 
 
-async def write(connection: Connection, done: Round, *, due_at: datetime, handed_out: bool) -> None:
+async def write(connection: Connection, done: Round, *, due_at: datetime, handed_out: bool, paused: Collection[str] = ()) -> None:
     """Writes the result of a round. If `handed_out`, the commands' rows count the first try, which follows the commit.
 
-    A command that has no answer at `due_at` is sent then, or sent again.
+    A command that has no answer at `due_at` is sent then, or sent again. Commands of `paused` types wait, without a try.
     """
     if done.changed:
         rows: Iterable[Any] = [
@@ -282,17 +260,25 @@ async def write(connection: Connection, done: Round, *, due_at: datetime, handed
         packs = [*[texts] * 4, int4s, *[texts] * 9, int4s, timestamps, timestamps]
         await connection.execute(_UPSERT, _columns(packs, rows))
     if done.commands:
-        packs = [texts, texts, texts, texts, int4s, uuids, texts, blobs, texts, texts, texts]
-        columns = _columns(packs, (command[:11] for command in done.commands.values()))
-        await connection.execute(_INSERT_COMMANDS, (int(handed_out), due_at, *columns))
+        sent = [command for command in done.commands.values() if command.type not in paused]
+        held = [command for command in done.commands.values() if command.type in paused]
+        await _insert_commands(connection, sent, int(handed_out), due_at)
+        await _insert_commands(connection, held, 0, done.now)
     await _write_timers(connection, done)
     if done.history:
-        packs = [texts, texts, texts, int4s, timestamps, texts, texts, texts, texts, int8s, int4s, blobs, texts]
+        packs = [texts, texts, texts, int4s, timestamps, texts, texts, texts, texts, int8s, int4s, blobs, texts, texts]
         await connection.execute(_INSERT_HISTORY, _columns(packs, done.history))
     if done.waiting:
         await connection.execute(_INSERT_INPUTS, _columns([*[texts] * 5, blobs], done.waiting))
     if done.deliveries:
         await delivery_store.insert(connection, done.deliveries, done.now)
+
+
+async def _insert_commands(connection: Connection, commands: Sequence[PendingCommand], tries: int, due_at: datetime) -> None:
+    if commands:
+        packs = [texts, texts, texts, texts, int4s, uuids, texts, blobs, texts, texts, texts]
+        columns = _columns(packs, (command[:11] for command in commands))
+        await connection.execute(_INSERT_COMMANDS, (tries, due_at, *columns))
 
 
 async def _write_timers(connection: Connection, done: Round) -> None:
@@ -307,9 +293,9 @@ async def _write_timers(connection: Connection, done: Round) -> None:
 # What is due
 
 
-async def due_timers(connection: Connection, now: datetime, limit: int) -> list[DueTimer]:
-    """Timers that are due, the oldest first."""
-    cursor = await connection.execute(_DUE_TIMERS, (now, limit))
+async def due_timers(connection: Connection, now: datetime, limit: int, paused: Collection[str]) -> list[DueTimer]:
+    """Timers that are due, the oldest first; none of `paused` types."""
+    cursor = await connection.execute(_DUE_TIMERS, (now, list(paused), limit))
     return [DueTimer(*row) for row in await cursor.fetchall()]
 
 
@@ -318,73 +304,32 @@ async def reclaim(connection: Connection, now: datetime) -> None:
     await connection.execute(_RECLAIM, (now, now))
 
 
-async def claim(connection: Connection, now: datetime, asked_again_at: datetime, limit: int) -> list[PendingCommand]:
-    """Commands that are due. Their rows count the try before it is made, so a sent command never looks like an unsent one."""
-    cursor = await connection.execute(_CLAIM, (asked_again_at, now, limit))
+async def claim(
+    connection: Connection, now: datetime, asked_again_at: datetime, limit: int, paused: Collection[str]
+) -> list[PendingCommand]:
+    """Commands that are due, none of `paused` types.
+
+    Their rows count the try before it is made, so a sent command never looks like an unsent one.
+    """
+    cursor = await connection.execute(_CLAIM, (asked_again_at, now, list(paused), limit))
     return [PendingCommand(*row) for row in await cursor.fetchall()]
 
 
-async def next_due(connection: Connection) -> tuple[datetime | None, datetime | None]:
-    """When the next command is due, and when the next timer."""
-    cursor = await connection.execute(_NEXT_DUE)
+class NextDue(NamedTuple):
+    """When the next command and the next timer are due, and the types that are paused, which are left out."""
+
+    command: datetime | None
+    timer: datetime | None
+    paused: Mapping[str, Any]
+
+
+async def next_due(connection: Connection, name: str, shard: int) -> NextDue:
+    """What is due next for the runner with this checkpoint, which must exist."""
+    cursor = await connection.execute(_NEXT_DUE, (name, shard))
     row = await cursor.fetchone()
-    assert row is not None  # a query of two scalars
-    return row[0], row[1]
+    assert row is not None  # the runner's own row
+    return NextDue(*row)
 
 
 def _columns(packs: Sequence[Any], rows: Iterable[Sequence[Any]]) -> list[Packed]:
     return [pack(column) for pack, column in zip(packs, zip(*rows, strict=True), strict=True)]
-
-
-async def take_inputs(connection: Connection, key: ProcessKey) -> list[WaitingInput]:
-    """Deletes and returns the inputs that wait for a process, in order."""
-    cursor = await connection.execute(_TAKE_INPUTS, key)
-    return [WaitingInput(*row) for row in await cursor.fetchall()]
-
-
-# One process
-
-
-class Pending(NamedTuple):
-    """A command with the delivery columns of its row."""
-
-    command: PendingCommand
-    due_at: datetime
-    answered: int
-    given_up: bool
-    last_error: str
-
-    @property
-    def may_have_happened(self) -> bool:
-        """Whether any try has no answer, so that the command may have been carried out."""
-        return self.command.tries > self.answered
-
-
-async def commands_of(connection: Connection, key: ProcessKey) -> list[Pending]:
-    """The commands of a process that have no answer."""
-    cursor = await connection.execute(_COMMANDS_OF, key)
-    return [Pending(PendingCommand(*row[:13]), *row[13:]) for row in await cursor.fetchall()]
-
-
-async def timers_of(connection: Connection, key: ProcessKey) -> list[tuple[str, datetime]]:
-    """The timers of a process."""
-    cursor = await connection.execute(_TIMERS_OF, key)
-    return list(await cursor.fetchall())
-
-
-async def history_of(connection: Connection, key: ProcessKey) -> list[HistoryEntry]:
-    """The last HISTORY_MAX lines of a process's history, in their order."""
-    cursor = await connection.execute(_HISTORY_OF, (*key, HISTORY_MAX))
-    return [HistoryEntry(*row) for row in reversed(await cursor.fetchall())]
-
-
-async def send_again(connection: Connection, before: PendingCommand, after: PendingCommand, now: datetime) -> None:
-    """Makes a command due at once. Another attempt starts with zero tries."""
-    fresh = before.attempt != after.attempt
-    where = (*before.key, before.step)
-    await connection.execute(_SEND_AGAIN, (after.attempt, after.command_id, after.payload, now, fresh, fresh, *where))
-
-
-async def delete_command(connection: Connection, command: PendingCommand) -> None:
-    """Deletes a command, so that it is not sent again."""
-    await connection.execute(_DELETE_COMMAND, (*command.key, command.step))

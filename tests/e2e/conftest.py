@@ -107,24 +107,34 @@ async def desk(shared_stack: Stack) -> AsyncIterator[ProcessAdmin]:
         yield desk
 
 
-@pytest.fixture
-def foldline(shared_stack: Stack, tenant: str, tmp_path: Path) -> Foldline:
-    """Runs the command in a folder as `foldline dev` leaves it; returns the exit code and the JSON that it printed."""
-    tokens = {
-        "acme": shared_stack.token(tenant, "alice", [Role.USER, Role.TENANT_ADMIN]),
-        "operator": shared_stack.token("operators", "olga", [Role.OPERATOR, Role.READER]),
-    }
-    programs = shared_stack.programs
-    addresses = {"write": programs[WRITE].address, "read": programs[READ].address, "saga": programs[SAGA].address}
-    (tmp_path / "endpoints.json").write_text(json.dumps({**addresses, "tokens": tokens}))
-    environment = {**os.environ, "FOLDLINE_DATA": str(tmp_path)}
+def foldline_of(stack: Stack, tenant: str, folder: Path) -> Foldline:
+    """Runs the command in a folder as `foldline dev` leaves it; returns the exit code and the JSON that it printed.
 
-    def run(*words: str, output: str = "json", typed: str = "") -> tuple[int, Any]:
+    `user` is the operator's name.
+    """
+    programs = stack.programs
+    addresses = {"write": programs[WRITE].address, "read": programs[READ].address, "saga": programs[SAGA].address}
+    environment = {**os.environ, "FOLDLINE_DATA": str(folder)}
+
+    def run(*words: str, output: str = "json", typed: str = "", user: str = "olga") -> tuple[int, Any]:
+        tokens = {
+            "acme": stack.token(tenant, "alice", [Role.USER, Role.TENANT_ADMIN]),
+            "operator": stack.token("operators", user, [Role.OPERATOR, Role.READER]),
+        }
+        file = folder / "endpoints.json"
+        before = json.loads(file.read_text()) if file.exists() else {}
+        file.write_text(json.dumps({**before, **addresses, "tokens": tokens}))
         command = [sys.executable, "-m", "cli.main", *words, "-o", output]
         done = subprocess.run(  # noqa: S603 (ours)
-            command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=30, check=False, input=typed
+            command, capture_output=True, text=True, env=environment, cwd=folder, timeout=60, check=False, input=typed
         )
         assert "Traceback" not in done.stderr
         return done.returncode, json.loads(done.stdout) if output == "json" else done.stdout + done.stderr
 
     return run
+
+
+@pytest.fixture
+def foldline(shared_stack: Stack, tenant: str, tmp_path: Path) -> Foldline:
+    """Runs the command for a tenant of the shared system."""
+    return foldline_of(shared_stack, tenant, tmp_path)

@@ -19,6 +19,18 @@ from foldline.v1 import (
     projection_pb2,
     projection_pb2_grpc,
 )
+from foldline.v1.process_pb2 import (
+    AskAcknowledgementRequest,
+    ConfirmAcknowledgementRequest,
+    DiscardParkedEventRequest,
+    ListParkedStreamsRequest,
+    PauseProcessesRequest,
+    RejectAcknowledgementRequest,
+    ResumeProcessesRequest,
+    RetryParkedStreamRequest,
+    RetryProcessesRequest,
+    SkipStepRequest,
+)
 from shared.platform.identity import Role
 from shared.rpc import pages
 from tests.support.clients.bank import new_id, refused
@@ -47,6 +59,12 @@ class Operator:
         """RetryProcess or CancelProcess."""
         request = getattr(process_pb2, f"{action}Request")(tenant=tenant, type=type_, process_id=process_id or new_id())
         answer: Awaitable[object] = getattr(self.processes, action)(request, metadata=self.who, timeout=20)
+        return answer
+
+    def ask(self, request: Any, *, user: bool = False) -> Awaitable[object]:
+        """The RPC of ProcessService that takes this request."""
+        method = getattr(self.processes, type(request).__name__.removesuffix("Request"))
+        answer: Awaitable[object] = method(request, metadata=self.user if user else self.who, timeout=20)
         return answer
 
     def find(self, page_token: str = "", **wanted: str) -> Awaitable[object]:
@@ -130,7 +148,92 @@ def bad_parked(situation: str, *keys: str | int) -> Row:
 
 NULS = projection_pb2.ParkedFilter(projection="\0", tenant="\0")
 
+
+def ask(request: type[Any], fields: dict[str, Any], *, user: bool = False) -> Callable[[Operator], Awaitable[object]]:
+    """A call of the RPC that takes this request."""
+    return lambda d: d.ask(request(**fields), user=user)
+
+
+def named(**more: Any) -> dict[str, Any]:
+    """The fields of a process that is not there."""
+    return {"tenant": "acme", "type": "transfer", "process_id": new_id(), **more}
+
+
+def stream(**more: Any) -> dict[str, Any]:
+    """The fields of a stream that is not parked."""
+    return {"tenant": "acme", "aggregate_type": "account", "aggregate_id": new_id(), **more}
+
+
+STEERING: list[Row] = [
+    bad(
+        "retry all: NULs", lambda d: d.ask(RetryProcessesRequest(tenant="\0", type="\0", reason="\0")), "tenant", "type", "reason"
+    ),
+    bad("pause: nothing", lambda d: d.ask(PauseProcessesRequest()), "type", "reason"),
+    bad("pause: a reason of 501", lambda d: d.ask(PauseProcessesRequest(type="transfer", reason="x" * 501)), "reason"),
+    bad("resume: NUL", lambda d: d.ask(ResumeProcessesRequest(type="\0")), "type"),
+    bad("skip: nothing", lambda d: d.ask(SkipStepRequest()), "tenant", "type", "process_id", "step", "reason"),
+    bad("skip: NULs", lambda d: d.ask(SkipStepRequest(**named(step="\0", reason="\0"))), "step", "reason"),
+    bad("ask: nothing", lambda d: d.ask(AskAcknowledgementRequest(**named())), "attention", "resolution"),
+    bad("ask: too long", lambda d: d.ask(AskAcknowledgementRequest(**named(attention="A", resolution="x" * 1001))), "resolution"),
+    bad("confirm: NUL", lambda d: d.ask(ConfirmAcknowledgementRequest(**named(type="\0"))), "type"),
+    bad("reject: nothing", lambda d: d.ask(RejectAcknowledgementRequest(**named())), "reason"),
+    bad("parked: NUL", lambda d: d.ask(ListParkedStreamsRequest(tenant="\0")), "tenant"),
+    bad("retry parked: NUL", lambda d: d.ask(RetryParkedStreamRequest(**stream(aggregate_id="\0"))), "aggregate_id"),
+    bad("discard parked: no position", lambda d: d.ask(DiscardParkedEventRequest(**stream())), "position"),
+    (
+        "parked: a page token of another list",
+        lambda d: d.ask(ListParkedStreamsRequest(page_token=pages.encode(LISTED, ("acme", "account", "x")))),
+        "INVALID_ARGUMENT",
+        "PAGE_TOKEN_INVALID",
+        ("page_token",),
+    ),
+    (
+        "retry all: a start beyond all calendars",
+        lambda d: d.ask(
+            RetryProcessesRequest(page_token=pages.encode(("RetryProcesses", "", "", ""), (2**63 - 1, "acme", "transfer", "x")))
+        ),
+        "INVALID_ARGUMENT",
+        "PAGE_TOKEN_INVALID",
+        ("page_token",),
+    ),
+    (
+        "pause: no such type",
+        lambda d: d.ask(PauseProcessesRequest(type="loan", reason="x")),
+        "NOT_FOUND",
+        "PROCESS_TYPE_NOT_FOUND",
+        (),
+    ),
+    ("resume: not paused", lambda d: d.ask(ResumeProcessesRequest(type="transfer")), "FAILED_PRECONDITION", "NOT_PAUSED", ()),
+    *(
+        (f"{request.__name__}: not there", ask(request, fields), "NOT_FOUND", reason, ())
+        for request, fields, reason in (
+            (SkipStepRequest, named(step="complete", reason="x"), "PROCESS_NOT_FOUND"),
+            (AskAcknowledgementRequest, named(attention="A", resolution="x"), "PROCESS_NOT_FOUND"),
+            (ConfirmAcknowledgementRequest, named(), "PROCESS_NOT_FOUND"),
+            (RejectAcknowledgementRequest, named(reason="x"), "PROCESS_NOT_FOUND"),
+            (RetryParkedStreamRequest, stream(), "PARKED_NOT_FOUND"),
+            (DiscardParkedEventRequest, stream(position=1), "PARKED_NOT_FOUND"),
+        )
+    ),
+    *(
+        (f"{request.__name__}: by a user", ask(request, fields, user=True), "PERMISSION_DENIED", "ROLE_MISSING", ())
+        for request, fields in (
+            (RetryProcessesRequest, {}),
+            (PauseProcessesRequest, {"type": "transfer", "reason": "x"}),
+            (ResumeProcessesRequest, {"type": "transfer"}),
+            (SkipStepRequest, named(step="complete", reason="x")),
+            (AskAcknowledgementRequest, named(attention="A", resolution="x")),
+            (ConfirmAcknowledgementRequest, named()),
+            (RejectAcknowledgementRequest, named(reason="x")),
+            (ListParkedStreamsRequest, {}),
+            (RetryParkedStreamRequest, stream()),
+            (DiscardParkedEventRequest, stream(position=1)),
+        )
+    ),
+]
+
 TABLE: list[Row] = [
+    *STEERING,
     bad("show: NUL in the tenant", lambda d: d.show(tenant="\0"), "tenant"),
     bad("show: NUL in the type", lambda d: d.show(type_="a\0"), "type"),
     bad("show: NUL in the id", lambda d: d.show(process_id="\0"), "process_id"),

@@ -61,6 +61,8 @@ class _RunnerStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunnerSta
     """Stopped itself, since the line is not the one that it followed: events that it has seen are gone. An operator is needed."""
     RUNNER_STATE_AWAY: _RunnerState.ValueType  # 4
     """Nobody leads: no instance of the service is up, or none has reached the database yet."""
+    RUNNER_STATE_STUCK: _RunnerState.ValueType  # 5
+    """Leads, and leaves work that has been due for a minute: it hangs, or the write service takes less than it is sent."""
 
 class RunnerState(_RunnerState, metaclass=_RunnerStateEnumTypeWrapper): ...
 
@@ -73,6 +75,8 @@ RUNNER_STATE_DIVERGED: RunnerState.ValueType  # 3
 """Stopped itself, since the line is not the one that it followed: events that it has seen are gone. An operator is needed."""
 RUNNER_STATE_AWAY: RunnerState.ValueType  # 4
 """Nobody leads: no instance of the service is up, or none has reached the database yet."""
+RUNNER_STATE_STUCK: RunnerState.ValueType  # 5
+"""Leads, and leaves work that has been due for a minute: it hangs, or the write service takes less than it is sent."""
 Global___RunnerState: _TypeAlias = RunnerState  # noqa: Y015
 
 @_typing.final
@@ -139,19 +143,24 @@ class ProcessEntry(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     PHASE_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
-    """event, command, answer, timer_set, timer_fired, notice, operator (name: retry, cancel), parked (name: why)."""
+    """event, command, answer, timer_set, timer_fired, notice, parked (name: why), operator (name: retry, cancel, skip, ask, confirm,
+    reject, accept-history).
+    """
     name: _builtins.str
     """The event's or command's type, or the timer's or notice's name."""
     id: _builtins.str
-    """The event's or command's id."""
+    """The event's or command's id; of an operator's action the user."""
     position: _builtins.int
     attempts: _builtins.int
     """For an answer: how often the command was sent, and the refusal, if it was one."""
     phase: _builtins.str
     """The phase after it."""
     step: _builtins.str
-    """For a command and its answer."""
+    """For a command and its answer, and for a step that was skipped."""
+    note: _builtins.str
+    """What an operator said: a reason, or how it was settled."""
     @_builtins.property
     def happened_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -168,14 +177,47 @@ class ProcessEntry(_message.Message):
         error: _status_pb2.Status | None = ...,
         phase: _builtins.str = ...,
         step: _builtins.str = ...,
+        note: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "happened_at", b"happened_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "error", b"error", "happened_at", b"happened_at", "id", b"id", "kind", b"kind", "name", b"name", "phase", b"phase", "position", b"position", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "error", b"error", "happened_at", b"happened_at", "id", b"id", "kind", b"kind", "name", b"name", "note", b"note", "phase", b"phase", "position", b"position", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ProcessEntry: _TypeAlias = ProcessEntry  # noqa: Y015
+
+@_typing.final
+class Acknowledgement(_message.Message):
+    """One person's word that what a process says was settled, until another confirms it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTENTION_FIELD_NUMBER: _builtins.int
+    RESOLUTION_FIELD_NUMBER: _builtins.int
+    ASKED_BY_FIELD_NUMBER: _builtins.int
+    ASKED_AT_FIELD_NUMBER: _builtins.int
+    attention: _builtins.str
+    resolution: _builtins.str
+    """How it was settled."""
+    asked_by: _builtins.str
+    @_builtins.property
+    def asked_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        attention: _builtins.str = ...,
+        resolution: _builtins.str = ...,
+        asked_by: _builtins.str = ...,
+        asked_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["asked_at", b"asked_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asked_at", b"asked_at", "asked_by", b"asked_by", "attention", b"attention", "resolution", b"resolution"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Acknowledgement: _TypeAlias = Acknowledgement  # noqa: Y015
 
 @_typing.final
 class PendingCommand(_message.Message):
@@ -273,6 +315,7 @@ class GetProcessResponse(_message.Message):
     HISTORY_FIELD_NUMBER: _builtins.int
     COMMANDS_FIELD_NUMBER: _builtins.int
     TIMERS_FIELD_NUMBER: _builtins.int
+    ACKNOWLEDGEMENT_FIELD_NUMBER: _builtins.int
     state_json: _builtins.str
     """The process's state as JSON, without personal fields."""
     @_builtins.property
@@ -283,6 +326,10 @@ class GetProcessResponse(_message.Message):
     def commands(self) -> _containers.RepeatedCompositeFieldContainer[Global___PendingCommand]: ...
     @_builtins.property
     def timers(self) -> _containers.RepeatedCompositeFieldContainer[Global___PendingTimer]: ...
+    @_builtins.property
+    def acknowledgement(self) -> Global___Acknowledgement:
+        """What was asked for and neither confirmed nor rejected."""
+
     def __init__(
         self,
         *,
@@ -291,10 +338,11 @@ class GetProcessResponse(_message.Message):
         history: _abc.Iterable[Global___ProcessEntry] | None = ...,
         commands: _abc.Iterable[Global___PendingCommand] | None = ...,
         timers: _abc.Iterable[Global___PendingTimer] | None = ...,
+        acknowledgement: Global___Acknowledgement | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["process", b"process"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledgement", b"acknowledgement", "process", b"process"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commands", b"commands", "history", b"history", "process", b"process", "state_json", b"state_json", "timers", b"timers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledgement", b"acknowledgement", "commands", b"commands", "history", b"history", "process", b"process", "state_json", b"state_json", "timers", b"timers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -472,6 +520,37 @@ class CancelProcessResponse(_message.Message):
 Global___CancelProcessResponse: _TypeAlias = CancelProcessResponse  # noqa: Y015
 
 @_typing.final
+class PausedType(_message.Message):
+    """A type of process that an operator has paused."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TYPE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    PAUSED_BY_FIELD_NUMBER: _builtins.int
+    PAUSED_AT_FIELD_NUMBER: _builtins.int
+    type: _builtins.str
+    reason: _builtins.str
+    paused_by: _builtins.str
+    @_builtins.property
+    def paused_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        type: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        paused_by: _builtins.str = ...,
+        paused_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["paused_at", b"paused_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["paused_at", b"paused_at", "paused_by", b"paused_by", "reason", b"reason", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PausedType: _TypeAlias = PausedType  # noqa: Y015
+
+@_typing.final
 class RunnerStatus(_message.Message):
     """What runs the processes of a shard."""
 
@@ -484,6 +563,9 @@ class RunnerStatus(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     MOVED_AT_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
+    PARKED_STREAMS_FIELD_NUMBER: _builtins.int
+    DUE_SINCE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     shard: _builtins.int
     epoch: _builtins.str
@@ -493,9 +575,17 @@ class RunnerStatus(_message.Message):
     state: Global___RunnerState.ValueType
     reason: _builtins.str
     """Why it does not go on: UPPER_SNAKE, then a sentence. Empty if it does."""
+    parked_streams: _builtins.int
+    """So many streams are parked: see ListParkedStreams."""
     @_builtins.property
     def moved_at(self) -> _timestamp_pb2.Timestamp:
         """When the checkpoint last moved."""
+
+    @_builtins.property
+    def paused(self) -> _containers.RepeatedCompositeFieldContainer[Global___PausedType]: ...
+    @_builtins.property
+    def due_since(self) -> _timestamp_pb2.Timestamp:
+        """When the oldest work that waits was due; missing if nothing is due."""
 
     def __init__(
         self,
@@ -507,10 +597,13 @@ class RunnerStatus(_message.Message):
         state: Global___RunnerState.ValueType = ...,
         reason: _builtins.str = ...,
         moved_at: _timestamp_pb2.Timestamp | None = ...,
+        paused: _abc.Iterable[Global___PausedType] | None = ...,
+        parked_streams: _builtins.int = ...,
+        due_since: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["moved_at", b"moved_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["due_since", b"due_since", "moved_at", b"moved_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "moved_at", b"moved_at", "name", b"name", "position", b"position", "reason", b"reason", "shard", b"shard", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["due_since", b"due_since", "epoch", b"epoch", "moved_at", b"moved_at", "name", b"name", "parked_streams", b"parked_streams", "paused", b"paused", "position", b"position", "reason", b"reason", "shard", b"shard", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -687,3 +780,552 @@ class LostCommand(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LostCommand: _TypeAlias = LostCommand  # noqa: Y015
+
+@_typing.final
+class RetryProcessesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """Of the parked ones at the most so many are looked at; 0 means 50."""
+    page_token: _builtins.str
+    """From the answer before; every other field must be the same as then."""
+    tenant: _builtins.str
+    """Only this tenant's, of this type, and parked for this reason; empty for any."""
+    type: _builtins.str
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+        type: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "reason", b"reason", "tenant", b"tenant", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryProcessesRequest: _TypeAlias = RetryProcessesRequest  # noqa: Y015
+
+@_typing.final
+class RetryProcessesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RETRIED_FIELD_NUMBER: _builtins.int
+    PARKED_AGAIN_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    retried: _builtins.int
+    parked_again: _builtins.int
+    """So many of them were parked again at once."""
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    def __init__(
+        self,
+        *,
+        retried: _builtins.int = ...,
+        parked_again: _builtins.int = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "parked_again", b"parked_again", "retried", b"retried"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryProcessesResponse: _TypeAlias = RetryProcessesResponse  # noqa: Y015
+
+@_typing.final
+class PauseProcessesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TYPE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    type: _builtins.str
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        type: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseProcessesRequest: _TypeAlias = PauseProcessesRequest  # noqa: Y015
+
+@_typing.final
+class PauseProcessesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAUSED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def paused(self) -> Global___PausedType: ...
+    def __init__(
+        self,
+        *,
+        paused: Global___PausedType | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["paused", b"paused"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["paused", b"paused"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseProcessesResponse: _TypeAlias = PauseProcessesResponse  # noqa: Y015
+
+@_typing.final
+class ResumeProcessesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TYPE_FIELD_NUMBER: _builtins.int
+    type: _builtins.str
+    def __init__(
+        self,
+        *,
+        type: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeProcessesRequest: _TypeAlias = ResumeProcessesRequest  # noqa: Y015
+
+@_typing.final
+class ResumeProcessesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WAS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def was(self) -> Global___PausedType:
+        """How it was paused."""
+
+    def __init__(
+        self,
+        *,
+        was: Global___PausedType | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["was", b"was"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["was", b"was"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeProcessesResponse: _TypeAlias = ResumeProcessesResponse  # noqa: Y015
+
+@_typing.final
+class SkipStepRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    PROCESS_ID_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    type: _builtins.str
+    process_id: _builtins.str
+    step: _builtins.str
+    reason: _builtins.str
+    """Why, for the record."""
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        type: _builtins.str = ...,
+        process_id: _builtins.str = ...,
+        step: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["process_id", b"process_id", "reason", b"reason", "step", b"step", "tenant", b"tenant", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SkipStepRequest: _TypeAlias = SkipStepRequest  # noqa: Y015
+
+@_typing.final
+class SkipStepResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROCESS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def process(self) -> Global___ProcessSummary: ...
+    def __init__(
+        self,
+        *,
+        process: Global___ProcessSummary | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["process", b"process"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["process", b"process"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SkipStepResponse: _TypeAlias = SkipStepResponse  # noqa: Y015
+
+@_typing.final
+class AskAcknowledgementRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    PROCESS_ID_FIELD_NUMBER: _builtins.int
+    ATTENTION_FIELD_NUMBER: _builtins.int
+    RESOLUTION_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    type: _builtins.str
+    process_id: _builtins.str
+    attention: _builtins.str
+    """As the process says it, for example MONEY_IN_SUSPENSE."""
+    resolution: _builtins.str
+    """How it was settled. No personal data."""
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        type: _builtins.str = ...,
+        process_id: _builtins.str = ...,
+        attention: _builtins.str = ...,
+        resolution: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attention", b"attention", "process_id", b"process_id", "resolution", b"resolution", "tenant", b"tenant", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AskAcknowledgementRequest: _TypeAlias = AskAcknowledgementRequest  # noqa: Y015
+
+@_typing.final
+class AskAcknowledgementResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACKNOWLEDGEMENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def acknowledgement(self) -> Global___Acknowledgement: ...
+    def __init__(
+        self,
+        *,
+        acknowledgement: Global___Acknowledgement | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledgement", b"acknowledgement"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledgement", b"acknowledgement"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AskAcknowledgementResponse: _TypeAlias = AskAcknowledgementResponse  # noqa: Y015
+
+@_typing.final
+class ConfirmAcknowledgementRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    PROCESS_ID_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    type: _builtins.str
+    process_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        type: _builtins.str = ...,
+        process_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["process_id", b"process_id", "tenant", b"tenant", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfirmAcknowledgementRequest: _TypeAlias = ConfirmAcknowledgementRequest  # noqa: Y015
+
+@_typing.final
+class ConfirmAcknowledgementResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROCESS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def process(self) -> Global___ProcessSummary: ...
+    def __init__(
+        self,
+        *,
+        process: Global___ProcessSummary | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["process", b"process"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["process", b"process"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfirmAcknowledgementResponse: _TypeAlias = ConfirmAcknowledgementResponse  # noqa: Y015
+
+@_typing.final
+class RejectAcknowledgementRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    PROCESS_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    type: _builtins.str
+    process_id: _builtins.str
+    reason: _builtins.str
+    """Why, for the record."""
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        type: _builtins.str = ...,
+        process_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["process_id", b"process_id", "reason", b"reason", "tenant", b"tenant", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RejectAcknowledgementRequest: _TypeAlias = RejectAcknowledgementRequest  # noqa: Y015
+
+@_typing.final
+class RejectAcknowledgementResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROCESS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def process(self) -> Global___ProcessSummary: ...
+    def __init__(
+        self,
+        *,
+        process: Global___ProcessSummary | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["process", b"process"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["process", b"process"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RejectAcknowledgementResponse: _TypeAlias = RejectAcknowledgementResponse  # noqa: Y015
+
+@_typing.final
+class ParkedStream(_message.Message):
+    """A stream, the events of an aggregate, with its first parked event."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    AGGREGATE_TYPE_FIELD_NUMBER: _builtins.int
+    AGGREGATE_ID_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    EVENT_ID_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    PARKED_AT_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    aggregate_type: _builtins.str
+    aggregate_id: _builtins.str
+    position: _builtins.int
+    event_id: _builtins.str
+    type: _builtins.str
+    reason: _builtins.str
+    """Why it is parked: EVENT_UNREADABLE or NO_PROCESS_NAMED, and the kind of error."""
+    events: _builtins.int
+    """So many events wait, the first included."""
+    @_builtins.property
+    def parked_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        aggregate_type: _builtins.str = ...,
+        aggregate_id: _builtins.str = ...,
+        position: _builtins.int = ...,
+        event_id: _builtins.str = ...,
+        type: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        parked_at: _timestamp_pb2.Timestamp | None = ...,
+        events: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["parked_at", b"parked_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregate_id", b"aggregate_id", "aggregate_type", b"aggregate_type", "event_id", b"event_id", "events", b"events", "parked_at", b"parked_at", "position", b"position", "reason", b"reason", "tenant", b"tenant", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ParkedStream: _TypeAlias = ParkedStream  # noqa: Y015
+
+@_typing.final
+class ListParkedStreamsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """0 means 50."""
+    page_token: _builtins.str
+    """From the answer before; every other field must be the same as then."""
+    tenant: _builtins.str
+    """Only this tenant's; empty for all."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListParkedStreamsRequest: _TypeAlias = ListParkedStreamsRequest  # noqa: Y015
+
+@_typing.final
+class ListParkedStreamsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STREAMS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def streams(self) -> _containers.RepeatedCompositeFieldContainer[Global___ParkedStream]: ...
+    def __init__(
+        self,
+        *,
+        streams: _abc.Iterable[Global___ParkedStream] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "streams", b"streams"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListParkedStreamsResponse: _TypeAlias = ListParkedStreamsResponse  # noqa: Y015
+
+@_typing.final
+class RetryParkedStreamRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    AGGREGATE_TYPE_FIELD_NUMBER: _builtins.int
+    AGGREGATE_ID_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    aggregate_type: _builtins.str
+    aggregate_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        aggregate_type: _builtins.str = ...,
+        aggregate_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregate_id", b"aggregate_id", "aggregate_type", b"aggregate_type", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryParkedStreamRequest: _TypeAlias = RetryParkedStreamRequest  # noqa: Y015
+
+@_typing.final
+class RetryParkedStreamResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    STREAM_FIELD_NUMBER: _builtins.int
+    events: _builtins.int
+    """So many events were taken."""
+    @_builtins.property
+    def stream(self) -> Global___ParkedStream:
+        """The stream with the event that is first now; missing if it is parked no more."""
+
+    def __init__(
+        self,
+        *,
+        events: _builtins.int = ...,
+        stream: Global___ParkedStream | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["stream", b"stream"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "stream", b"stream"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryParkedStreamResponse: _TypeAlias = RetryParkedStreamResponse  # noqa: Y015
+
+@_typing.final
+class DiscardParkedEventRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    AGGREGATE_TYPE_FIELD_NUMBER: _builtins.int
+    AGGREGATE_ID_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    aggregate_type: _builtins.str
+    aggregate_id: _builtins.str
+    position: _builtins.int
+    """Of the event, which must be the first that is parked."""
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        aggregate_type: _builtins.str = ...,
+        aggregate_id: _builtins.str = ...,
+        position: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregate_id", b"aggregate_id", "aggregate_type", b"aggregate_type", "position", b"position", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiscardParkedEventRequest: _TypeAlias = DiscardParkedEventRequest  # noqa: Y015
+
+@_typing.final
+class DiscardParkedEventResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    STREAM_FIELD_NUMBER: _builtins.int
+    events: _builtins.int
+    """So many events were taken or given up."""
+    @_builtins.property
+    def stream(self) -> Global___ParkedStream:
+        """The stream with the event that is first now; missing if it is parked no more."""
+
+    def __init__(
+        self,
+        *,
+        events: _builtins.int = ...,
+        stream: Global___ParkedStream | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["stream", b"stream"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "stream", b"stream"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiscardParkedEventResponse: _TypeAlias = DiscardParkedEventResponse  # noqa: Y015

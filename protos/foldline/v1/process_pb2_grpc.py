@@ -65,6 +65,56 @@ class ProcessServiceStub:
                 request_serializer=foldline_dot_v1_dot_process__pb2.AcceptHistoryRequest.SerializeToString,
                 response_deserializer=foldline_dot_v1_dot_process__pb2.AcceptHistoryResponse.FromString,
                 _registered_method=True)
+        self.RetryProcesses = channel.unary_unary(
+                '/foldline.v1.ProcessService/RetryProcesses',
+                request_serializer=foldline_dot_v1_dot_process__pb2.RetryProcessesRequest.SerializeToString,
+                response_deserializer=foldline_dot_v1_dot_process__pb2.RetryProcessesResponse.FromString,
+                _registered_method=True)
+        self.PauseProcesses = channel.unary_unary(
+                '/foldline.v1.ProcessService/PauseProcesses',
+                request_serializer=foldline_dot_v1_dot_process__pb2.PauseProcessesRequest.SerializeToString,
+                response_deserializer=foldline_dot_v1_dot_process__pb2.PauseProcessesResponse.FromString,
+                _registered_method=True)
+        self.ResumeProcesses = channel.unary_unary(
+                '/foldline.v1.ProcessService/ResumeProcesses',
+                request_serializer=foldline_dot_v1_dot_process__pb2.ResumeProcessesRequest.SerializeToString,
+                response_deserializer=foldline_dot_v1_dot_process__pb2.ResumeProcessesResponse.FromString,
+                _registered_method=True)
+        self.SkipStep = channel.unary_unary(
+                '/foldline.v1.ProcessService/SkipStep',
+                request_serializer=foldline_dot_v1_dot_process__pb2.SkipStepRequest.SerializeToString,
+                response_deserializer=foldline_dot_v1_dot_process__pb2.SkipStepResponse.FromString,
+                _registered_method=True)
+        self.AskAcknowledgement = channel.unary_unary(
+                '/foldline.v1.ProcessService/AskAcknowledgement',
+                request_serializer=foldline_dot_v1_dot_process__pb2.AskAcknowledgementRequest.SerializeToString,
+                response_deserializer=foldline_dot_v1_dot_process__pb2.AskAcknowledgementResponse.FromString,
+                _registered_method=True)
+        self.ConfirmAcknowledgement = channel.unary_unary(
+                '/foldline.v1.ProcessService/ConfirmAcknowledgement',
+                request_serializer=foldline_dot_v1_dot_process__pb2.ConfirmAcknowledgementRequest.SerializeToString,
+                response_deserializer=foldline_dot_v1_dot_process__pb2.ConfirmAcknowledgementResponse.FromString,
+                _registered_method=True)
+        self.RejectAcknowledgement = channel.unary_unary(
+                '/foldline.v1.ProcessService/RejectAcknowledgement',
+                request_serializer=foldline_dot_v1_dot_process__pb2.RejectAcknowledgementRequest.SerializeToString,
+                response_deserializer=foldline_dot_v1_dot_process__pb2.RejectAcknowledgementResponse.FromString,
+                _registered_method=True)
+        self.ListParkedStreams = channel.unary_unary(
+                '/foldline.v1.ProcessService/ListParkedStreams',
+                request_serializer=foldline_dot_v1_dot_process__pb2.ListParkedStreamsRequest.SerializeToString,
+                response_deserializer=foldline_dot_v1_dot_process__pb2.ListParkedStreamsResponse.FromString,
+                _registered_method=True)
+        self.RetryParkedStream = channel.unary_unary(
+                '/foldline.v1.ProcessService/RetryParkedStream',
+                request_serializer=foldline_dot_v1_dot_process__pb2.RetryParkedStreamRequest.SerializeToString,
+                response_deserializer=foldline_dot_v1_dot_process__pb2.RetryParkedStreamResponse.FromString,
+                _registered_method=True)
+        self.DiscardParkedEvent = channel.unary_unary(
+                '/foldline.v1.ProcessService/DiscardParkedEvent',
+                request_serializer=foldline_dot_v1_dot_process__pb2.DiscardParkedEventRequest.SerializeToString,
+                response_deserializer=foldline_dot_v1_dot_process__pb2.DiscardParkedEventResponse.FromString,
+                _registered_method=True)
 
 
 class ProcessServiceServicer:
@@ -116,6 +166,81 @@ class ProcessServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RetryProcesses(self, request, context):
+        """Retries the parked processes of a filter, page by page: RetryProcess for each that waits for something.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PauseProcesses(self, request, context):
+        """Pauses all processes of a type: no command of theirs is sent and no timer fires. Events and answers are still taken, and a
+        command that was sent before is carried out. Refusals: PROCESS_TYPE_NOT_FOUND, ALREADY_PAUSED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeProcesses(self, request, context):
+        """Lets a paused type go on. Refusals: NOT_PAUSED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SkipStep(self, request, context):
+        """Lets a process go on as if the step that it waits for had been carried out. Only steps that its type names may be skipped. A
+        command that was sent before may still be carried out.
+        Refusals: PROCESS_NOT_FOUND, PROCESS_ENDED, STEP_NOT_SKIPPABLE, STEP_NOT_WAITING.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AskAcknowledgement(self, request, context):
+        """Asks for the acknowledgement of what a process says (`attention`), with how it was settled. Another person confirms it.
+        Refusals: PROCESS_NOT_FOUND, NOTHING_TO_ACKNOWLEDGE, ATTENTION_CHANGED, ALREADY_ASKED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ConfirmAcknowledgement(self, request, context):
+        """Acknowledges what another person has asked for: the process needs no operator any more.
+        Refusals: PROCESS_NOT_FOUND, NOT_ASKED, SAME_PERSON, ATTENTION_CHANGED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RejectAcknowledgement(self, request, context):
+        """Drops what was asked for; whoever asked may do so too. Refusals: PROCESS_NOT_FOUND, NOT_ASKED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListParkedStreams(self, request, context):
+        """Streams whose first parked event cannot be decoded or names no process; later events of the stream wait behind it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetryParkedStream(self, request, context):
+        """Takes the events of a parked stream again, in order, up to the first that still cannot be taken. Refusals: PARKED_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DiscardParkedEvent(self, request, context):
+        """Gives up the first event of a parked stream and takes the later ones. Refusals: PARKED_NOT_FOUND, PARKED_CHANGED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ProcessServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -148,6 +273,56 @@ def add_ProcessServiceServicer_to_server(servicer, server):
                     servicer.AcceptHistory,
                     request_deserializer=foldline_dot_v1_dot_process__pb2.AcceptHistoryRequest.FromString,
                     response_serializer=foldline_dot_v1_dot_process__pb2.AcceptHistoryResponse.SerializeToString,
+            ),
+            'RetryProcesses': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryProcesses,
+                    request_deserializer=foldline_dot_v1_dot_process__pb2.RetryProcessesRequest.FromString,
+                    response_serializer=foldline_dot_v1_dot_process__pb2.RetryProcessesResponse.SerializeToString,
+            ),
+            'PauseProcesses': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseProcesses,
+                    request_deserializer=foldline_dot_v1_dot_process__pb2.PauseProcessesRequest.FromString,
+                    response_serializer=foldline_dot_v1_dot_process__pb2.PauseProcessesResponse.SerializeToString,
+            ),
+            'ResumeProcesses': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeProcesses,
+                    request_deserializer=foldline_dot_v1_dot_process__pb2.ResumeProcessesRequest.FromString,
+                    response_serializer=foldline_dot_v1_dot_process__pb2.ResumeProcessesResponse.SerializeToString,
+            ),
+            'SkipStep': grpc.unary_unary_rpc_method_handler(
+                    servicer.SkipStep,
+                    request_deserializer=foldline_dot_v1_dot_process__pb2.SkipStepRequest.FromString,
+                    response_serializer=foldline_dot_v1_dot_process__pb2.SkipStepResponse.SerializeToString,
+            ),
+            'AskAcknowledgement': grpc.unary_unary_rpc_method_handler(
+                    servicer.AskAcknowledgement,
+                    request_deserializer=foldline_dot_v1_dot_process__pb2.AskAcknowledgementRequest.FromString,
+                    response_serializer=foldline_dot_v1_dot_process__pb2.AskAcknowledgementResponse.SerializeToString,
+            ),
+            'ConfirmAcknowledgement': grpc.unary_unary_rpc_method_handler(
+                    servicer.ConfirmAcknowledgement,
+                    request_deserializer=foldline_dot_v1_dot_process__pb2.ConfirmAcknowledgementRequest.FromString,
+                    response_serializer=foldline_dot_v1_dot_process__pb2.ConfirmAcknowledgementResponse.SerializeToString,
+            ),
+            'RejectAcknowledgement': grpc.unary_unary_rpc_method_handler(
+                    servicer.RejectAcknowledgement,
+                    request_deserializer=foldline_dot_v1_dot_process__pb2.RejectAcknowledgementRequest.FromString,
+                    response_serializer=foldline_dot_v1_dot_process__pb2.RejectAcknowledgementResponse.SerializeToString,
+            ),
+            'ListParkedStreams': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListParkedStreams,
+                    request_deserializer=foldline_dot_v1_dot_process__pb2.ListParkedStreamsRequest.FromString,
+                    response_serializer=foldline_dot_v1_dot_process__pb2.ListParkedStreamsResponse.SerializeToString,
+            ),
+            'RetryParkedStream': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryParkedStream,
+                    request_deserializer=foldline_dot_v1_dot_process__pb2.RetryParkedStreamRequest.FromString,
+                    response_serializer=foldline_dot_v1_dot_process__pb2.RetryParkedStreamResponse.SerializeToString,
+            ),
+            'DiscardParkedEvent': grpc.unary_unary_rpc_method_handler(
+                    servicer.DiscardParkedEvent,
+                    request_deserializer=foldline_dot_v1_dot_process__pb2.DiscardParkedEventRequest.FromString,
+                    response_serializer=foldline_dot_v1_dot_process__pb2.DiscardParkedEventResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -313,6 +488,276 @@ class ProcessService:
             '/foldline.v1.ProcessService/AcceptHistory',
             foldline_dot_v1_dot_process__pb2.AcceptHistoryRequest.SerializeToString,
             foldline_dot_v1_dot_process__pb2.AcceptHistoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetryProcesses(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/foldline.v1.ProcessService/RetryProcesses',
+            foldline_dot_v1_dot_process__pb2.RetryProcessesRequest.SerializeToString,
+            foldline_dot_v1_dot_process__pb2.RetryProcessesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseProcesses(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/foldline.v1.ProcessService/PauseProcesses',
+            foldline_dot_v1_dot_process__pb2.PauseProcessesRequest.SerializeToString,
+            foldline_dot_v1_dot_process__pb2.PauseProcessesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeProcesses(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/foldline.v1.ProcessService/ResumeProcesses',
+            foldline_dot_v1_dot_process__pb2.ResumeProcessesRequest.SerializeToString,
+            foldline_dot_v1_dot_process__pb2.ResumeProcessesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SkipStep(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/foldline.v1.ProcessService/SkipStep',
+            foldline_dot_v1_dot_process__pb2.SkipStepRequest.SerializeToString,
+            foldline_dot_v1_dot_process__pb2.SkipStepResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AskAcknowledgement(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/foldline.v1.ProcessService/AskAcknowledgement',
+            foldline_dot_v1_dot_process__pb2.AskAcknowledgementRequest.SerializeToString,
+            foldline_dot_v1_dot_process__pb2.AskAcknowledgementResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ConfirmAcknowledgement(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/foldline.v1.ProcessService/ConfirmAcknowledgement',
+            foldline_dot_v1_dot_process__pb2.ConfirmAcknowledgementRequest.SerializeToString,
+            foldline_dot_v1_dot_process__pb2.ConfirmAcknowledgementResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RejectAcknowledgement(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/foldline.v1.ProcessService/RejectAcknowledgement',
+            foldline_dot_v1_dot_process__pb2.RejectAcknowledgementRequest.SerializeToString,
+            foldline_dot_v1_dot_process__pb2.RejectAcknowledgementResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListParkedStreams(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/foldline.v1.ProcessService/ListParkedStreams',
+            foldline_dot_v1_dot_process__pb2.ListParkedStreamsRequest.SerializeToString,
+            foldline_dot_v1_dot_process__pb2.ListParkedStreamsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetryParkedStream(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/foldline.v1.ProcessService/RetryParkedStream',
+            foldline_dot_v1_dot_process__pb2.RetryParkedStreamRequest.SerializeToString,
+            foldline_dot_v1_dot_process__pb2.RetryParkedStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DiscardParkedEvent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/foldline.v1.ProcessService/DiscardParkedEvent',
+            foldline_dot_v1_dot_process__pb2.DiscardParkedEventRequest.SerializeToString,
+            foldline_dot_v1_dot_process__pb2.DiscardParkedEventResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -34,6 +34,35 @@ class ProcessServiceStub:
     is gone is undone; one that moved since then runs again from its begin: what it did gives the first answers, what is gone
     is done anew. Refusals: NOT_DIVERGED, CHECKPOINT_MOVED.
     """
+    RetryProcesses: _aio.UnaryUnaryMultiCallable[_process_pb2.RetryProcessesRequest, _process_pb2.RetryProcessesResponse]
+    """Retries the parked processes of a filter, page by page: RetryProcess for each that waits for something."""
+    PauseProcesses: _aio.UnaryUnaryMultiCallable[_process_pb2.PauseProcessesRequest, _process_pb2.PauseProcessesResponse]
+    """Pauses all processes of a type: no command of theirs is sent and no timer fires. Events and answers are still taken, and a
+    command that was sent before is carried out. Refusals: PROCESS_TYPE_NOT_FOUND, ALREADY_PAUSED.
+    """
+    ResumeProcesses: _aio.UnaryUnaryMultiCallable[_process_pb2.ResumeProcessesRequest, _process_pb2.ResumeProcessesResponse]
+    """Lets a paused type go on. Refusals: NOT_PAUSED."""
+    SkipStep: _aio.UnaryUnaryMultiCallable[_process_pb2.SkipStepRequest, _process_pb2.SkipStepResponse]
+    """Lets a process go on as if the step that it waits for had been carried out. Only steps that its type names may be skipped. A
+    command that was sent before may still be carried out.
+    Refusals: PROCESS_NOT_FOUND, PROCESS_ENDED, STEP_NOT_SKIPPABLE, STEP_NOT_WAITING.
+    """
+    AskAcknowledgement: _aio.UnaryUnaryMultiCallable[_process_pb2.AskAcknowledgementRequest, _process_pb2.AskAcknowledgementResponse]
+    """Asks for the acknowledgement of what a process says (`attention`), with how it was settled. Another person confirms it.
+    Refusals: PROCESS_NOT_FOUND, NOTHING_TO_ACKNOWLEDGE, ATTENTION_CHANGED, ALREADY_ASKED.
+    """
+    ConfirmAcknowledgement: _aio.UnaryUnaryMultiCallable[_process_pb2.ConfirmAcknowledgementRequest, _process_pb2.ConfirmAcknowledgementResponse]
+    """Acknowledges what another person has asked for: the process needs no operator any more.
+    Refusals: PROCESS_NOT_FOUND, NOT_ASKED, SAME_PERSON, ATTENTION_CHANGED.
+    """
+    RejectAcknowledgement: _aio.UnaryUnaryMultiCallable[_process_pb2.RejectAcknowledgementRequest, _process_pb2.RejectAcknowledgementResponse]
+    """Drops what was asked for; whoever asked may do so too. Refusals: PROCESS_NOT_FOUND, NOT_ASKED."""
+    ListParkedStreams: _aio.UnaryUnaryMultiCallable[_process_pb2.ListParkedStreamsRequest, _process_pb2.ListParkedStreamsResponse]
+    """Streams whose first parked event cannot be decoded or names no process; later events of the stream wait behind it."""
+    RetryParkedStream: _aio.UnaryUnaryMultiCallable[_process_pb2.RetryParkedStreamRequest, _process_pb2.RetryParkedStreamResponse]
+    """Takes the events of a parked stream again, in order, up to the first that still cannot be taken. Refusals: PARKED_NOT_FOUND."""
+    DiscardParkedEvent: _aio.UnaryUnaryMultiCallable[_process_pb2.DiscardParkedEventRequest, _process_pb2.DiscardParkedEventResponse]
+    """Gives up the first event of a parked stream and takes the later ones. Refusals: PARKED_NOT_FOUND, PARKED_CHANGED."""
 
 class ProcessServiceServicer(metaclass=_abc_1.ABCMeta):
     """Long-running processes, for operators."""
@@ -91,5 +120,94 @@ class ProcessServiceServicer(metaclass=_abc_1.ABCMeta):
         is gone is undone; one that moved since then runs again from its begin: what it did gives the first answers, what is gone
         is done anew. Refusals: NOT_DIVERGED, CHECKPOINT_MOVED.
         """
+
+    @_abc_1.abstractmethod
+    def RetryProcesses(
+        self,
+        request: _process_pb2.RetryProcessesRequest,
+        context: _aio.ServicerContext[_process_pb2.RetryProcessesRequest, _abc.Awaitable[_process_pb2.RetryProcessesResponse]],
+    ) -> _abc.Awaitable[_process_pb2.RetryProcessesResponse]:
+        """Retries the parked processes of a filter, page by page: RetryProcess for each that waits for something."""
+
+    @_abc_1.abstractmethod
+    def PauseProcesses(
+        self,
+        request: _process_pb2.PauseProcessesRequest,
+        context: _aio.ServicerContext[_process_pb2.PauseProcessesRequest, _abc.Awaitable[_process_pb2.PauseProcessesResponse]],
+    ) -> _abc.Awaitable[_process_pb2.PauseProcessesResponse]:
+        """Pauses all processes of a type: no command of theirs is sent and no timer fires. Events and answers are still taken, and a
+        command that was sent before is carried out. Refusals: PROCESS_TYPE_NOT_FOUND, ALREADY_PAUSED.
+        """
+
+    @_abc_1.abstractmethod
+    def ResumeProcesses(
+        self,
+        request: _process_pb2.ResumeProcessesRequest,
+        context: _aio.ServicerContext[_process_pb2.ResumeProcessesRequest, _abc.Awaitable[_process_pb2.ResumeProcessesResponse]],
+    ) -> _abc.Awaitable[_process_pb2.ResumeProcessesResponse]:
+        """Lets a paused type go on. Refusals: NOT_PAUSED."""
+
+    @_abc_1.abstractmethod
+    def SkipStep(
+        self,
+        request: _process_pb2.SkipStepRequest,
+        context: _aio.ServicerContext[_process_pb2.SkipStepRequest, _abc.Awaitable[_process_pb2.SkipStepResponse]],
+    ) -> _abc.Awaitable[_process_pb2.SkipStepResponse]:
+        """Lets a process go on as if the step that it waits for had been carried out. Only steps that its type names may be skipped. A
+        command that was sent before may still be carried out.
+        Refusals: PROCESS_NOT_FOUND, PROCESS_ENDED, STEP_NOT_SKIPPABLE, STEP_NOT_WAITING.
+        """
+
+    @_abc_1.abstractmethod
+    def AskAcknowledgement(
+        self,
+        request: _process_pb2.AskAcknowledgementRequest,
+        context: _aio.ServicerContext[_process_pb2.AskAcknowledgementRequest, _abc.Awaitable[_process_pb2.AskAcknowledgementResponse]],
+    ) -> _abc.Awaitable[_process_pb2.AskAcknowledgementResponse]:
+        """Asks for the acknowledgement of what a process says (`attention`), with how it was settled. Another person confirms it.
+        Refusals: PROCESS_NOT_FOUND, NOTHING_TO_ACKNOWLEDGE, ATTENTION_CHANGED, ALREADY_ASKED.
+        """
+
+    @_abc_1.abstractmethod
+    def ConfirmAcknowledgement(
+        self,
+        request: _process_pb2.ConfirmAcknowledgementRequest,
+        context: _aio.ServicerContext[_process_pb2.ConfirmAcknowledgementRequest, _abc.Awaitable[_process_pb2.ConfirmAcknowledgementResponse]],
+    ) -> _abc.Awaitable[_process_pb2.ConfirmAcknowledgementResponse]:
+        """Acknowledges what another person has asked for: the process needs no operator any more.
+        Refusals: PROCESS_NOT_FOUND, NOT_ASKED, SAME_PERSON, ATTENTION_CHANGED.
+        """
+
+    @_abc_1.abstractmethod
+    def RejectAcknowledgement(
+        self,
+        request: _process_pb2.RejectAcknowledgementRequest,
+        context: _aio.ServicerContext[_process_pb2.RejectAcknowledgementRequest, _abc.Awaitable[_process_pb2.RejectAcknowledgementResponse]],
+    ) -> _abc.Awaitable[_process_pb2.RejectAcknowledgementResponse]:
+        """Drops what was asked for; whoever asked may do so too. Refusals: PROCESS_NOT_FOUND, NOT_ASKED."""
+
+    @_abc_1.abstractmethod
+    def ListParkedStreams(
+        self,
+        request: _process_pb2.ListParkedStreamsRequest,
+        context: _aio.ServicerContext[_process_pb2.ListParkedStreamsRequest, _abc.Awaitable[_process_pb2.ListParkedStreamsResponse]],
+    ) -> _abc.Awaitable[_process_pb2.ListParkedStreamsResponse]:
+        """Streams whose first parked event cannot be decoded or names no process; later events of the stream wait behind it."""
+
+    @_abc_1.abstractmethod
+    def RetryParkedStream(
+        self,
+        request: _process_pb2.RetryParkedStreamRequest,
+        context: _aio.ServicerContext[_process_pb2.RetryParkedStreamRequest, _abc.Awaitable[_process_pb2.RetryParkedStreamResponse]],
+    ) -> _abc.Awaitable[_process_pb2.RetryParkedStreamResponse]:
+        """Takes the events of a parked stream again, in order, up to the first that still cannot be taken. Refusals: PARKED_NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def DiscardParkedEvent(
+        self,
+        request: _process_pb2.DiscardParkedEventRequest,
+        context: _aio.ServicerContext[_process_pb2.DiscardParkedEventRequest, _abc.Awaitable[_process_pb2.DiscardParkedEventResponse]],
+    ) -> _abc.Awaitable[_process_pb2.DiscardParkedEventResponse]:
+        """Gives up the first event of a parked stream and takes the later ones. Refusals: PARKED_NOT_FOUND, PARKED_CHANGED."""
 
 def add_ProcessServiceServicer_to_server(servicer: ProcessServiceServicer, server: _aio.Server) -> None: ...

@@ -23,6 +23,7 @@ from bank.v1 import account_pb2
 from deploy.bootstrap import Database
 from foldline.v1 import command_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
+from shared.folds.delivery import Announcements
 from shared.folds.errors import InternalError, Refusal, Rejected, Unavailable
 from shared.folds.process import Answer, ProcessDefinition, Send, Step, Timer
 from shared.line.follower import Feed, Follower
@@ -31,7 +32,9 @@ from shared.platform.postgres import Reads
 from shared.processes.admin import ProcessAdmin
 from shared.processes.dispatcher import Dispatcher, RetryPolicy
 from shared.processes.records import ProcessKey
+from shared.processes.round import NO_ANNOUNCEMENTS
 from shared.processes.runner import ProcessRunner
+from shared.processes.steering import Steering
 from shared.rpc.status import DETAILS_KEY, to_status
 from tests.support.checks.history import connected
 from tests.support.fakes.line import Store, StoreLine, uid
@@ -120,6 +123,7 @@ GIFT = ProcessDefinition(
     on_answer=on_answer,
     on_timer=on_timer,
     phase=attrgetter("phase"),
+    skippable=frozenset({"bonus"}),
 )
 
 
@@ -241,6 +245,7 @@ class World:
         write: WriteService | None = None,
         manager: ProcessDefinition[Any] = GIFT,
         batch_max: int = 500,
+        announcements: Announcements = NO_ANNOUNCEMENTS,
     ) -> ProcessRunner:
         """A runner that follows the line and is not running yet."""
         follower = Follower(StoreLine(self.store), feed, silence_s=0.01, batch_max=batch_max)
@@ -254,6 +259,7 @@ class World:
                 service.send_batch, self.token_file, clock=self.clock, news=news, patience=self.patience
             ),
             clock=self.clock,
+            announcements=announcements,
         )
 
     @asynccontextmanager
@@ -276,6 +282,12 @@ class World:
             yield ProcessAdmin(reads, [GIFT], 1, clock=self.clock, line=StoreLine(self.store))
         finally:
             await reads.close()
+
+    @asynccontextmanager
+    async def steering(self) -> AsyncIterator[tuple[ProcessAdmin, Steering]]:
+        """The operators' side, with all that they can steer."""
+        async with self.desk() as desk:
+            yield desk, Steering(desk.turns)
 
     # What is in the tables
 

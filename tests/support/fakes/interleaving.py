@@ -199,7 +199,10 @@ class Saga:
         self._round(Inputs(timers=due), rolled_back=rolled_back)
 
     def _route(self, events: Sequence[EventEnvelope]) -> Any:
-        return self._runner._route(events)
+        inputs = Inputs(batch=events)
+        self._runner._route(inputs)
+        assert not inputs.parked
+        return inputs.events
 
     def _round(self, inputs: Inputs, *, rolled_back: bool = False) -> None:
         processes = {key: self.processes[key] for key in inputs.keys() if key in self.processes}  # noqa: SIM118 (no dictionary)
@@ -289,7 +292,7 @@ class Saga:
             return False
         done = self._begin({key: process})
         process = done.processes[key]
-        done.operator(process, "cancel")
+        done.operator(process, "cancel", "olga")
         if process.trouble != FOLD_FAILED:
             process.trouble, process.status = "", ProcessStatus.RUNNING
         for row in rows:
@@ -304,7 +307,7 @@ class Saga:
         rows = [row for (owner, _), row in self.rows.items() if owner == key]
         done = self._begin({key: self.processes[key]})
         process = done.processes[key]
-        done.operator(process, "retry")
+        done.operator(process, "retry", "olga")
         for row in rows:
             if row.given_up and not row.may_have_happened:
                 row.command, row.answered = done.again(process, row.command)._replace(tries=0), 0

@@ -80,13 +80,13 @@ async def test_a_restore_is_gone_on_from(world: World) -> None:
         await becomes(world, 2, "topping up")
         await eventually(lambda: len(world.write.receipts) == 3)
         kept = copy.deepcopy((world.store.events, world.store._versions, world.write.receipts, world.write.carried_out))
-        assert await refusal_of(desk.accept_history()) == "NOT_DIVERGED"
+        assert await refusal_of(desk.accept_history("olga")) == "NOT_DIVERGED"
 
         async def parked() -> bool:
             return (await world.process(5))[0] == "parked"
 
         await eventually(parked)
-        await desk.cancel(key(5))
+        await desk.cancel(key(5), "olga")
         held.discard((uid(2), 100))
         # 3 began behind the copy and ended; 4 began behind it and still waits for its gift.
         world.open(3, 4)
@@ -102,10 +102,10 @@ async def test_a_restore_is_gone_on_from(world: World) -> None:
     world.open(6)
     async with world.running() as runner, world.desk() as desk:
         await eventually(lambda: runner.stopped)
-        [standing] = await desk.runners()
-        assert standing.state is State.DIVERGED
-        revision = await desk.accept_history()
-        assert await refusal_of(desk.accept_history()) == "NOT_DIVERGED"
+        [runner_] = await desk.runners()
+        assert runner_.standing.state is State.DIVERGED
+        revision = await desk.accept_history("olga")
+        assert await refusal_of(desk.accept_history("olga")) == "NOT_DIVERGED"
         common = revision.common
         assert (revision.before.position, common.at, common.head) == (
             5,
@@ -147,7 +147,7 @@ async def test_a_store_without_anything_that_was_seen(world: World) -> None:
     world.store.epoch = RESTORED
     async with world.running() as runner, world.desk() as desk:
         await eventually(lambda: runner.stopped)
-        revision = await desk.accept_history()
+        revision = await desk.accept_history("olga")
         assert revision.common.at == Checkpoint(RESTORED, 0, "")
         assert [it.outcome for it in revision.processes] == [UNDONE, UNDONE]
         world.store.events.extend(events)
@@ -166,10 +166,10 @@ async def test_a_store_that_is_away_changes_nothing(world: World) -> None:
         await eventually(lambda: runner.stopped)
         world.store.away = True
         with pytest.raises(Unavailable) as refused:
-            await desk.accept_history()
+            await desk.accept_history("olga")
         assert refused.value.reason == "EVENT_STORE_UNAVAILABLE"
-        [standing] = await desk.runners()
-        assert standing.state is State.DIVERGED
+        [runner_] = await desk.runners()
+        assert runner_.standing.state is State.DIVERGED
         assert (await world.process(1))[0] == "ended"
 
 
@@ -181,7 +181,7 @@ async def test_two_operators_at_once(world: World) -> None:
     world.store.events.clear()
     async with world.running() as runner, world.desk() as desk, world.desk() as other:
         await eventually(lambda: runner.stopped)
-        told = await asyncio.gather(desk.accept_history(), other.accept_history(), return_exceptions=True)
+        told = await asyncio.gather(desk.accept_history("olga"), other.accept_history("olga"), return_exceptions=True)
         refusals = [it.reason for it in told if isinstance(it, Rejected)]
         assert len(refusals) == 1
         assert refusals[0] in ("NOT_DIVERGED", "CHECKPOINT_MOVED")
