@@ -31,7 +31,7 @@ from shared.commands.decide import Command, aggregate_boxed, metadata_of
 from shared.commands.intake import id_reused
 from shared.commands.log import StoredCommand, read_commands
 from shared.commands.registry import CommandRegistry, Route
-from shared.folds.errors import NotFound, Rejected, Unavailable, VersionMismatch
+from shared.folds.errors import NotFound, Refusal, Rejected, Unavailable, VersionMismatch
 from shared.folds.ids import derived_id
 from shared.line.archive import Archive, Box, Snapshot
 from shared.line.event_store import BOXED, UNBOXED, AggregateKey, StoredEvent, read_stream
@@ -184,6 +184,11 @@ class Boxer:
                 return
             except _Moved:
                 continue
+            except Refusal:
+                # The same command may have been carried out by another replica meanwhile.
+                if await self._known(command) is not None:
+                    return
+                raise
             except UniqueViolation as error:
                 # Somebody else has carried it out meanwhile, or used its id for something else: `_known` tells.
                 if error.diag.constraint_name == "commands_pkey" and await self._known(command) is not None:

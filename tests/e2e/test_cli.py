@@ -193,3 +193,25 @@ def test_history_shows_what_was_and_what_changed(foldline: Foldline) -> None:
     code, refused = foldline("history", *who, "--at", "1999-12-31")
     assert (code, refused["error"]["reason"]) == (1, "VERSION_NOT_FOUND")
     assert foldline("history", *who, "--version", "1", "--diff", "1", "2")[0] == 2
+
+
+def test_a_person_goes_to_the_archive_and_comes_back(foldline: Foldline) -> None:
+    """Box, list, verify, unbox; what is refused meanwhile says why."""
+    _, alice = foldline("send", "RegisterPerson", "person_id=new", "name=Alice")
+    who = ("person", alice["aggregate_id"])
+    code, boxed = foldline("archive", "box", *who)
+    assert (code, boxed["version"], boxed["aggregate_id"]) == (0, 2, who[1])
+    code, listed = foldline("archive", "list", *who)
+    assert (code, [one["events"] for one in listed["boxes"]], listed["more"]) == (0, [1], False)
+    code, text = foldline("archive", "verify", *who, output="text")
+    assert (code, text.startswith("whole: 1 events in ")) == (0, True)
+    code, text = foldline("history", *who, output="text")
+    assert (code, "boxed, in the archive" in text) == (0, True)
+    code, refused = foldline("send", "RenamePerson", f"person_id={who[1]}", "name=Bob")
+    assert (code, refused["error"]["reason"]) == (1, "AGGREGATE_BOXED")
+    code, text = foldline("archive", "unbox", *who, output="text")
+    assert (code, text) == (0, f"unboxed: person {who[1]}, version 3\n")
+    code, text = foldline("archive", "list", output="text")
+    assert (code, who[1] in text) == (0, True)
+    code, refused = foldline("archive", "verify", "person", str(uuid4()))
+    assert (code, refused["error"]["reason"]) == (1, "BOX_NOT_FOUND")

@@ -432,3 +432,59 @@ async def test_a_hint_wakes_an_idle_relay(
             connection.execute("NOTIFY line")
             await eventually(lambda: relay.published == 1)
             connection.execute("NOTIFY line")  # so that it sees at once that it shall stop
+
+
+async def test_events_that_were_boxed_before_they_were_published(
+    nats_server: Nats, write_db: Database, streams: JetStreamContext
+) -> None:
+    """The stream takes no gap, so it is created anew at the head: consumers read from the store what it does not bring."""
+    async with relaying(write_db, nats_server.url):
+        await in_step(streams, write_db)
+        grow(write_db, 3)
+        await in_step(streams, write_db)
+    grow(write_db, 5)
+    box(write_db, 5)
+    box(write_db, 7)
+    async with relaying(write_db, nats_server.url):
+        await eventually(lambda: ends_at(streams, 8), 30, every_s=0.05)
+        grow(write_db, 2)
+        await eventually(lambda: ends_at(streams, 10), 30, every_s=0.05)
+        copy = await read_copy(streams)
+    assert sorted(copy.messages) == [9, 10]
+
+
+async def test_an_event_that_is_boxed_is_no_reason_to_make_the_stream_anew(
+    nats_server: Nats, write_db: Database, streams: JetStreamContext
+) -> None:
+    """A new relay compares the event at the stream's end, although that is in the archive by now."""
+    async with relaying(write_db, nats_server.url):
+        await in_step(streams, write_db)
+        grow(write_db, 3)
+        await in_step(streams, write_db)
+    grow(write_db, 1)
+    box(write_db, 3)
+    async with relaying(write_db, nats_server.url):
+        await eventually(lambda: ends_at(streams, 4), 30, every_s=0.05)
+        copy = await read_copy(streams)
+    assert sorted(copy.messages) == [1, 2, 3, 4]
+
+
+def box(database: Database, position: int) -> None:
+    """Takes an event out of the tables, as boxing its aggregate does."""
+    with psycopg.connect(database.owner) as connection:
+        connection.execute("SELECT set_config('foldline.boxing', 'on', true)")
+        connection.execute(
+            """WITH gone AS (DELETE FROM events WHERE position = %s RETURNING *), box AS (
+                 INSERT INTO boxes (tenant, category, aggregate_id, version, location, chain, boxed_at)
+                 SELECT tenant, category, aggregate_id, version, '', '', now() FROM gone RETURNING box_id)
+               INSERT INTO boxed_events (position, event_id, box_id) SELECT position, event_id, box_id FROM gone, box""",
+            (position,),
+        )
+
+
+async def ends_at(streams: JetStreamContext, position: int) -> bool:
+    """Whether the stream ends there."""
+    try:
+        return (await streams.stream_info(STREAM)).state.last_seq == position
+    except NotFoundError:
+        return False
