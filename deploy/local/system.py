@@ -53,6 +53,7 @@ class System(Supervisor):
         drain = {"FOLDLINE_DRAIN_CALLS_S": "4", "FOLDLINE_DRAIN_S": "6"}
         common = {**drain, "FOLDLINE_JWKS_FILE": str(self.issuer.jwks_file), "FOLDLINE_NATS_URL": nats_url}
         archive = (folder / "archive").resolve().as_uri()
+        common["FOLDLINE_REFLECTION"] = "true"
         write = {**common, "FOLDLINE_DATABASE_URL": databases.write.app}
         read = {**common, "FOLDLINE_QUERY_DATABASE_URL": databases.read.query or "", "FOLDLINE_DATABASE_URL": databases.read.app}
         source = {"FOLDLINE_WRITE_ADDRESS": f"127.0.0.1:{write_port}", "FOLDLINE_TOKEN_FILE": str(token_file)}

@@ -1,7 +1,8 @@
 """Read your own writes: a token holds a position of the line, and a query waits until its tables have reached it.
 
 A token comes from a command's receipt. It names a shard, the epoch of its history and a position, and is opaque to
-clients. A forged one can only make its owner's own query wait.
+clients. One that the tables cannot reach in the call's time, forged or of another history, is refused at once: a query
+that waits holds a place.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ POLL_S = 0.002
 POLL_MAX_S = 0.02
 FRESH_S = 1.0
 """How long a checkpoint that was read may be used. Later the tables may turn out to follow a history that is lost."""
+EVENTS_A_SECOND_MAX = 100_000
+"""No tables follow the line faster: a position that is further away than that is not waited for."""
 MARGIN_S = 0.1
 """A wait ends this long before the call's deadline (or a tenth of it, if that is less), so that the answer arrives in time."""
 
@@ -63,13 +66,20 @@ def decode(text: str) -> Token:
     )
 
 
-def continues(token_epoch: str, epoch: str) -> bool:
-    """Whether tables of `epoch` can hold the token's event: not if `epoch` is a later timeline of the same history."""
-    token_id, _, token_timeline = token_epoch.partition("/")
-    history_id, _, timeline = epoch.partition("/")
-    if token_id != history_id or not (token_timeline.isdigit() and timeline.isdigit()):
-        return True
-    return int(timeline) <= int(token_timeline)
+def can_reach(token: Token, seen: Reached, within_s: float) -> bool:
+    """Whether tables that were read a moment ago can hold the token's event in time.
+
+    They cannot if they follow another history, or a later timeline of the token's, or are too far behind. Tables that have
+    seen no event yet can follow any history.
+    """
+    if seen.epoch:
+        token_id, _, token_timeline = token.epoch.partition("/")
+        history_id, _, timeline = seen.epoch.partition("/")
+        if token_id != history_id or not (token_timeline.isdigit() and timeline.isdigit()):
+            return False
+        if int(timeline) > int(token_timeline):
+            return False
+    return token.position - seen.position <= EVENTS_A_SECOND_MAX * max(within_s, 1.0)
 
 
 class ConsistencyGate:
@@ -143,7 +153,7 @@ class ConsistencyGate:
                     "HISTORY_DIVERGED",
                     "the query tables are of a history that the event store has lost; an operator must let them go on",
                 )
-            if not continues(token.epoch, self._seen.epoch):
+            if not can_reach(token, self._seen, deadline - time.monotonic()):
                 raise self._not_yet(token)
 
     async def _poll(self) -> None:
@@ -170,9 +180,9 @@ class ConsistencyGate:
         self._moved = asyncio.Event()
 
     def _not_yet(self, token: Token) -> Rejected:
-        epoch, position = self._seen.epoch, self._seen.position
-        if epoch and not continues(token.epoch, epoch):
-            text = "the token is of an earlier history of this database; ask again without it"
+        position = self._seen.position
+        if self._seen.epoch and not can_reach(token, Reached(self._seen.epoch, token.position), 0):
+            text = "the token is of another history than these tables follow now; ask again, or without it"
         else:
             text = "the query tables have not followed the line that far yet; ask again"
         return Rejected(

@@ -80,8 +80,8 @@ class ServerSettings(ProcessSettings):
     """The audience that tokens must name."""
     token_leeway_s: Seconds = 30
     """How far the clocks of issuer and service may differ, in seconds."""
-    reflection: bool = True
-    """Whether to serve gRPC reflection."""
+    reflection: bool = False
+    """Whether to serve gRPC reflection, which needs no token and tells everybody the contracts."""
 
     deadline_default_s: Annotated[float, Field(gt=0)] = 30
     """The deadline of a call that brings none, in seconds."""
@@ -90,7 +90,7 @@ class ServerSettings(ProcessSettings):
     request_size_max: Bytes = MEBIBYTE
     """The largest request, in bytes. SendBatch takes 4 MiB."""
     calls_at_once_max: Annotated[int, Field(gt=0)] = 2000
-    """How many calls are served at once; more are refused, to be tried again in a moment."""
+    """How many calls of tenants are served at once. Tenants share them; what is more is refused, to be tried again."""
     slow_call_ms: Annotated[float, Field(gt=0)] = 500
     """A call that takes longer is logged as slow, in milliseconds."""
     drain_calls_s: Seconds = 6

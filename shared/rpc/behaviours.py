@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from google.protobuf.message import DecodeError, Message
-from grpc.aio import AbortError, ServicerContext
+from grpc.aio import EOF, AbortError, ServicerContext
 from msgspec import Struct
 
 from shared.folds.errors import Forbidden, Invalid, OverLimit, Refusal
@@ -24,6 +24,7 @@ from shared.platform.settings import ServerSettings
 from shared.platform.telemetry import call_facts, logger, new_traceparent, span_id, trace_id, valid_traceparent
 from shared.platform.tokens import Verifier
 from shared.rpc.bounds import refuse_uncounted
+from shared.rpc.places import Place, Places
 from shared.rpc.status import to_status, trailers
 from shared.rpc.validation import refuse_invalid
 
@@ -54,8 +55,8 @@ class Rpc:
 class CallContext(Struct, eq=False):
     """One call on its way: what came, and what the behaviours made of it.
 
-    `request` is what the handler will get: raw bytes until the Contract behaviour made it a message; for a client's
-    stream an async iterator, of bytes first and of messages then.
+    `request` is what the handler will get, once `read_request` has read it: a message, or for a client's stream an async
+    iterator, of bytes first and of messages then.
     """
 
     rpc: Rpc
@@ -72,6 +73,8 @@ class CallContext(Struct, eq=False):
     cut_short: bool = False
     # If the call's trace is recorded.
     span: Span | None = None
+    # Held while the call is served.
+    place: Place | None = None
 
 
 @runtime_checkable
@@ -92,8 +95,8 @@ Behaviour = RequestHook | ResponseHook
 """Plain functions, because a coroutine around each handler would cost time at its start and at each wait."""
 
 
-def standard_behaviours(verifier: Verifier, settings: ServerSettings, metrics: Metrics) -> tuple[Behaviour, ...]:
-    """What every call passes."""
+def standard_behaviours(verifier: Verifier, settings: ServerSettings, metrics: Metrics, places: Places) -> tuple[Behaviour, ...]:
+    """What every call passes before its request is read (`read_request`), and after it was served."""
     return (
         CallLog(settings.slow_call_ms),
         CallMetrics(metrics),
@@ -101,7 +104,7 @@ def standard_behaviours(verifier: Verifier, settings: ServerSettings, metrics: M
         TraceContext(),
         Authentication(verifier),
         Authorization(),
-        Contract(),
+        Admission(places),
     )
 
 
@@ -241,25 +244,44 @@ class Deadline:
             call.within_s = self._max_s
 
 
-class Contract:
-    """The last request hook: decodes the message and checks the rules of its `.proto`."""
+class Admission:
+    """Gives each call a place, or refuses it: see shared/rpc/places.py."""
+
+    def __init__(self, places: Places) -> None:
+        self._places = places
 
     def enter(self, call: CallContext) -> None:
-        rpc = call.rpc
-        if rpc.streams_requests:
-            call.request = _messages(rpc, call.request)
-        else:
-            request = call.request = self._validated(call)
-            if rpc.is_command:
-                call_facts.get()["command_id"] = request.options.command_id
+        call.place = self._places.take(current_call.get().identity)
+        if not call.rpc.streams_requests:
+            self._places.awaits_request(call.place)
 
-    def _validated(self, call: CallContext) -> Any:
-        began_ns = 0 if call.span is None else time.time_ns()
-        try:
-            return read_message(call.rpc, call.request)
-        finally:
-            if began_ns and (span := tracing.start("validate", "internal", parent=call.traceparent, start_ns=began_ns)):
-                tracing.end(span)
+    def leave(self, call: CallContext, error: BaseException | None) -> None:
+        if call.place is not None:
+            self._places.give_back(call.place)
+            if refusal := call.place.answer(error):
+                raise refusal
+
+
+async def read_request(call: CallContext, places: Places) -> None:
+    """Reads the request and holds it to the rules of its `.proto`; a client's stream is read as the handler asks for it.
+
+    Raises Invalid (MALFORMED_MESSAGE, INVALID_REQUEST) or OverLimit (MESSAGE_TOO_LARGE).
+    """
+    rpc = call.rpc
+    if rpc.streams_requests:
+        call.request = _messages(rpc, call.request)
+        return
+    raw = await call.context.read()
+    if call.place is not None:
+        places.has_request(call.place)
+    began_ns = 0 if call.span is None else time.time_ns()
+    try:
+        call.request = read_message(rpc, b"" if raw is EOF else raw)
+    finally:
+        if began_ns and (span := tracing.start("validate", "internal", parent=call.traceparent, start_ns=began_ns)):
+            tracing.end(span)
+    if rpc.is_command:
+        call_facts.get()["command_id"] = call.request.options.command_id
 
 
 def read_message(rpc: Rpc, raw: bytes) -> Any:

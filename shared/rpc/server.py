@@ -13,40 +13,56 @@ is registered with the real server, wrapped in the behaviours and with raw bytes
 from __future__ import annotations
 
 import asyncio
-import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import aclosing
-from contextvars import ContextVar
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, TypeVar, cast
 
-import grpc
 from google.protobuf import descriptor_pool, message_factory
 from grpc import aio
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from shared.folds.errors import Late, OverLimit, Refusal, Unavailable
+from shared.folds.errors import Late, Refusal, Unavailable
 from shared.platform.identity import Role
 from shared.platform.program import stop_requested
 from shared.platform.settings import ServerSettings
 from shared.platform.telemetry import logger
 from shared.platform.tokens import KeyFile, Verifier
-from shared.rpc.behaviours import CallContext, RequestHook, ResponseHook, Rpc, answer_error, nobody_waits, standard_behaviours
+from shared.rpc.behaviours import (
+    CallContext,
+    RequestHook,
+    ResponseHook,
+    Rpc,
+    answer_error,
+    nobody_waits,
+    read_request,
+    standard_behaviours,
+)
+from shared.rpc.handlers import (
+    AnyHandler,
+    Misconfigured,
+    Recorder,
+    Table,
+    metadata,
+    method_of,
+    open_handlers,
+    streaming_handler,
+    writing_handler,
+)
+from shared.rpc.places import OpenPlaces, Places
 from shared.rpc.probes import Probes
 from shared.rpc.status import to_status, trailers
 from shared.rpc.validation import load_validator
 
 ServicerT = TypeVar("ServicerT")
-AnyHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 OnDrained = Callable[[], Awaitable[None]]
 
 BATCH_SIZE_MAX = 4 * 1024 * 1024
 # What is a little too large is refused by us, with a name; what is much too large by gRPC, before it is all in memory.
 _SLACK = 64 * 1024
-# Watchers of health and readers of reflection, which pass us by, and calls that we are refusing.
+# For gRPC's own limit, which has no name and should never be met: calls of processes, of health, and those being refused.
 _OTHER_CALLS_MAX = 1000
-_WARN_EVERY_S = 1.0
+_CALLS_OF_A_CONNECTION_MAX = 1000
 _QUIET_S, _QUIET_MAX_S = 0.05, 0.5
 _LAST_ANSWERS_S = 0.3
 _PREPARE_AFTER_S = 20.0
@@ -57,6 +73,8 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_send_message_length", BATCH_SIZE_MAX + _SLACK),
     # A second process on the same port is a mistake that should be seen.
     ("grpc.so_reuseport", 0),
+    # One connection cannot hold the places of all others.
+    ("grpc.max_concurrent_streams", _CALLS_OF_A_CONNECTION_MAX),
     # A cut network is noticed within 30 s; clients may ask every 5 s whether we are there (ours do every 15 s).
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -66,10 +84,6 @@ OPTIONS: tuple[tuple[str, int], ...] = (
 )
 
 log = logger(__name__)
-
-
-class Misconfigured(Exception):
-    """The server's tables contradict each other: a defect of whoever wrote them, told before anything is served."""
 
 
 class Server:
@@ -92,26 +106,27 @@ class Server:
         self._roles = {name: frozenset(allowed) for name, allowed in roles.items()}
         self._sizes_max = dict(sizes_max or {})
         self.probes = probes or Probes(settings)
-        self._behaviours = standard_behaviours(_verifier(settings), settings, self.probes.metrics)
+        self._places = Places(settings.calls_at_once_max)
+        self._open_places = OpenPlaces()
+        self._behaviours = standard_behaviours(_verifier(settings), settings, self.probes.metrics, self._places)
         self._handlers: dict[str, dict[str, AnyHandler]] = {}
-        self._calls_max = settings.calls_at_once_max
-        self._server = aio.server(options=OPTIONS, maximum_concurrent_rpcs=self._calls_max + _OTHER_CALLS_MAX)
+        calls_max = settings.calls_at_once_max * 11 // 10 + _OTHER_CALLS_MAX
+        self._server = aio.server(options=OPTIONS, maximum_concurrent_rpcs=calls_max)
         self._on_drained: list[OnDrained] = []
         self._in_flight = 0
         # Set when the last call ends; who waits for that clears it first.
         self._idle = asyncio.Event()
         self._readers: set[_Reader] = set()
-        self._preparing: asyncio.Task[None] | None = None
+        self._beside: list[asyncio.Task[None]] = []
         self._draining = False
         self._set_up = False
         self.probes.readiness.add("start", self._start)
         self._refused_at = 0.0
-        self._warned_at = -_WARN_EVERY_S
         self.port = 0
 
     def add(self, register: Callable[[ServicerT, aio.Server], None], servicer: ServicerT) -> None:
         """Adds a service: `server.add(add_PersonServiceServicer_to_server, PersonApi(...))`."""
-        recorder = _Recorder()
+        recorder = Recorder()
         register(servicer, cast("aio.Server", recorder))
         for service, methods in recorder.services.items():
             if service in self._handlers:
@@ -133,19 +148,19 @@ class Server:
                 raise Misconfigured(f"no {name} are given for {', '.join(missing)}")
             if unknown := sorted(table - rpcs):
                 raise Misconfigured(f"{name} are given for unknown RPCs: {', '.join(unknown)}")
-        plain = _Recorder()
+        plain = Recorder()
         health_pb2_grpc.add_HealthServicer_to_server(self.probes.servicer, cast("aio.Server", plain))
         if self._settings.reflection:
             names = (*self._handlers, *plain.services, reflection.SERVICE_NAME)
             reflecting = reflection.aio.ReflectionServicer(names)
             reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflecting, cast("aio.Server", plain))
-        self._server.add_generic_rpc_handlers((_Table({**self._handlers, **plain.services}),))
+        self._server.add_generic_rpc_handlers((Table({**self._handlers, **open_handlers(plain.services, self._open_places)}),))
         await self.set_serving(serving)
         self.port = self._server.add_insecure_port(self._settings.listen)
         await self.probes.open()
         await self._server.start()
         log.info("listening", address=self._settings.listen, port=self.port)
-        self._preparing = asyncio.create_task(_prepare())
+        self._beside = [asyncio.create_task(_prepare()), asyncio.create_task(self._places.end_overdue())]
         return self.port
 
     async def set_serving(self, serving: bool) -> None:
@@ -177,8 +192,8 @@ class Server:
         log.info("draining", in_flight=self._in_flight)
         self._draining = True
         self._refused_at = loop.time()
-        if self._preparing is not None:
-            self._preparing.cancel()
+        for task in self._beside:
+            task.cancel()
         await self.probes.drain(("", *self._handlers))
         for reader in self._readers:
             reader.wait_no_longer()
@@ -218,7 +233,10 @@ class Server:
         return True
 
     def _wrap(self, service: str, method: str, given: AnyHandler) -> AnyHandler:
-        """The handler that the real server gets: from raw bytes through the behaviours to the servicer's method."""
+        """The handler that the real server gets: through the behaviours to the servicer's method.
+
+        To gRPC every request is a stream, so that a call is known, and refused, before its request has come.
+        """
         name = f"{service}/{method}"
         described = descriptor_pool.Default().FindServiceByName(service).methods_by_name[method]
         options = described.input_type.fields_by_name.get("options")
@@ -230,15 +248,14 @@ class Server:
             streams_requests=bool(given.request_streaming),
             is_command=bool(options and options.message_type and options.message_type.full_name == _COMMAND_OPTIONS),
         )
-        kind = "_".join("stream" if streams else "unary" for streams in (given.request_streaming, given.response_streaming))
-        handle = _handle(name, getattr(given, kind))
+        handle = writing_handler(name, method_of(given))
         entering = [behaviour.enter for behaviour in self._behaviours if isinstance(behaviour, RequestHook)]
         leaving = [behaviour.leave for behaviour in reversed(self._behaviours) if isinstance(behaviour, ResponseHook)]
 
         async def serve(request: Any, context: Any) -> Any:
             if (refusal := self._turned_away()) is not None:
                 return await context.abort(*trailers(to_status(refusal)))
-            call = CallContext(rpc, request, context, time.perf_counter(), dict(_metadata.get()))
+            call = CallContext(rpc, request, context, time.perf_counter(), dict(metadata.get()))
             if rpc.streams_requests:
                 call.request = self._while_serving(call, request)
             self._in_flight += 1
@@ -247,6 +264,7 @@ class Server:
                 try:
                     for enter in entering:
                         enter(call)
+                    await read_request(call, self._places)
                     if call.within_s is None:
                         response = await handle(call.request, context)
                     else:
@@ -267,19 +285,13 @@ class Server:
                 if not self._in_flight:
                     self._idle.set()
 
-        made: AnyHandler = getattr(grpc, f"{kind}_rpc_method_handler")(serve, None, given.response_serializer)
-        return made
+        return streaming_handler(serve, given)
 
     def _turned_away(self) -> Refusal | None:
         """Why no further call is let in; None if it is."""
         if self._draining:
             self._refused_at = asyncio.get_running_loop().time()
             return _shutting_down()
-        if self._in_flight >= self._calls_max:
-            if (now := asyncio.get_running_loop().time()) - self._warned_at >= _WARN_EVERY_S:
-                self._warned_at = now
-                log.warning("too_many_calls", in_flight=self._in_flight)
-            return OverLimit("TOO_MANY_CALLS", "this instance serves as many calls as it takes on", retry_after_s=0.5)
         return None
 
     async def _while_serving(self, call: CallContext, requests: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -313,29 +325,13 @@ def _on_way_out(
     call: CallContext,
     failure: BaseException | None,
 ) -> BaseException | None:
-    """Tells the behaviours how the call ended; returns that, or the defect that one of them met."""
-    try:
-        for leave in behaviours:
+    """Tells the behaviours how the call ended; returns that, or what one of them raised instead."""
+    for leave in behaviours:
+        try:
             leave(call, failure)
-    except Exception as error:  # noqa: BLE001 (answered as any other defect)
-        return error
+        except Exception as error:  # noqa: BLE001 (answered as any other defect)
+            failure = error
     return failure
-
-
-def _handle(name: str, handler: Any) -> Callable[[Any, Any], Awaitable[Any]]:
-    """The servicer's method; one that yields its answers writes them instead."""
-    if inspect.iscoroutinefunction(handler):
-        return cast("Callable[[Any, Any], Awaitable[Any]]", handler)
-    if not inspect.isasyncgenfunction(handler):
-        raise Misconfigured(f"{name} is not implemented, or not by an async function")
-
-    async def write(request: Any, context: Any) -> None:
-        # Closed at once if the caller goes away, not when the collector finds it: it may hold a connection.
-        async with aclosing(handler(request, context)) as parts:
-            async for part in parts:
-                await context.write(part)
-
-    return write
 
 
 async def _within(seconds: float, answer: Awaitable[Any]) -> Any:
@@ -369,39 +365,6 @@ class _Reader:
     def takes_back(self) -> bool:
         """Whether nobody else has cancelled the task: then it goes on as if it had not been."""
         return self._cancelled and self._task.uncancel() == 0
-
-
-_metadata: ContextVar[Sequence[tuple[str, str | bytes]]] = ContextVar("_metadata", default=())
-"""What came with a call. gRPC has decoded it to find the handler, and would again if its context were asked."""
-
-
-class _Table(grpc.GenericRpcHandler):
-    """All methods, found by name as they are called, each in the task that then serves the call.
-
-    Registered with gRPC one by one, they would be waited for one by one: grpc.aio then sets up and takes down as many
-    waits as there are methods at every call, 10 us for the 20 of a service.
-    """
-
-    def __init__(self, services: Mapping[str, Mapping[str, AnyHandler]]) -> None:
-        self._methods = {f"/{service}/{name}": each for service, methods in services.items() for name, each in methods.items()}
-
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> AnyHandler | None:
-        """The handler of a method; None if there is no such method."""
-        _metadata.set(handler_call_details.invocation_metadata or ())
-        return self._methods.get(handler_call_details.method)
-
-
-class _Recorder:
-    """Stands in for a server when a generated function registers a servicer."""
-
-    def __init__(self) -> None:
-        self.services: dict[str, dict[str, AnyHandler]] = {}
-
-    def add_registered_method_handlers(self, service_name: str, method_handlers: dict[str, AnyHandler]) -> None:
-        self.services[service_name] = method_handlers
-
-    def add_generic_rpc_handlers(self, generic_rpc_handlers: Sequence[grpc.GenericRpcHandler]) -> None:
-        """The same handlers in another form, for older servers."""
 
 
 def _verifier(settings: ServerSettings) -> Verifier:

@@ -29,7 +29,9 @@ from shared.platform.settings import ServerSettings
 from shared.platform.tokens import DevelopmentIssuer
 from shared.rpc.behaviours import CallLog
 from shared.rpc.client import bearer, channel
-from shared.rpc.server import Misconfigured, Server
+from shared.rpc.handlers import Misconfigured
+from shared.rpc.places import OPEN_CALLS_MAX
+from shared.rpc.server import Server
 from shared.rpc.status import from_rpc_error
 from tests.support.system.waiting import eventually
 
@@ -421,8 +423,9 @@ async def test_a_slow_call_is_a_warning(make_world: MakeWorld) -> None:
     assert line["took_ms"] >= 2
 
 
-async def test_health_and_reflection_answer_without_a_token(world: World) -> None:
+async def test_health_and_reflection_answer_without_a_token(make_world: MakeWorld) -> None:
     """Probes and tools have none; neither says anything about data."""
+    world = await make_world(reflection=True)
     health = health_pb2_grpc.HealthStub(world.channel)
     for service in ("", "bank.v1.PersonService"):
         answer = await health.Check(health_pb2.HealthCheckRequest(service=service), timeout=20)
@@ -601,14 +604,15 @@ for method in set(COMMAND_METHODS) - set(vars(Streams)):
     setattr(Streams, method, unused)
 
 
-class WritingStreams(Streams):
-    """The same, with the other form of a streaming handler: it writes through its context."""
+class BusyStreams(Streams):
+    """Holds up the event loop before each answer, so that the call's time is over while the answer is being written."""
 
-    async def SendStream(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]
+    async def SendStream(
+        self, request_iterator: AsyncIterator[command_pb2.SendStreamRequest], context: Any
+    ) -> AsyncIterator[command_pb2.SendStreamResponse]:
         async for request in request_iterator:
-            if request.item.tenant == "raise":
-                raise RuntimeError(SECRET)
-            await context.write(answer(request.item.tenant))
+            time.sleep(0.4)  # noqa: ASYNC251 (that is what it is for)
+            yield answer(request.item.tenant)
 
 
 def answer(text: str) -> command_pb2.SendStreamResponse:
@@ -631,7 +635,7 @@ class StreamWorld:
     """A server with a streaming service."""
 
     def __init__(self, folder: Path, servicer: Streams, **settings: Any) -> None:
-        issuer = DevelopmentIssuer(folder)
+        self.issuer = issuer = DevelopmentIssuer(folder)
         telemetry.configure("info", service="test", stream=io.BytesIO())
         self.server = Server(
             ServerSettings(jwks_file=issuer.jwks_file, **settings),
@@ -655,9 +659,9 @@ class StreamWorld:
         return self.stub.SendStream(iter(messages), metadata=self.metadata, timeout=20)
 
 
-@pytest.fixture(params=[Streams, WritingStreams])
+@pytest.fixture(params=[Streams])
 async def streaming(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[StreamWorld]:
-    """The streaming service in both forms that a handler may have."""
+    """The streaming service."""
     async with StreamWorld(tmp_path, request.param()) as made:
         yield made
 
@@ -711,7 +715,7 @@ async def test_draining_ends_a_stream_that_waits_for_its_caller(streaming: Strea
     assert (first.receipt.command_id, code, refusal.reason) == ("one", grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
 
 
-@pytest.mark.parametrize("servicer", [Streams, WritingStreams])
+@pytest.mark.parametrize("servicer", [Streams, BusyStreams])
 async def test_a_stream_without_a_deadline_is_given_one(tmp_path: Path, servicer: type[Streams]) -> None:
     """It ends while it waits for its caller, and is told so: it is not taken for the caller's end, nor for ours."""
     async with StreamWorld(tmp_path, servicer(), deadline_default_s=0.2) as world:
@@ -730,6 +734,68 @@ async def test_a_larger_size_is_given_by_the_table(streaming: StreamWorld) -> No
     request.items.add(causation_id=ID).command.Pack(person_pb2.RegisterPersonRequest(name="x" * 2 * 1024 * 1024))
     code, refusal = await refused(streaming.stub.SendBatch(request, metadata=streaming.metadata, timeout=20))
     assert (code, refusal.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "MESSAGE_TOO_LARGE")
+
+
+async def test_a_call_without_a_token_holds_nothing(make_world: MakeWorld) -> None:
+    """It is refused before its request has come; no number of them keeps others out."""
+    world = await make_world()
+    method: Any = world.channel.stream_unary(REGISTER_ROUTE)
+    for _ in range(50):
+        code, refusal = await refused(method(_silence(), timeout=20))
+        assert (code, refusal.reason) == (grpc.StatusCode.UNAUTHENTICATED, "TOKEN_MISSING")
+
+
+async def test_a_call_whose_request_does_not_come_is_ended(make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By name, long before its deadline."""
+    monkeypatch.setattr("shared.rpc.places.REQUEST_WITHIN_S", 0.3)
+    world = await make_world(calls_at_once_max=1)
+    method: Any = world.channel.stream_unary(REGISTER_ROUTE)
+    code, refusal = await refused(method(_silence(), metadata=bearer(world.token()), timeout=50))
+    assert (code, refusal.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "REQUEST_OVERDUE")
+    assert (await world.register()).command_id == ID
+
+
+async def _silence() -> AsyncIterator[bytes]:
+    """The requests of a caller who sends none and does not go away."""
+    await asyncio.Event().wait()
+    yield b""
+
+
+@pytest.mark.parametrize("servicer", [Streams])
+async def test_idle_streams_of_one_tenant_give_way_to_another(tmp_path: Path, servicer: type[Streams]) -> None:
+    """The oldest of them, told by name; the other tenant is served at once."""
+    async with StreamWorld(tmp_path, servicer(), calls_at_once_max=4) as world:
+        idle = []
+        for number in range(4):
+            call = world.stub.SendStream(metadata=world.metadata, timeout=50)
+            await call.write(item(f"{number}"))
+            await call.read()
+            idle.append(call)
+        other = bearer(world.issuer.issue(tenant="umbrella", user_id="bob", roles=USERS))
+        await world.stub.SendBatch(command_pb2.SendBatchRequest(items=[item("x").item]), metadata=other, timeout=20)
+        code, refusal = await refused(idle[0].read())
+        assert (code, refusal.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "CALL_GAVE_WAY")
+        assert refusal.retry_after_s
+        for call in idle[1:]:
+            await call.write(item("more"))
+            more: Any = await call.read()
+            assert more.receipt.command_id == "more"
+
+
+async def test_health_is_answered_under_a_flood_of_watchers(make_world: MakeWorld) -> None:
+    """Calls without a token have a few places; the oldest watcher is told to ask again."""
+    world = await make_world(calls_at_once_max=1)
+    stub = health_pb2_grpc.HealthStub(world.channel)
+    watching = []
+    for _ in range(OPEN_CALLS_MAX):
+        call = stub.Watch(health_pb2.HealthCheckRequest(), timeout=50)
+        await call.read()
+        watching.append(call)
+    answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=20)
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    code, refusal = await refused(watching[0].read())
+    assert (code, refusal.reason) == (grpc.StatusCode.UNAVAILABLE, "CALL_GAVE_WAY")
+    assert (await world.register()).command_id == ID
 
 
 async def test_every_call_is_counted_by_method_and_status(make_world: MakeWorld) -> None:

@@ -132,6 +132,25 @@ async def test_a_token_of_the_past_is_refused_at_once() -> None:
     assert refusal.value.reason == "NOT_YET_CONSISTENT"
 
 
+@pytest.mark.parametrize("token", [Token(1, OTHER, 50), Token(1, "forged", 50), Token(1, EPOCH, 2**62)])
+async def test_a_token_that_cannot_be_reached_is_refused_at_once(token: Token) -> None:
+    """Of another history, of none, or further away than the line can grow meanwhile: a query that waits holds a place."""
+    begun = time.monotonic()
+    with pytest.raises(Rejected) as refusal:
+        await waiter(Table(position=100)).wait(encode(token), 60.0)
+    assert time.monotonic() - begun < 30
+    assert refusal.value.reason == "NOT_YET_CONSISTENT"
+
+
+async def test_tables_that_have_seen_nothing_can_follow_any_history() -> None:
+    """A new read database waits for its first event."""
+    table = Table(epoch="")
+    waiting = asyncio.create_task(waiter(table).wait(encode(Token(1, OTHER, 50)), 30.0))
+    await eventually(lambda: table.reads >= 2)
+    table.at = Reached(OTHER, 50)
+    await waiting
+
+
 async def test_tables_of_a_lost_history_are_told_at_once() -> None:
     """No waiting helps, and what the tables hold is not what the token names, wherever they are."""
     table = Table()
