@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from deploy.bootstrap import Database, Databases
@@ -14,6 +15,10 @@ from shared.platform import telemetry
 from tests.support.system.engines import Engines
 from tests.support.system.mail import Mailbox, serving
 from tests.support.system.stack import Stack
+
+# How long an example takes says something of the machine, and nothing of the code.
+hypothesis.settings.register_profile("foldline", deadline=None)
+hypothesis.settings.load_profile("foldline")
 
 
 @pytest.fixture(autouse=True)
