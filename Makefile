@@ -16,10 +16,10 @@ PEER := .venv-bench/.foldline-stamp
 # Kept out of the recipes' reach: settings of somebody else's environment would find their way into ours.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: help demo dev test lint format proto docs baseline bench peer wheels lock clean
+.PHONY: help demo dev test test-faults lint format proto docs baseline bench peer wheels lock clean
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 demo: $(STAMP)  ## play the scenarios on a system of its own; under a minute the first time
 	@$(BIN)/foldline demo
@@ -29,6 +29,9 @@ dev: $(STAMP)  ## keep the system up until Ctrl-C
 
 test: $(DEV_STAMP)  ## all tests, on real engines, two at a time
 	@$(BIN)/python -m pytest -n 2 $(ARGS)
+
+test-faults: $(DEV_STAMP)  ## the long tests of faults: a thousand kills at random places, for one; half an hour
+	@$(BIN)/python -m pytest -n 2 -m long $(ARGS)
 
 lint: $(DEV_STAMP)  ## style, types, imports, contracts
 	$(BIN)/ruff check .
