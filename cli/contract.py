@@ -78,6 +78,15 @@ def summary(name: str, key: str, consistency_token: str) -> tuple[str, Message, 
     return f"/{service.full_name}/{method.name}", request, GetMessageClass(method.output_type)
 
 
+def watch(name: str, key: str) -> tuple[str, Any, type[Any]]:
+    """How to watch a summary by its id: the RPC's path, the request and the type of the answers."""
+    file: FileDescriptor = import_module(f"bank.v1.{name}_query_pb2").DESCRIPTOR
+    (service,) = file.services_by_name.values()
+    (method,) = (each for each in service.methods if each.name.startswith("Watch"))
+    request = GetMessageClass(method.input_type)(**{f"{name}_id": key})
+    return f"/{service.full_name}/{method.name}", request, GetMessageClass(method.output_type)
+
+
 def decoded(type_name: str, payload: bytes) -> Message | None:
     """An event of the bank's contracts; None if the type is not known here or the payload is not one."""
     try:

@@ -19,6 +19,7 @@ from cli.process import process
 from cli.send import HELP, SendCommand, send
 from cli.status import projection, restored, status
 from cli.steering import add_steering
+from cli.watch import watch
 
 ABOUT = """Foldline: commands in, events in order, answers out.
 
@@ -53,6 +54,7 @@ app.command()(status)
 app.command(cls=SendCommand, help=HELP)(send)
 app.add_typer(get, name="get", help="Ask for a person, an account, a transfer, a user, a command or a stream of events.")
 app.command()(history)
+app.add_typer(watch, name="watch", help="Follow a person, an account, a transfer or a user as they change.")
 app.add_typer(commands, name="commands", help="See the command log; cancel or move what is scheduled in it.")
 app.add_typer(archive, name="archive", help="Move aggregates to the archive and back, and check what is there.")
 app.add_typer(overrides, name="overrides", help="See what runs otherwise for a tenant, and switch it on and off.")

@@ -15,7 +15,8 @@ from shared.line import checkpoint
 from shared.line.consistency import ConsistencyGate, Reached
 from shared.platform.postgres import Reads
 from shared.platform.settings import ServerSettings
-from shared.projections.summary import SummaryServicer, roles_of
+from shared.projections.summary import SummaryServicer, roles_of, watch_limits
+from shared.projections.watch import WatchLimits
 from shared.rpc.probes import Probes
 from shared.rpc.server import Server
 
@@ -37,6 +38,12 @@ class ReadSettings(ServerSettings):
     """The shard whose tables are read."""
     connections_max: int = Field(8, ge=1)
     """The largest number of pooled connections."""
+    watches_max: int = Field(1500, ge=1)
+    """How many watches this instance serves at once; keep it below FOLDLINE_CALLS_AT_ONCE_MAX."""
+    watches_per_tenant_max: int = Field(500, ge=1)
+    """How many of them may be of one tenant."""
+    watch_s_max: float = Field(3600, gt=0)
+    """The longest that a watch may last, in seconds; its caller then goes on with the resume token."""
 
 
 def build(settings: ReadSettings, reads: Reads) -> Server:
@@ -50,9 +57,18 @@ def build(settings: ReadSettings, reads: Reads) -> Server:
         return ConsistencyGate(settings.shard, progress, wait_max_s=settings.deadline_default_s)
 
     gates = {group.name: gate_of(group) for group in GROUPS}
-    server = Server(settings, roles={**ROLES, **roles_of(RPCS)}, probes=Probes(settings, "read_service"))
+    server = Server(
+        settings,
+        roles={**ROLES, **roles_of(RPCS)},
+        deadlines_max=watch_limits(RPCS, settings.watch_s_max),
+        probes=Probes(settings, "read_service"),
+    )
     server.probes.needs_database(settings.query_database_url.get_secret_value())
+    limits = WatchLimits(settings.watches_per_tenant_max, settings.watches_max)
     for row in RPCS:
-        server.add(row.add_to_server, SERVICERS.get(row.summary.name, SummaryServicer)(row, reads, gates[row.group.name]))
+        made = SERVICERS.get(row.summary.name, SummaryServicer)
+        servicer = made(row, reads, gates[row.group.name], settings.shard, limits)
+        server.add(row.add_to_server, servicer)
+        server.on_draining(servicer.watches.end)
     server.add(add_ProjectionServiceServicer_to_server, ProjectionService(reads, settings.shard, tuple(gates)))
     return server

@@ -36,7 +36,7 @@ class Projector(Consumer):
         connect: Callable[[], Awaitable[Connection]],
     ) -> None:
         """`follow` yields the batches behind a checkpoint; `connect` opens a connection with the role that may write."""
-        super().__init__(tables.group.name, shard, connect)
+        super().__init__(tables.consumer, shard, connect)
         self._tables = tables
         self._follow = follow
 

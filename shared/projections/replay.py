@@ -23,7 +23,7 @@ from shared.line import checkpoint as checkpoints
 from shared.line.checkpoint import Checkpoint
 from shared.platform.postgres import Connection, describe, is_trouble
 from shared.platform.telemetry import logger
-from shared.projections import parking
+from shared.projections import changes, parking
 from shared.projections.parking import Parked, Place, error_of
 from shared.projections.tables import Tables
 
@@ -64,13 +64,14 @@ class _Done:
 
 async def carry_out(tables: Tables, connection: Connection, shard: int, at: Checkpoint) -> None:
     """Carries out what has been asked of the group's parked keys. Raises Fenced."""
-    name = tables.group.name
+    name = tables.consumer
     requests = await (await connection.execute(_REQUESTS, (name, shard))).fetchall()
     for request_id, parked_id, action, all_events, asked_by in requests:
         done = _Done(0 if action == "retry" else None if all_events else 1)
         async with connection.transaction():
             await checkpoints.hold(connection, name, shard, at)
             outcome = await _Replay(tables, connection, shard, done).key(parked_id)
+            await changes.write(connection, tables.group.name, shard, None)
             answer = (outcome, done.applied, done.skipped, json.dumps(done.shown), request_id)
             if (await connection.execute(_ANSWER, answer)).rowcount != 1:
                 raise checkpoints.Fenced("another has carried out the same request")
@@ -103,7 +104,7 @@ class _Replay:
 
     async def key(self, parked_id: UUID) -> str:
         """Folds the events of a key; returns whether it is released, still parked, or waits for its aggregate."""
-        self._known = await parking.load(self._connection, self._tables.group.name, self._shard)
+        self._known = await parking.load(self._connection, self._tables.consumer, self._shard)
         parked = next((it for it in self._known.values() if it.parked_id == parked_id), None)
         if parked is None:
             return RELEASED
@@ -179,7 +180,7 @@ class _Replay:
     async def _queue(self, place: Place, aggregate: Parked, envelope: EventEnvelope) -> None:
         if (row := self._known.get(place)) is None:
             row = self._known[place] = Parked(uuid4(), place, "", aggregate.parked_id, 0.0)
-            await parking.insert_key(self._connection, self._tables.group.name, self._shard, row)
+            await parking.insert_key(self._connection, self._tables.consumer, self._shard, row)
         await parking.insert_event(self._connection, row.parked_id, envelope)
 
     async def _note(self, parked: Parked, error: str) -> None:

@@ -1,4 +1,4 @@
-"""Answers the Get and List RPCs of a summary: the consistency token, the tenant, the query, pages, and what is not found.
+"""Answers the Get, List and Watch RPCs of a summary: the consistency token, the tenant, the query, pages, and what is not found.
 
 Every query runs in a transaction that first names the tenant, because the tables' policies show the rows of that tenant
 and no others. The queries name it too, so that they use the indexes; were one to forget it, it would show nothing of
@@ -7,7 +7,7 @@ another tenant. Names, never values, are put into the text of a query.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import ModuleType
@@ -16,19 +16,25 @@ from typing import Any, Generic, get_type_hints
 from buf.validate import validate_pb2
 from google.protobuf import message_factory
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, ServiceDescriptor
+from google.protobuf.message import Message
 from grpc import aio
 
 from shared.folds.errors import NotFound, Rejected
 from shared.folds.projection import Group
 from shared.folds.summary import Row, Summary
-from shared.line.consistency import ConsistencyGate
+from shared.line.consistency import ConsistencyGate, Token
 from shared.platform.identity import Role, current_call
 from shared.platform.postgres import Reads
+from shared.projections.watch import Shown, Watches, WatchLimits, digest_of, serve
 from shared.rpc import pages
 
 # Whether events wait for this row: none do, as a rule, and the index is empty.
 _STALE = """EXISTS (SELECT FROM parked_keys k WHERE k.tenant = p.tenant AND k.row_id = {row} AND k.group_name = '{group}'
   AND k.serves)"""
+# As of the same moment as the row: how many changes of the group there were, and where its tables are.
+_PLACE = """coalesce((SELECT h.seq FROM row_change_heads h WHERE h.group_name = '{group}' AND h.shard = {shard}), 0),
+  coalesce((SELECT c.position FROM checkpoints c WHERE c.group_name = '{group}' AND c.shard = {shard} AND c.serves), 0),
+  coalesce((SELECT c.epoch FROM checkpoints c WHERE c.group_name = '{group}' AND c.shard = {shard} AND c.serves), '')"""
 STALE_TRAILER = ("foldline-stale", "true")
 
 _RULES: Any = validate_pb2.DESCRIPTOR.extensions_by_name["field"]
@@ -51,6 +57,9 @@ class SummaryRpcs(Generic[Row]):
         name, shown = self.summary.name, get_type_hints(self.summary.view)["return"].DESCRIPTOR
         _check("stale" in shown.fields_by_name, f"{shown.full_name} has no field stale")
         asked, answered = self.get_rpc.input_type, self.get_rpc.output_type
+        _check(f"{name}_id" in asked.fields_by_name, f"{asked.full_name} has no {name}_id")
+        _check(_shown_field(answered).message_type is shown, f"{answered.full_name} has no {shown.name}")
+        asked, answered = self.watch_rpc.input_type, self.watch_rpc.output_type
         _check(f"{name}_id" in asked.fields_by_name, f"{asked.full_name} has no {name}_id")
         _check(_shown_field(answered).message_type is shown, f"{answered.full_name} has no {shown.name}")
         asked, answered = self.list_rpc.input_type, self.list_rpc.output_type
@@ -77,6 +86,11 @@ class SummaryRpcs(Generic[Row]):
         """The RPC that shows many: ListAccounts."""
         return self._rpc("List", self.summary.name.title().replace("_", "") + "s")
 
+    @property
+    def watch_rpc(self) -> Any:
+        """The RPC that shows one whenever it changes: WatchAccount."""
+        return self._rpc("Watch", self.summary.name.title().replace("_", ""))
+
     def _rpc(self, verb: str, noun: str) -> Any:
         if (rpc := self.service.methods_by_name.get(verb + noun)) is None:
             raise TypeError(f"{self.service.full_name} has no {verb}{noun}")
@@ -84,14 +98,22 @@ class SummaryRpcs(Generic[Row]):
 
 
 def roles_of(rows: Iterable[SummaryRpcs[Any]]) -> dict[str, frozenset[Role]]:
-    """The roles that may call the Get and List RPCs of summaries."""
-    return {f"{row.service.full_name}/{rpc.name}": row.roles for row in rows for rpc in (row.get_rpc, row.list_rpc)}
+    """The roles that may call the Get, List and Watch RPCs of summaries."""
+    rpcs = ((row, rpc) for row in rows for rpc in (row.get_rpc, row.list_rpc, row.watch_rpc))
+    return {f"{row.service.full_name}/{rpc.name}": row.roles for row, rpc in rpcs}
+
+
+def watch_limits(rows: Iterable[SummaryRpcs[Any]], seconds: float) -> dict[str, float]:
+    """How long the calls of the Watch RPCs may take."""
+    return {f"{row.service.full_name}/{row.watch_rpc.name}": seconds for row in rows}
 
 
 class SummaryServicer(Generic[Row]):
-    """The servicer of a summary: `get` and `list` under the names of their RPCs."""
+    """The servicer of a summary: `get`, `list` and `watch` under the names of their RPCs."""
 
-    def __init__(self, rpcs: SummaryRpcs[Row], reads: Reads, gate: ConsistencyGate) -> None:
+    def __init__(
+        self, rpcs: SummaryRpcs[Row], reads: Reads, gate: ConsistencyGate, shard: int = 1, limits: WatchLimits | None = None
+    ) -> None:
         summary = rpcs.summary
         self._summary = summary
         self.reads = reads
@@ -106,7 +128,14 @@ class SummaryServicer(Generic[Row]):
         self._list_name = rpcs.list_rpc.name
         self._one, self._got = _shown_field(rpcs.get_rpc.output_type).name, _made(rpcs.get_rpc.output_type)
         self._many, self._listed = _shown_field(rpcs.list_rpc.output_type).name, _made(rpcs.list_rpc.output_type)
+        self._watched = _made(rpcs.watch_rpc.output_type)
+        self._shard = shard
+        self._limits = limits or WatchLimits(100, 1000)
+        place = _PLACE.format(group=self._group, shard=shard)
+        self._select_placed = f"SELECT {columns}, {stale}, {place} FROM {summary.source} WHERE p.tenant = %(tenant)s"  # noqa: S608
+        self.watches = Watches(reads, self._group, shard, self._placed)
         setattr(self, rpcs.get_rpc.name, self.get)
+        setattr(self, rpcs.watch_rpc.name, self.watch)
         setattr(self, rpcs.list_rpc.name, self.list)
 
     async def get(self, request: Any, context: Any) -> Any:
@@ -142,6 +171,31 @@ class SummaryServicer(Generic[Row]):
         if row[-1]:
             shown.stale = True
         return shown
+
+    async def watch(self, request: Any, context: Any) -> None:
+        """Writes the answers of the Watch RPC, until the caller goes or an exception: see `shared.projections.watch`."""
+        row = (tenant(), getattr(request, self._id).lower())
+
+        async def first() -> Shown:
+            found = await self._placed(row[0], [row[1]])
+            return found[row[1]] if row[1] in found else Shown(0, Token(0, "", 0), await self.existing(row[1]), "")
+
+        async def write(message: Message | None, token: str) -> None:
+            shown = {} if message is None else {self._one: message}
+            await context.write(self._watched(**shown, resume_token=token))
+
+        with self._limits.taken(row[0]):
+            await serve(self.watches, self.gate, row, first, (request.resume_token, request.consistency_token), write)
+
+    async def _placed(self, tenant: str, ids: Collection[str]) -> dict[str, Shown]:
+        """The rows of a tenant with these ids, each with its place."""
+        found = {}
+        sql = f"{self._select_placed} AND p.{self._id} = ANY(%(ids)s)"
+        for *row, seq, position, epoch in await in_tenant(self.reads, tenant, sql, {"ids": list(ids)}):
+            message = self._shown(tuple(row))
+            at = Token(self._shard, epoch, position)
+            found[getattr(message, self._id)] = Shown(seq, at, message, digest_of(message))
+        return found
 
     async def list(self, request: Any, context: Any) -> Any:
         """The answer of the List RPC: a page of the tenant's rows that pass all filters."""

@@ -25,7 +25,9 @@ from shared.line.consumer import ConsumerFailed
 from shared.line.follower import EventBatch
 from shared.platform.postgres import Connection
 from shared.platform.telemetry import logger
+from shared.projections import changes
 from shared.projections import parking as parking_store
+from shared.projections.changes import RowId
 from shared.projections.parking import KEYS_PER_MINUTE_MAX, Parked, Parking, Place, aggregate_of, error_of
 from shared.projections.rows import Rows
 
@@ -77,8 +79,11 @@ class Tables:
     writer moves the checkpoint, and then the cache is dropped.
     """
 
-    def __init__(self, group: Group) -> None:
+    def __init__(self, group: Group, *, consumer: str = "", announced: bool = True) -> None:
+        """`consumer` is the checkpoint's name, if that is not the group's; `announced` if somebody may watch the rows."""
         self.group = group
+        self.consumer = consumer or group.name
+        self._announced = announced
         self.parked: dict[Place, Parked] = {}
         """What is parked, as of the last `load_parked` and the batches since."""
         self._names = [projection.table.name for projection in group.projections]
@@ -123,7 +128,7 @@ class Tables:
         self._keep(touched)
         for (table, key), parked in parking.new.items():
             if parked.error:
-                facts = {"projection": self.group.name, "table": table, "parked_id": str(parked.parked_id)}
+                facts = {"projection": self.consumer, "table": table, "parked_id": str(parked.parked_id)}
                 log.error("key_parked", error=parked.error, **facts)
             if table:
                 self._kept[self._at[table]].pop(key, None)
@@ -133,7 +138,7 @@ class Tables:
     async def load_parked(self, connection: Connection, shard: int) -> None:
         """Reads what is parked, and drops the cached rows: somebody else may have changed both."""
         self._kept_at = None
-        self.parked = await parking_store.load(connection, self.group.name, shard)
+        self.parked = await parking_store.load(connection, self.consumer, shard)
 
     def table_at(self, name: str) -> tuple[int, Rows]:
         """The table of a name."""
@@ -164,13 +169,14 @@ class Tables:
         """
         async with connection.transaction():
             await connection.execute(_TAKE_TIME, (f"{EMPTYING_S}s",))
-            if not await checkpoints.accept(connection, self.group.name, shard, at, Checkpoint()):
+            if not await checkpoints.accept(connection, self.consumer, shard, at, Checkpoint()):
                 return False
             for rows in self._rows:
                 await rows.delete_all(connection)
-            await parking_store.delete_all(connection, self.group.name, shard)
+            await parking_store.delete_all(connection, self.consumer, shard)
+            await changes.write(connection, self.group.name, shard, None)
             await connection.execute(
-                "UPDATE checkpoints SET refill_asked = false WHERE name = %s AND shard = %s", (self.group.name, shard)
+                "UPDATE checkpoints SET refill_asked = false WHERE name = %s AND shard = %s", (self.consumer, shard)
             )
         return True
 
@@ -199,13 +205,13 @@ class Tables:
         """Passes the fence and reads the rows. Raises Fenced."""
         async with connection.pipeline():
             await connection.execute("BEGIN")
-            moved = await connection.execute(checkpoints.MOVE, checkpoints.move(self.group.name, shard, before, after))
+            moved = await connection.execute(checkpoints.MOVE, checkpoints.move(self.consumer, shard, before, after))
             answers = [
                 await rows.select(connection, part.wanted) if part.wanted else None
                 for rows, part in zip(self._rows, touched, strict=True)
             ]
         if moved.rowcount != 1:
-            raise Fenced(f"{self.group.name} is not at position {before.position}")
+            raise Fenced(f"{self.consumer} is not at position {before.position}")
         return answers
 
     async def _write(self, connection: Connection, shard: int, touched: list[_Touched], parking: Parking) -> None:
@@ -216,7 +222,9 @@ class Tables:
                     await rows.upsert(connection, kept)
                 if gone := [key for key, row in part.rows.items() if row is None]:
                     await rows.delete(connection, gone)
-            await parking.write(connection, self.group.name, shard)
+            await parking.write(connection, self.consumer, shard)
+            if self._announced and (changed := _changed(touched, parking)):
+                await changes.write(connection, self.group.name, shard, changed)
             await connection.execute("COMMIT")
 
     def _route(self, events: Sequence[EventEnvelope], parking: Parking) -> tuple[Work, list[_Touched]]:
@@ -251,6 +259,13 @@ class Tables:
                 rows[key] = fold(rows.get(key), event, envelope)
             except Exception as error:  # noqa: BLE001 (whatever a fold raises parks its key)
                 parking.fail(envelope, (self._names[at], key), _cause(envelope, error))
+
+
+def _changed(touched: list[_Touched], parking: Parking) -> set[RowId]:
+    """Tenant and id of the rows that a batch changes or parks."""
+    rows = {(key[0], key[1]) for part in touched for key in part.keys}
+    rows.update((key[0], str(key[1] if table else key[2])) for table, key in parking.new)
+    return rows
 
 
 def _told(envelope: EventEnvelope) -> str:

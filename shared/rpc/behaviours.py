@@ -48,6 +48,8 @@ class Rpc:
     # Of each request message, in bytes.
     size_max: int
     streams_requests: bool
+    # How long a call may take, in seconds, if not as long as any other.
+    deadline_max_s: float | None = None
     # Whether the request begins with foldline.v1.CommandOptions.
     is_command: bool
 
@@ -166,7 +168,7 @@ class CallLog:
     def leave(self, call: CallContext, error: BaseException | None) -> None:
         took_ms = (time.perf_counter() - call.began) * 1000
         code = "OK" if error is None else _code(error)
-        slow = took_ms > self._slow_ms
+        slow = took_ms > self._slow_ms and call.rpc.deadline_max_s is None
         facts: dict[str, Any] = {"method": call.rpc.name, "code": code, "took_ms": round(took_ms, 2)}
         if isinstance(error, Refusal):
             facts["reason"] = error.reason
@@ -238,10 +240,11 @@ class Deadline:
 
     def enter(self, call: CallContext) -> None:
         asked_s = cast("float | None", call.context.time_remaining())
+        max_s = call.rpc.deadline_max_s or self._max_s
         if asked_s is None:
-            call.within_s = min(self._default_s, self._max_s)
-        elif asked_s > self._max_s:
-            call.within_s = self._max_s
+            call.within_s = min(call.rpc.deadline_max_s or self._default_s, max_s)
+        elif asked_s > max_s:
+            call.within_s = max_s
 
 
 class Admission:

@@ -95,16 +95,19 @@ class Server:
         *,
         roles: Mapping[str, Iterable[Role]],
         sizes_max: Mapping[str, int] | None = None,
+        deadlines_max: Mapping[str, float] | None = None,
         probes: Probes | None = None,
     ) -> None:
         """`roles` has a row for every RPC, by its full name, bank.v1.PersonService/RegisterPerson; any one will do.
 
-        `sizes_max` has a row for each RPC whose requests may have more bytes than usual. Raises OSError or ValueError
-        if the keys that tokens are believed by cannot be read.
+        `sizes_max` has a row for each RPC whose requests may have more bytes than usual, `deadlines_max` for each whose calls
+        may take longer than usual, in seconds: streams that a caller follows. Raises OSError or ValueError if the keys that
+        tokens are believed by cannot be read.
         """
         self._settings = settings
         self._roles = {name: frozenset(allowed) for name, allowed in roles.items()}
         self._sizes_max = dict(sizes_max or {})
+        self._deadlines_max = dict(deadlines_max or {})
         self.probes = probes or Probes(settings)
         self._places = Places(settings.calls_at_once_max)
         self._open_places = OpenPlaces()
@@ -113,6 +116,7 @@ class Server:
         calls_max = settings.calls_at_once_max * 11 // 10 + _OTHER_CALLS_MAX
         self._server = aio.server(options=OPTIONS, maximum_concurrent_rpcs=calls_max)
         self._on_drained: list[OnDrained] = []
+        self._on_draining: list[Callable[[Refusal], None]] = []
         self._in_flight = 0
         # Set when the last call ends; who waits for that clears it first.
         self._idle = asyncio.Event()
@@ -133,6 +137,10 @@ class Server:
                 raise Misconfigured(f"{service} is added twice")
             self._handlers[service] = {method: self._wrap(service, method, it) for method, it in methods.items()}
 
+    def on_draining(self, callback: Callable[[Refusal], None]) -> None:
+        """Registers what ends calls that would last, when the server begins to drain; it gets what to tell their callers."""
+        self._on_draining.append(callback)
+
     def on_drained(self, callback: OnDrained) -> None:
         """Registers what to do when no call is left: the last registered is called first."""
         self._on_drained.append(callback)
@@ -143,7 +151,11 @@ class Server:
         Raises Misconfigured if an RPC has no row in a table, or a row no RPC; RuntimeError if the address is taken.
         """
         rpcs = {f"{service}/{method}" for service, methods in self._handlers.items() for method in methods}
-        for name, table in (("roles", set(self._roles)), ("sizes", set(self._sizes_max) | rpcs)):
+        for name, table in (
+            ("roles", set(self._roles)),
+            ("sizes", set(self._sizes_max) | rpcs),
+            ("deadlines", set(self._deadlines_max) | rpcs),
+        ):
             if missing := sorted(rpcs - table):
                 raise Misconfigured(f"no {name} are given for {', '.join(missing)}")
             if unknown := sorted(table - rpcs):
@@ -197,6 +209,8 @@ class Server:
         await self.probes.drain(("", *self._handlers))
         for reader in self._readers:
             reader.wait_no_longer()
+        for end in self._on_draining:
+            end(_shutting_down())
         calls_until = loop.time() + self._settings.drain_calls_s
         await self._until_idle(self._settings.drain_calls_s)
         await self._until_quiet(min(_QUIET_MAX_S, calls_until - loop.time()))
@@ -246,6 +260,7 @@ class Server:
             request_type=message_factory.GetMessageClass(described.input_type),
             size_max=self._sizes_max.get(name, self._settings.request_size_max),
             streams_requests=bool(given.request_streaming),
+            deadline_max_s=self._deadlines_max.get(name),
             is_command=bool(options and options.message_type and options.message_type.full_name == _COMMAND_OPTIONS),
         )
         handle = writing_handler(name, method_of(given))

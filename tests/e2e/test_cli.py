@@ -215,3 +215,27 @@ def test_a_person_goes_to_the_archive_and_comes_back(foldline: Foldline) -> None
     assert (code, who[1] in text) == (0, True)
     code, refused = foldline("archive", "verify", "person", str(uuid4()))
     assert (code, refused["error"]["reason"]) == (1, "BOX_NOT_FOUND")
+
+
+def test_an_account_is_watched(foldline: Foldline) -> None:
+    """As it is, and after the last line that was printed only what has changed."""
+    _, person = foldline("send", "RegisterPerson", "person_id=new", "name=Alice")
+    fields = (f"owner_id={person['aggregate_id']}", "currency=USD", "name=blue")
+    _, opened = foldline("send", "OpenAccount", "account_id=new", *fields)
+    account_id = opened["aggregate_id"]
+    foldline("get", "account", account_id, "--after", opened["consistency_token"])
+    code, first = foldline("watch", "account", account_id, "--count", "1")
+    assert (code, first["account"]["balance_minor"]) == (0, 0)
+    foldline("send", "DepositMoney", f"account_id={account_id}", "amount_minor=5", "currency=USD")
+    code, change = foldline("watch", "account", account_id, "--count", "1", "--resume", first["resume_token"])
+    assert (code, change["account"]["balance_minor"]) == (0, 5)
+    code, refused = foldline("watch", "account", str(uuid4()))
+    assert (code, refused["error"]["reason"]) == (1, "ACCOUNT_NOT_FOUND")
+
+
+def test_parked_keys_are_listed(foldline: Foldline) -> None:
+    """There are none, and one that is not there is refused by name."""
+    assert foldline("parked", "list") == (0, [])
+    for words in (("show",), ("retry",), ("discard", "--all")):
+        code, refused = foldline("parked", *words, str(uuid4()))
+        assert (code, refused["error"]["reason"]) == (1, "PARKED_NOT_FOUND")

@@ -10,6 +10,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -70,6 +71,38 @@ def bad(situation: str, call: Callable[[Scene, Place], Awaitable[object]], *fiel
     """A row of what breaks the rules of fields."""
     return Row(situation, call, "INVALID_ARGUMENT", "INVALID_REQUEST", fields)
 
+
+async def watch(scene: Scene, rpc: str, **fields: str) -> object:
+    """The first answer of a Watch RPC, or how it was refused."""
+    name = rpc.removeprefix("Watch").lower()
+    module = import_module(f"bank.v1.{name}_query_pb2")
+    stub = getattr(scene.bank, f"{name}_queries")
+    return await getattr(stub, rpc)(getattr(module, f"{rpc}Request")(**fields), metadata=scene.bank.who, timeout=20).read()
+
+
+def watched(name: str, situation: str, code: str, reason: str, *fields: str, **asked: str) -> Row:
+    """A row of a watch; of what is not there unless an id is given."""
+    rpc, asked = f"Watch{name.title()}", {f"{name}_id": NIL, **asked}
+    return Row(f"{rpc}: {situation}", lambda s, p: watch(s, rpc, **asked), code, reason, fields)
+
+
+WATCHED = [
+    row
+    for name in ("account", "person", "transfer", "user")
+    for row in (
+        watched(name, "no UUID", "INVALID_ARGUMENT", "INVALID_REQUEST", f"{name}_id", **{f"{name}_id": "x"}),
+        watched(name, "not there", "NOT_FOUND", f"{name.upper()}_NOT_FOUND"),
+        watched(name, "nobody's token", "INVALID_ARGUMENT", "RESUME_TOKEN_INVALID", "resume_token", resume_token="e30"),
+        watched(
+            name,
+            "a consistency token of nobody",
+            "INVALID_ARGUMENT",
+            "CONSISTENCY_TOKEN_MALFORMED",
+            "consistency_token",
+            consistency_token="e30",
+        ),
+    )
+]
 
 MALFORMED = [
     bad("amount: zero", lambda s, p: s.bank.deposit(p.blue, 0), "amount_minor"),
@@ -630,7 +663,7 @@ ODDITIES = [
     ),
 ]
 
-TABLE = [*MALFORMED, *ABSENT, *AGAINST_A_RULE, *PACKED, *FORBIDDEN, *TOO_MUCH, *QUERIES, *ODDITIES]
+TABLE = [*MALFORMED, *WATCHED, *ABSENT, *AGAINST_A_RULE, *PACKED, *FORBIDDEN, *TOO_MUCH, *QUERIES, *ODDITIES]
 
 
 @pytest.fixture(scope="session")

@@ -45,6 +45,11 @@ class AccountQueryServiceStub:
                 request_serializer=bank_dot_v1_dot_account__query__pb2.ListAccountsRequest.SerializeToString,
                 response_deserializer=bank_dot_v1_dot_account__query__pb2.ListAccountsResponse.FromString,
                 _registered_method=True)
+        self.WatchAccount = channel.unary_stream(
+                '/bank.v1.AccountQueryService/WatchAccount',
+                request_serializer=bank_dot_v1_dot_account__query__pb2.WatchAccountRequest.SerializeToString,
+                response_deserializer=bank_dot_v1_dot_account__query__pb2.WatchAccountResponse.FromString,
+                _registered_method=True)
         self.ListMovements = channel.unary_unary(
                 '/bank.v1.AccountQueryService/ListMovements',
                 request_serializer=bank_dot_v1_dot_account__query__pb2.ListMovementsRequest.SerializeToString,
@@ -68,6 +73,15 @@ class AccountQueryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchAccount(self, request, context):
+        """The account as it is now, then again whenever it changes, until the caller ends the call. What several commits change shortly after
+        each other may come as one change. The server ends a watch after an hour, when it is stopped and when the database is away:
+        go on with the last resume token. Refusals: ACCOUNT_NOT_FOUND, RESUME_TOKEN_INVALID, TOO_MANY_WATCHES, WATCH_TOO_SLOW.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListMovements(self, request, context):
         """The account's statement: what moved, the newest first.
         """
@@ -87,6 +101,11 @@ def add_AccountQueryServiceServicer_to_server(servicer, server):
                     servicer.ListAccounts,
                     request_deserializer=bank_dot_v1_dot_account__query__pb2.ListAccountsRequest.FromString,
                     response_serializer=bank_dot_v1_dot_account__query__pb2.ListAccountsResponse.SerializeToString,
+            ),
+            'WatchAccount': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchAccount,
+                    request_deserializer=bank_dot_v1_dot_account__query__pb2.WatchAccountRequest.FromString,
+                    response_serializer=bank_dot_v1_dot_account__query__pb2.WatchAccountResponse.SerializeToString,
             ),
             'ListMovements': grpc.unary_unary_rpc_method_handler(
                     servicer.ListMovements,
@@ -149,6 +168,33 @@ class AccountQueryService:
             '/bank.v1.AccountQueryService/ListAccounts',
             bank_dot_v1_dot_account__query__pb2.ListAccountsRequest.SerializeToString,
             bank_dot_v1_dot_account__query__pb2.ListAccountsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchAccount(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/bank.v1.AccountQueryService/WatchAccount',
+            bank_dot_v1_dot_account__query__pb2.WatchAccountRequest.SerializeToString,
+            bank_dot_v1_dot_account__query__pb2.WatchAccountResponse.FromString,
             options,
             channel_credentials,
             insecure,

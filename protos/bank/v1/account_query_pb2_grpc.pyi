@@ -18,6 +18,11 @@ class AccountQueryServiceStub:
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetAccount: _aio.UnaryUnaryMultiCallable[_account_query_pb2.GetAccountRequest, _account_query_pb2.GetAccountResponse]
     ListAccounts: _aio.UnaryUnaryMultiCallable[_account_query_pb2.ListAccountsRequest, _account_query_pb2.ListAccountsResponse]
+    WatchAccount: _aio.UnaryStreamMultiCallable[_account_query_pb2.WatchAccountRequest, _account_query_pb2.WatchAccountResponse]
+    """The account as it is now, then again whenever it changes, until the caller ends the call. What several commits change shortly after
+    each other may come as one change. The server ends a watch after an hour, when it is stopped and when the database is away:
+    go on with the last resume token. Refusals: ACCOUNT_NOT_FOUND, RESUME_TOKEN_INVALID, TOO_MANY_WATCHES, WATCH_TOO_SLOW.
+    """
     ListMovements: _aio.UnaryUnaryMultiCallable[_account_query_pb2.ListMovementsRequest, _account_query_pb2.ListMovementsResponse]
     """The account's statement: what moved, the newest first."""
 
@@ -37,6 +42,17 @@ class AccountQueryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _account_query_pb2.ListAccountsRequest,
         context: _aio.ServicerContext[_account_query_pb2.ListAccountsRequest, _abc.Awaitable[_account_query_pb2.ListAccountsResponse]],
     ) -> _abc.Awaitable[_account_query_pb2.ListAccountsResponse]: ...
+
+    @_abc_1.abstractmethod
+    def WatchAccount(
+        self,
+        request: _account_query_pb2.WatchAccountRequest,
+        context: _aio.ServicerContext[_account_query_pb2.WatchAccountRequest, _abc.AsyncIterator[_account_query_pb2.WatchAccountResponse]],
+    ) -> _abc.AsyncIterator[_account_query_pb2.WatchAccountResponse]:
+        """The account as it is now, then again whenever it changes, until the caller ends the call. What several commits change shortly after
+        each other may come as one change. The server ends a watch after an hour, when it is stopped and when the database is away:
+        go on with the last resume token. Refusals: ACCOUNT_NOT_FOUND, RESUME_TOKEN_INVALID, TOO_MANY_WATCHES, WATCH_TOO_SLOW.
+        """
 
     @_abc_1.abstractmethod
     def ListMovements(

@@ -238,3 +238,55 @@ class ListPersonsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListPersonsResponse: _TypeAlias = ListPersonsResponse  # noqa: Y015
+
+@_typing.final
+class WatchPersonRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PERSON_ID_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_TOKEN_FIELD_NUMBER: _builtins.int
+    person_id: _builtins.str
+    resume_token: _builtins.str
+    """From the last answer of an earlier watch of the same person: the first answer is then what has changed since, if anything has."""
+    consistency_token: _builtins.str
+    """From a command's receipt: the first answer has that command seen."""
+    def __init__(
+        self,
+        *,
+        person_id: _builtins.str = ...,
+        resume_token: _builtins.str = ...,
+        consistency_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency_token", b"consistency_token", "person_id", b"person_id", "resume_token", b"resume_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchPersonRequest: _TypeAlias = WatchPersonRequest  # noqa: Y015
+
+@_typing.final
+class WatchPersonResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PERSON_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    resume_token: _builtins.str
+    @_builtins.property
+    def person(self) -> Global___PersonSummary:
+        """Absent in a heartbeat, which says that nothing has changed."""
+
+    def __init__(
+        self,
+        *,
+        person: Global___PersonSummary | None = ...,
+        resume_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["person", b"person"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["person", b"person", "resume_token", b"resume_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchPersonResponse: _TypeAlias = WatchPersonResponse  # noqa: Y015

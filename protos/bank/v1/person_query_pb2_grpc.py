@@ -45,6 +45,11 @@ class PersonQueryServiceStub:
                 request_serializer=bank_dot_v1_dot_person__query__pb2.ListPersonsRequest.SerializeToString,
                 response_deserializer=bank_dot_v1_dot_person__query__pb2.ListPersonsResponse.FromString,
                 _registered_method=True)
+        self.WatchPerson = channel.unary_stream(
+                '/bank.v1.PersonQueryService/WatchPerson',
+                request_serializer=bank_dot_v1_dot_person__query__pb2.WatchPersonRequest.SerializeToString,
+                response_deserializer=bank_dot_v1_dot_person__query__pb2.WatchPersonResponse.FromString,
+                _registered_method=True)
 
 
 class PersonQueryServiceServicer:
@@ -63,6 +68,15 @@ class PersonQueryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchPerson(self, request, context):
+        """The person as it is now, then again whenever it changes, until the caller ends the call. What several commits change shortly after
+        each other may come as one change. The server ends a watch after an hour, when it is stopped and when the database is away:
+        go on with the last resume token. Refusals: PERSON_NOT_FOUND, RESUME_TOKEN_INVALID, TOO_MANY_WATCHES, WATCH_TOO_SLOW.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PersonQueryServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -75,6 +89,11 @@ def add_PersonQueryServiceServicer_to_server(servicer, server):
                     servicer.ListPersons,
                     request_deserializer=bank_dot_v1_dot_person__query__pb2.ListPersonsRequest.FromString,
                     response_serializer=bank_dot_v1_dot_person__query__pb2.ListPersonsResponse.SerializeToString,
+            ),
+            'WatchPerson': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchPerson,
+                    request_deserializer=bank_dot_v1_dot_person__query__pb2.WatchPersonRequest.FromString,
+                    response_serializer=bank_dot_v1_dot_person__query__pb2.WatchPersonResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -132,6 +151,33 @@ class PersonQueryService:
             '/bank.v1.PersonQueryService/ListPersons',
             bank_dot_v1_dot_person__query__pb2.ListPersonsRequest.SerializeToString,
             bank_dot_v1_dot_person__query__pb2.ListPersonsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchPerson(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/bank.v1.PersonQueryService/WatchPerson',
+            bank_dot_v1_dot_person__query__pb2.WatchPersonRequest.SerializeToString,
+            bank_dot_v1_dot_person__query__pb2.WatchPersonResponse.FromString,
             options,
             channel_credentials,
             insecure,

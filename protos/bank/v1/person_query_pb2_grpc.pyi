@@ -18,6 +18,11 @@ class PersonQueryServiceStub:
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetPerson: _aio.UnaryUnaryMultiCallable[_person_query_pb2.GetPersonRequest, _person_query_pb2.GetPersonResponse]
     ListPersons: _aio.UnaryUnaryMultiCallable[_person_query_pb2.ListPersonsRequest, _person_query_pb2.ListPersonsResponse]
+    WatchPerson: _aio.UnaryStreamMultiCallable[_person_query_pb2.WatchPersonRequest, _person_query_pb2.WatchPersonResponse]
+    """The person as it is now, then again whenever it changes, until the caller ends the call. What several commits change shortly after
+    each other may come as one change. The server ends a watch after an hour, when it is stopped and when the database is away:
+    go on with the last resume token. Refusals: PERSON_NOT_FOUND, RESUME_TOKEN_INVALID, TOO_MANY_WATCHES, WATCH_TOO_SLOW.
+    """
 
 class PersonQueryServiceServicer(metaclass=_abc_1.ABCMeta):
     """Questions about people. Answers come from tables that follow the line of events."""
@@ -35,5 +40,16 @@ class PersonQueryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _person_query_pb2.ListPersonsRequest,
         context: _aio.ServicerContext[_person_query_pb2.ListPersonsRequest, _abc.Awaitable[_person_query_pb2.ListPersonsResponse]],
     ) -> _abc.Awaitable[_person_query_pb2.ListPersonsResponse]: ...
+
+    @_abc_1.abstractmethod
+    def WatchPerson(
+        self,
+        request: _person_query_pb2.WatchPersonRequest,
+        context: _aio.ServicerContext[_person_query_pb2.WatchPersonRequest, _abc.AsyncIterator[_person_query_pb2.WatchPersonResponse]],
+    ) -> _abc.AsyncIterator[_person_query_pb2.WatchPersonResponse]:
+        """The person as it is now, then again whenever it changes, until the caller ends the call. What several commits change shortly after
+        each other may come as one change. The server ends a watch after an hour, when it is stopped and when the database is away:
+        go on with the last resume token. Refusals: PERSON_NOT_FOUND, RESUME_TOKEN_INVALID, TOO_MANY_WATCHES, WATCH_TOO_SLOW.
+        """
 
 def add_PersonQueryServiceServicer_to_server(servicer: PersonQueryServiceServicer, server: _aio.Server) -> None: ...

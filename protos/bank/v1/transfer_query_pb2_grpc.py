@@ -45,6 +45,11 @@ class TransferQueryServiceStub:
                 request_serializer=bank_dot_v1_dot_transfer__query__pb2.ListTransfersRequest.SerializeToString,
                 response_deserializer=bank_dot_v1_dot_transfer__query__pb2.ListTransfersResponse.FromString,
                 _registered_method=True)
+        self.WatchTransfer = channel.unary_stream(
+                '/bank.v1.TransferQueryService/WatchTransfer',
+                request_serializer=bank_dot_v1_dot_transfer__query__pb2.WatchTransferRequest.SerializeToString,
+                response_deserializer=bank_dot_v1_dot_transfer__query__pb2.WatchTransferResponse.FromString,
+                _registered_method=True)
 
 
 class TransferQueryServiceServicer:
@@ -63,6 +68,15 @@ class TransferQueryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchTransfer(self, request, context):
+        """The transfer as it is now, then again whenever it changes, until the caller ends the call. What several commits change shortly after
+        each other may come as one change. The server ends a watch after an hour, when it is stopped and when the database is away:
+        go on with the last resume token. Refusals: TRANSFER_NOT_FOUND, RESUME_TOKEN_INVALID, TOO_MANY_WATCHES, WATCH_TOO_SLOW.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TransferQueryServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -75,6 +89,11 @@ def add_TransferQueryServiceServicer_to_server(servicer, server):
                     servicer.ListTransfers,
                     request_deserializer=bank_dot_v1_dot_transfer__query__pb2.ListTransfersRequest.FromString,
                     response_serializer=bank_dot_v1_dot_transfer__query__pb2.ListTransfersResponse.SerializeToString,
+            ),
+            'WatchTransfer': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchTransfer,
+                    request_deserializer=bank_dot_v1_dot_transfer__query__pb2.WatchTransferRequest.FromString,
+                    response_serializer=bank_dot_v1_dot_transfer__query__pb2.WatchTransferResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -132,6 +151,33 @@ class TransferQueryService:
             '/bank.v1.TransferQueryService/ListTransfers',
             bank_dot_v1_dot_transfer__query__pb2.ListTransfersRequest.SerializeToString,
             bank_dot_v1_dot_transfer__query__pb2.ListTransfersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchTransfer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/bank.v1.TransferQueryService/WatchTransfer',
+            bank_dot_v1_dot_transfer__query__pb2.WatchTransferRequest.SerializeToString,
+            bank_dot_v1_dot_transfer__query__pb2.WatchTransferResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -18,6 +18,11 @@ class TransferQueryServiceStub:
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetTransfer: _aio.UnaryUnaryMultiCallable[_transfer_query_pb2.GetTransferRequest, _transfer_query_pb2.GetTransferResponse]
     ListTransfers: _aio.UnaryUnaryMultiCallable[_transfer_query_pb2.ListTransfersRequest, _transfer_query_pb2.ListTransfersResponse]
+    WatchTransfer: _aio.UnaryStreamMultiCallable[_transfer_query_pb2.WatchTransferRequest, _transfer_query_pb2.WatchTransferResponse]
+    """The transfer as it is now, then again whenever it changes, until the caller ends the call. What several commits change shortly after
+    each other may come as one change. The server ends a watch after an hour, when it is stopped and when the database is away:
+    go on with the last resume token. Refusals: TRANSFER_NOT_FOUND, RESUME_TOKEN_INVALID, TOO_MANY_WATCHES, WATCH_TOO_SLOW.
+    """
 
 class TransferQueryServiceServicer(metaclass=_abc_1.ABCMeta):
     """Questions about transfers. Answers come from tables that follow the line of events."""
@@ -35,5 +40,16 @@ class TransferQueryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _transfer_query_pb2.ListTransfersRequest,
         context: _aio.ServicerContext[_transfer_query_pb2.ListTransfersRequest, _abc.Awaitable[_transfer_query_pb2.ListTransfersResponse]],
     ) -> _abc.Awaitable[_transfer_query_pb2.ListTransfersResponse]: ...
+
+    @_abc_1.abstractmethod
+    def WatchTransfer(
+        self,
+        request: _transfer_query_pb2.WatchTransferRequest,
+        context: _aio.ServicerContext[_transfer_query_pb2.WatchTransferRequest, _abc.AsyncIterator[_transfer_query_pb2.WatchTransferResponse]],
+    ) -> _abc.AsyncIterator[_transfer_query_pb2.WatchTransferResponse]:
+        """The transfer as it is now, then again whenever it changes, until the caller ends the call. What several commits change shortly after
+        each other may come as one change. The server ends a watch after an hour, when it is stopped and when the database is away:
+        go on with the last resume token. Refusals: TRANSFER_NOT_FOUND, RESUME_TOKEN_INVALID, TOO_MANY_WATCHES, WATCH_TOO_SLOW.
+        """
 
 def add_TransferQueryServiceServicer_to_server(servicer: TransferQueryServiceServicer, server: _aio.Server) -> None: ...

@@ -45,6 +45,11 @@ class UserQueryServiceStub:
                 request_serializer=bank_dot_v1_dot_user__query__pb2.ListUsersRequest.SerializeToString,
                 response_deserializer=bank_dot_v1_dot_user__query__pb2.ListUsersResponse.FromString,
                 _registered_method=True)
+        self.WatchUser = channel.unary_stream(
+                '/bank.v1.UserQueryService/WatchUser',
+                request_serializer=bank_dot_v1_dot_user__query__pb2.WatchUserRequest.SerializeToString,
+                response_deserializer=bank_dot_v1_dot_user__query__pb2.WatchUserResponse.FromString,
+                _registered_method=True)
 
 
 class UserQueryServiceServicer:
@@ -63,6 +68,15 @@ class UserQueryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchUser(self, request, context):
+        """The user as it is now, then again whenever it changes, until the caller ends the call. What several commits change shortly after
+        each other may come as one change. The server ends a watch after an hour, when it is stopped and when the database is away:
+        go on with the last resume token. Refusals: USER_NOT_FOUND, RESUME_TOKEN_INVALID, TOO_MANY_WATCHES, WATCH_TOO_SLOW.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_UserQueryServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -75,6 +89,11 @@ def add_UserQueryServiceServicer_to_server(servicer, server):
                     servicer.ListUsers,
                     request_deserializer=bank_dot_v1_dot_user__query__pb2.ListUsersRequest.FromString,
                     response_serializer=bank_dot_v1_dot_user__query__pb2.ListUsersResponse.SerializeToString,
+            ),
+            'WatchUser': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchUser,
+                    request_deserializer=bank_dot_v1_dot_user__query__pb2.WatchUserRequest.FromString,
+                    response_serializer=bank_dot_v1_dot_user__query__pb2.WatchUserResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -132,6 +151,33 @@ class UserQueryService:
             '/bank.v1.UserQueryService/ListUsers',
             bank_dot_v1_dot_user__query__pb2.ListUsersRequest.SerializeToString,
             bank_dot_v1_dot_user__query__pb2.ListUsersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/bank.v1.UserQueryService/WatchUser',
+            bank_dot_v1_dot_user__query__pb2.WatchUserRequest.SerializeToString,
+            bank_dot_v1_dot_user__query__pb2.WatchUserResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -18,6 +18,11 @@ class UserQueryServiceStub:
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetUser: _aio.UnaryUnaryMultiCallable[_user_query_pb2.GetUserRequest, _user_query_pb2.GetUserResponse]
     ListUsers: _aio.UnaryUnaryMultiCallable[_user_query_pb2.ListUsersRequest, _user_query_pb2.ListUsersResponse]
+    WatchUser: _aio.UnaryStreamMultiCallable[_user_query_pb2.WatchUserRequest, _user_query_pb2.WatchUserResponse]
+    """The user as it is now, then again whenever it changes, until the caller ends the call. What several commits change shortly after
+    each other may come as one change. The server ends a watch after an hour, when it is stopped and when the database is away:
+    go on with the last resume token. Refusals: USER_NOT_FOUND, RESUME_TOKEN_INVALID, TOO_MANY_WATCHES, WATCH_TOO_SLOW.
+    """
 
 class UserQueryServiceServicer(metaclass=_abc_1.ABCMeta):
     """Questions about users. Answers come from tables that follow the line of events."""
@@ -35,5 +40,16 @@ class UserQueryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _user_query_pb2.ListUsersRequest,
         context: _aio.ServicerContext[_user_query_pb2.ListUsersRequest, _abc.Awaitable[_user_query_pb2.ListUsersResponse]],
     ) -> _abc.Awaitable[_user_query_pb2.ListUsersResponse]: ...
+
+    @_abc_1.abstractmethod
+    def WatchUser(
+        self,
+        request: _user_query_pb2.WatchUserRequest,
+        context: _aio.ServicerContext[_user_query_pb2.WatchUserRequest, _abc.AsyncIterator[_user_query_pb2.WatchUserResponse]],
+    ) -> _abc.AsyncIterator[_user_query_pb2.WatchUserResponse]:
+        """The user as it is now, then again whenever it changes, until the caller ends the call. What several commits change shortly after
+        each other may come as one change. The server ends a watch after an hour, when it is stopped and when the database is away:
+        go on with the last resume token. Refusals: USER_NOT_FOUND, RESUME_TOKEN_INVALID, TOO_MANY_WATCHES, WATCH_TOO_SLOW.
+        """
 
 def add_UserQueryServiceServicer_to_server(servicer: UserQueryServiceServicer, server: _aio.Server) -> None: ...

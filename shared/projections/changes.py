@@ -1,0 +1,53 @@
+"""Which rows a transaction of a projection changed: written with the rows, read by those who watch them (`watch`).
+
+The changes of a group have numbers without a gap. The last 512 are kept, so a reader that was away too long, or finds a change
+without its rows, reads everything that it watches anew.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+
+from shared.platform.postgres import Connection
+
+ROWS_MAX = 100
+"""More rows of one transaction are not named: then all may have changed. Catching up, a projector would only write them."""
+
+RowId = tuple[str, str]
+"""Tenant and id of a summary's row."""
+
+_WRITE = """
+WITH head AS (
+  INSERT INTO row_change_heads AS h (group_name, shard, seq) VALUES (%s, %s, 1)
+  ON CONFLICT (group_name, shard) DO UPDATE SET seq = h.seq + 1 RETURNING group_name, shard, seq)
+INSERT INTO row_changes (group_name, shard, slot, seq, changed)
+SELECT group_name, shard, seq %% 512, seq, %s::text FROM head
+ON CONFLICT (group_name, shard, slot) DO UPDATE SET seq = excluded.seq, changed = excluded.changed
+"""
+
+
+async def write(connection: Connection, group: str, shard: int, rows: Collection[RowId] | None) -> None:
+    """Sends what a transaction changed, inside of it; None if that may be every row."""
+    changed = None if rows is None or len(rows) > ROWS_MAX else json.dumps(list(rows))
+    await connection.execute(_WRITE, (group, shard, changed))
+
+
+async def head(connection: Connection, group: str, shard: int) -> int:
+    """The number of the last change; 0 if there was none."""
+    cursor = await connection.execute("SELECT seq FROM row_change_heads WHERE group_name = %s AND shard = %s", (group, shard))
+    row = await cursor.fetchone()
+    return 0 if row is None else int(row[0])
+
+
+async def since(connection: Connection, group: str, shard: int, seq: int) -> tuple[int, set[RowId] | None]:
+    """The number of the last change, and the rows that changed behind `seq`; None if every row may have changed."""
+    cursor = await connection.execute("SELECT * FROM row_changes_since(%s, %s, %s)", (group, shard, seq))
+    found = await cursor.fetchall()
+    if not found:
+        return seq, set()
+    last: int = found[-1][0]
+    changed = [rows for _, rows in found]
+    if len(found) != last - seq or None in changed:
+        return last, None
+    return last, {(tenant, id_) for rows in changed for tenant, id_ in json.loads(rows)}
