@@ -32,6 +32,7 @@ from write_service.history import HistoryService
 from write_service.passwords import Passwords, PasswordVerifier
 from write_service.registry import ADMINS, build_registry
 from write_service.servicers import COMMANDS, add_command_services
+from write_service.tries import Tries
 
 
 class WriteSettings(ServerSettings):
@@ -85,7 +86,8 @@ def build(settings: WriteSettings, reads: Reads) -> Server:
     committer.observer.register(server.probes.metrics, settings.tenants_told_apart)
     add_command_services(server, commands)
     server.add(
-        user_pb2_grpc.add_UserServiceServicer_to_server, UserService(commands, PasswordVerifier(registry, reads, passwords))
+        user_pb2_grpc.add_UserServiceServicer_to_server,
+        UserService(commands, PasswordVerifier(registry, reads, passwords, Tries(reads))),
     )
     service = CommandService(commands, reads, registry, Schedule(reads))
     server.add(command_pb2_grpc.add_CommandServiceServicer_to_server, service)

@@ -1,21 +1,35 @@
-"""Counts the tries of passwords, within this process."""
+"""Counts wrong passwords in the write database, where all replicas see them."""
 
 from __future__ import annotations
 
-from limits import RateLimitItemPerMinute
-from limits.storage import MemoryStorage
-from limits.strategies import MovingWindowRateLimiter
+from shared.platform.postgres import Reads
+
+PER_LOGIN_A_MINUTE = 10
+PER_TENANT_A_MINUTE = 600
 
 
 class Tries:
-    """Counts tries within the last minute, for each login and for each tenant."""
+    """Counts tries within the last minute, for each login and for each tenant; a right password is none.
 
-    def __init__(self, *, per_login: int, per_tenant: int) -> None:
-        """The arguments are the most tries that are allowed in a minute."""
-        self._limiter = MovingWindowRateLimiter(MemoryStorage())
-        self._per_login = RateLimitItemPerMinute(per_login, namespace="login")
-        self._per_tenant = RateLimitItemPerMinute(per_tenant, namespace="tenant")
+    Each is counted before the password is checked, so that many at once are not let through together. Killed in between: one
+    try too many is counted for a minute.
+    """
 
-    def count(self, tenant: str, held: str) -> bool:
-        """Counts a try of a tenant's login; false if there were too many before."""
-        return self._limiter.hit(self._per_login, tenant, held) and self._limiter.hit(self._per_tenant, tenant)
+    def __init__(self, database: Reads, *, per_login: int = PER_LOGIN_A_MINUTE, per_tenant: int = PER_TENANT_A_MINUTE) -> None:
+        """The limits are the most tries that are allowed in a minute."""
+        self._database = database
+        self._limits = (per_login, per_tenant)
+
+    async def count(self, tenant: str, login_id: str) -> bool:
+        """Counts a try of a tenant's login; false, and not counted, if there were too many before."""
+        async with self._database.connection() as connection:
+            cursor = await connection.execute(
+                "SELECT count_password_try(%s, %s, %s::integer, %s::integer)", (tenant, login_id, *self._limits)
+            )
+            [(allowed,)] = await cursor.fetchall()
+        return bool(allowed)
+
+    async def forget(self, tenant: str, login_id: str) -> None:
+        """The login's tries are none, and the tenant's one less: the password was right."""
+        async with self._database.connection() as connection:
+            await connection.execute("SELECT forget_password_tries(%s, %s)", (tenant, login_id))

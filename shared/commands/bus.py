@@ -94,7 +94,7 @@ class CommandBus:
             known = (await read_commands(connection, [command.key])).get(command.key)
         if known is not None and is_final(known, command):
             return outcome_again(known, command)
-        command = replace(command, content=await prepare(command.content))
+        command = replace(command, content=await prepare(command.key[0], command.content))
         [[outcome]] = await self._committer.submit([[command]])
         return outcome
 

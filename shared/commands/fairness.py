@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, KeysView
+from collections.abc import AsyncIterator, Callable, Iterable, KeysView
+from contextlib import asynccontextmanager
 from typing import Generic, TypeVar
+
+from shared.folds.errors import Refusal
 
 ItemT = TypeVar("ItemT")
 
@@ -108,3 +111,70 @@ class Turns:
                 asyncio.get_running_loop().call_soon(self._admit)
                 return
         self._busy = False
+
+
+class Slots:
+    """A few slots for long work, given by turns between tenants, and a limit on how many wait for one.
+
+    One tenant alone may take all slots, and all room to wait. When that is full, a tenant that has less than its share of
+    it gets the place of the newest that waits for the tenant with most.
+    """
+
+    def __init__(self, slots: int, waiting_max: int, refusal: Callable[[], Refusal]) -> None:
+        """`refusal` makes what is raised when there is no room to wait."""
+        self._free = slots
+        self._waiting_max = waiting_max
+        self._refusal = refusal
+        self._queue: FairQueue[asyncio.Future[None]] = FairQueue(quantum=1)
+        self._waiting: dict[str, dict[asyncio.Future[None], None]] = {}
+
+    @asynccontextmanager
+    async def one(self, tenant: str) -> AsyncIterator[None]:
+        """A slot for the block. Raises the refusal if there is no room to wait for one."""
+        if self._free:
+            self._free -= 1
+        else:
+            await self._wait(tenant)
+        try:
+            yield
+        finally:
+            self._pass_on()
+
+    async def _wait(self, tenant: str) -> None:
+        self._make_room(tenant)
+        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(tenant, {})[granted] = None
+        self._queue.put(tenant, granted)
+        try:
+            await granted
+        except asyncio.CancelledError:
+            if granted.done() and not granted.cancelled() and granted.exception() is None:
+                self._pass_on()  # it was given in the moment when the caller left
+            raise
+        finally:
+            self._leave(tenant, granted)
+
+    def _make_room(self, tenant: str) -> None:
+        if sum(map(len, self._waiting.values())) < self._waiting_max:
+            return
+        tenants = len(self._waiting) + (tenant not in self._waiting)
+        if len(self._waiting.get(tenant, ())) >= max(self._waiting_max // tenants, 1):
+            raise self._refusal()
+        greediest = max(self._waiting, key=lambda name: len(self._waiting[name]))
+        newest = next(reversed(self._waiting[greediest]))
+        self._leave(greediest, newest)
+        newest.set_exception(self._refusal())
+
+    def _leave(self, tenant: str, granted: asyncio.Future[None]) -> None:
+        of_tenant = self._waiting.get(tenant, {})
+        of_tenant.pop(granted, None)
+        if not of_tenant:
+            self._waiting.pop(tenant, None)
+
+    def _pass_on(self) -> None:
+        while self._queue:
+            granted = self._queue.pop()
+            if not granted.done():
+                granted.set_result(None)
+                return
+        self._free += 1

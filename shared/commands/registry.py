@@ -17,8 +17,8 @@ from shared.folds.aggregate import Aggregate, Content, Decision, Event, State
 from shared.folds.errors import Forbidden
 from shared.platform.identity import Role
 
-Prepare = Callable[[Content], Awaitable[Content]]
-"""Work on a command's content before the decision, which must be pure: for example hashing a password."""
+Prepare = Callable[[str, Content], Awaitable[Content]]
+"""Work on a tenant's command before the decision, which must be pure: for example hashing a password."""
 
 
 SWITCHES_ID = "overrides"

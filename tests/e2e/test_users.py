@@ -210,9 +210,12 @@ async def test_who_failed_to_register_cannot_log_in(bank: Bank) -> None:
 
 
 async def test_who_guesses_is_made_to_wait(bank: Bank) -> None:
-    """After ten tries of a login, right ones too, with the time to wait; another login of the tenant is open still."""
+    """After ten wrong passwords of a login, with the time to wait; another login of the tenant is open still."""
     user_id, receipt = await bank.register_user("alice", PASSWORD)
     await bank.ended_registration((user_id, receipt))
+    for nth in range(9):
+        assert (await refused(bank.verify("alice", f"guess number {nth}"))).reason == "LOGIN_REFUSED"
+    assert await bank.verify("alice", PASSWORD) == user_id, "which forgives the wrong ones"
     for nth in range(10):
         assert (await refused(bank.verify("alice", f"guess number {nth}"))).reason == "LOGIN_REFUSED"
     told = await refused(bank.verify("ALICE", PASSWORD))

@@ -16,6 +16,7 @@ from write_service import passwords
 from write_service.domain.login import Login, login_id
 from write_service.domain.user_types import StartUserRegistration
 from write_service.passwords import NOBODY, THREADS, WAITING_MAX, Passwords, PasswordVerifier
+from write_service.tries import PER_LOGIN_A_MINUTE, PER_TENANT_A_MINUTE
 
 RIGHT, WRONG = "correct horse battery", "correct horse batteries"
 
@@ -55,6 +56,26 @@ class FakeReads:
         yield None
 
 
+class FakeTries:
+    """Counts for ever, as the database does for a minute."""
+
+    def __init__(self) -> None:
+        self.counted: Counter[tuple[str, str]] = Counter()
+
+    async def count(self, tenant: str, login_id: str) -> bool:
+        """False if there were too many."""
+        if self.counted[tenant, login_id] >= PER_LOGIN_A_MINUTE or self.counted[tenant, ""] >= PER_TENANT_A_MINUTE:
+            return False
+        self.counted[tenant, login_id] += 1
+        self.counted[tenant, ""] += 1
+        return True
+
+    async def forget(self, tenant: str, login_id: str) -> None:
+        """The password was right."""
+        self.counted[tenant, login_id] = 0
+        self.counted[tenant, ""] -= 1
+
+
 class House:
     """A door, its hasher, and who lives there: Alice holds the login `alice`, Bob has reserved `bob`."""
 
@@ -64,7 +85,7 @@ class House:
         self.hasher = CountingHasher(self.passwords._hasher)
         self.passwords._hasher = self.hasher  # type: ignore[assignment]
         self.reads = FakeReads()
-        self.door = PasswordVerifier(None, self.reads, self.passwords)  # type: ignore[arg-type]
+        self.door = PasswordVerifier(None, self.reads, self.passwords, FakeTries())  # type: ignore[arg-type]
         self.looked_up: Counter[str] = Counter()
         holders = {
             login_id("acme", "alice"): Login(holder_id="u-alice", confirmed=True),
@@ -132,15 +153,15 @@ async def test_every_try_costs_the_same(house: House, name: str) -> None:
 async def test_the_hash_of_nobody_is_nobodys_password(house: House) -> None:
     """Even one who knew that hash's password would not be let in."""
     house.passwords._nobodys_hash = house.hasher.hash(RIGHT)
-    assert not await house.passwords.matches(RIGHT, None)
+    assert not await house.passwords.matches("acme", RIGHT, None)
     with pytest.raises(Unauthenticated):
         await house.door.verify("acme", "carol", RIGHT)
 
 
 async def test_a_hash_of_another_kind_lets_nobody_in(house: House) -> None:
     """It is no defect either."""
-    assert not await house.passwords.matches(RIGHT, "$2b$12$abcdefghijklmnopqrstuv")
-    assert not await house.passwords.matches(RIGHT, "")
+    assert not await house.passwords.matches("acme", RIGHT, "$2b$12$abcdefghijklmnopqrstuv")
+    assert not await house.passwords.matches("acme", RIGHT, "")
 
 
 async def refusals(door: PasswordVerifier, times: int, login: Callable[[int], str], tenant: str = "acme") -> Counter[str]:
@@ -155,7 +176,7 @@ async def refusals(door: PasswordVerifier, times: int, login: Callable[[int], st
 
 
 async def test_ten_tries_a_minute_for_a_login(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However it is written, and with the right password too; other logins and tenants are not kept waiting."""
+    """However it is written; other logins and tenants are not kept waiting."""
     monkeypatch.setattr(house.hasher, "verify", lambda password, _: password == RIGHT)
     ways = ["alice", "ALICE", "\uff41lice"]
     assert await refusals(house.door, 15, lambda nth: ways[nth % 3]) == {"LOGIN_REFUSED": 10, "TOO_MANY_TRIES": 5}
@@ -164,6 +185,42 @@ async def test_ten_tries_a_minute_for_a_login(house: House, monkeypatch: pytest.
     assert refused.value.retry_after_s == 60
     assert await refusals(house.door, 1, lambda _: "bob") == {"LOGIN_REFUSED": 1}
     assert await refusals(house.door, 1, lambda _: "alice", "umbrella") == {"LOGIN_REFUSED": 1}
+
+
+async def test_a_right_password_is_no_try(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And forgives the wrong ones before it: whoever logs in often is not locked out."""
+    monkeypatch.setattr(house.hasher, "verify", lambda password, _: password == RIGHT)
+    for _ in range(3):
+        assert await refusals(house.door, 9, lambda _: "alice") == {"LOGIN_REFUSED": 9}
+        for _ in range(5):
+            assert await house.door.verify("acme", "alice", RIGHT) == "u-alice"
+
+
+async def test_a_tenant_that_registers_thousands_delays_no_other_by_more_than_a_turn(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All threads and all room to wait are one tenant's; another's password is checked within the next few."""
+    done, gate = [], threading.Semaphore(0)
+
+    def hash_(password: str) -> str:
+        gate.acquire(timeout=20)
+        done.append(password)
+        return password
+
+    monkeypatch.setattr(house.hasher, "hash", hash_)
+    flood = [asyncio.create_task(house.passwords.prepare("acme", start_of("acme"))) for _ in range(THREADS + WAITING_MAX)]
+    await asyncio.sleep(0)
+    other = asyncio.create_task(house.passwords.prepare("umbrella", start_of("umbrella")))
+    await asyncio.sleep(0)
+    for _ in range(2 * THREADS):
+        gate.release()
+    await other
+    assert done.index("umbrella") <= 2 * THREADS
+    for _ in flood:
+        gate.release()
+    ended = await asyncio.gather(*flood, return_exceptions=True)
+    given_up = [refusal for refusal in ended if isinstance(refusal, OverLimit)]
+    assert [refusal.reason for refusal in given_up] == ["TOO_MANY_PASSWORDS"], "the newest gave its place to the other tenant"
 
 
 async def test_a_try_too_many_costs_no_hash_and_no_look_up(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,25 +247,25 @@ def start_of(password: str) -> StartUserRegistration:
 
 async def test_hashes_are_of_the_parameters_that_owasp_recommends(house: House) -> None:
     """19 MiB, two passes, one lane; salted, so that the same password never gives the same hash twice."""
-    one, other = await house.passwords.prepare(start_of(RIGHT)), await house.passwords.prepare(start_of(RIGHT))
+    one, other = await house.passwords.prepare("acme", start_of(RIGHT)), await house.passwords.prepare("acme", start_of(RIGHT))
     assert one.password.startswith("$argon2id$v=19$m=19456,t=2,p=1$")
     assert one.password != other.password
-    assert await house.passwords.matches(RIGHT, one.password)
-    assert not await house.passwords.matches(WRONG, one.password)
+    assert await house.passwords.matches("acme", RIGHT, one.password)
+    assert not await house.passwords.matches("acme", WRONG, one.password)
 
 
 async def test_what_looks_like_a_hash_is_hashed_too(house: House) -> None:
     """Else a stolen hash would be a password."""
-    stolen = (await house.passwords.prepare(start_of(RIGHT))).password
-    prepared = (await house.passwords.prepare(start_of(stolen))).password
+    stolen = (await house.passwords.prepare("acme", start_of(RIGHT))).password
+    prepared = (await house.passwords.prepare("acme", start_of(stolen))).password
     assert prepared != stolen
-    assert not await house.passwords.matches(RIGHT, prepared)
-    assert await house.passwords.matches(stolen, prepared)
+    assert not await house.passwords.matches("acme", RIGHT, prepared)
+    assert await house.passwords.matches("acme", stolen, prepared)
 
 
 async def test_two_threads_hash_and_the_loop_none(house: House) -> None:
     """However many come at once."""
-    await asyncio.gather(*[house.passwords.prepare(start_of(RIGHT)) for _ in range(8)])
+    await asyncio.gather(*[house.passwords.prepare("acme", start_of(RIGHT)) for _ in range(8)])
     assert len(house.hasher.threads) <= THREADS == 2
     assert all(name.startswith("passwords") for name in house.hasher.threads)
 
@@ -217,13 +274,13 @@ async def test_no_more_wait_than_can_be_served(house: House, monkeypatch: pytest
     """One too many is told so at once; when the others are done there is room again."""
     go = threading.Event()
     monkeypatch.setattr(house.hasher, "hash", lambda _: str(go.wait(20)))
-    waiting = [asyncio.create_task(house.passwords.prepare(start_of(RIGHT))) for _ in range(WAITING_MAX)]
+    waiting = [asyncio.create_task(house.passwords.prepare("acme", start_of(RIGHT))) for _ in range(THREADS + WAITING_MAX)]
     try:
         await asyncio.sleep(0)
         with pytest.raises(OverLimit) as refused:
-            await house.passwords.prepare(start_of(RIGHT))
+            await house.passwords.prepare("acme", start_of(RIGHT))
         assert (refused.value.reason, refused.value.retry_after_s) == ("TOO_MANY_PASSWORDS", 1)
     finally:
         go.set()
     await asyncio.gather(*waiting)
-    assert (await house.passwords.prepare(start_of(RIGHT))).password == "True"
+    assert (await house.passwords.prepare("acme", start_of(RIGHT))).password == "True"
