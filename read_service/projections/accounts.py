@@ -11,7 +11,7 @@ from typing import NamedTuple
 from bank.v1 import account_pb2, account_query_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.moments import timestamp
-from shared.folds.projection import Projection, existing, recorded_at, storable
+from shared.folds.projection import MARKS, Projection, existing, key_of, recorded_at, storable
 from shared.folds.summary import Summary, equals, is_id, rows_of
 from shared.folds.table import Code, table_of
 
@@ -92,6 +92,11 @@ def closed(row: AccountRow | None, _: account_pb2.AccountClosed, envelope: Event
     return existing(row)._replace(status=CLOSED, version=envelope.version)
 
 
+def marked(row: AccountRow | None, _: object, envelope: EventEnvelope) -> AccountRow:
+    """Into the archive, or out of it: only the version is another one."""
+    return existing(row)._replace(version=envelope.version)
+
+
 def came_in(_: MovementRow | None, event: account_pb2.MoneyDeposited, envelope: EventEnvelope) -> MovementRow:
     """A line of the statement."""
     return MovementRow(
@@ -123,7 +128,7 @@ def went_out(_: MovementRow | None, event: account_pb2.MoneyWithdrawn, envelope:
 ACCOUNTS = Projection(
     table=accounts,
     row=AccountRow,
-    key=lambda event, _: (event.account_id,),
+    key=key_of("account", lambda event: event.account_id),
     on={
         account_pb2.AccountOpened: opened,
         account_pb2.MoneyDeposited: money_moved,
@@ -131,6 +136,7 @@ ACCOUNTS = Projection(
         account_pb2.AccountFrozen: frozen,
         account_pb2.AccountUnfrozen: unfrozen,
         account_pb2.AccountClosed: closed,
+        **dict.fromkeys(MARKS, marked),
     },
 )
 

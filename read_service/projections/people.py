@@ -12,7 +12,7 @@ from typing import NamedTuple
 from bank.v1 import account_pb2, person_pb2, person_query_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.moments import timestamp, timestamp_or_none
-from shared.folds.projection import Projection, existing, recorded_at, storable
+from shared.folds.projection import MARKS, Projection, existing, key_of, recorded_at, storable
 from shared.folds.summary import Summary, begins_with, equals
 from shared.folds.table import BigNumber, Code, Int32, table_of
 
@@ -92,6 +92,11 @@ def closed(row: PersonRow | None, _: person_pb2.PersonClosed, envelope: EventEnv
     return existing(row)._replace(open_account_count=0, version=envelope.version, status=CLOSED, closed_at=recorded_at(envelope))
 
 
+def marked(row: PersonRow | None, _: object, envelope: EventEnvelope) -> PersonRow:
+    """Into the archive, or out of it: only the version is another one."""
+    return existing(row)._replace(version=envelope.version)
+
+
 def account_opened(row: PersonTotalRow | None, event: account_pb2.AccountOpened, envelope: EventEnvelope) -> PersonTotalRow:
     """The first account of a currency begins its total at zero."""
     return row or PersonTotalRow(envelope.tenant, event.owner_id, event.currency, 0)
@@ -112,13 +117,14 @@ def withdrawn(row: PersonTotalRow | None, event: account_pb2.MoneyWithdrawn, env
 PEOPLE = Projection(
     table=people,
     row=PersonRow,
-    key=lambda event, _: (event.person_id,),
+    key=key_of("person", lambda event: event.person_id),
     on={
         person_pb2.PersonRegistered: registered,
         person_pb2.PersonRenamed: renamed,
         person_pb2.AccountAttached: account_attached,
         person_pb2.AccountDetached: account_detached,
         person_pb2.PersonClosed: closed,
+        **dict.fromkeys(MARKS, marked),
     },
 )
 

@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from google.protobuf.message import Message
 
+from foldline.v1 import archive_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.table import Table
 
@@ -22,6 +23,9 @@ RowKey = tuple[Any, ...]
 
 Fold = Callable[[Row | None, Any, EventEnvelope], Row | None]
 """`project(row, event, envelope) -> row`."""
+
+MARKS = (archive_pb2.AggregateBoxed, archive_pb2.AggregateUnboxed)
+"""Events of the archive, which aggregates of any category may have. They raise the version and change nothing else."""
 
 _UNIX = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -59,6 +63,19 @@ class Group:
 
     name: str
     projections: Sequence[Projection[Any]]
+
+
+def key_of(category: str, key: Callable[[Any], str]) -> Callable[[Any, EventEnvelope], RowKey | None]:
+    """The key of a table with a row for each aggregate of a category: of a domain's event `key` reads it, of a mark of the
+    archive it is the aggregate that was boxed or unboxed, if that is of this category.
+    """
+
+    def found(event: Any, envelope: EventEnvelope) -> RowKey | None:
+        if not isinstance(event, MARKS):
+            return (key(event),)
+        return (envelope.aggregate_id,) if envelope.aggregate_type == category else None
+
+    return found
 
 
 def existing(row: Row | None) -> Row:

@@ -140,9 +140,9 @@ class Archive:
 
         Raises Unavailable (ARCHIVE_UNAVAILABLE) or Rejected (ARCHIVE_DAMAGED).
         """
-        link_ = chain(key, events)
+        link_, lines = await asyncio.to_thread(lambda: (chain(key, events), b"".join(map(_line, events))))
         location = f"{'/'.join(map(_segment, key))}/{events[-1].version:010d}-{link_.hex()[:16]}"
-        files = {EVENTS: b"".join(map(_line, events)), SNAPSHOT: json.encode(snapshot) + b"\n"}
+        files = {EVENTS: lines, SNAPSHOT: json.encode(snapshot) + b"\n"}
         manifest = Manifest(
             format=FORMAT,
             tenant=key[0],
@@ -171,22 +171,8 @@ class Archive:
         manifest = _manifest(location, await self._file(location, MANIFEST))
         if (manifest.tenant, manifest.aggregate_type, manifest.aggregate_id) != key:
             raise _damaged(location, f"{MANIFEST} is of another aggregate")
-        parts = {}
-        for name in (EVENTS, SNAPSHOT):
-            data, sum_ = await self._file(location, name), manifest.files.get(name)
-            if sum_ is None or len(data) != sum_.bytes or hashlib.sha256(data).hexdigest() != sum_.sha256:
-                raise _damaged(location, f"{name} is not as {MANIFEST} says")
-            parts[name] = data
-        try:
-            events = [_event(key, one) for one in _LINES.decode_lines(parts[EVENTS])]
-            snapshot = json.decode(parts[SNAPSHOT], type=Snapshot)
-        except (JsonError, binascii.Error, OverflowError) as error:
-            raise _damaged(location, "a file has another form") from error
-        if [event.version for event in events] != list(range(1, manifest.events + 1)) or not events:
-            raise _damaged(location, "events are missing")
-        if chain(key, events) != wanted or manifest.chain != wanted.hex():
-            raise _damaged(location, "the hash chain is not the one that was boxed")
-        return Box(key, events, snapshot, wanted, sum(map(len, parts.values())))
+        parts = {name: await self._file(location, name) for name in (EVENTS, SNAPSHOT)}
+        return await asyncio.to_thread(_checked, location, key, wanted, manifest, parts)
 
     async def events(self, location: str, key: AggregateKey, wanted: bytes, positions: Iterable[int]) -> list[StoredEvent]:
         """The events of a box that have these positions. Raises as `read` does."""
@@ -236,6 +222,24 @@ def chain(key: AggregateKey, events: Iterable[StoredEvent]) -> bytes:
     for event in events:
         last = hashlib.sha256(last + _linked(event).encode()).digest()
     return last
+
+
+def _checked(location: str, key: AggregateKey, wanted: bytes, manifest: Manifest, parts: Mapping[str, bytes]) -> Box:
+    """The box that these files make. Raises Rejected (ARCHIVE_DAMAGED)."""
+    for name, data in parts.items():
+        sum_ = manifest.files.get(name)
+        if sum_ is None or len(data) != sum_.bytes or hashlib.sha256(data).hexdigest() != sum_.sha256:
+            raise _damaged(location, f"{name} is not as {MANIFEST} says")
+    try:
+        events = [_event(key, one) for one in _LINES.decode_lines(parts[EVENTS])]
+        snapshot = json.decode(parts[SNAPSHOT], type=Snapshot)
+    except (JsonError, binascii.Error, OverflowError) as error:
+        raise _damaged(location, "a file has another form") from error
+    if [event.version for event in events] != list(range(1, manifest.events + 1)) or not events:
+        raise _damaged(location, "events are missing")
+    if chain(key, events) != wanted or manifest.chain != wanted.hex():
+        raise _damaged(location, "the hash chain is not the one that was boxed")
+    return Box(key, events, snapshot, wanted, sum(map(len, parts.values())))
 
 
 def _linked(event: StoredEvent) -> str:

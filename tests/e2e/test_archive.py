@@ -101,7 +101,8 @@ async def test_the_mad_hatter_goes_into_the_box_and_comes_back(bank: Bank, calle
     assert [(one.version, one.HasField("unboxed_at")) for one in await boxes(bank)] == [(11, False), (8, True)]
     for version in (0, 8, 11):
         assert (await verify(bank, "person", key, version)).version == (version or 11)
-    await unbox(bank, "person", key)
+    again = await unbox(bank, "person", key)
+    assert (await bank.person(key, again.consistency_token)).version == again.version == 13
     assert (await bank.stream("person", key))[:11] == [*after, *(await bank.stream("person", key, from_version=11, events_max=1))]
 
 

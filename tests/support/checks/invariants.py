@@ -27,7 +27,7 @@ from psycopg.rows import dict_row
 
 from bank.v1 import account_pb2, person_pb2, transfer_pb2, user_pb2
 from deploy.local.system import System
-from foldline.v1 import command_pb2
+from foldline.v1 import archive_pb2, command_pb2, override_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.line.broker import stream_name
 from tests.support.clients.bank import auditor, read_status
@@ -40,6 +40,9 @@ INT64_MAX = 2**63 - 1
 KINDS: dict[str, type[Message]] = {
     kind.DESCRIPTOR.full_name: kind
     for kind in (
+        archive_pb2.AggregateBoxed,
+        archive_pb2.AggregateUnboxed,
+        override_pb2.OverrideSwitched,
         person_pb2.PersonRegistered,
         person_pb2.PersonRenamed,
         person_pb2.AccountAttached,
@@ -120,12 +123,13 @@ async def _look(system: System) -> Picture | None:
     # And one for the log and the table of events.
     with psycopg.connect(system.databases.write.admin) as connection, connection.cursor(row_factory=dict_row) as cursor:
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
-        stored = cursor.execute("SELECT position FROM events ORDER BY position").fetchall()
+        stored = cursor.execute(_STORED).fetchall()
         picture.stored = [row["position"] for row in stored]
         picture.commands = cursor.execute("SELECT * FROM commands").fetchall()
     return None if picture.position != head or picture.stored[-1:] > [head] else picture
 
 
+_STORED = "SELECT position FROM events UNION ALL SELECT position FROM boxed_events ORDER BY position"
 _POSITION = "SELECT coalesce(min(position), 0) AS position FROM checkpoints WHERE serves"
 
 
@@ -379,7 +383,7 @@ def projections_are_the_fold(picture: Picture) -> None:
         assert found.keys() == expected[table].keys(), f"{table}: {found.keys() ^ expected[table].keys()}"
         for key, row in expected[table].items():
             kept = {name: found[key][name] for name in row}
-            assert kept == row, f"{table} {key}"
+            assert kept == row, f"{table} {key}: {kept}, expected {row}"
 
 
 KEYS = {

@@ -223,6 +223,17 @@ async def test_a_folder_that_is_gone_is_waited_for(write_db: Database, tmp_path:
     assert len(await whole(write_db, store)) == 26
 
 
+async def test_a_box_has_a_limit(write_db: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One event more is refused, and stays where it is."""
+    await filled(write_db, "a")
+    async with boxer(write_db.app, files_in(tmp_path)) as one:
+        monkeypatch.setattr("shared.commands.boxing.EVENTS_MAX", 11)
+        assert await refusal_of(move(one, "box", "a", str(uuid4()))) == "BOX_TOO_LARGE"
+        assert len(await online(write_db, "a")) == 12
+        monkeypatch.setattr("shared.commands.boxing.EVENTS_MAX", 12)
+        await move(one, "box", "a", str(uuid4()))
+
+
 async def test_without_an_archive_nothing_is_boxed(write_db: Database) -> None:
     """It is said so, whatever is named."""
     await filled(write_db, "a")
