@@ -66,8 +66,9 @@ class Group:
 
 
 def key_of(category: str, key: Callable[[Any], str]) -> Callable[[Any, EventEnvelope], RowKey | None]:
-    """The key of a table with a row for each aggregate of a category: of a domain's event `key` reads it, of a mark of the
-    archive it is the aggregate that was boxed or unboxed, if that is of this category.
+    """The key of a table with a row for each aggregate of a category, whose id `key` reads from an event.
+
+    A mark of the archive concerns the aggregate that was boxed or unboxed, if that is of this category.
     """
 
     def found(event: Any, envelope: EventEnvelope) -> RowKey | None:
