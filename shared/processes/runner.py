@@ -57,6 +57,8 @@ CHECKPOINT = "processes"
 ASKED_AGAIN_S = 60.0
 # How often the runner looks for commands that somebody else made due, for example an operator.
 LOOK_S = 1.0
+# How often the runner checks whether the clock was set to another time.
+CLOCK_CHECK_S = 0.2
 TIMERS_MAX = 500
 # While this many commands wait for the dispatcher, the runner takes no further events.
 BACKLOG_MAX = 1000
@@ -149,6 +151,7 @@ class ProcessRunner(Consumer):
         # Our position in the line. It is ahead of the checkpoint if no event since then belonged to a process.
         self._seen = Checkpoint()
         self._look_at = 0.0
+        self._drift_s = 0.0
 
     def wake(self) -> None:
         """Makes the runner look for due commands and timers now, rather than within LOOK_S."""
@@ -231,10 +234,14 @@ class ProcessRunner(Consumer):
             news = asyncio.ensure_future(self._news.wait())
             waiting: set[asyncio.Future[Any]] = {news} if coming is None else {news, coming}
             try:
-                await asyncio.wait(waiting, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(waiting, timeout=min(left_s, CLOCK_CHECK_S), return_when=asyncio.FIRST_COMPLETED)
             finally:
                 news.cancel()
         self._news.clear()
+        # Waiting goes by the monotonic clock, the times of commands and timers by the other one, which may be set.
+        drift_s = self._clock().timestamp() - time.monotonic()
+        if abs(drift_s - self._drift_s) > CLOCK_CHECK_S / 2:
+            self._drift_s, self._look_at = drift_s, 0.0
 
     def _route(self, inputs: Inputs) -> None:
         """Sorts the batch: events that belong to a process, and events to park. An event of another type is not decoded."""
