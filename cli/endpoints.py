@@ -53,6 +53,14 @@ def mail_folder(data: Path) -> Path:
         raise NotRunning(f"no mail server runs on {data}: start the system with `foldline dev`") from None
 
 
+def saga_database_url(data: Path) -> str:
+    """The saga database's URL of `foldline dev`. Raises NotRunning."""
+    try:
+        return str(json.loads((data / "endpoints.json").read_text())["saga_database_url"])
+    except (OSError, ValueError, KeyError):
+        raise NotRunning("the saga database is not known: set FOLDLINE_DATABASE_URL, or start `foldline dev`") from None
+
+
 def load(data: Path) -> Endpoints:
     """Reads `data/endpoints.json`, which exists while `foldline dev` runs on that folder.
 

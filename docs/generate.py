@@ -1,7 +1,7 @@
 """Writes the reference pages that follow from the code, or checks that the committed ones are up to date.
 
 Run as `python docs/generate.py [--check]`: docs/settings.md and the list of known variables, from the settings classes;
-docs/refusals.md, from the decisions.
+docs/refusals.md, from the decisions; docs/processes.md, from the definitions of processes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from docs import refusals
+from docs import process_diagrams, refusals
 from read_service.app import ReadSettings
 from read_service.projector import ProjectorSettings
 from saga_service.app import SagaSettings
@@ -95,6 +95,7 @@ def pages() -> dict[Path, str]:
     return {
         ROOT / "docs/settings.md": settings_page(),
         ROOT / "docs/refusals.md": refusals.page(build_registry(Passwords()), COMMANDS),
+        ROOT / "docs/processes.md": process_diagrams.page(),
         ROOT / "shared/platform/variables.py": variables_module(),
     }
 

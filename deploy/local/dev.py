@@ -186,6 +186,7 @@ def endpoints(machine: Machine, system: System) -> dict[str, object]:
         },
         "mail": str(machine.mail.folder),
         "admin_database_url": machine.admin_url,
+        "saga_database_url": system.databases.saga.app,
         "nats_url": machine.nats_url,
     }
 

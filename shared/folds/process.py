@@ -12,7 +12,7 @@ The runner does the rest: it derives the commands' ids, saves a whole step in on
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, field, is_dataclass
 from datetime import datetime, timedelta
 from typing import Any, Generic, TypeVar
 
@@ -99,8 +99,13 @@ class ProcessDefinition(Generic[S]):
     mandatory: frozenset[str] = frozenset()
     # Steps that an operator may skip: the process then goes on as if the step had been carried out.
     skippable: frozenset[str] = frozenset()
-    # The version of the state's fields. An older state must stay readable, so a new field has a default.
+    # The version of the state's fields. It is raised when a field is renamed or removed, or means something else. A field that is
+    # only added has a default instead.
     schema: int = 1
+    # For schema n, the function from a state's fields at n to those at n + 1. States are migrated when they are read.
+    migrations: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = field(default_factory=dict)
+    # Steps that an earlier release sent under another name, old name to new. Their answers come under the new name.
+    renamed: Mapping[str, str] = field(default_factory=dict)
     # A running process that has not moved for this long is shown as stuck.
     stuck_after: timedelta = timedelta(minutes=1)
 
@@ -109,3 +114,9 @@ class ProcessDefinition(Generic[S]):
             raise TypeError(f"the state of {self.type} must be a frozen dataclass")
         if not self.key:
             raise TypeError(f"{self.type} reacts to no event, so none would ever begin")
+        if self.migrations and set(self.migrations) != set(range(min(self.migrations), self.schema)):
+            raise TypeError(f"the migrations of {self.type} do not lead to schema {self.schema} without a gap")
+
+    def current(self, step: str) -> str:
+        """The present name of a step that an earlier release may have sent."""
+        return self.renamed.get(step, step)

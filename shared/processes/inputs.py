@@ -48,7 +48,8 @@ def call_fold(kind: ProcessType, state: Any, given: Input) -> Step[Any] | None:
         case EventInput(event, envelope):
             return kind.manager.react(state, event, envelope)
         case CommandResult(command, error, reason):
-            answer = Answer(step=command.step, attempt=command.attempt, accepted=error is None, reason=reason)
+            step = kind.manager.current(command.step)
+            answer = Answer(step=step, attempt=command.attempt, accepted=error is None, reason=reason)
             return kind.manager.on_answer(state, answer)
         case TimerInput(name):
             return kind.manager.on_timer(state, name)
@@ -59,7 +60,7 @@ def call_fold(kind: ProcessType, state: Any, given: Input) -> Step[Any] | None:
 def refused_mandatory(result: CommandResult, kind: ProcessType | None, now: datetime) -> DeliveryFailure | None:
     """The failure that the refusal of a mandatory step is, instead of an answer; None for any other answer."""
     command, error = result.command, result.error
-    if error is None or kind is None or command.step not in kind.manager.mandatory:
+    if error is None or kind is None or kind.manager.current(command.step) not in kind.manager.mandatory:
         return None
     text = f"{result.reason}: {error.message}"
     return DeliveryFailure(command, text, undone=True, failed=False, given_up=COMMAND_REFUSED, due_at=now)

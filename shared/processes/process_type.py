@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import orjson
 from pydantic import TypeAdapter
 
 from shared.folds.process import ProcessDefinition
@@ -19,12 +20,22 @@ class ProcessType:
         self._adapter: TypeAdapter[Any] = TypeAdapter(type(manager.initial))
 
     def load(self, process: Process) -> Any:
-        """The state of a process. Raises ValueError if a newer release wrote it, or if it cannot be read."""
+        """The state of a process, migrated to the schema of this release.
+
+        Raises ValueError if a newer release wrote it or it cannot be read, and whatever a migration raises.
+        """
         if not process.state:
             return self.manager.initial
-        if process.schema > self.manager.schema:
-            raise ValueError(f"a state of schema {process.schema}, this release knows {self.manager.schema}")
-        return self._adapter.validate_json(process.state)
+        schema, wanted = process.schema, self.manager.schema
+        if schema == wanted:
+            return self._adapter.validate_json(process.state)
+        if schema > wanted:
+            raise ValueError(f"a state of schema {schema}, this release knows {wanted}")
+        fields = orjson.loads(process.state)
+        for number in range(schema, wanted):
+            if (migrate := self.manager.migrations.get(number)) is not None:
+                fields = migrate(fields)
+        return self._adapter.validate_json(orjson.dumps(fields))
 
     def dump(self, state: Any) -> str:
         """The state as JSON. Raises TypeError or ValueError if a field does not hold what its class declares."""

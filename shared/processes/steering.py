@@ -102,7 +102,7 @@ class Steering:
                 raise Rejected("PROCESS_ENDED", "the process has ended")
             kind = self._turns.kinds.get(process.type)
             skippable = kind.manager.skippable if kind is not None else frozenset()
-            if step not in skippable:
+            if kind is None or kind.manager.current(step) not in skippable:
                 allowed = ", ".join(sorted(skippable))
                 raise Rejected("STEP_NOT_SKIPPABLE", "the process cannot go on as if this step had been done", skippable=allowed)
             found = next((it for it in commands if it.command.step == step), None)

@@ -63,6 +63,10 @@ async def test_a_paused_type_is_seen_everywhere_and_goes_on_when_it_is_resumed(
     await eventually(lambda: says(stack, SAGA, {"ready": False, "waits_for": {"processes": "processes: paused transfer"}}))
     code, shown = foldline("process", "show", *name)
     assert [(it["step"], it["tries"]) for it in shown["commands"]] == [("debit", 0)]
+    code, checked = foldline("process", "check")
+    assert (code, checked["checked"], checked["mismatches"]) == (0, 1, [])
+    code, text = foldline("process", "check", output="text")
+    assert (code, text.startswith("1 processes in flight, 0 would not go on")) == (0, True)
     code, refused = foldline("process", "pause", "transfer", "--reason", "again")
     assert (code, refused["error"]["reason"]) == (1, "ALREADY_PAUSED")
 

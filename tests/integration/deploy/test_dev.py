@@ -94,7 +94,16 @@ async def test_it_says_where_it_is_keeps_its_state_and_ends_in_time(tmp_path: Pa
     person = str(uuid4())
     async with dev(tmp_path) as first:
         assert (tmp_path / "endpoints.json").stat().st_mode & 0o777 == 0o600
-        assert first.endpoints.keys() == {"write", "read", "saga", "tokens", "mail", "admin_database_url", "nats_url"}
+        assert first.endpoints.keys() == {
+            "write",
+            "read",
+            "saga",
+            "tokens",
+            "mail",
+            "admin_database_url",
+            "saga_database_url",
+            "nats_url",
+        }
         assert first.endpoints["tokens"].keys() == {"acme", "umbrella", "operator"}
         await first.register(person, "Alice")
         code, seconds = await first.stop(signal.SIGINT)

@@ -1,0 +1,133 @@
+"""Whether processes in flight go on under this release's code, found on copies of them before the release is deployed.
+
+A process is read with its state, the commands and timers that it waits for, and the inputs that wait for it. Each of them is
+folded on the copy: every answer that may come, and from there the way to the end on which all is accepted. Nothing is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from shared.folds.process import Answer, Step
+from shared.processes.inputs import call_fold, from_row
+from shared.processes.process_type import ProcessType
+from shared.processes.records import Process, WaitingInput
+
+PROBE = "PROBE"
+"""The reason of a refusal that is only tried."""
+
+STEPS_MAX = 64
+"""A process that has not ended after so many accepted steps does not end."""
+
+TYPE_UNKNOWN = "TYPE_UNKNOWN"
+STATE_UNREADABLE = "STATE_UNREADABLE"
+FOLD_FAILED = "FOLD_FAILED"
+ANSWER_IGNORED = "ANSWER_IGNORED"
+NEVER_ENDS = "NEVER_ENDS"
+
+
+class Mismatch(NamedTuple):
+    """Why a process would not go on: a word, and where."""
+
+    what: str
+    where: str
+
+
+@dataclass(slots=True)
+class Case:
+    """A copy of a process in flight."""
+
+    process: Process
+    steps: list[str] = field(default_factory=list)
+    timers: list[str] = field(default_factory=list)
+    inputs: list[WaitingInput] = field(default_factory=list)
+
+
+def check(kinds: Mapping[str, ProcessType], case: Case) -> Mismatch | None:
+    """The first reason why a process would not go on; None if it would."""
+    kind = kinds.get(case.process.type)
+    if kind is None:
+        return Mismatch(TYPE_UNKNOWN, "")
+    try:
+        state = kind.load(case.process)
+    except Exception as error:  # noqa: BLE001 (whatever it raises is what is looked for)
+        return Mismatch(STATE_UNREADABLE, f"schema {case.process.schema}: {type(error).__name__}")
+    try:
+        for row in case.inputs:
+            where = f"waiting {row.kind} {row.name}"
+            taken = call_fold(kind, state, from_row(row, kind))
+            state = state if taken is None else _dumped(kind, taken).state
+        for name in case.timers:
+            where = f"timer {name}"
+            if (fired := kind.manager.on_timer(state, name)) is not None:
+                _dumped(kind, fired)
+        for step in case.steps:
+            for accepted in (True, False):
+                if accepted or kind.manager.current(step) not in kind.manager.mandatory:
+                    where = f"{step} {'accepted' if accepted else 'refused'}"
+                    if (found := _follow(kind, state, kind.manager.current(step), accepted)) is not None:
+                        return Mismatch(found, where)
+    except Exception as error:  # noqa: BLE001 (as above)
+        return Mismatch(FOLD_FAILED, f"{where}: {type(error).__name__}")
+    return None
+
+
+def _follow(kind: ProcessType, state: Any, step: str, accepted: bool) -> str | None:
+    """Folds an answer, and then accepts all that the process sends, until it ends or waits for something else."""
+    first = True
+    waiting = [step]
+    for _ in range(STEPS_MAX):
+        name = waiting.pop(0)
+        taken = _dumped(kind, kind.manager.on_answer(state, _answer(name, accepted=accepted)))
+        if first and taken.state == state and not taken.send and not taken.ended:
+            return ANSWER_IGNORED
+        first, accepted, state = False, True, taken.state
+        waiting += [send.step for send in taken.send]
+        if taken.ended or not waiting:
+            return None
+    return NEVER_ENDS
+
+
+def _answer(step: str, *, accepted: bool) -> Answer:
+    return Answer(step=step, attempt=1, accepted=accepted, reason="" if accepted else PROBE)
+
+
+def _dumped(kind: ProcessType, step: Step[Any]) -> Step[Any]:
+    """The step, after its state and phase were made as the runner makes them."""
+    kind.dump(step.state)
+    kind.manager.phase(step.state)
+    return step
+
+
+class Arrow(NamedTuple):
+    """A transition of a process: from a phase, on an answer, to a phase. `ends` if the process ends there."""
+
+    source: str
+    label: str
+    target: str
+    ends: bool
+
+
+def explore(kind: ProcessType, begun: Step[Any]) -> Sequence[Arrow]:
+    """All transitions that answers cause, from the step that began a process. Raises whatever a fold raises.
+
+    Each phase is visited once, so a state that a phase is reached with first stands for all that share the phase.
+    """
+    phase = kind.manager.phase
+    arrows: dict[Arrow, None] = {}
+    seen = {phase(begun.state)}
+    waiting = [(begun.state, send.step) for send in begun.send]
+    while waiting:
+        state, step = waiting.pop(0)
+        for accepted in (True, False):
+            if not accepted and step in kind.manager.mandatory:
+                continue
+            taken = _dumped(kind, kind.manager.on_answer(state, _answer(step, accepted=accepted)))
+            target = phase(taken.state)
+            arrows[Arrow(phase(state), f"{step} {'accepted' if accepted else 'refused'}", target, taken.ended)] = None
+            if target not in seen and not taken.ended:
+                waiting += [(taken.state, send.step) for send in taken.send]
+            seen.add(target)
+    return list(arrows)

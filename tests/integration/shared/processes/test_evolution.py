@@ -1,0 +1,229 @@
+"""A deployment that adds, renames or removes a step while processes are in flight, and the check that is run before it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.bootstrap import Database
+from saga_service.check import look
+from shared.folds.errors import Unavailable
+from shared.folds.process import Answer, ProcessDefinition, Send, Step
+from tests.support.checks.history import connected
+from tests.support.domains import gifts
+from tests.support.domains.gifts import GIFT, Gift, World, deposit, on_answer
+from tests.support.fakes.line import uid
+from tests.support.system.waiting import eventually
+
+
+@pytest.fixture(autouse=True)
+def no_defects() -> Iterator[None]:
+    """Folds are right unless a test breaks them."""
+    yield
+    gifts.DEFECTS.accounts.clear()
+
+
+@pytest.fixture
+def world(saga_db: Database, tmp_path: Path) -> World:
+    """A line, a write service, a saga database."""
+    file = tmp_path / "saga.token"
+    file.write_text("t0ken\n")
+    return World(saga_db, file)
+
+
+def answered_renamed(state: Gift, answer: Answer) -> Step[Gift]:
+    """The fold of a release in which the first step is called `present`, and the end is told to nobody."""
+    if answer.step == "gift":
+        raise LookupError("there is no such step")
+    return on_answer(state, dataclasses.replace(answer, step="gift") if answer.step == "present" else answer)
+
+
+def answered_removed(state: Gift, answer: Answer) -> Step[Gift]:
+    """The fold of a release that has no gifts: it does not expect their answers."""
+    return Step(state=state) if answer.step == "gift" else on_answer(state, answer)
+
+
+def answered_added(state: Gift, answer: Answer) -> Step[Gift]:
+    """The fold of a release with a step `card` before the end."""
+    if answer.step == "bonus":
+        card = Send(step="card", command=deposit(state.account_id, 7))
+        return Step(state=dataclasses.replace(state, phase="writing"), send=(card,))
+    return on_answer(state, answer)
+
+
+def answered_for_ever(state: Gift, answer: Answer) -> Step[Gift]:
+    """The fold of a release that goes round in circles."""
+    return Step(state=state, send=(Send(step=answer.step, command=deposit(state.account_id, 1)),))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Present:
+    """The state of a release that calls the account `receiver`."""
+
+    phase: str = ""
+    receiver: str = ""
+
+
+def migrated(fields: dict[str, Any]) -> dict[str, Any]:
+    """Its migration."""
+    return {"phase": fields["phase"], "receiver": fields["account_id"]}
+
+
+def present_answered(state: Present, answer: Answer) -> Step[Present]:
+    """Its fold: a bonus, and the end."""
+    if answer.step == "gift":
+        bonus = Send(step="bonus", command=deposit(state.receiver, 100))
+        return Step(state=dataclasses.replace(state, phase="topping up"), send=(bonus,))
+    return Step(state=dataclasses.replace(state, phase="given"), ended=True)
+
+
+def release(on_answer: Any, **more: Any) -> ProcessDefinition[Any]:
+    """A later release of the process."""
+    return dataclasses.replace(GIFT, on_answer=on_answer, **more)
+
+
+PRESENT: ProcessDefinition[Any] = dataclasses.replace(
+    GIFT,
+    initial=Present(),  # type: ignore[arg-type]
+    schema=2,
+    migrations={1: migrated},
+    on_answer=present_answered,  # type: ignore[arg-type]
+    on_timer=lambda state, name: None,
+)
+
+
+BADLY_MIGRATED = dataclasses.replace(PRESENT, migrations={1: lambda fields: {"receiver": 7}})
+OLDER = dataclasses.replace(GIFT)
+
+
+async def stranded(world: World, *numbers: int) -> None:
+    """Processes whose first command is on its way when the old release is stopped."""
+    world.write.decide = lambda command: Unavailable("AWAY", "away")
+    world.open(*numbers)
+    async with world.running():
+
+        async def waiting() -> bool:
+            return (await world.statuses())["running"] == len(numbers)
+
+        await eventually(waiting)
+    world.write.decide = lambda command: None
+
+
+async def checked(world: World, definition: ProcessDefinition[Any]) -> list[tuple[str, str]]:
+    """What the check says of a release."""
+    found = await look(world.database.app, [definition])
+    assert found["failed"] == len(found["mismatches"])
+    return [(one["what"], one["where"]) for one in found["mismatches"]]
+
+
+@pytest.mark.parametrize(
+    ("definition", "amounts"),
+    [
+        (release(answered_renamed, renamed={"gift": "present"}), (500, 100)),
+        (release(answered_added), (500, 100, 7)),
+        (PRESENT, (500, 100)),
+    ],
+    ids=["renamed", "added", "migrated"],
+)
+async def test_a_process_in_flight_goes_on_under_a_new_release(
+    world: World, definition: ProcessDefinition[Any], amounts: tuple[int, ...]
+) -> None:
+    """The check finds nothing; deployed, the process ends, and each step is taken once, under the ids it had."""
+    await stranded(world, 1)
+    assert await checked(world, definition) == []
+    async with world.running(world.runner(manager=definition)):
+
+        async def ended() -> bool:
+            return (await world.statuses())["ended"] == 1
+
+        await eventually(ended)
+    assert world.write.carried_out == {(uid(1), amount): 1 for amount in amounts}
+    [(schema,)] = await world.query("SELECT schema FROM processes")
+    assert schema == definition.schema
+
+
+@pytest.mark.parametrize(
+    ("definition", "mismatch"),
+    [
+        (release(answered_renamed), ("FOLD_FAILED", "gift accepted: LookupError")),
+        (release(answered_removed), ("ANSWER_IGNORED", "gift accepted")),
+        (release(answered_for_ever), ("NEVER_ENDS", "gift accepted")),
+        (BADLY_MIGRATED, ("STATE_UNREADABLE", "schema 1: ValidationError")),
+        (OLDER, ("STATE_UNREADABLE", "schema 2: ValueError")),
+        (dataclasses.replace(GIFT, type="present"), ("TYPE_UNKNOWN", "")),
+    ],
+    ids=["renamed", "removed", "circle", "not migrated", "older", "unknown"],
+)
+async def test_the_check_names_what_would_not_go_on(
+    world: World, definition: ProcessDefinition[Any], mismatch: tuple[str, str]
+) -> None:
+    """Before it is deployed; and the check writes nothing."""
+    await stranded(world, 1)
+    if definition is OLDER:
+        async with connected(world.database.admin) as connection:
+            await connection.execute("UPDATE processes SET schema = 2")
+            await connection.commit()
+    before = await world.query("SELECT * FROM processes, process_commands, checkpoints")
+    assert await checked(world, definition) == [mismatch]
+    assert await world.query("SELECT * FROM processes, process_commands, checkpoints") == before
+
+
+async def test_the_check_tries_the_inputs_that_wait_for_a_mended_fold(world: World) -> None:
+    """A parked process counts as mended when the new release can take what parked it."""
+    gifts.DEFECTS.accounts.add(uid(1))
+    world.open(1)
+    async with world.running():
+
+        async def parked() -> bool:
+            return (await world.statuses())["parked"] == 1
+
+        await eventually(parked)
+    assert await checked(world, GIFT) == [("FOLD_FAILED", "waiting event bank.v1.AccountOpened: ValueError")]
+    gifts.DEFECTS.accounts.clear()
+    assert await checked(world, GIFT) == []
+
+
+async def test_ended_processes_are_not_looked_at(world: World) -> None:
+    """They do nothing any more, whatever the new release makes of them."""
+    world.open(1)
+    async with world.running():
+
+        async def ended() -> bool:
+            return (await world.statuses())["ended"] == 1
+
+        await eventually(ended)
+    found = await look(world.database.app, [])
+    assert (found["checked"], found["mismatches"]) == (0, [])
+
+
+async def test_a_hundred_thousand_in_flight_are_checked_within_a_minute(world: World) -> None:
+    """Each with its state, a command and a timer; all mismatches are counted, a thousand are named."""
+    rows = """
+    INSERT INTO processes SELECT 'acme', 'gift', 'p' || n, '{"phase": "giving", "account_id": "a", "renames": []}', 1, 'running',
+      '', '', 'giving', '', '', '', '', '', 1, now(), now() FROM generate_series(1, 100000) AS n;
+    INSERT INTO process_commands SELECT 'acme', 'gift', 'p' || n, 'gift', 1, gen_random_uuid(), 'x', '', '', '', '', now(), 1
+      FROM generate_series(1, 100000) AS n;
+    INSERT INTO process_timers SELECT 'acme', 'gift', 'p' || n, 'late', now() FROM generate_series(1, 100000) AS n;
+    """
+    async with connected(world.database.admin) as connection:
+        for statement in rows.split(";")[:3]:
+            await connection.execute(statement)
+        await connection.commit()
+    found = await look(world.database.app, [GIFT])
+    assert (found["checked"], found["failed"]) == (100_000, 0)
+    assert timedelta(seconds=found["seconds"]) < timedelta(minutes=1)
+    found = await look(world.database.app, [release(answered_removed)])
+    assert (found["failed"], len(found["mismatches"])) == (100_000, 1000)
+
+
+def test_migrations_have_no_gap() -> None:
+    """A definition whose migrations do not lead to its schema is refused when it is made."""
+    with pytest.raises(TypeError, match="do not lead to schema 3"):
+        dataclasses.replace(PRESENT, schema=3)
+    with pytest.raises(TypeError, match="do not lead to schema 1"):
+        dataclasses.replace(PRESENT, schema=1)
