@@ -35,7 +35,7 @@ def page() -> str:
         "",
         "What the saga service runs. A process goes from phase to phase with the answers to its commands; the label of an arrow",
         "is the step and its answer. A mandatory step has no refusal: if it is refused, the process is parked, and an operator",
-        "lets it be sent again. `foldline process show TYPE ID` prints the path that a process took, with the time of each phase.",
+        "lets it be sent again. `foldline process show TYPE ID` prints the path that one took, with the time of each phase.",
         "",
         "This page is generated from the definitions in `saga_service/registry.py` by `make docs`.",
     ]
