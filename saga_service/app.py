@@ -34,6 +34,7 @@ from shared.processes.channels import Channel, Contacts, Deferred
 from shared.processes.deliveries import DeliveryPolicy, DeliverySender
 from shared.processes.delivery_admin import DeliveryAdmin
 from shared.processes.dispatcher import Dispatcher
+from shared.processes.retention import ProcessRetention
 from shared.processes.runner import ProcessRunner
 from shared.processes.runners import readiness_check
 from shared.processes.smtp import Smtp
@@ -75,6 +76,8 @@ class SagaSettings(ServerSettings):
     """How often a delivery is tried before it is dead: 20 take about nine hours."""
     delivery_retention_days: float = Field(30, gt=0)
     """Sent and discarded deliveries are deleted after so many days."""
+    process_retention_days: float = Field(90, gt=0)
+    """Processes are deleted so many days after their end, with their histories, unless an operator should look at them."""
 
     @field_validator("overrides_off", mode="before")
     @classmethod
@@ -136,7 +139,13 @@ class Leading:
                 on_deliveries=lambda: self._sender.wake() if self._sender is not None else None,
             )
             self._sender = self._make_sender(self._runner.follows)
-            await until(stopping, _both(self._runner.run(), self._sender.run()))
+            retention = ProcessRetention(
+                settings.shard,
+                connect=self._connect,
+                retention=timedelta(days=settings.process_retention_days),
+                clock=utc_now,
+            )
+            await until(stopping, _all(self._runner.run(), self._sender.run(), retention.run()))
 
     def _make_sender(self, may_send: asyncio.Event) -> DeliverySender:
         settings = self._settings
@@ -208,7 +217,7 @@ def _webhooks(settings: SagaSettings) -> Channel:
     return WebhookChannel("/foldline", allow_private=settings.webhooks_private)
 
 
-async def _both(*work: Coroutine[None, None, None]) -> None:
+async def _all(*work: Coroutine[None, None, None]) -> None:
     """Runs all coroutines until cancelled. If one raises, the others end."""
     async with asyncio.TaskGroup() as group:
         for each in work:
