@@ -40,6 +40,13 @@ class Stage:
         assert postmaster is not None  # it runs as long as the stage is there
         return {**{name: system.pid(name) for name in programs}, "postgres": postmaster.pid}
 
+    @property
+    def nats_pid(self) -> int:
+        """The broker's process."""
+        server = self.engines.nats._process
+        assert server is not None  # it runs as long as the stage is there
+        return server.pid
+
     async def order(self, system: System, kind: str, **details: Any) -> Answer:
         """Puts a load on the write service of a system."""
         return await self.order_from(self.load, workload.TENANT, system, kind, **details)
