@@ -64,7 +64,7 @@ def spawn(
     The child has a session of its own, so that Ctrl-C reaches only this process, which then stops children in order. Call it
     from the main thread: the kernel ends the child when the *thread* that started it ends.
     """
-    log.parent.mkdir(parents=True, exist_ok=True)
+    log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with log.open("ab") as output:
         return subprocess.Popen(
             command(program, on_parent_death=on_parent_death, identity=identity),

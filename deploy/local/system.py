@@ -53,7 +53,8 @@ class System(Supervisor):
         drain = {"FOLDLINE_DRAIN_CALLS_S": "4", "FOLDLINE_DRAIN_S": "6"}
         common = {**drain, "FOLDLINE_JWKS_FILE": str(self.issuer.jwks_file), "FOLDLINE_NATS_URL": nats_url}
         archive = (folder / "archive").resolve().as_uri()
-        common["FOLDLINE_REFLECTION"] = "true"
+        # The tokens of our own processes are made once, with the system.
+        common |= {"FOLDLINE_REFLECTION": "true", "FOLDLINE_TOKEN_LIFETIME_S_MAX": str(MONTH_S)}
         write = {**common, "FOLDLINE_DATABASE_URL": databases.write.app}
         read = {**common, "FOLDLINE_QUERY_DATABASE_URL": databases.read.query or "", "FOLDLINE_DATABASE_URL": databases.read.app}
         source = {"FOLDLINE_WRITE_ADDRESS": f"127.0.0.1:{write_port}", "FOLDLINE_TOKEN_FILE": str(token_file)}

@@ -40,7 +40,8 @@ class Aggregate(Generic[State, Event]):
     """A kind of aggregate.
 
     `category` is its name in streams, subjects and queries. `evolve` folds one event into the state. `schema` is
-    raised when the fields of the state change: snapshots of another schema are then ignored.
+    raised when the meaning of stored states changes: snapshots of another schema are then ignored, and a test
+    (`tests/unit/write_service/test_state_schemas.py`) fails if it was forgotten.
     """
 
     category: str

@@ -80,6 +80,8 @@ class ServerSettings(ProcessSettings):
     """The audience that tokens must name."""
     token_leeway_s: Seconds = 30
     """How far the clocks of issuer and service may differ, in seconds."""
+    token_lifetime_s_max: Annotated[float, Field(gt=0)] = 24 * 3600
+    """The longest time from a token's issue to its end, in seconds; one that is valid for longer is refused."""
     reflection: bool = False
     """Whether to serve gRPC reflection, which needs no token and tells everybody the contracts."""
 
@@ -87,6 +89,8 @@ class ServerSettings(ProcessSettings):
     """The deadline of a call that brings none, in seconds."""
     deadline_max_s: Annotated[float, Field(gt=0)] = 60
     """The longest deadline of a call, in seconds; a longer one is cut to it."""
+    stream_s_max: Annotated[float, Field(gt=0)] = 600
+    """How long a client may stream requests over one call, in seconds; then what came is answered, and the stream ends."""
     request_size_max: Bytes = MEBIBYTE
     """The largest request, in bytes. SendBatch takes 4 MiB."""
     calls_at_once_max: Annotated[int, Field(gt=0)] = 2000

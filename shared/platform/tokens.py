@@ -1,7 +1,7 @@
 """Bearer tokens: verifies them, and issues them for development.
 
 A token is a JWT signed with Ed25519 or ES256 by a key of the issuer's published set. Its claims: `iss`, `aud`, `sub`
-(the user), `exp`, optional `nbf`, `tenant`, `roles`. Any other token is refused as UNAUTHENTICATED.
+(the user), `exp`, optional `nbf` and `iat`, `tenant`, `roles`. Any other token is refused as UNAUTHENTICATED.
 """
 
 from __future__ import annotations
@@ -82,7 +82,18 @@ class KeyFile:
 class Verifier:
     """Tells who a token speaks for. A token that was believed is remembered until its end or until the keys change."""
 
-    def __init__(self, keys: KeyFile, *, issuer: str, audience: str, leeway_s: float = 30, clock: Clock = time.time) -> None:
+    def __init__(
+        self,
+        keys: KeyFile,
+        *,
+        issuer: str,
+        audience: str,
+        leeway_s: float = 30,
+        lifetime_s_max: float = 24 * 3600,
+        clock: Clock = time.time,
+    ) -> None:
+        """`leeway_s`: how far the issuer's clock may differ. `lifetime_s_max`: from a token's issue, or from now, to its end."""
+        self._lifetime_s_max = lifetime_s_max
         self._keys = keys
         self._issuer = issuer
         self._audience = audience
@@ -112,12 +123,15 @@ class Verifier:
     def _identify(self, claims: dict[str, Any]) -> tuple[Identity, float]:
         now = self._clock()
         expires_at, not_before, audience = claims.get("exp"), claims.get("nbf", 0), claims.get("aud")
-        if not _is_number(expires_at) or not _is_number(not_before):
-            raise _invalid("exp or nbf is not a time")
+        issued_at = claims.get("iat", now)
+        if not _is_number(expires_at) or not _is_number(not_before) or not _is_number(issued_at):
+            raise _invalid("exp, nbf or iat is not a time")
         if now >= expires_at + self._leeway_s:
             raise Unauthenticated("TOKEN_EXPIRED", "the token has expired")
         if now < not_before - self._leeway_s:
             raise _invalid("it is not valid yet")
+        if expires_at - min(issued_at, now) > self._lifetime_s_max + self._leeway_s:
+            raise _invalid("it is valid for too long")
         if claims.get("iss") != self._issuer:
             raise _invalid("it is from another issuer")
         if self._audience not in (audience if isinstance(audience, list) else [audience]):
@@ -149,7 +163,7 @@ class DevelopmentIssuer:
 
         Two processes that do so at once end up with the same key: the first to finish wins, both use the winner's.
         """
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.jwks_file = folder / "jwks.json"
         private = folder / "issuer.json"
         if not private.exists():

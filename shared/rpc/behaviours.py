@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError, Message
 from grpc.aio import EOF, AbortError, ServicerContext
 from msgspec import Struct
 
-from shared.folds.errors import Forbidden, Invalid, OverLimit, Refusal
+from shared.folds.errors import Forbidden, Invalid, OverLimit, Refusal, Unauthenticated
 from shared.platform import tracing
 from shared.platform.identity import Call, Identity, Role, current_call
 from shared.platform.instruments import SECONDS, Histogram
@@ -66,8 +66,9 @@ class CallContext(Struct, eq=False):
     context: Context
     # As time.perf_counter says.
     began: float
-    # What came with the call.
+    # What came with the call, and whether any of it came more than once.
     metadata: dict[str, str | bytes]
+    repeats_metadata: bool = False
     traceparent: str = ""
     # How long the handler may take, if that is for us to see to.
     within_s: float | None = None
@@ -102,7 +103,7 @@ def standard_behaviours(verifier: Verifier, settings: ServerSettings, metrics: M
     return (
         CallLog(settings.slow_call_ms),
         CallMetrics(metrics),
-        Deadline(settings.deadline_default_s, settings.deadline_max_s),
+        Deadline(settings.deadline_default_s, settings.deadline_max_s, settings.stream_s_max),
         TraceContext(),
         Authentication(verifier),
         Authorization(),
@@ -212,6 +213,8 @@ class Authentication:
         self._verifier = verifier
 
     def enter(self, call: CallContext) -> None:
+        if call.repeats_metadata and sum(name == "authorization" for name, _ in call.context.invocation_metadata() or ()) > 1:
+            raise Unauthenticated("TOKEN_INVALID", "the token is not believed: it is one of several")
         header = call.metadata.get("authorization", "")
         scheme, _, token = header.partition(" ") if isinstance(header, str) else ("", "", "")
         identity: Identity = self._verifier.verify(token.strip() if scheme.lower() == "bearer" else "")
@@ -230,16 +233,22 @@ class Authorization:
 class Deadline:
     """Bounds the time of every call: a missing or too long deadline is replaced by ours.
 
+    A client's stream is ended by its reader (`stream_s_max`), after the last answer; what is left then has the usual time.
+
     gRPC itself cancels the handler at any other deadline. A timer of our own for each call would cost time, and the caller
     has DEADLINE_EXCEEDED by then anyway.
     """
 
-    def __init__(self, default_s: float, max_s: float) -> None:
+    def __init__(self, default_s: float, max_s: float, stream_s_max: float) -> None:
         self._default_s = default_s
         self._max_s = max_s
+        self._stream_s_max = stream_s_max + default_s
 
     def enter(self, call: CallContext) -> None:
         asked_s = cast("float | None", call.context.time_remaining())
+        if call.rpc.streams_requests:
+            call.within_s = self._stream_s_max
+            return
         max_s = call.rpc.deadline_max_s or self._max_s
         if asked_s is None:
             call.within_s = min(call.rpc.deadline_max_s or self._default_s, max_s)

@@ -208,7 +208,7 @@ class Server:
             task.cancel()
         await self.probes.drain(("", *self._handlers))
         for reader in self._readers:
-            reader.wait_no_longer()
+            reader.end()
         for end in self._on_draining:
             end(_shutting_down())
         calls_until = loop.time() + self._settings.drain_calls_s
@@ -270,7 +270,9 @@ class Server:
         async def serve(request: Any, context: Any) -> Any:
             if (refusal := self._turned_away()) is not None:
                 return await context.abort(*trailers(to_status(refusal)))
-            call = CallContext(rpc, request, context, time.perf_counter(), dict(metadata.get()))
+            came = metadata.get()
+            known = dict(came)
+            call = CallContext(rpc, request, context, time.perf_counter(), known, len(known) < len(came))
             if rpc.streams_requests:
                 call.request = self._while_serving(call, request)
             self._in_flight += 1
@@ -285,7 +287,7 @@ class Server:
                     else:
                         response = await _within(call.within_s, handle(call.request, context))
                     if call.cut_short:
-                        raise _shutting_down()
+                        raise _shutting_down() if self._draining else _stream_over()
                 except BaseException as error:  # noqa: BLE001 (answered below, where it is not the context of what gRPC may log)
                     failure = error
                 failure = _on_way_out(leaving, call, failure)
@@ -310,11 +312,15 @@ class Server:
         return None
 
     async def _while_serving(self, call: CallContext, requests: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        """The caller's messages. They end early when the server is drained: what came is answered, then it ends."""
+        """The caller's messages. They end early when the server is drained, or the stream's time is over.
+
+        What came is answered, then the stream ends with a status that says so.
+        """
         reader, stream = _Reader(), aiter(requests)
         self._readers.add(reader)
+        over = asyncio.get_running_loop().call_later(self._settings.stream_s_max, reader.end)
         try:
-            while not self._draining:
+            while not (reader.ended or self._draining):
                 reader.waits = True
                 raw = await anext(stream, None)
                 reader.waits = False
@@ -325,6 +331,7 @@ class Server:
             if not reader.takes_back():
                 raise
         finally:
+            over.cancel()
             self._readers.discard(reader)
         call.cut_short = True
 
@@ -364,16 +371,22 @@ def _shutting_down() -> Unavailable:
     return Unavailable("SHUTTING_DOWN", "this instance is being stopped: go on with another")
 
 
+def _stream_over() -> Late:
+    return Late("STREAM_OVER", "a stream may take no longer; all that came was answered: open another")
+
+
 class _Reader:
-    """The task that reads a client's stream. It can be told to wait no longer; a timeout for each message was felt."""
+    """The task that reads a client's stream. It can be told to read no more; a timeout for each message would cost time."""
 
     def __init__(self) -> None:
         self.waits = False
+        self.ended = False
         self._task = cast("asyncio.Task[Any]", asyncio.current_task())
         self._cancelled = False
 
-    def wait_no_longer(self) -> None:
-        """Cancels the wait for the next message, if there is one."""
+    def end(self) -> None:
+        """Lets it read no more, and cancels the wait for the next message if there is one."""
+        self.ended = True
         if self.waits:
             self._cancelled = self._task.cancel()
 
@@ -388,4 +401,5 @@ def _verifier(settings: ServerSettings) -> Verifier:
         issuer=settings.token_issuer,
         audience=settings.token_audience,
         leeway_s=settings.token_leeway_s,
+        lifetime_s_max=settings.token_lifetime_s_max,
     )

@@ -45,6 +45,7 @@ from tests.support.system.stack import Stack
 
 INT64_MAX = 2**63 - 1
 MEBIBYTE = 1024 * 1024
+NO_ID = "00000000-0000-0000-0000-000000000000"
 NIL = "00000000-0000-4000-8000-000000000000"
 TOMORROW = Timestamp(seconds=4_000_000_000)
 BEYOND = Timestamp(seconds=253_402_300_800)
@@ -113,6 +114,12 @@ MALFORMED = [
     bad("currency: a word", lambda s, p: s.bank.withdraw(p.blue, 1, "DOLLARS"), "currency"),
     bad("currency: not of ISO 4217", lambda s, p: s.bank.open(p.alice, "XXX"), "currency"),
     bad("currency: lower case", lambda s, p: s.bank.open(p.alice, "usd"), "currency"),
+    bad("person id: nil", lambda s, p: s.bank.register("A", NO_ID), "person_id"),
+    bad(
+        "command id: nil",
+        lambda s, p: s.bank.call(s.bank.accounts.DepositMoney, deposit(p.blue, 1, command_id=NO_ID)),
+        "options.command_id",
+    ),
     bad("account id: no UUID", lambda s, p: s.bank.deposit("blue", 1), "account_id"),
     bad("account id: a UUID in braces", lambda s, p: s.bank.deposit(f"{{{p.blue}}}", 1), "account_id"),
     bad("account id: a UUID without hyphens", lambda s, p: s.bank.freeze(p.blue.replace("-", "")), "account_id"),

@@ -27,7 +27,7 @@ from foldline.v1 import command_pb2 as foldline_dot_v1_dot_command__pb2
 from foldline.v1 import options_pb2 as foldline_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x62\x61nk/v1/person.proto\x12\x07\x62\x61nk.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x19\x66oldline/v1/command.proto\x1a\x19\x66oldline/v1/options.proto\"\x88\x01\n\x15RegisterPersonRequest\x12\x34\n\x07options\x18\x01 \x01(\x0b\x32\x1b.foldline.v1.CommandOptionsB\x06\xbaH\x03\xc8\x01\x01\x12\x1b\n\tperson_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1c\n\x04name\x18\x03 \x01(\tB\x0e\xbaH\x07r\x05\x10\x01\x18\xc8\x01\xa8\xbb\x18\x01\"\x86\x01\n\x13RenamePersonRequest\x12\x34\n\x07options\x18\x01 \x01(\x0b\x32\x1b.foldline.v1.CommandOptionsB\x06\xbaH\x03\xc8\x01\x01\x12\x1b\n\tperson_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1c\n\x04name\x18\x03 \x01(\tB\x0e\xbaH\x07r\x05\x10\x01\x18\xc8\x01\xa8\xbb\x18\x01\"g\n\x12\x43losePersonRequest\x12\x34\n\x07options\x18\x01 \x01(\x0b\x32\x1b.foldline.v1.CommandOptionsB\x06\xbaH\x03\xc8\x01\x01\x12\x1b\n\tperson_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"9\n\x10PersonRegistered\x12\x11\n\tperson_id\x18\x01 \x01(\t\x12\x12\n\x04name\x18\x02 \x01(\tB\x04\xa8\xbb\x18\x01\"6\n\rPersonRenamed\x12\x11\n\tperson_id\x18\x01 \x01(\t\x12\x12\n\x04name\x18\x02 \x01(\tB\x04\xa8\xbb\x18\x01\"8\n\x0f\x41\x63\x63ountAttached\x12\x11\n\tperson_id\x18\x01 \x01(\t\x12\x12\n\naccount_id\x18\x02 \x01(\t\"8\n\x0f\x41\x63\x63ountDetached\x12\x11\n\tperson_id\x18\x01 \x01(\t\x12\x12\n\naccount_id\x18\x02 \x01(\t\"6\n\x0cPersonClosed\x12\x11\n\tperson_id\x18\x01 \x01(\t\x12\x13\n\x0b\x61\x63\x63ount_ids\x18\x02 \x03(\t2\xf2\x01\n\rPersonService\x12M\n\x0eRegisterPerson\x12\x1e.bank.v1.RegisterPersonRequest\x1a\x1b.foldline.v1.CommandReceipt\x12I\n\x0cRenamePerson\x12\x1c.bank.v1.RenamePersonRequest\x1a\x1b.foldline.v1.CommandReceipt\x12G\n\x0b\x43losePerson\x12\x1b.bank.v1.ClosePersonRequest\x1a\x1b.foldline.v1.CommandReceiptb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x62\x61nk/v1/person.proto\x12\x07\x62\x61nk.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x19\x66oldline/v1/command.proto\x1a\x19\x66oldline/v1/options.proto\"\xae\x01\n\x15RegisterPersonRequest\x12\x34\n\x07options\x18\x01 \x01(\x0b\x32\x1b.foldline.v1.CommandOptionsB\x06\xbaH\x03\xc8\x01\x01\x12\x41\n\tperson_id\x18\x02 \x01(\tB.\xbaH+r)Z$00000000-0000-0000-0000-000000000000\xb0\x01\x01\x12\x1c\n\x04name\x18\x03 \x01(\tB\x0e\xbaH\x07r\x05\x10\x01\x18\xc8\x01\xa8\xbb\x18\x01\"\x86\x01\n\x13RenamePersonRequest\x12\x34\n\x07options\x18\x01 \x01(\x0b\x32\x1b.foldline.v1.CommandOptionsB\x06\xbaH\x03\xc8\x01\x01\x12\x1b\n\tperson_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1c\n\x04name\x18\x03 \x01(\tB\x0e\xbaH\x07r\x05\x10\x01\x18\xc8\x01\xa8\xbb\x18\x01\"g\n\x12\x43losePersonRequest\x12\x34\n\x07options\x18\x01 \x01(\x0b\x32\x1b.foldline.v1.CommandOptionsB\x06\xbaH\x03\xc8\x01\x01\x12\x1b\n\tperson_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"9\n\x10PersonRegistered\x12\x11\n\tperson_id\x18\x01 \x01(\t\x12\x12\n\x04name\x18\x02 \x01(\tB\x04\xa8\xbb\x18\x01\"6\n\rPersonRenamed\x12\x11\n\tperson_id\x18\x01 \x01(\t\x12\x12\n\x04name\x18\x02 \x01(\tB\x04\xa8\xbb\x18\x01\"8\n\x0f\x41\x63\x63ountAttached\x12\x11\n\tperson_id\x18\x01 \x01(\t\x12\x12\n\naccount_id\x18\x02 \x01(\t\"8\n\x0f\x41\x63\x63ountDetached\x12\x11\n\tperson_id\x18\x01 \x01(\t\x12\x12\n\naccount_id\x18\x02 \x01(\t\"6\n\x0cPersonClosed\x12\x11\n\tperson_id\x18\x01 \x01(\t\x12\x13\n\x0b\x61\x63\x63ount_ids\x18\x02 \x03(\t2\xf2\x01\n\rPersonService\x12M\n\x0eRegisterPerson\x12\x1e.bank.v1.RegisterPersonRequest\x1a\x1b.foldline.v1.CommandReceipt\x12I\n\x0cRenamePerson\x12\x1c.bank.v1.RenamePersonRequest\x1a\x1b.foldline.v1.CommandReceipt\x12G\n\x0b\x43losePerson\x12\x1b.bank.v1.ClosePersonRequest\x1a\x1b.foldline.v1.CommandReceiptb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,7 +37,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REGISTERPERSONREQUEST'].fields_by_name['options']._loaded_options = None
   _globals['_REGISTERPERSONREQUEST'].fields_by_name['options']._serialized_options = b'\272H\003\310\001\001'
   _globals['_REGISTERPERSONREQUEST'].fields_by_name['person_id']._loaded_options = None
-  _globals['_REGISTERPERSONREQUEST'].fields_by_name['person_id']._serialized_options = b'\272H\005r\003\260\001\001'
+  _globals['_REGISTERPERSONREQUEST'].fields_by_name['person_id']._serialized_options = b'\272H+r)Z$00000000-0000-0000-0000-000000000000\260\001\001'
   _globals['_REGISTERPERSONREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_REGISTERPERSONREQUEST'].fields_by_name['name']._serialized_options = b'\272H\007r\005\020\001\030\310\001\250\273\030\001'
   _globals['_RENAMEPERSONREQUEST'].fields_by_name['options']._loaded_options = None
@@ -55,21 +55,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PERSONRENAMED'].fields_by_name['name']._loaded_options = None
   _globals['_PERSONRENAMED'].fields_by_name['name']._serialized_options = b'\250\273\030\001'
   _globals['_REGISTERPERSONREQUEST']._serialized_start=117
-  _globals['_REGISTERPERSONREQUEST']._serialized_end=253
-  _globals['_RENAMEPERSONREQUEST']._serialized_start=256
-  _globals['_RENAMEPERSONREQUEST']._serialized_end=390
-  _globals['_CLOSEPERSONREQUEST']._serialized_start=392
-  _globals['_CLOSEPERSONREQUEST']._serialized_end=495
-  _globals['_PERSONREGISTERED']._serialized_start=497
-  _globals['_PERSONREGISTERED']._serialized_end=554
-  _globals['_PERSONRENAMED']._serialized_start=556
-  _globals['_PERSONRENAMED']._serialized_end=610
-  _globals['_ACCOUNTATTACHED']._serialized_start=612
-  _globals['_ACCOUNTATTACHED']._serialized_end=668
-  _globals['_ACCOUNTDETACHED']._serialized_start=670
-  _globals['_ACCOUNTDETACHED']._serialized_end=726
-  _globals['_PERSONCLOSED']._serialized_start=728
-  _globals['_PERSONCLOSED']._serialized_end=782
-  _globals['_PERSONSERVICE']._serialized_start=785
-  _globals['_PERSONSERVICE']._serialized_end=1027
+  _globals['_REGISTERPERSONREQUEST']._serialized_end=291
+  _globals['_RENAMEPERSONREQUEST']._serialized_start=294
+  _globals['_RENAMEPERSONREQUEST']._serialized_end=428
+  _globals['_CLOSEPERSONREQUEST']._serialized_start=430
+  _globals['_CLOSEPERSONREQUEST']._serialized_end=533
+  _globals['_PERSONREGISTERED']._serialized_start=535
+  _globals['_PERSONREGISTERED']._serialized_end=592
+  _globals['_PERSONRENAMED']._serialized_start=594
+  _globals['_PERSONRENAMED']._serialized_end=648
+  _globals['_ACCOUNTATTACHED']._serialized_start=650
+  _globals['_ACCOUNTATTACHED']._serialized_end=706
+  _globals['_ACCOUNTDETACHED']._serialized_start=708
+  _globals['_ACCOUNTDETACHED']._serialized_end=764
+  _globals['_PERSONCLOSED']._serialized_start=766
+  _globals['_PERSONCLOSED']._serialized_end=820
+  _globals['_PERSONSERVICE']._serialized_start=823
+  _globals['_PERSONSERVICE']._serialized_end=1065
 # @@protoc_insertion_point(module_scope)

@@ -26,7 +26,7 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from foldline.v1 import command_pb2 as foldline_dot_v1_dot_command__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x62\x61nk/v1/transfer.proto\x12\x07\x62\x61nk.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x19\x66oldline/v1/command.proto\"\xea\x01\n\x14StartTransferRequest\x12\x34\n\x07options\x18\x01 \x01(\x0b\x32\x1b.foldline.v1.CommandOptionsB\x06\xbaH\x03\xc8\x01\x01\x12\x1d\n\x0btransfer_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12!\n\x0f\x66rom_account_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1f\n\rto_account_id\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1d\n\x0c\x61mount_minor\x18\x05 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\x12\x1a\n\x08\x63urrency\x18\x06 \x01(\tB\x08\xbaH\x05r\x03\x98\x01\x03\"n\n\x17\x43ompleteTransferRequest\x12\x34\n\x07options\x18\x01 \x01(\x0b\x32\x1b.foldline.v1.CommandOptionsB\x06\xbaH\x03\xc8\x01\x01\x12\x1d\n\x0btransfer_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"\xbe\x01\n\x13\x46\x61ilTransferRequest\x12\x34\n\x07options\x18\x01 \x01(\x0b\x32\x1b.foldline.v1.CommandOptionsB\x06\xbaH\x03\xc8\x01\x01\x12\x1d\n\x0btransfer_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x19\n\x06reason\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?\x12\x37\n\x0c\x63ompensation\x18\x04 \x01(\x0e\x32\x15.bank.v1.CompensationB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\"\xee\x02\n\x0fTransferStarted\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\x12\x17\n\x0f\x66rom_account_id\x18\x02 \x01(\t\x12\x15\n\rto_account_id\x18\x03 \x01(\t\x12\x14\n\x0c\x61mount_minor\x18\x04 \x01(\x03\x12\x10\n\x08\x63urrency\x18\x05 \x01(\t\x12\x18\n\x10\x64\x65\x62it_command_id\x18\x06 \x01(\t\x12\x19\n\x11\x63redit_command_id\x18\x07 \x01(\t\x12\x19\n\x11refund_command_id\x18\x08 \x01(\t\x12\x1a\n\x12suspend_command_id\x18\t \x01(\t\x12\x1b\n\x13\x63omplete_command_id\x18\n \x01(\t\x12\x17\n\x0f\x66\x61il_command_id\x18\x0b \x01(\t\x12\x13\n\x0bsuspense_id\x18\x0c \x01(\t\x12\x1a\n\x12\x64\x65\x62it_not_after_ms\x18\r \x01(\x03\x12\x1b\n\x13\x63redit_not_after_ms\x18\x0e \x01(\x03\"(\n\x11TransferCompleted\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\"b\n\x0eTransferFailed\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12+\n\x0c\x63ompensation\x18\x03 \x01(\x0e\x32\x15.bank.v1.Compensation*\x80\x01\n\x0c\x43ompensation\x12\x1c\n\x18\x43OMPENSATION_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x43OMPENSATION_NOT_NEEDED\x10\x01\x12\x19\n\x15\x43OMPENSATION_REFUNDED\x10\x02\x12\x1a\n\x16\x43OMPENSATION_SUSPENDED\x10\x03\x32^\n\x0fTransferService\x12K\n\rStartTransfer\x12\x1d.bank.v1.StartTransferRequest\x1a\x1b.foldline.v1.CommandReceiptb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x62\x61nk/v1/transfer.proto\x12\x07\x62\x61nk.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x19\x66oldline/v1/command.proto\"\x90\x02\n\x14StartTransferRequest\x12\x34\n\x07options\x18\x01 \x01(\x0b\x32\x1b.foldline.v1.CommandOptionsB\x06\xbaH\x03\xc8\x01\x01\x12\x43\n\x0btransfer_id\x18\x02 \x01(\tB.\xbaH+r)Z$00000000-0000-0000-0000-000000000000\xb0\x01\x01\x12!\n\x0f\x66rom_account_id\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1f\n\rto_account_id\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1d\n\x0c\x61mount_minor\x18\x05 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\x12\x1a\n\x08\x63urrency\x18\x06 \x01(\tB\x08\xbaH\x05r\x03\x98\x01\x03\"n\n\x17\x43ompleteTransferRequest\x12\x34\n\x07options\x18\x01 \x01(\x0b\x32\x1b.foldline.v1.CommandOptionsB\x06\xbaH\x03\xc8\x01\x01\x12\x1d\n\x0btransfer_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"\xbe\x01\n\x13\x46\x61ilTransferRequest\x12\x34\n\x07options\x18\x01 \x01(\x0b\x32\x1b.foldline.v1.CommandOptionsB\x06\xbaH\x03\xc8\x01\x01\x12\x1d\n\x0btransfer_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x19\n\x06reason\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?\x12\x37\n\x0c\x63ompensation\x18\x04 \x01(\x0e\x32\x15.bank.v1.CompensationB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\"\xee\x02\n\x0fTransferStarted\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\x12\x17\n\x0f\x66rom_account_id\x18\x02 \x01(\t\x12\x15\n\rto_account_id\x18\x03 \x01(\t\x12\x14\n\x0c\x61mount_minor\x18\x04 \x01(\x03\x12\x10\n\x08\x63urrency\x18\x05 \x01(\t\x12\x18\n\x10\x64\x65\x62it_command_id\x18\x06 \x01(\t\x12\x19\n\x11\x63redit_command_id\x18\x07 \x01(\t\x12\x19\n\x11refund_command_id\x18\x08 \x01(\t\x12\x1a\n\x12suspend_command_id\x18\t \x01(\t\x12\x1b\n\x13\x63omplete_command_id\x18\n \x01(\t\x12\x17\n\x0f\x66\x61il_command_id\x18\x0b \x01(\t\x12\x13\n\x0bsuspense_id\x18\x0c \x01(\t\x12\x1a\n\x12\x64\x65\x62it_not_after_ms\x18\r \x01(\x03\x12\x1b\n\x13\x63redit_not_after_ms\x18\x0e \x01(\x03\"(\n\x11TransferCompleted\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\"b\n\x0eTransferFailed\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12+\n\x0c\x63ompensation\x18\x03 \x01(\x0e\x32\x15.bank.v1.Compensation*\x80\x01\n\x0c\x43ompensation\x12\x1c\n\x18\x43OMPENSATION_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x43OMPENSATION_NOT_NEEDED\x10\x01\x12\x19\n\x15\x43OMPENSATION_REFUNDED\x10\x02\x12\x1a\n\x16\x43OMPENSATION_SUSPENDED\x10\x03\x32^\n\x0fTransferService\x12K\n\rStartTransfer\x12\x1d.bank.v1.StartTransferRequest\x1a\x1b.foldline.v1.CommandReceiptb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,7 +36,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STARTTRANSFERREQUEST'].fields_by_name['options']._loaded_options = None
   _globals['_STARTTRANSFERREQUEST'].fields_by_name['options']._serialized_options = b'\272H\003\310\001\001'
   _globals['_STARTTRANSFERREQUEST'].fields_by_name['transfer_id']._loaded_options = None
-  _globals['_STARTTRANSFERREQUEST'].fields_by_name['transfer_id']._serialized_options = b'\272H\005r\003\260\001\001'
+  _globals['_STARTTRANSFERREQUEST'].fields_by_name['transfer_id']._serialized_options = b'\272H+r)Z$00000000-0000-0000-0000-000000000000\260\001\001'
   _globals['_STARTTRANSFERREQUEST'].fields_by_name['from_account_id']._loaded_options = None
   _globals['_STARTTRANSFERREQUEST'].fields_by_name['from_account_id']._serialized_options = b'\272H\005r\003\260\001\001'
   _globals['_STARTTRANSFERREQUEST'].fields_by_name['to_account_id']._loaded_options = None
@@ -57,20 +57,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FAILTRANSFERREQUEST'].fields_by_name['reason']._serialized_options = b'\272H\006r\004\020\001\030?'
   _globals['_FAILTRANSFERREQUEST'].fields_by_name['compensation']._loaded_options = None
   _globals['_FAILTRANSFERREQUEST'].fields_by_name['compensation']._serialized_options = b'\272H\007\202\001\004\020\001 \000'
-  _globals['_COMPENSATION']._serialized_start=1145
-  _globals['_COMPENSATION']._serialized_end=1273
+  _globals['_COMPENSATION']._serialized_start=1183
+  _globals['_COMPENSATION']._serialized_end=1311
   _globals['_STARTTRANSFERREQUEST']._serialized_start=92
-  _globals['_STARTTRANSFERREQUEST']._serialized_end=326
-  _globals['_COMPLETETRANSFERREQUEST']._serialized_start=328
-  _globals['_COMPLETETRANSFERREQUEST']._serialized_end=438
-  _globals['_FAILTRANSFERREQUEST']._serialized_start=441
-  _globals['_FAILTRANSFERREQUEST']._serialized_end=631
-  _globals['_TRANSFERSTARTED']._serialized_start=634
-  _globals['_TRANSFERSTARTED']._serialized_end=1000
-  _globals['_TRANSFERCOMPLETED']._serialized_start=1002
-  _globals['_TRANSFERCOMPLETED']._serialized_end=1042
-  _globals['_TRANSFERFAILED']._serialized_start=1044
-  _globals['_TRANSFERFAILED']._serialized_end=1142
-  _globals['_TRANSFERSERVICE']._serialized_start=1275
-  _globals['_TRANSFERSERVICE']._serialized_end=1369
+  _globals['_STARTTRANSFERREQUEST']._serialized_end=364
+  _globals['_COMPLETETRANSFERREQUEST']._serialized_start=366
+  _globals['_COMPLETETRANSFERREQUEST']._serialized_end=476
+  _globals['_FAILTRANSFERREQUEST']._serialized_start=479
+  _globals['_FAILTRANSFERREQUEST']._serialized_end=669
+  _globals['_TRANSFERSTARTED']._serialized_start=672
+  _globals['_TRANSFERSTARTED']._serialized_end=1038
+  _globals['_TRANSFERCOMPLETED']._serialized_start=1040
+  _globals['_TRANSFERCOMPLETED']._serialized_end=1080
+  _globals['_TRANSFERFAILED']._serialized_start=1082
+  _globals['_TRANSFERFAILED']._serialized_end=1180
+  _globals['_TRANSFERSERVICE']._serialized_start=1313
+  _globals['_TRANSFERSERVICE']._serialized_end=1407
 # @@protoc_insertion_point(module_scope)

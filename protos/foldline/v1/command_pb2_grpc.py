@@ -99,6 +99,8 @@ class CommandServiceServicer:
 
     def SendStream(self, request_iterator, context):
         """Sends commands one after another over one stream and receives their receipts in the same order.
+        A stream may take ten minutes unless the service is set up otherwise, whatever deadline the call has. Then the service reads
+        no more, sends the receipts of all that came, and ends the stream: DEADLINE_EXCEEDED, STREAM_OVER. Open another one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -23,7 +23,10 @@ class CommandServiceStub:
     SendBatch: _aio.UnaryUnaryMultiCallable[_command_pb2.SendBatchRequest, _command_pb2.SendBatchResponse]
     """Sends up to 256 commands in one call. The call succeeds even if commands are refused: each answer says its own."""
     SendStream: _aio.StreamStreamMultiCallable[_command_pb2.SendStreamRequest, _command_pb2.SendStreamResponse]
-    """Sends commands one after another over one stream and receives their receipts in the same order."""
+    """Sends commands one after another over one stream and receives their receipts in the same order.
+    A stream may take ten minutes unless the service is set up otherwise, whatever deadline the call has. Then the service reads
+    no more, sends the receipts of all that came, and ends the stream: DEADLINE_EXCEEDED, STREAM_OVER. Open another one.
+    """
     GetCommand: _aio.UnaryUnaryMultiCallable[_command_pb2.GetCommandRequest, _command_pb2.GetCommandResponse]
     """Reads one command of the caller's tenant from the log."""
     ListCommands: _aio.UnaryUnaryMultiCallable[_command_pb2.ListCommandsRequest, _command_pb2.ListCommandsResponse]
@@ -66,7 +69,10 @@ class CommandServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _abc.AsyncIterator[_command_pb2.SendStreamRequest],
         context: _aio.ServicerContext[_abc.AsyncIterator[_command_pb2.SendStreamRequest], _abc.AsyncIterator[_command_pb2.SendStreamResponse]],
     ) -> _abc.AsyncIterator[_command_pb2.SendStreamResponse]:
-        """Sends commands one after another over one stream and receives their receipts in the same order."""
+        """Sends commands one after another over one stream and receives their receipts in the same order.
+        A stream may take ten minutes unless the service is set up otherwise, whatever deadline the call has. Then the service reads
+        no more, sends the receipts of all that came, and ends the stream: DEADLINE_EXCEEDED, STREAM_OVER. Open another one.
+        """
 
     @_abc_1.abstractmethod
     def GetCommand(

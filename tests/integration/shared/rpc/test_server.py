@@ -716,9 +716,24 @@ async def test_draining_ends_a_stream_that_waits_for_its_caller(streaming: Strea
 
 
 @pytest.mark.parametrize("servicer", [Streams, BusyStreams])
-async def test_a_stream_without_a_deadline_is_given_one(tmp_path: Path, servicer: type[Streams]) -> None:
-    """It ends while it waits for its caller, and is told so: it is not taken for the caller's end, nor for ours."""
-    async with StreamWorld(tmp_path, servicer(), deadline_default_s=0.2) as world:
+@pytest.mark.parametrize("deadline_s", [None, 60])
+async def test_a_stream_ends_by_name_after_its_last_answer(
+    tmp_path: Path, servicer: type[Streams], deadline_s: float | None
+) -> None:
+    """Whatever deadline it has: all that came is answered, and the caller is told to open another."""
+    async with StreamWorld(tmp_path, servicer(), stream_s_max=0.3) as world:
+        call = world.stub.SendStream(metadata=world.metadata, timeout=deadline_s)
+        await call.write(item("one"))
+        got, refusal = await collect(call)
+    assert (got, refusal and refusal.reason) == (["one"], "STREAM_OVER")
+
+
+@pytest.mark.parametrize("servicer", [BusyStreams])
+async def test_an_answer_that_is_being_written_does_not_keep_a_stream_from_ending(
+    tmp_path: Path, servicer: type[Streams]
+) -> None:
+    """The call's time is over while its answer is written: the caller gets both, the answer and the status."""
+    async with StreamWorld(tmp_path, servicer(), stream_s_max=0.1, deadline_default_s=0.1) as world:
         call = world.stub.SendStream(metadata=world.metadata)
         await call.write(item("one"))
         got, refusal = await collect(call)
@@ -734,6 +749,15 @@ async def test_a_larger_size_is_given_by_the_table(streaming: StreamWorld) -> No
     request.items.add(causation_id=ID).command.Pack(person_pb2.RegisterPersonRequest(name="x" * 2 * 1024 * 1024))
     code, refusal = await refused(streaming.stub.SendBatch(request, metadata=streaming.metadata, timeout=20))
     assert (code, refusal.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "MESSAGE_TOO_LARGE")
+
+
+async def test_a_call_with_two_tokens_is_not_believed(make_world: MakeWorld) -> None:
+    """Which one counts would depend on who reads them; other headers may come twice."""
+    world = await make_world()
+    token = bearer(world.token())
+    code, refusal = await refused(world.register(metadata=(*token, *bearer("another"))))
+    assert (code, refusal.reason) == (grpc.StatusCode.UNAUTHENTICATED, "TOKEN_INVALID")
+    await world.register(metadata=(*token, ("x-more", "1"), ("x-more", "2")))
 
 
 async def test_a_call_without_a_token_holds_nothing(make_world: MakeWorld) -> None:

@@ -84,8 +84,9 @@ def verifier(tmp_path: Path, clock: Clock) -> Verifier:
         sign(nbf=NOW + 29),
         sign(exp=NOW - 29),
         sign(roles=["user", "astronaut", 7]),
+        sign(exp=NOW + 24 * 3600, iat=NOW),
     ],
-    ids=["Ed25519", "EdDSA", "ES256", "one of several audiences", "nbf in leeway", "exp in leeway", "unknown roles"],
+    ids=["Ed25519", "EdDSA", "ES256", "one of several audiences", "nbf in leeway", "exp in leeway", "unknown roles", "a day"],
 )
 def test_a_good_token_names_tenant_user_and_roles(verifier: Verifier, token: str) -> None:
     """What the issuer signed is believed; a role that we do not know gives nothing."""
@@ -148,6 +149,9 @@ def encoded(raw: bytes) -> str:
         (sign(sub="a" * 129), "TOKEN_INVALID"),
         (sign(sub="a\nb"), "TOKEN_INVALID"),
         (sign(roles="user"), "TOKEN_INVALID"),
+        (sign(exp=NOW + 24 * 3600 + 31), "TOKEN_INVALID"),
+        (sign(exp=NOW + 10, iat=NOW - 24 * 3600 - 21), "TOKEN_INVALID"),
+        (sign(iat="yesterday"), "TOKEN_INVALID"),
     ],
 )
 def test_any_other_token_is_refused(verifier: Verifier, token: str, reason: str) -> None:

@@ -97,14 +97,19 @@ def inner_floods(kind: Descriptor, depth: int) -> Iterator[tuple[str, bytes]]:
 @pytest.mark.parametrize("kind", REQUESTS, ids=lambda kind: kind.full_name)
 def test_no_request_takes_long_to_refuse(kind: Descriptor) -> None:
     """Processor time of this thread, which is what other callers of an event loop would wait for."""
-    load_validator().collect_violations(command_pb2.SendBatchRequest())  # its rules are compiled once
-    rpc = rpc_of(message_factory.GetMessageClass(kind))
+    message = message_factory.GetMessageClass(kind)
+    load_validator().collect_violations(message())  # its rules are compiled once
+    rpc = rpc_of(message)
     for name, raw in floods(kind):
-        began = time.thread_time()
-        with suppress(Invalid):
-            read_message(rpc, raw)
-        took_s = time.thread_time() - began
-        assert took_s < REFUSED_WITHIN_S, (name, took_s)
+        assert min(refusing_took_s(rpc, raw) for _ in range(3)) < REFUSED_WITHIN_S, name
+
+
+def refusing_took_s(rpc: Rpc, raw: bytes) -> float:
+    """The processor time of reading a request that is refused, or read if there is nothing wrong with it."""
+    began = time.thread_time()
+    with suppress(Invalid):
+        read_message(rpc, raw)
+    return time.thread_time() - began
 
 
 def rpc_of(message: type[Message], size_max: int = 2 * SIZE) -> Rpc:
