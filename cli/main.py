@@ -16,6 +16,7 @@ from cli.history import history
 from cli.overrides import overrides
 from cli.parked import parked
 from cli.process import process
+from cli.rebuild import add_rebuild
 from cli.send import HELP, SendCommand, send
 from cli.status import projection, restored, status
 from cli.steering import add_steering
@@ -61,7 +62,8 @@ app.add_typer(overrides, name="overrides", help="See what runs otherwise for a t
 add_steering(process)
 app.add_typer(process, name="process", help="See what processes do, and steer them: for operators.")
 app.add_typer(delivery, name="delivery", help="See what is told to the outside, and steer it: for operators.")
-app.add_typer(projection, name="projection", help="Let query tables go on after a restore: for operators.")
+add_rebuild(projection)
+app.add_typer(projection, name="projection", help="Rebuild query tables, and let them go on after a restore: for operators.")
 app.add_typer(parked, name="parked", help="See rows whose events could not be applied, and retry or skip those: for operators.")
 app.command()(restored)
 app.command()(local.mail)

@@ -5,8 +5,10 @@ ROLES says who may call them; the tenant is always that of the caller's token.
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Collection, Mapping
+import time
+from collections.abc import AsyncIterator, Collection, Mapping
 from typing import Any
 
 from bank.v1 import account_query_pb2
@@ -21,6 +23,8 @@ from shared.platform.leader import LockClass
 from shared.platform.postgres import Reads, one
 from shared.platform.telemetry import logger
 from shared.projections.admin import Outcome, ParkedAdmin, ParkedRow
+from shared.projections.rebuild import serving
+from shared.projections.rebuild_admin import ENDED, RebuildAdmin, RebuildRow
 from shared.projections.summary import SummaryServicer, in_tenant, tell_stale, tenant
 from shared.rpc import pages
 
@@ -32,6 +36,10 @@ ROLES: Mapping[str, frozenset[Role]] = {
     "bank.v1.AccountQueryService/ListMovements": CALLERS,
     "foldline.v1.ProjectionService/ListProjections": OPERATORS,
     "foldline.v1.ProjectionService/RefillProjection": OPERATORS,
+    **{
+        f"foldline.v1.ProjectionService/{rpc}": OPERATORS
+        for rpc in ("StartRebuild", "WatchRebuild", "SwitchRebuild", "CancelRebuild", "DropFormer")
+    },
     "foldline.v1.ProjectionService/ListParked": OPERATORS,
     "foldline.v1.ProjectionService/GetParked": OPERATORS,
     "foldline.v1.ProjectionService/RetryParked": OPERATORS,
@@ -44,6 +52,18 @@ STATES = {
     State.DIVERGED: projection_pb2.PROJECTION_STATE_DIVERGED,
     State.AWAY: projection_pb2.PROJECTION_STATE_AWAY,
 }
+
+REBUILD_STATES = {
+    "asked": projection_pb2.REBUILD_STATE_ASKED,
+    "filling": projection_pb2.REBUILD_STATE_FILLING,
+    "waiting": projection_pb2.REBUILD_STATE_WAITING,
+    "switching": projection_pb2.REBUILD_STATE_SWITCHING,
+    "switched": projection_pb2.REBUILD_STATE_SWITCHED,
+    "cancelling": projection_pb2.REBUILD_STATE_ENDING,
+    "dropping": projection_pb2.REBUILD_STATE_ENDING,
+}
+PROGRESS_S = 0.25
+WATCH_REBUILD = "foldline.v1.ProjectionService/WatchRebuild"
 
 _MOVEMENTS = f"""
 SELECT {", ".join(MovementRow._fields)} FROM movements WHERE tenant = %(tenant)s AND account_id = %(account_id)s
@@ -84,12 +104,14 @@ class ProjectionService(projection_pb2_grpc.ProjectionServiceServicer):
         self._shard = shard
         self._names = names
         self._parked = ParkedAdmin(reads, shard)
+        self._rebuilds = RebuildAdmin(reads, shard, names)
 
     async def ListProjections(
         self, request: projection_pb2.ListProjectionsRequest, context: Any
     ) -> projection_pb2.ListProjectionsResponse:
         async with self._reads.connection() as connection:
-            found = await read_standings(connection, LockClass.PROJECTOR, self._shard, self._names)
+            serve = [await serving(connection, name, self._shard) for name in self._names]
+            found = await read_standings(connection, LockClass.PROJECTOR, self._shard, serve)
         parked = await self._parked.counts()
         shown = [_projection(standing, parked.get(standing.name, 0)) for standing in found]
         return projection_pb2.ListProjectionsResponse(projections=shown)
@@ -100,12 +122,53 @@ class ProjectionService(projection_pb2_grpc.ProjectionServiceServicer):
         if request.name not in self._names:
             raise NotFound("PROJECTION_NOT_FOUND", f"there is no projection {request.name}")
         async with self._reads.connection() as connection:
-            [found] = await read_standings(connection, LockClass.PROJECTOR, self._shard, (request.name,))
-            (asked,) = await one(connection, "SELECT ask_refill(%s, %s)", (request.name, self._shard))
+            name = await serving(connection, request.name, self._shard)
+            [found] = await read_standings(connection, LockClass.PROJECTOR, self._shard, (name,))
+            (asked,) = await one(connection, "SELECT ask_refill(%s, %s)", (name, self._shard))
         if not asked:
             raise Rejected("NOT_DIVERGED", "the projection follows the line, or stopped for another reason: see its state")
         log.warning("refill_asked", projection=request.name, user_id=current_call.get().identity.user_id)
         return projection_pb2.RefillProjectionResponse(projection=_projection(found))
+
+    async def StartRebuild(
+        self, request: projection_pb2.StartRebuildRequest, context: Any
+    ) -> projection_pb2.StartRebuildResponse:
+        user_id = _noted("start", request.name)
+        row = await self._rebuilds.start(request.name, only_if_same=request.only_if_same, user_id=user_id)
+        return projection_pb2.StartRebuildResponse(rebuild=_rebuild(request.name, row))
+
+    async def WatchRebuild(
+        self, request: projection_pb2.WatchRebuildRequest, context: Any
+    ) -> AsyncIterator[projection_pb2.WatchRebuildResponse]:
+        before, read_at, rate = None, 0.0, 0.0
+        while True:
+            row, now = await self._rebuilds.get(request.name), time.monotonic()
+            if before is not None:
+                rate = max(0, row.position - before) / (now - read_at)
+            before, read_at = row.position, now
+            yield projection_pb2.WatchRebuildResponse(rebuild=_rebuild(request.name, row, rate))
+            if row.state in ENDED:
+                return
+            await asyncio.sleep(PROGRESS_S)
+
+    async def SwitchRebuild(
+        self, request: projection_pb2.SwitchRebuildRequest, context: Any
+    ) -> projection_pb2.SwitchRebuildResponse:
+        _noted("switch", request.name)
+        row = await self._rebuilds.switch(request.name)
+        return projection_pb2.SwitchRebuildResponse(rebuild=_rebuild(request.name, row))
+
+    async def CancelRebuild(
+        self, request: projection_pb2.CancelRebuildRequest, context: Any
+    ) -> projection_pb2.CancelRebuildResponse:
+        _noted("cancel", request.name)
+        row = await self._rebuilds.cancel(request.name)
+        return projection_pb2.CancelRebuildResponse(rebuild=_rebuild(request.name, row))
+
+    async def DropFormer(self, request: projection_pb2.DropFormerRequest, context: Any) -> projection_pb2.DropFormerResponse:
+        _noted("drop", request.name)
+        row = await self._rebuilds.drop(request.name)
+        return projection_pb2.DropFormerResponse(rebuild=_rebuild(request.name, row))
 
     async def ListParked(self, request: projection_pb2.ListParkedRequest, context: Any) -> projection_pb2.ListParkedResponse:
         size, wanted = request.page_size or pages.SIZE_DEFAULT, request.filter
@@ -149,6 +212,36 @@ class ProjectionService(projection_pb2_grpc.ProjectionServiceServicer):
         return await self._parked.ask(parked_id, action, all_events=all_events, user_id=user_id, within_s=within_s)
 
 
+def _noted(action: str, projection: str) -> str:
+    """Logs what an operator asks of a rebuild; returns who that is."""
+    user_id = current_call.get().identity.user_id
+    log.warning("rebuild_asked", action=action, projection=projection, user_id=user_id)
+    return user_id
+
+
+def _rebuild(name: str, row: RebuildRow, rate: float = 0.0) -> projection_pb2.Rebuild:
+    made = projection_pb2.Rebuild(
+        name=name,
+        version=row.version,
+        state=REBUILD_STATES[row.state],
+        position=row.position,
+        target_position=row.target_position,
+        events_per_s=rate,
+        left_s=max(0, row.target_position - row.position) / rate if rate else 0.0,
+        reason=row.reason,
+        parked=row.parked,
+        asked_by=row.asked_by,
+        started_at=None if row.started_at is None else timestamp(row.started_at),
+        ended_at=None if row.ended_at is None else timestamp(row.ended_at),
+    )
+    if row.compared_at is not None:
+        made.diff.position = row.compared_at
+        made.diff.rows_before, made.diff.rows_after = row.rows_before or 0, row.rows_after or 0
+        made.diff.rows_differing = row.rows_differing or 0
+        made.diff.rows.extend(projection_pb2.DifferentRow(**each) for each in row.different_rows)  # type: ignore[arg-type]
+    return made
+
+
 def _parked(row: ParkedRow) -> projection_pb2.ParkedKey:
     return projection_pb2.ParkedKey(
         parked_id=str(row.parked_id),
@@ -166,7 +259,8 @@ def _parked(row: ParkedRow) -> projection_pb2.ParkedKey:
 
 def _projection(standing: Standing, parked: int = 0) -> projection_pb2.ProjectionStatus:
     return projection_pb2.ProjectionStatus(
-        name=standing.name,
+        name=standing.name.partition("@")[0],
+        version=int(standing.name.partition("@")[2] or 1),
         shard=standing.shard,
         epoch=standing.checkpoint.epoch,
         position=standing.checkpoint.position,

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field, SecretStr
 
 from foldline.v1.projection_pb2_grpc import add_ProjectionServiceServicer_to_server
-from read_service.api import ROLES, AccountQueryService, ProjectionService
+from read_service.api import ROLES, WATCH_REBUILD, AccountQueryService, ProjectionService
 from read_service.projections.accounts import ACCOUNT
 from read_service.registry import GROUPS, RPCS
 from shared.folds.projection import Group
@@ -60,7 +60,7 @@ def build(settings: ReadSettings, reads: Reads) -> Server:
     server = Server(
         settings,
         roles={**ROLES, **roles_of(RPCS)},
-        deadlines_max=watch_limits(RPCS, settings.watch_s_max),
+        deadlines_max={**watch_limits(RPCS, settings.watch_s_max), WATCH_REBUILD: settings.watch_s_max},
         probes=Probes(settings, "read_service"),
     )
     server.probes.needs_database(settings.query_database_url.get_secret_value())

@@ -22,8 +22,7 @@ from shared.line.sources import StoreLine, StreamFeed
 from shared.platform.leader import LockClass, until
 from shared.platform.postgres import Connection, connect, refuse_unsafe
 from shared.platform.settings import ProcessSettings, load
-from shared.projections.projector import Projector, Projectors
-from shared.projections.tables import Tables
+from shared.projections.groups import GroupProjector, Projectors
 from shared.rpc import bootstrap
 from shared.rpc.client import channel
 
@@ -59,8 +58,7 @@ def build(settings: ProjectorSettings, line: Line, feed: Feed | None, groups: It
     database_url = settings.database_url.get_secret_value()
     fan_out = FanOut(Follower(line, feed).follow, alone=lambda: Follower(line, None).follow)
     projectors = [
-        Projector(Tables(group), settings.shard, follow=fan_out.follow, connect=lambda: connect_safely(database_url))
-        for group in groups
+        GroupProjector(group, settings.shard, fan_out.follow, connect=lambda: connect_safely(database_url)) for group in groups
     ]
     return Projectors(projectors, fan_out)
 

@@ -28,6 +28,8 @@ from shared.platform.telemetry import logger
 log = logger(__name__)
 
 RETRY_MIN_S, RETRY_MAX_S = 0.5, 5.0
+# After another has led, before the checkpoint is read anew: it may be gone for good, when other tables serve.
+FENCED_S = 0.02
 # After this many failed tries the reason is saved in the checkpoint's row, where operators see it.
 TRIES_NOTED = 3
 # How often a stopped consumer checks whether an operator has let it go on.
@@ -83,6 +85,7 @@ class Consumer(ABC):
                 await self._go_on(await self._connect())
             except Fenced as error:
                 log.warning("consumer_fenced", consumer=self.name, text=str(error))
+                await asyncio.sleep(FENCED_S)
             except (HistoryDiverged, ConsumerFailed) as error:
                 await self._stop(f"{error.reason}: {error}")
                 await self._until_released()

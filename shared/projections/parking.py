@@ -126,8 +126,9 @@ async def insert_key(connection: Connection, consumer: str, shard: int, parked: 
     row_id = str(own[0] if table else own[1])
     await connection.execute(
         """INSERT INTO parked_keys (parked_id, consumer, shard, serves, tenant, table_name, key, row_id, error, behind)
-           VALUES (%s, %s, %s, true, %s, %s, %s, %s, %s, %s)""",
-        (parked.parked_id, consumer, shard, tenant, table, json.dumps(own), row_id, parked.error, parked.behind),
+           VALUES (%s, %s, %s, coalesce((SELECT serves FROM checkpoints WHERE name = %s AND shard = %s), false),
+                   %s, %s, %s, %s, %s, %s)""",
+        (parked.parked_id, consumer, shard, consumer, shard, tenant, table, json.dumps(own), row_id, parked.error, parked.behind),
     )
 
 

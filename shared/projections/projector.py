@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 
 from shared.line.checkpoint import Checkpoint
 from shared.line.consumer import Consumer
-from shared.line.fanout import FanOut
 from shared.line.follower import EventBatch
 from shared.line.spans import consumed
 from shared.platform.postgres import Connection
@@ -62,31 +61,6 @@ class Projector(Consumer):
                 if asks and time.monotonic() - looked_at >= ASKED_S:
                     await replay.carry_out(self._tables, connection, self.shard, self.at)
                     looked_at = time.monotonic()
-
-
-class Projectors:
-    """The projectors of several groups in one process. One that stops does not stop the others."""
-
-    def __init__(self, projectors: Sequence[Projector], fan_out: FanOut) -> None:
-        self.projectors = projectors
-        self._fan_out = fan_out
-
-    async def run(self) -> None:
-        """Follows the line for every group until cancelled. Raises UnsafeDatabase."""
-        running = [asyncio.create_task(projector.run()) for projector in self.projectors]
-        try:
-            await asyncio.gather(*running)
-        finally:
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
-            await self._fan_out.close()
-
-    @property
-    def stopped(self) -> str:
-        """Which groups stopped themselves, and why in one word each; empty if all go on."""
-        stopped = ((it.name, it.stopped) for it in self.projectors)
-        return "; ".join(f"{name}: {reason.partition(':')[0]}" for name, reason in stopped if reason)
 
 
 @asynccontextmanager

@@ -32,8 +32,10 @@ _PACKS: dict[Type, Callable[[Any], Packed]] = {
 class Rows:
     """The rows of one projection in the database."""
 
-    def __init__(self, projection: Projection[Any]) -> None:
+    def __init__(self, projection: Projection[Any], suffix: str = "") -> None:
+        """`suffix` is behind the table's name while its rows are filled anew beside those that serve."""
         table = projection.table
+        target = table.name + suffix
         names = [column.name for column in table.columns]
         keys = [column.name for column in table.primary_key]
         kinds = [(column.type.element, _PACKS[column.type]) for column in table.columns]
@@ -49,11 +51,11 @@ class Rows:
         wanted = f"unnest({', '.join(arrays[: len(keys)])}) AS k({', '.join(keys)})"
         same = " AND ".join(f"t.{key} = k.{key}" for key in keys)
         values = ", ".join(f"{name} = excluded.{name}" for name in names[len(keys) :])
-        self._select = f"SELECT {', '.join(read)} FROM {wanted} JOIN {table.name} t ON {same}"  # noqa: S608 (names of ours)
-        self._delete_all = f"DELETE FROM {table.name}"  # noqa: S608
-        self._delete = f"DELETE FROM {table.name} t USING {wanted} WHERE {same}"  # noqa: S608
+        self._select = f"SELECT {', '.join(read)} FROM {wanted} JOIN {target} t ON {same}"  # noqa: S608 (names of ours)
+        self._delete_all = f"DELETE FROM {target}"  # noqa: S608
+        self._delete = f"DELETE FROM {target} t USING {wanted} WHERE {same}"  # noqa: S608
         self._upsert = (
-            f"INSERT INTO {table.name} ({', '.join(names)}) SELECT {', '.join(write)} "  # noqa: S608
+            f"INSERT INTO {target} ({', '.join(names)}) SELECT {', '.join(write)} "  # noqa: S608
             f"FROM unnest({', '.join(arrays)}) AS r({', '.join(names)})"
         )
         if not projection.append_only:

@@ -79,16 +79,19 @@ class Tables:
     writer moves the checkpoint, and then the cache is dropped.
     """
 
-    def __init__(self, group: Group, *, consumer: str = "", announced: bool = True) -> None:
-        """`consumer` is the checkpoint's name, if that is not the group's; `announced` if somebody may watch the rows."""
+    def __init__(self, group: Group, *, consumer: str = "", suffix: str = "") -> None:
+        """`consumer` is the checkpoint's name, if that is not the group's.
+
+        `suffix` is behind the tables' names while they are filled beside those that serve; nobody watches their rows.
+        """
         self.group = group
         self.consumer = consumer or group.name
-        self._announced = announced
+        self._announced = not suffix
         self.parked: dict[Place, Parked] = {}
         """What is parked, as of the last `load_parked` and the batches since."""
         self._names = [projection.table.name for projection in group.projections]
         self._at = {name: at for at, name in enumerate(self._names)}
-        self._rows = [Rows(projection) for projection in group.projections]
+        self._rows = [Rows(projection, suffix) for projection in group.projections]
         self._append_only = [projection.append_only for projection in group.projections]
         self._kept: list[dict[RowKey, Any]] = [{} for _ in self._rows]
         self._kept_at: Checkpoint | None = None

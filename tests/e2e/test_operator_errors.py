@@ -101,6 +101,13 @@ class Operator:
         answer: Awaitable[object] = getattr(self.projections, rpc)(request, metadata=self.user if user else self.who, timeout=20)
         return answer
 
+    def rebuild(self, rpc: str, name: str, *, user: bool = False) -> Awaitable[object]:
+        """An RPC of rebuilds; of WatchRebuild the first answer."""
+        request = getattr(projection_pb2, f"{rpc}Request")(name=name)
+        call: Any = getattr(self.projections, rpc)(request, metadata=self.user if user else self.who, timeout=20)
+        answer: Awaitable[object] = call.read() if rpc == "WatchRebuild" else call
+        return answer
+
     def restored(self, epoch: str, *, user: bool = False) -> Awaitable[object]:
         """MarkRestored."""
         who = self.user if user else self.who
@@ -146,6 +153,23 @@ def bad_parked(situation: str, *keys: str | int) -> Row:
     return situation, call, "INVALID_ARGUMENT", "PAGE_TOKEN_INVALID", ("page_token",)
 
 
+def rebuilding(rpc: str, code: str = "", reason: str = "") -> list[Row]:
+    """The rows of an RPC of rebuilds; with how it is refused where there is no rebuild."""
+    rows = [
+        bad(f"{rpc}: NUL in the name", lambda d: d.rebuild(rpc, "\0"), "name"),
+        (f"{rpc}: by a user", lambda d: d.rebuild(rpc, "users", user=True), "PERMISSION_DENIED", "ROLE_MISSING", ()),
+        (f"{rpc}: no such projection", lambda d: d.rebuild(rpc, "x"), "NOT_FOUND", "PROJECTION_NOT_FOUND", ()),
+    ]
+    return [*rows, (f"{rpc}: none there", lambda d: d.rebuild(rpc, "users"), code, reason, ())] if code else rows
+
+
+REBUILDS: dict[str, tuple[str, ...]] = {
+    "StartRebuild": (),
+    "WatchRebuild": ("NOT_FOUND", "REBUILD_NOT_FOUND"),
+    "SwitchRebuild": ("FAILED_PRECONDITION", "REBUILD_NOT_WAITING"),
+    "CancelRebuild": ("FAILED_PRECONDITION", "REBUILD_NOT_RUNNING"),
+    "DropFormer": ("FAILED_PRECONDITION", "NO_FORMER_TABLES"),
+}
 NULS = projection_pb2.ParkedFilter(projection="\0", tenant="\0")
 
 
@@ -272,6 +296,7 @@ TABLE: list[Row] = [
         (f"{rpc}: by a user", lambda d, rpc=rpc: d.parked(rpc, user=True), "PERMISSION_DENIED", "ROLE_MISSING", ())
         for rpc in ("ListParked", "GetParked", "RetryParked", "DiscardParked")
     ),
+    *(row for rpc, refusal in REBUILDS.items() for row in rebuilding(rpc, *refusal)),
     ("restored: another epoch", lambda d: d.restored("of old/1"), "FAILED_PRECONDITION", "EPOCH_CHANGED", ()),
     ("restored: by a user", lambda d: d.restored("of old/1", user=True), "PERMISSION_DENIED", "ROLE_MISSING", ()),
 ]

@@ -49,6 +49,41 @@ PROJECTION_STATE_AWAY: ProjectionState.ValueType  # 4
 """Nobody leads: no projector is up, or none has reached the database yet."""
 Global___ProjectionState: _TypeAlias = ProjectionState  # noqa: Y015
 
+class _RebuildState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RebuildStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RebuildState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REBUILD_STATE_UNSPECIFIED: _RebuildState.ValueType  # 0
+    REBUILD_STATE_ASKED: _RebuildState.ValueType  # 1
+    """No projector has begun with it."""
+    REBUILD_STATE_FILLING: _RebuildState.ValueType  # 2
+    """The new tables follow the line. With a reason they meet trouble, or stopped themselves; the tables that serve do not care."""
+    REBUILD_STATE_WAITING: _RebuildState.ValueType  # 3
+    """Rows differ, and an operator is to decide: SwitchRebuild or CancelRebuild."""
+    REBUILD_STATE_SWITCHING: _RebuildState.ValueType  # 4
+    REBUILD_STATE_SWITCHED: _RebuildState.ValueType  # 5
+    """The new tables serve, the former are kept."""
+    REBUILD_STATE_ENDING: _RebuildState.ValueType  # 6
+    """It is being cancelled, or the former tables are being dropped."""
+
+class RebuildState(_RebuildState, metaclass=_RebuildStateEnumTypeWrapper): ...
+
+REBUILD_STATE_UNSPECIFIED: RebuildState.ValueType  # 0
+REBUILD_STATE_ASKED: RebuildState.ValueType  # 1
+"""No projector has begun with it."""
+REBUILD_STATE_FILLING: RebuildState.ValueType  # 2
+"""The new tables follow the line. With a reason they meet trouble, or stopped themselves; the tables that serve do not care."""
+REBUILD_STATE_WAITING: RebuildState.ValueType  # 3
+"""Rows differ, and an operator is to decide: SwitchRebuild or CancelRebuild."""
+REBUILD_STATE_SWITCHING: RebuildState.ValueType  # 4
+REBUILD_STATE_SWITCHED: RebuildState.ValueType  # 5
+"""The new tables serve, the former are kept."""
+REBUILD_STATE_ENDING: RebuildState.ValueType  # 6
+"""It is being cancelled, or the former tables are being dropped."""
+Global___RebuildState: _TypeAlias = RebuildState  # noqa: Y015
+
 @_typing.final
 class ProjectionStatus(_message.Message):
     """A group of tables that share one checkpoint."""
@@ -63,6 +98,7 @@ class ProjectionStatus(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     MOVED_AT_FIELD_NUMBER: _builtins.int
     PARKED_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     shard: _builtins.int
     epoch: _builtins.str
@@ -73,6 +109,8 @@ class ProjectionStatus(_message.Message):
     """Why it does not go on: UPPER_SNAKE, then a sentence. Empty if it does."""
     parked: _builtins.int
     """How many keys are parked."""
+    version: _builtins.int
+    """Which tables serve: 1 are the first, others were put in their place by a rebuild."""
     @_builtins.property
     def moved_at(self) -> _timestamp_pb2.Timestamp:
         """When the checkpoint last moved."""
@@ -88,10 +126,11 @@ class ProjectionStatus(_message.Message):
         reason: _builtins.str = ...,
         moved_at: _timestamp_pb2.Timestamp | None = ...,
         parked: _builtins.int = ...,
+        version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["moved_at", b"moved_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "moved_at", b"moved_at", "name", b"name", "parked", b"parked", "position", b"position", "reason", b"reason", "shard", b"shard", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "moved_at", b"moved_at", "name", b"name", "parked", b"parked", "position", b"position", "reason", b"reason", "shard", b"shard", "state", b"state", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -479,3 +518,332 @@ class DiscardParkedResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DiscardParkedResponse: _TypeAlias = DiscardParkedResponse  # noqa: Y015
+
+@_typing.final
+class Rebuild(_message.Message):
+    """A rebuild of the tables of one projection."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    TARGET_POSITION_FIELD_NUMBER: _builtins.int
+    EVENTS_PER_S_FIELD_NUMBER: _builtins.int
+    LEFT_S_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    PARKED_FIELD_NUMBER: _builtins.int
+    DIFF_FIELD_NUMBER: _builtins.int
+    ASKED_BY_FIELD_NUMBER: _builtins.int
+    STARTED_AT_FIELD_NUMBER: _builtins.int
+    ENDED_AT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    version: _builtins.int
+    state: Global___RebuildState.ValueType
+    position: _builtins.int
+    """Up to where the new tables hold the line, and up to where the tables that serve do."""
+    target_position: _builtins.int
+    events_per_s: _builtins.float
+    """Events a second since the last answer, and how long it takes at that rate; 0 if not known."""
+    left_s: _builtins.float
+    reason: _builtins.str
+    """Why the new tables do not go on: UPPER_SNAKE, then a sentence."""
+    parked: _builtins.int
+    """Keys that are parked in the new tables."""
+    asked_by: _builtins.str
+    @_builtins.property
+    def diff(self) -> Global___Diff:
+        """Set when both versions were compared."""
+
+    @_builtins.property
+    def started_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def ended_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        version: _builtins.int = ...,
+        state: Global___RebuildState.ValueType = ...,
+        position: _builtins.int = ...,
+        target_position: _builtins.int = ...,
+        events_per_s: _builtins.float = ...,
+        left_s: _builtins.float = ...,
+        reason: _builtins.str = ...,
+        parked: _builtins.int = ...,
+        diff: Global___Diff | None = ...,
+        asked_by: _builtins.str = ...,
+        started_at: _timestamp_pb2.Timestamp | None = ...,
+        ended_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["diff", b"diff", "ended_at", b"ended_at", "started_at", b"started_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asked_by", b"asked_by", "diff", b"diff", "ended_at", b"ended_at", "events_per_s", b"events_per_s", "left_s", b"left_s", "name", b"name", "parked", b"parked", "position", b"position", "reason", b"reason", "started_at", b"started_at", "state", b"state", "target_position", b"target_position", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Rebuild: _TypeAlias = Rebuild  # noqa: Y015
+
+@_typing.final
+class Diff(_message.Message):
+    """What differs between both versions of the tables, at one position of the line."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POSITION_FIELD_NUMBER: _builtins.int
+    ROWS_BEFORE_FIELD_NUMBER: _builtins.int
+    ROWS_AFTER_FIELD_NUMBER: _builtins.int
+    ROWS_DIFFERING_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    position: _builtins.int
+    rows_before: _builtins.int
+    rows_after: _builtins.int
+    rows_differing: _builtins.int
+    """That are in one version alone, or not the same in both."""
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___DifferentRow]:
+        """The first 10."""
+
+    def __init__(
+        self,
+        *,
+        position: _builtins.int = ...,
+        rows_before: _builtins.int = ...,
+        rows_after: _builtins.int = ...,
+        rows_differing: _builtins.int = ...,
+        rows: _abc.Iterable[Global___DifferentRow] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["position", b"position", "rows", b"rows", "rows_after", b"rows_after", "rows_before", b"rows_before", "rows_differing", b"rows_differing"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Diff: _TypeAlias = Diff  # noqa: Y015
+
+@_typing.final
+class DifferentRow(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TABLE_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    table: _builtins.str
+    @_builtins.property
+    def key(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        table: _builtins.str = ...,
+        key: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "table", b"table"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DifferentRow: _TypeAlias = DifferentRow  # noqa: Y015
+
+@_typing.final
+class StartRebuildRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ONLY_IF_SAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    only_if_same: _builtins.bool
+    """Waits for an operator if a row differs, in place of switching by itself."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        only_if_same: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "only_if_same", b"only_if_same"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartRebuildRequest: _TypeAlias = StartRebuildRequest  # noqa: Y015
+
+@_typing.final
+class StartRebuildResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REBUILD_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def rebuild(self) -> Global___Rebuild: ...
+    def __init__(
+        self,
+        *,
+        rebuild: Global___Rebuild | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rebuild", b"rebuild"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rebuild", b"rebuild"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartRebuildResponse: _TypeAlias = StartRebuildResponse  # noqa: Y015
+
+@_typing.final
+class WatchRebuildRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchRebuildRequest: _TypeAlias = WatchRebuildRequest  # noqa: Y015
+
+@_typing.final
+class WatchRebuildResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REBUILD_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def rebuild(self) -> Global___Rebuild: ...
+    def __init__(
+        self,
+        *,
+        rebuild: Global___Rebuild | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rebuild", b"rebuild"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rebuild", b"rebuild"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchRebuildResponse: _TypeAlias = WatchRebuildResponse  # noqa: Y015
+
+@_typing.final
+class SwitchRebuildRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SwitchRebuildRequest: _TypeAlias = SwitchRebuildRequest  # noqa: Y015
+
+@_typing.final
+class SwitchRebuildResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REBUILD_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def rebuild(self) -> Global___Rebuild: ...
+    def __init__(
+        self,
+        *,
+        rebuild: Global___Rebuild | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rebuild", b"rebuild"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rebuild", b"rebuild"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SwitchRebuildResponse: _TypeAlias = SwitchRebuildResponse  # noqa: Y015
+
+@_typing.final
+class CancelRebuildRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelRebuildRequest: _TypeAlias = CancelRebuildRequest  # noqa: Y015
+
+@_typing.final
+class CancelRebuildResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REBUILD_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def rebuild(self) -> Global___Rebuild:
+        """As it was when it was cancelled."""
+
+    def __init__(
+        self,
+        *,
+        rebuild: Global___Rebuild | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rebuild", b"rebuild"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rebuild", b"rebuild"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelRebuildResponse: _TypeAlias = CancelRebuildResponse  # noqa: Y015
+
+@_typing.final
+class DropFormerRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DropFormerRequest: _TypeAlias = DropFormerRequest  # noqa: Y015
+
+@_typing.final
+class DropFormerResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REBUILD_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def rebuild(self) -> Global___Rebuild:
+        """The rebuild that had put others in their place."""
+
+    def __init__(
+        self,
+        *,
+        rebuild: Global___Rebuild | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rebuild", b"rebuild"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rebuild", b"rebuild"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DropFormerResponse: _TypeAlias = DropFormerResponse  # noqa: Y015

@@ -45,6 +45,31 @@ class ProjectionServiceStub:
                 request_serializer=foldline_dot_v1_dot_projection__pb2.RefillProjectionRequest.SerializeToString,
                 response_deserializer=foldline_dot_v1_dot_projection__pb2.RefillProjectionResponse.FromString,
                 _registered_method=True)
+        self.StartRebuild = channel.unary_unary(
+                '/foldline.v1.ProjectionService/StartRebuild',
+                request_serializer=foldline_dot_v1_dot_projection__pb2.StartRebuildRequest.SerializeToString,
+                response_deserializer=foldline_dot_v1_dot_projection__pb2.StartRebuildResponse.FromString,
+                _registered_method=True)
+        self.WatchRebuild = channel.unary_stream(
+                '/foldline.v1.ProjectionService/WatchRebuild',
+                request_serializer=foldline_dot_v1_dot_projection__pb2.WatchRebuildRequest.SerializeToString,
+                response_deserializer=foldline_dot_v1_dot_projection__pb2.WatchRebuildResponse.FromString,
+                _registered_method=True)
+        self.SwitchRebuild = channel.unary_unary(
+                '/foldline.v1.ProjectionService/SwitchRebuild',
+                request_serializer=foldline_dot_v1_dot_projection__pb2.SwitchRebuildRequest.SerializeToString,
+                response_deserializer=foldline_dot_v1_dot_projection__pb2.SwitchRebuildResponse.FromString,
+                _registered_method=True)
+        self.CancelRebuild = channel.unary_unary(
+                '/foldline.v1.ProjectionService/CancelRebuild',
+                request_serializer=foldline_dot_v1_dot_projection__pb2.CancelRebuildRequest.SerializeToString,
+                response_deserializer=foldline_dot_v1_dot_projection__pb2.CancelRebuildResponse.FromString,
+                _registered_method=True)
+        self.DropFormer = channel.unary_unary(
+                '/foldline.v1.ProjectionService/DropFormer',
+                request_serializer=foldline_dot_v1_dot_projection__pb2.DropFormerRequest.SerializeToString,
+                response_deserializer=foldline_dot_v1_dot_projection__pb2.DropFormerResponse.FromString,
+                _registered_method=True)
         self.ListParked = channel.unary_unary(
                 '/foldline.v1.ProjectionService/ListParked',
                 request_serializer=foldline_dot_v1_dot_projection__pb2.ListParkedRequest.SerializeToString,
@@ -81,6 +106,44 @@ class ProjectionServiceServicer:
         """Lets the projector empty the tables of a diverged projection and fill them from the line as it is now, for they hold what
         is gone. Until they are filled, queries find less than there is; those with a consistency token wait.
         Refusals: PROJECTION_NOT_FOUND, NOT_DIVERGED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StartRebuild(self, request, context):
+        """Fills the tables of a projection anew from the whole line, beside those that serve, then compares both, and puts the new ones in
+        their place in one transaction, while queries are answered as ever. The former tables are kept until DropFormer.
+        Refusals: PROJECTION_NOT_FOUND, NEVER_FILLED, PROJECTION_DIVERGED (see RefillProjection), REBUILD_THERE_ALREADY.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchRebuild(self, request, context):
+        """How far a rebuild is, again and again until it has ended or waits for an operator.
+        Refusals: PROJECTION_NOT_FOUND, REBUILD_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SwitchRebuild(self, request, context):
+        """Lets a rebuild that waits, since rows differ, put its tables in place. Refusals: PROJECTION_NOT_FOUND, REBUILD_NOT_WAITING.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelRebuild(self, request, context):
+        """Ends a rebuild that has not switched, and drops its tables. Refusals: PROJECTION_NOT_FOUND, REBUILD_NOT_RUNNING.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DropFormer(self, request, context):
+        """Drops the tables that served before the last rebuild. Refusals: PROJECTION_NOT_FOUND, NO_FORMER_TABLES.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -130,6 +193,31 @@ def add_ProjectionServiceServicer_to_server(servicer, server):
                     servicer.RefillProjection,
                     request_deserializer=foldline_dot_v1_dot_projection__pb2.RefillProjectionRequest.FromString,
                     response_serializer=foldline_dot_v1_dot_projection__pb2.RefillProjectionResponse.SerializeToString,
+            ),
+            'StartRebuild': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartRebuild,
+                    request_deserializer=foldline_dot_v1_dot_projection__pb2.StartRebuildRequest.FromString,
+                    response_serializer=foldline_dot_v1_dot_projection__pb2.StartRebuildResponse.SerializeToString,
+            ),
+            'WatchRebuild': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchRebuild,
+                    request_deserializer=foldline_dot_v1_dot_projection__pb2.WatchRebuildRequest.FromString,
+                    response_serializer=foldline_dot_v1_dot_projection__pb2.WatchRebuildResponse.SerializeToString,
+            ),
+            'SwitchRebuild': grpc.unary_unary_rpc_method_handler(
+                    servicer.SwitchRebuild,
+                    request_deserializer=foldline_dot_v1_dot_projection__pb2.SwitchRebuildRequest.FromString,
+                    response_serializer=foldline_dot_v1_dot_projection__pb2.SwitchRebuildResponse.SerializeToString,
+            ),
+            'CancelRebuild': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelRebuild,
+                    request_deserializer=foldline_dot_v1_dot_projection__pb2.CancelRebuildRequest.FromString,
+                    response_serializer=foldline_dot_v1_dot_projection__pb2.CancelRebuildResponse.SerializeToString,
+            ),
+            'DropFormer': grpc.unary_unary_rpc_method_handler(
+                    servicer.DropFormer,
+                    request_deserializer=foldline_dot_v1_dot_projection__pb2.DropFormerRequest.FromString,
+                    response_serializer=foldline_dot_v1_dot_projection__pb2.DropFormerResponse.SerializeToString,
             ),
             'ListParked': grpc.unary_unary_rpc_method_handler(
                     servicer.ListParked,
@@ -207,6 +295,141 @@ class ProjectionService:
             '/foldline.v1.ProjectionService/RefillProjection',
             foldline_dot_v1_dot_projection__pb2.RefillProjectionRequest.SerializeToString,
             foldline_dot_v1_dot_projection__pb2.RefillProjectionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartRebuild(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/foldline.v1.ProjectionService/StartRebuild',
+            foldline_dot_v1_dot_projection__pb2.StartRebuildRequest.SerializeToString,
+            foldline_dot_v1_dot_projection__pb2.StartRebuildResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchRebuild(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/foldline.v1.ProjectionService/WatchRebuild',
+            foldline_dot_v1_dot_projection__pb2.WatchRebuildRequest.SerializeToString,
+            foldline_dot_v1_dot_projection__pb2.WatchRebuildResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SwitchRebuild(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/foldline.v1.ProjectionService/SwitchRebuild',
+            foldline_dot_v1_dot_projection__pb2.SwitchRebuildRequest.SerializeToString,
+            foldline_dot_v1_dot_projection__pb2.SwitchRebuildResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelRebuild(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/foldline.v1.ProjectionService/CancelRebuild',
+            foldline_dot_v1_dot_projection__pb2.CancelRebuildRequest.SerializeToString,
+            foldline_dot_v1_dot_projection__pb2.CancelRebuildResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DropFormer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/foldline.v1.ProjectionService/DropFormer',
+            foldline_dot_v1_dot_projection__pb2.DropFormerRequest.SerializeToString,
+            foldline_dot_v1_dot_projection__pb2.DropFormerResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -22,6 +22,21 @@ class ProjectionServiceStub:
     is gone. Until they are filled, queries find less than there is; those with a consistency token wait.
     Refusals: PROJECTION_NOT_FOUND, NOT_DIVERGED.
     """
+    StartRebuild: _aio.UnaryUnaryMultiCallable[_projection_pb2.StartRebuildRequest, _projection_pb2.StartRebuildResponse]
+    """Fills the tables of a projection anew from the whole line, beside those that serve, then compares both, and puts the new ones in
+    their place in one transaction, while queries are answered as ever. The former tables are kept until DropFormer.
+    Refusals: PROJECTION_NOT_FOUND, NEVER_FILLED, PROJECTION_DIVERGED (see RefillProjection), REBUILD_THERE_ALREADY.
+    """
+    WatchRebuild: _aio.UnaryStreamMultiCallable[_projection_pb2.WatchRebuildRequest, _projection_pb2.WatchRebuildResponse]
+    """How far a rebuild is, again and again until it has ended or waits for an operator.
+    Refusals: PROJECTION_NOT_FOUND, REBUILD_NOT_FOUND.
+    """
+    SwitchRebuild: _aio.UnaryUnaryMultiCallable[_projection_pb2.SwitchRebuildRequest, _projection_pb2.SwitchRebuildResponse]
+    """Lets a rebuild that waits, since rows differ, put its tables in place. Refusals: PROJECTION_NOT_FOUND, REBUILD_NOT_WAITING."""
+    CancelRebuild: _aio.UnaryUnaryMultiCallable[_projection_pb2.CancelRebuildRequest, _projection_pb2.CancelRebuildResponse]
+    """Ends a rebuild that has not switched, and drops its tables. Refusals: PROJECTION_NOT_FOUND, REBUILD_NOT_RUNNING."""
+    DropFormer: _aio.UnaryUnaryMultiCallable[_projection_pb2.DropFormerRequest, _projection_pb2.DropFormerResponse]
+    """Drops the tables that served before the last rebuild. Refusals: PROJECTION_NOT_FOUND, NO_FORMER_TABLES."""
     ListParked: _aio.UnaryUnaryMultiCallable[_projection_pb2.ListParkedRequest, _projection_pb2.ListParkedResponse]
     """Keys whose event could not be folded, those that were parked first before the others, of all tenants. Later events of such a
     key wait behind it, in order; everything else goes on.
@@ -58,6 +73,51 @@ class ProjectionServiceServicer(metaclass=_abc_1.ABCMeta):
         is gone. Until they are filled, queries find less than there is; those with a consistency token wait.
         Refusals: PROJECTION_NOT_FOUND, NOT_DIVERGED.
         """
+
+    @_abc_1.abstractmethod
+    def StartRebuild(
+        self,
+        request: _projection_pb2.StartRebuildRequest,
+        context: _aio.ServicerContext[_projection_pb2.StartRebuildRequest, _abc.Awaitable[_projection_pb2.StartRebuildResponse]],
+    ) -> _abc.Awaitable[_projection_pb2.StartRebuildResponse]:
+        """Fills the tables of a projection anew from the whole line, beside those that serve, then compares both, and puts the new ones in
+        their place in one transaction, while queries are answered as ever. The former tables are kept until DropFormer.
+        Refusals: PROJECTION_NOT_FOUND, NEVER_FILLED, PROJECTION_DIVERGED (see RefillProjection), REBUILD_THERE_ALREADY.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchRebuild(
+        self,
+        request: _projection_pb2.WatchRebuildRequest,
+        context: _aio.ServicerContext[_projection_pb2.WatchRebuildRequest, _abc.AsyncIterator[_projection_pb2.WatchRebuildResponse]],
+    ) -> _abc.AsyncIterator[_projection_pb2.WatchRebuildResponse]:
+        """How far a rebuild is, again and again until it has ended or waits for an operator.
+        Refusals: PROJECTION_NOT_FOUND, REBUILD_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def SwitchRebuild(
+        self,
+        request: _projection_pb2.SwitchRebuildRequest,
+        context: _aio.ServicerContext[_projection_pb2.SwitchRebuildRequest, _abc.Awaitable[_projection_pb2.SwitchRebuildResponse]],
+    ) -> _abc.Awaitable[_projection_pb2.SwitchRebuildResponse]:
+        """Lets a rebuild that waits, since rows differ, put its tables in place. Refusals: PROJECTION_NOT_FOUND, REBUILD_NOT_WAITING."""
+
+    @_abc_1.abstractmethod
+    def CancelRebuild(
+        self,
+        request: _projection_pb2.CancelRebuildRequest,
+        context: _aio.ServicerContext[_projection_pb2.CancelRebuildRequest, _abc.Awaitable[_projection_pb2.CancelRebuildResponse]],
+    ) -> _abc.Awaitable[_projection_pb2.CancelRebuildResponse]:
+        """Ends a rebuild that has not switched, and drops its tables. Refusals: PROJECTION_NOT_FOUND, REBUILD_NOT_RUNNING."""
+
+    @_abc_1.abstractmethod
+    def DropFormer(
+        self,
+        request: _projection_pb2.DropFormerRequest,
+        context: _aio.ServicerContext[_projection_pb2.DropFormerRequest, _abc.Awaitable[_projection_pb2.DropFormerResponse]],
+    ) -> _abc.Awaitable[_projection_pb2.DropFormerResponse]:
+        """Drops the tables that served before the last rebuild. Refusals: PROJECTION_NOT_FOUND, NO_FORMER_TABLES."""
 
     @_abc_1.abstractmethod
     def ListParked(
