@@ -36,7 +36,7 @@ test-faults: $(DEV_STAMP)  ## the long tests of faults: a thousand kills at rand
 lint: $(DEV_STAMP)  ## style, types, imports, contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy shared write_service read_service saga_service cli deploy examples tests protos/generate.py docs/generate.py
+	$(BIN)/mypy shared upcasters write_service read_service saga_service cli deploy examples tests protos/generate.py docs/generate.py
 	$(BIN)/lint-imports
 	$(BIN)/deptry .
 	$(BIN)/python protos/generate.py --check

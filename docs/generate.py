@@ -1,7 +1,8 @@
 """Writes the reference pages that follow from the code, or checks that the committed ones are up to date.
 
 Run as `python docs/generate.py [--check]`: docs/settings.md and the list of known variables, from the settings classes;
-docs/refusals.md, from the decisions; docs/processes.md, from the definitions of processes.
+docs/refusals.md, from the decisions; docs/processes.md, from the definitions of processes; the list of stored types of events.
+Fails if one of those types has no reader.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from read_service.app import ReadSettings
 from read_service.projector import ProjectorSettings
 from saga_service.app import SagaSettings
 from shared.platform.settings import ProcessSettings, rows
+from upcasters import UPCASTERS
 from write_service.app import WriteSettings
 from write_service.passwords import Passwords
 from write_service.registry import build_registry
@@ -29,6 +31,7 @@ PROCESSES: dict[str, type[ProcessSettings]] = {
     "read_service.projector": ProjectorSettings,
     "saga_service": SagaSettings,
 }
+STORED_TYPES = ROOT / "upcasters/stored_types.txt"
 # What the command line, the embedded engines and the bootstrap are told; a process of ours ignores them.
 OTHERS = {
     "FOLDLINE_DATA",
@@ -90,6 +93,18 @@ def variables_module() -> str:
     )
 
 
+def stored_types() -> str:
+    """upcasters/stored_types.txt: the type of every event that was ever stored. None is ever taken out."""
+    known = set(STORED_TYPES.read_text().split()) if STORED_TYPES.exists() else set()
+    return "\n".join(sorted({*known, *build_registry(Passwords()).event_types()})) + "\n"
+
+
+def unread_types() -> list[str]:
+    """The types of events that were stored once and that nothing reads any more."""
+    readable = build_registry(Passwords()).event_types()
+    return [name for name in stored_types().split() if UPCASTERS.newest(name) not in readable]
+
+
 def pages() -> dict[Path, str]:
     """The content of each generated file."""
     return {
@@ -97,6 +112,7 @@ def pages() -> dict[Path, str]:
         ROOT / "docs/refusals.md": refusals.page(build_registry(Passwords()), COMMANDS),
         ROOT / "docs/processes.md": process_diagrams.page(),
         ROOT / "shared/platform/variables.py": variables_module(),
+        STORED_TYPES: stored_types(),
     }
 
 
@@ -105,6 +121,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="fail if a committed page differs from a fresh one")
     check = parser.parse_args().check
+    if unread := unread_types():
+        print("events of these types are stored, and nothing reads them:", *unread, sep="\n  ", file=sys.stderr)
+        return 1
     stale = [file for file, text in pages().items() if not file.exists() or file.read_text() != text]
     if check and stale:
         print("out of date, run `make docs`:", *(file.relative_to(ROOT) for file in stale), sep="\n  ", file=sys.stderr)

@@ -25,6 +25,7 @@ from shared.platform.settings import ProcessSettings, load
 from shared.projections.groups import GroupProjector, Projectors
 from shared.rpc import bootstrap
 from shared.rpc.client import channel
+from upcasters import UPCASTERS
 
 
 class ProjectorSettings(ProcessSettings):
@@ -56,7 +57,9 @@ async def connect_safely(database_url: str) -> Connection:
 def build(settings: ProjectorSettings, line: Line, feed: Feed | None, groups: Iterable[Group] = GROUPS) -> Projectors:
     """The projectors of all groups of tables, reading from `line` and `feed`."""
     database_url = settings.database_url.get_secret_value()
-    fan_out = FanOut(Follower(line, feed).follow, alone=lambda: Follower(line, None).follow)
+    fan_out = FanOut(
+        Follower(line, feed, upcasters=UPCASTERS).follow, alone=lambda: Follower(line, None, upcasters=UPCASTERS).follow
+    )
     projectors = [
         GroupProjector(group, settings.shard, fan_out.follow, connect=lambda: connect_safely(database_url)) for group in groups
     ]

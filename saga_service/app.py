@@ -42,6 +42,7 @@ from shared.processes.steering import Steering
 from shared.rpc.client import channel
 from shared.rpc.probes import Probes
 from shared.rpc.server import Server
+from upcasters import UPCASTERS
 
 
 class SagaSettings(ServerSettings):
@@ -129,7 +130,7 @@ class Leading:
             self._runner = ProcessRunner(
                 self._definitions,
                 settings.shard,
-                follow=Follower(StoreLine(write, settings.token_file, settings.shard), feed).follow,
+                follow=Follower(StoreLine(write, settings.token_file, settings.shard), feed, upcasters=UPCASTERS).follow,
                 connect=self._connect,
                 dispatcher=lambda news: Dispatcher(
                     CommandServiceStub(write).SendBatch, settings.token_file, clock=utc_now, news=news

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -172,7 +172,7 @@ class EventStoreService(event_store_pb2_grpc.EventStoreServiceServicer):
                 raise NotFound("STREAM_NOT_FOUND", "there is no such stream, or no event of it from there on")
             if not events:
                 return
-            yield event_store_pb2.ReadStreamResponse(events=[event_store.envelope(event) for event in events])
+            yield event_store_pb2.ReadStreamResponse(events=self._shown(events))
             after, left = events[-1].version, left - len(events)
 
     async def ReadAll(
@@ -187,7 +187,7 @@ class EventStoreService(event_store_pb2_grpc.EventStoreServiceServicer):
         while first or (left and after < head.position):
             events = await read_through(self._reads, self._archive, after=after, limit=min(left, CHUNK_EVENTS))
             yield event_store_pb2.ReadAllResponse(
-                events=[event_store.envelope(event) for event in events],
+                events=self._shown(events),
                 head_position=head.position,
                 epoch=head.epoch,
                 shard=head.shard,
@@ -195,6 +195,12 @@ class EventStoreService(event_store_pb2_grpc.EventStoreServiceServicer):
             first = False
             if events:
                 after, left = events[-1].position, left - len(events)
+
+    def _shown(self, events: Sequence[event_store.StoredEvent]) -> list[event_store_pb2.EventEnvelope]:
+        """The events with the contracts of today."""
+        envelopes = [event_store.envelope(event) for event in events]
+        self._registry.codecs.upcasters.update(envelopes)
+        return envelopes
 
     async def MarkRestored(
         self, request: event_store_pb2.MarkRestoredRequest, context: Any

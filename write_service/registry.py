@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from shared.commands.registry import CommandRegistry
 from shared.platform.identity import Role
+from upcasters import UPCASTERS
 from write_service.codec import account_codec, login_codec, person_codec, suspense_codec, transfer_codec, user_codec
 from write_service.domain import account, login, person, suspense, transfer, user
 from write_service.domain.account import ACCOUNT
@@ -26,7 +27,7 @@ ADMINS = frozenset({Role.TENANT_ADMIN, Role.OPERATOR, Role.PROCESS})
 
 def build_registry(passwords: Passwords) -> CommandRegistry:
     """The bank's table: aggregates with their events, commands with their decisions, and reactions to events."""
-    registry = CommandRegistry()
+    registry = CommandRegistry(UPCASTERS)
     people(registry)
     accounts(registry)
     registry.rows_of(PERSON).box_with(AccountAttached, ACCOUNT, id=lambda e: e.account_id)

@@ -227,7 +227,7 @@ class Boxer:
             events = (await self.archive.read(box.location, key, box.chain)).events
         found: dict[AggregateKey, None] = {}
         for event in events:
-            if (rule := related.get(event.type)) is not None:
+            if (rule := related.get(self._registry.codecs.upcasters.newest(event.type))) is not None:
                 content = self._registry.codecs.decode(event.type, event.payload)
                 found[(key[0], rule.category, rule.id(content))] = None
         return list(found)

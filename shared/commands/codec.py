@@ -16,6 +16,7 @@ from msgspec.structs import replace
 
 from foldline.v1 import options_pb2
 from shared.folds.aggregate import Content, Event
+from shared.folds.upcasting import NONE, Upcasters
 
 Kind = TypeVar("Kind", bound=Message)
 Event_co = TypeVar("Event_co", covariant=True)
@@ -84,7 +85,8 @@ class EventCodecs(Generic[Event]):
 class Codecs:
     """The codecs of one service, found by struct or by the message's full name."""
 
-    def __init__(self) -> None:
+    def __init__(self, upcasters: Upcasters = NONE) -> None:
+        self.upcasters = upcasters
         self._by_struct: dict[type, MessageCodec[Any]] = {}
         self._by_type: dict[str, MessageCodec[Any]] = {}
 
@@ -106,6 +108,8 @@ class Codecs:
         return self._by_struct[struct]
 
     def decode(self, type_name: str, payload: bytes) -> Any:
-        """The struct of stored bytes; raises KeyError for an unknown type."""
+        """The struct of stored bytes, of older contracts too; raises KeyError for an unknown type."""
+        if type_name in self.upcasters:
+            type_name, payload = self.upcasters.upcast(type_name, payload)
         codec = self._by_type[type_name]
         return codec.decode(codec.message.FromString(payload))

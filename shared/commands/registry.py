@@ -15,6 +15,8 @@ from msgspec import json
 from shared.commands.codec import Codecs, EventCodecs, MessageCodec
 from shared.folds.aggregate import Aggregate, Content, Decision, Event, State
 from shared.folds.errors import Forbidden
+from shared.folds.upcasting import NONE, Upcasters
+from shared.line.event_store import BOXED, UNBOXED
 from shared.platform.identity import Role
 
 Prepare = Callable[[str, Content], Awaitable[Content]]
@@ -177,8 +179,8 @@ class AggregateRows(Generic[State, Event]):
 class CommandRegistry:
     """The table of one service, filled by plain calls at start-up. A second registration of anything raises TypeError."""
 
-    def __init__(self) -> None:
-        self.codecs = Codecs()
+    def __init__(self, upcasters: Upcasters = NONE) -> None:
+        self.codecs = Codecs(upcasters)
         self.routes: dict[str, Route] = {}
         self.reactions_by_event: dict[type, list[Reaction]] = {}
         # The aggregate of a tenant's switches, and whether its state has an override on. Without it all are on.
@@ -244,6 +246,10 @@ class CommandRegistry:
     def aggregate_of(self, category: str) -> Aggregate[Any, Any]:
         """The aggregate of a category; raises KeyError if there is none."""
         return self._aggregates[category]
+
+    def event_types(self) -> set[str]:
+        """The full names of all events that are stored: those of the aggregates, and the marks of the archive."""
+        return {codec.type_name for codecs in self._events.values() for codec in codecs} | {BOXED, UNBOXED}
 
     def aggregate_or_none(self, category: str) -> Aggregate[Any, Any] | None:
         """The aggregate of a category; None if there is none."""

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from foldline.v1.event_store_pb2 import EventEnvelope
+from shared.folds.upcasting import NONE, Upcasters
 from shared.line.checkpoint import DIVERGED, Checkpoint
 from shared.platform.telemetry import logger
 
@@ -106,8 +107,17 @@ def take(cursor: Checkpoint, deliveries: Sequence[FeedMessage]) -> tuple[list[Ev
 class Follower:
     """Yields the events of the line behind a checkpoint, without end."""
 
-    def __init__(self, line: Line, feed: Feed | None, *, batch_max: int = BATCH_MAX, silence_s: float = SILENCE_S) -> None:
-        """Without a feed, the follower reads the event store every `silence_s`."""
+    def __init__(
+        self,
+        line: Line,
+        feed: Feed | None,
+        *,
+        upcasters: Upcasters = NONE,
+        batch_max: int = BATCH_MAX,
+        silence_s: float = SILENCE_S,
+    ) -> None:
+        """Without a feed, the follower reads the event store every `silence_s`. Older events are yielded as those of today."""
+        self._upcasters = upcasters
         self._line = line
         self._feed = feed
         self._batch_max = batch_max
@@ -222,6 +232,7 @@ class Follower:
         first, last = events[0].position, events[-1].position
         if first != before.position + 1 or last != before.position + len(events):
             raise LineAway(f"{len(events)} events from {first} to {last} do not follow position {before.position}")
+        self._upcasters.update(events)
         return EventBatch(events, Checkpoint(epoch, last, events[-1].event_id))
 
 
