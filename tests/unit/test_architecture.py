@@ -17,7 +17,7 @@ ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text()
 TEXTS = {name: (ROOT / name).read_text() for name in ("README.md", "ARCHITECTURE.md")}
 # Names in capitals stand for what the reader adds; `out` and the like are made by running.
 PLACEHOLDER = re.compile("NAME")
-PACKAGES = ("shared", "write_service", "read_service", "saga_service", "cli", "deploy", "protos", "docs", "tests")
+PACKAGES = ("shared", "write_service", "read_service", "saga_service", "cli", "deploy", "upcasters", "protos", "docs", "tests")
 
 
 def quoted(text: str) -> list[str]:
