@@ -11,7 +11,8 @@ ABOUT = """# Events for other teams
 
 Every event that Foldline commits is published to NATS JetStream, in the order of commits, and may be read again from the
 event store for as long as the system lives. [examples/subscriber](../examples/subscriber) is a complete subscriber: it takes
-each event exactly once, through any loss of the broker. [examples/subscriber_node](../examples/subscriber_node) does so in JavaScript.
+each event exactly once, through any loss of the broker; [examples/subscriber_node](../examples/subscriber_node) does so in
+JavaScript.
 
 This page is generated from the `.proto` files by `make proto`.
 
