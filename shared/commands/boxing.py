@@ -31,7 +31,7 @@ from shared.commands.decide import Command, aggregate_boxed, metadata_of
 from shared.commands.intake import id_reused
 from shared.commands.log import StoredCommand, read_commands
 from shared.commands.registry import CommandRegistry, Route
-from shared.folds.errors import NotFound, Refusal, Rejected, Unavailable, VersionMismatch
+from shared.folds.errors import AggregateUnreadable, NotFound, Refusal, Rejected, Unavailable, VersionMismatch
 from shared.folds.ids import derived_id
 from shared.line.archive import Archive, Box, Snapshot
 from shared.line.event_store import BOXED, UNBOXED, AggregateKey, StoredEvent, read_stream
@@ -330,8 +330,12 @@ def _snapshot(registry: CommandRegistry, category: str, events: Sequence[StoredE
     aggregate = registry.aggregate_of(category)
     state = aggregate.initial
     for event in events:
-        if event.type not in states.MARKS:
+        if event.type in states.MARKS:
+            continue
+        try:
             state = aggregate.evolve(state, registry.codecs.decode(event.type, event.payload))
+        except Exception as error:
+            raise AggregateUnreadable from error
     return Snapshot(events[-1].version, aggregate.schema, Raw(registry.dump_state(state)))
 
 

@@ -21,9 +21,18 @@ from foldline.v1 import event_store_pb2
 from shared.commands.append import Batch, NewCommand, NewCredential, NewEvent, NewSnapshot
 from shared.commands.log import CommandKey
 from shared.commands.registry import SWITCHES_ID, CommandRegistry, Route
-from shared.commands.states import Boxed, Versioned
+from shared.commands.states import Boxed, Unreadable, Versioned
 from shared.folds.aggregate import Aggregate, Decided, Meta
-from shared.folds.errors import BatchAborted, Code, InternalError, OverLimit, Refusal, Rejected, VersionMismatch
+from shared.folds.errors import (
+    AggregateUnreadable,
+    BatchAborted,
+    Code,
+    InternalError,
+    OverLimit,
+    Refusal,
+    Rejected,
+    VersionMismatch,
+)
 from shared.line.event_store import AggregateKey
 from shared.platform.identity import Role
 from shared.platform.telemetry import logger
@@ -161,7 +170,9 @@ class BatchDecider:
             except _Missing:
                 return False
             except Refusal as refusal:
-                self._refuse(group, command, "rejected", refusal, _us_since(began_ns))
+                # What the service is to blame for may be sent again under the same id.
+                status = "failed" if refusal.code is Code.INTERNAL else "rejected"
+                self._refuse(group, command, status, refusal, _us_since(began_ns))
                 return True
             except Exception as defect:  # noqa: BLE001 - an error in a decision fails its own group alone
                 # The exception's text may hold a secret, so neither the text nor a full traceback is logged.
@@ -277,6 +288,8 @@ class BatchDecider:
             self.plan.batch.reads.setdefault(key, at.version)
             if isinstance(at.state, Boxed):
                 raise aggregate_boxed()
+            if isinstance(at.state, Unreadable):
+                raise AggregateUnreadable
         return at
 
     def _accept(self, staged: _Staged, accepted: list[tuple[Command, Outcome, int]]) -> None:

@@ -10,13 +10,13 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, LiteralString
 
-from msgspec import Struct, json, to_builtins
+from msgspec import DecodeError, Struct, json, to_builtins
 
 from foldline.v1 import history_pb2, options_pb2
 from shared.commands.decide import aggregate_boxed
 from shared.commands.registry import CommandRegistry
 from shared.commands.states import MARKS
-from shared.folds.errors import NotFound
+from shared.folds.errors import AggregateUnreadable, NotFound
 from shared.line.event_store import BOXED, AggregateKey
 from shared.platform.clock import timestamp
 from shared.platform.postgres import Connection, Reads
@@ -93,8 +93,12 @@ async def past_state(
         if not events:
             raise aggregate_boxed()
         for _, type_name, payload in events:
-            if type_name not in MARKS:
+            if type_name in MARKS:
+                continue
+            try:
                 state = aggregate.evolve(state, registry.codecs.decode(type_name, payload))
+            except Exception as error:
+                raise AggregateUnreadable from error
         at = events[-1][0]
     return PastState(wanted.version, wanted.recorded_at, state)
 
@@ -187,4 +191,7 @@ async def _base(connection: Connection, registry: CommandRegistry, key: Aggregat
         (*key, aggregate.schema, version),
     )
     row = await cursor.fetchone()
-    return (row[0], registry.load_state(key[1], row[1])) if row else (0, aggregate.initial)
+    try:
+        return (row[0], registry.load_state(key[1], row[1])) if row else (0, aggregate.initial)
+    except DecodeError:  # the events tell the same
+        return 0, aggregate.initial

@@ -14,11 +14,21 @@ from shared.commands.registry import CommandRegistry
 from shared.line.event_store import BOXED, UNBOXED, AggregateKey
 from shared.platform.packing import Packed, int4s, texts
 from shared.platform.postgres import Connection
+from shared.platform.telemetry import logger
+
+log = logger(__name__)
 
 
 class Boxed(Struct, frozen=True):
     """In place of the state of an aggregate whose events are in the archive. No decision sees it."""
 
+
+class Unreadable(Struct, frozen=True):
+    """In place of the state of an aggregate with an event that this release cannot read. No decision sees it."""
+
+
+NO_SCHEMA = -1
+"""That no snapshot has."""
 
 MARKS = frozenset({BOXED, UNBOXED})
 """Types of events that say where the others are. No fold sees them."""
@@ -62,24 +72,49 @@ ORDER BY 1, 2
 async def load(connection: Connection, registry: CommandRegistry, keys: Iterable[AggregateKey]) -> dict[AggregateKey, Versioned]:
     """The states of aggregates by key, in one query; an aggregate without events is at version 0 in its initial state.
 
-    The state of one that is boxed is `Boxed()`.
+    The state of one that is boxed is `Boxed()`, that of one with an event that this release cannot read `Unreadable()`: the
+    others are loaded all the same. A snapshot that cannot be read is passed over, which takes a second query.
     """
     wanted = list(keys)
+    loaded, spoilt = await _load(connection, registry, wanted, [registry.aggregate_of(key[1]).schema for key in wanted])
+    if spoilt:
+        loaded |= (await _load(connection, registry, spoilt, [NO_SCHEMA] * len(spoilt)))[0]
+    return loaded
+
+
+async def _load(
+    connection: Connection, registry: CommandRegistry, wanted: Sequence[AggregateKey], schemas: Sequence[int]
+) -> tuple[dict[AggregateKey, Versioned], list[AggregateKey]]:
+    """The states, and the keys of those whose snapshot cannot be read."""
     aggregates = [registry.aggregate_of(category) for _, category, _ in wanted]
-    cursor = await connection.execute(_LOAD, (*packed_keys(wanted), int4s([a.schema for a in aggregates])))
+    cursor = await connection.execute(_LOAD, (*packed_keys(wanted), int4s(schemas)))
     versions = [0] * len(wanted)
     states = [aggregate.initial for aggregate in aggregates]
     boxed: dict[int, bool] = {}
+    unreadable: set[int] = set()
+    spoilt: list[AggregateKey] = []
     for nth, version, type_name, data in await cursor.fetchall():
         at = nth - 1
         versions[at] = version
-        if type_name in MARKS:
-            boxed[at] = type_name == BOXED
-        elif type_name:
-            states[at] = aggregates[at].evolve(states[at], registry.codecs.decode(type_name, data))
-        else:
-            states[at] = registry.load_state(wanted[at][1], data)
+        try:
+            if type_name in MARKS:
+                boxed[at] = type_name == BOXED
+            elif type_name:
+                states[at] = aggregates[at].evolve(states[at], registry.codecs.decode(type_name, data))
+            else:
+                states[at] = registry.load_state(wanted[at][1], data)
+        except Exception as error:  # noqa: BLE001 - one aggregate must not hold up those that are loaded with it
+            tenant, category, aggregate_id = wanted[at]
+            facts = {"tenant": tenant, "category": category, "aggregate_id": aggregate_id, "version": version}
+            if type_name:
+                log.error("event_unreadable", type=type_name, error=type(error).__name__, **facts)  # noqa: TRY400 - as above
+                unreadable.add(at)
+            else:
+                log.warning("snapshot_unreadable", error=type(error).__name__, **facts)
+                spoilt.append(wanted[at])
+    for at in unreadable:
+        states[at] = Unreadable()
     for at, is_boxed in boxed.items():
         if is_boxed:
             states[at] = Boxed()
-    return {key: Versioned(versions[at], states[at]) for at, key in enumerate(wanted)}
+    return {key: Versioned(versions[at], states[at]) for at, key in enumerate(wanted)}, spoilt

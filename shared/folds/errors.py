@@ -151,6 +151,15 @@ class Unavailable(Refusal):
         super().__init__(reason, text, retry_after_s=retry_after_s)
 
 
+class AggregateUnreadable(Refusal):
+    """The aggregate has an event that this release cannot read. It goes on with one that can: the same command may come again."""
+
+    code = Code.INTERNAL
+
+    def __init__(self) -> None:
+        super().__init__("AGGREGATE_UNREADABLE", "an event of the aggregate cannot be read by this release of the service")
+
+
 class InternalError(Refusal):
     """The service is at fault. The same command may be sent again under the same id."""
 

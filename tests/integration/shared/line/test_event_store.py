@@ -20,17 +20,18 @@ from foldline.v1 import event_store_pb2
 from shared.commands import log as command_log
 from shared.commands.append import Batch, NewEvent, NewSnapshot, append
 from shared.commands.registry import CommandRegistry
-from shared.commands.states import Versioned, load
+from shared.commands.states import Unreadable, Versioned, load
 from shared.folds.aggregate import Aggregate
 from shared.line import event_store
 from shared.line.event_store import AggregateKey, Head
 from tests.support.checks.history import connected, events_of
 from tests.support.domains.trial import COUNTER, Add, Added, Counter, CounterEvent, build_registry, evolve
-from tests.support.fakes.replica import replica
+from tests.support.fakes.replica import reasons, replica
 from tests.support.system.engines import Engines
 
 BUS = build_registry()
 A: AggregateKey = ("acme", "counter", "a")
+B: AggregateKey = ("acme", "counter", "b")
 
 
 def added(key: AggregateKey, version: int, amount: int = 1, bus: CommandRegistry = BUS) -> NewEvent:
@@ -242,8 +243,7 @@ async def test_unknown_bytes_are_not_read_as_something_else(write_db: Database) 
     """A stream with an event type that this service does not know cannot be loaded; nothing is passed over."""
     async with connected(write_db.app) as connection:
         await append(connection, 1, Batch(events=[replace(added(A, 1), type="trial.FromTheFuture")]))
-        with pytest.raises(KeyError, match="FromTheFuture"):
-            await load(connection, BUS, [A])
+        assert await load(connection, BUS, [A]) == {A: Versioned(1, Unreadable())}
 
 
 async def test_commands_are_found_by_tenant_and_id(write_db: Database) -> None:
@@ -258,3 +258,30 @@ async def test_commands_are_found_by_tenant_and_id(write_db: Database) -> None:
     assert {key: (row.tenant, row.payload, row.fingerprint) for key, row in found.items()} == {
         command.key: (command.key[0], command.payload, command.fingerprint) for command in (mine, theirs)
     }
+
+
+async def test_a_snapshot_of_garbage_is_passed_over(write_db: Database) -> None:
+    """The events tell the same; those that are loaded beside it are not disturbed."""
+    batch = Batch(events=[*(added(A, version) for version in range(1, 13)), added(B, 1)])
+    batch.snapshots = [NewSnapshot(A, 10, 1, b"\xff not a state")]
+    async with connected(write_db.app) as connection:
+        await append(connection, 1, batch)
+        assert await load(connection, BUS, [A, B]) == {A: Versioned(12, Counter(total=12)), B: Versioned(1, Counter(total=1))}
+
+
+async def test_an_event_of_an_unknown_type_stops_its_aggregate_alone(write_db: Database) -> None:
+    """Its commands are told why, and may come again under the same id when a release knows the event; others go on at once."""
+    unknown = replace(added(A, 2), type="trial.Unheard")
+    broken = replace(added(B, 1), payload=b"\xff\xff not an event")
+    async with connected(write_db.app) as connection:
+        await append(connection, 1, Batch(events=[added(A, 1), unknown, broken]))
+    async with replica(write_db, BUS) as one:
+        commands = [one.command(Add(counter_id=name, amount=1)) for name in "abc"]
+        outcomes = await one.ask(*commands)
+        assert reasons(outcomes) == ["AGGREGATE_UNREADABLE", "AGGREGATE_UNREADABLE", "completed"]
+        assert [outcome.status for outcome in outcomes[:2]] == ["failed", "failed"]
+    learned = build_registry()
+    codec = learned.codecs._by_type.pop("trial.Added")
+    learned.codecs._by_type |= {"trial.Added": codec, "trial.Unheard": codec}
+    async with replica(write_db, learned) as newer:
+        assert reasons(await newer.ask(commands[0])) == ["completed"]
