@@ -48,6 +48,8 @@ class Projector(Consumer):
             log.warning("projection_emptied", projection=self.name, epoch=self.at.epoch, position=self.at.position)
 
     async def _consume(self, connection: Connection) -> None:
+        if self.at.position == 0 and await self._tables.clear_unaccounted(connection, self.shard, self.at):
+            log.warning("projection_emptied", projection=self.name, epoch=self.at.epoch, position=0)
         await self._tables.load_parked(connection, self.shard)
         looked_at = time.monotonic()
         async with aclosing(self._follow(self.at)) as batches, _coming(batches) as coming:

@@ -53,6 +53,7 @@ class Rows:
         values = ", ".join(f"{name} = excluded.{name}" for name in names[len(keys) :])
         self._select = f"SELECT {', '.join(read)} FROM {wanted} JOIN {target} t ON {same}"  # noqa: S608 (names of ours)
         self._delete_all = f"DELETE FROM {target}"  # noqa: S608
+        self._any = f"SELECT EXISTS (SELECT FROM {target})"  # noqa: S608
         self._delete = f"DELETE FROM {target} t USING {wanted} WHERE {same}"  # noqa: S608
         self._upsert = (
             f"INSERT INTO {target} ({', '.join(names)}) SELECT {', '.join(write)} "  # noqa: S608
@@ -92,3 +93,7 @@ class Rows:
     async def delete_all(self, connection: Connection) -> None:
         """Deletes every row, of all tenants."""
         await connection.execute(self._delete_all)
+
+    async def any_there(self, connection: Connection) -> bool:
+        """Whether there is a row, of any tenant."""
+        return await (await connection.execute(self._any)).fetchone() == (True,)

@@ -183,6 +183,23 @@ class Tables:
             )
         return True
 
+    async def clear_unaccounted(self, connection: Connection, shard: int, at: Checkpoint) -> bool:
+        """Deletes rows that are there although the checkpoint is at the begin, as after it was reset. False if there are none.
+
+        Folded a second time, they would be wrong. Raises Fenced.
+        """
+        async with connection.transaction():
+            await connection.execute(_TAKE_TIME, (f"{EMPTYING_S}s",))
+            await checkpoints.hold(connection, self.consumer, shard, at)
+            found = [await rows.any_there(connection) for rows in self._rows]
+            if not any(found):
+                return False
+            for rows in self._rows:
+                await rows.delete_all(connection)
+            await parking_store.delete_all(connection, self.consumer, shard)
+            await changes.write(connection, self.group.name, shard, None)
+        return True
+
     def _recall(self, touched: list[_Touched]) -> None:
         """Takes rows from the cache, and returns the keys of the rows that must be read."""
         for part, kept, append_only in zip(touched, self._kept, self._append_only, strict=True):

@@ -13,6 +13,7 @@ import grpc
 import psycopg
 import pytest
 from grpc import aio
+from psycopg.pq import TransactionStatus
 
 from bank.v1 import account_pb2, account_query_pb2, account_query_pb2_grpc, person_query_pb2, person_query_pb2_grpc
 from deploy.bootstrap import Database
@@ -27,6 +28,7 @@ from shared.platform.leader import LockClass, hold_lease
 from shared.platform.postgres import Reads, UnsafeDatabase
 from shared.platform.startup import until_safe
 from shared.platform.tokens import DevelopmentIssuer
+from shared.projections.summary import in_tenant
 from shared.rpc.client import bearer
 from shared.rpc.status import from_rpc_error
 from tests.support.fakes.line import EPOCH, Store, StoreLine, uid
@@ -407,6 +409,40 @@ async def test_a_forgotten_where_shows_nothing_of_another_tenant(service: Servic
         assert seen() == []
     with psycopg.connect(service.database.admin) as admin:  # the control: the rows are there
         assert len(admin.execute(f"SELECT DISTINCT tenant FROM {table}").fetchall()) == 2
+
+
+async def test_a_connection_that_goes_back_after_an_error_takes_no_tenant_along(service: Service) -> None:
+    """Whatever ended the transaction, the next borrower of the same connection sees nothing until it names a tenant."""
+    await service.holds(bank())
+    assert service.database.query
+    reads = Reads(service.database.query, application_name="test", size_max=1)
+    await reads.open()
+    cancelled = "SELECT pg_cancel_backend(pg_backend_pid())"
+    for bad in ("SELECT 1 / 0", "SELECT nothing FROM accounts", "DELETE FROM accounts", cancelled):
+        with pytest.raises((psycopg.Error, Refusal)):
+            await in_tenant(reads, "acme", bad, {})
+        async with reads.connection() as connection:
+            assert await (await connection.execute("SELECT count(*) FROM accounts")).fetchone() == (0,)
+            assert connection.info.transaction_status == TransactionStatus.IDLE
+        # The control: with a tenant its rows are there, on the same connection, and no other's.
+        rows = await in_tenant(reads, "umbrella", "SELECT tenant FROM accounts", {})
+        assert set(rows) == {("umbrella",)}
+    await reads.close()
+
+
+@pytest.mark.parametrize("secure", [True, False])
+async def test_a_view_shows_the_rows_of_the_tenant_that_the_transaction_named(service: Service, secure: bool) -> None:
+    """A view with security_invoker is under the tables' policies as its caller; one without is under its owner's: nothing."""
+    await service.holds(bank())
+    assert service.database.query
+    with psycopg.connect(service.database.owner, autocommit=True) as owner:
+        option = "WITH (security_invoker = true)" if secure else ""
+        owner.execute(f"CREATE VIEW rich {option} AS SELECT tenant, account_id FROM accounts WHERE balance_minor > 0")
+        owner.execute("GRANT SELECT ON rich TO foldline_read_query")
+    with psycopg.connect(service.database.query) as connection:
+        assert connection.execute("SELECT * FROM rich").fetchall() == []
+        connection.execute("SELECT set_config('app.tenant', 'umbrella', true)")
+        assert connection.execute("SELECT * FROM rich").fetchall() == ([("umbrella", BLUE)] if secure else [])
 
 
 @pytest.mark.parametrize("table", [*TABLES, "checkpoints"])

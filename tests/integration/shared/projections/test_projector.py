@@ -279,15 +279,21 @@ async def test_rows_that_the_database_refuses_are_tried_again_loudly(read_db: Da
     """An append-only table that holds the row already: nothing is skipped, the reason is shown, and mended it goes on."""
     monkeypatch.setattr(consumer, "RETRY_MAX_S", 0.02)
     store = bank()
+    later = store.events[5:]
+    del store.events[5:]
+    async with running(projector(read_db, StoreLine(store))) as it:
+        await reached(it, 5)
     with psycopg.connect(read_db.app) as connection:
         connection.execute("INSERT INTO movements VALUES ('acme', %s, 2, 1, 1, now())", [BLUE])
+    store.events.extend(later)
     async with running(projector(read_db, StoreLine(store))) as it:
         await eventually(lambda: checkpoint_row(read_db)[2])
         assert re.fullmatch(
-            r"RETRYING: behind position 0, \d+ times in vain: 23505 UniqueViolation", str(checkpoint_row(read_db)[2])
+            r"RETRYING: behind position 5, \d+ times in vain: 23505 UniqueViolation", str(checkpoint_row(read_db)[2])
         )
-        assert (checkpoint_row(read_db)[:2], it.stopped) == ((0, "running"), None)
-        assert dump(read_db, ["people", "accounts"]) == {"people": [], "accounts": []}
+        assert (checkpoint_row(read_db)[:2], it.stopped) == ((5, "running"), None)
+        held = folded(store.events[:5])
+        assert dump(read_db, ["people", "accounts"]) == {name: held[name] for name in ("people", "accounts")}
         with psycopg.connect(read_db.owner) as owner:
             owner.execute("ALTER TABLE movements NO FORCE ROW LEVEL SECURITY")
             owner.execute("DELETE FROM movements")
