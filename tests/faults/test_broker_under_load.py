@@ -161,6 +161,35 @@ async def test_messages_doubled_and_out_of_order(stack: Stack, client: Client, l
     await settle(stack, client, load)
 
 
+async def test_messages_that_no_relay_published(stack: Stack, client: Client, load: Load) -> None:
+    """Garbage, events of no history, and an event far ahead: readers see their writes, and the stream is made anew."""
+    streams = client.jetstream()
+    subject = broker.stream_subjects(1).replace(">", "acme.account.Forged")
+    for nth in range(10):
+        await load.more(50)
+        with contextlib.suppress(nats.errors.Error):  # the relay is making the stream anew at this moment
+            last = await streams.get_msg(STREAM, (await streams.stream_info(STREAM)).state.last_seq)
+            headers = {name: value for name, value in (last.headers or {}).items() if not name.startswith("Nats-")}
+            for forged in (None, headers | {broker.EPOCH: "another/1"}, headers | {broker.POSITION: str(10**9 + nth)}):
+                await streams.publish(subject, b"\xff", headers=forged)
+        await load.seen()
+    await settle(stack, client, load)
+
+
+async def test_a_stream_that_holds_too_little(stack: Stack, client: Client, load: Load) -> None:
+    """Somebody lets it keep five messages: what consumers miss they read from the event store."""
+    streams = client.jetstream()
+    for _ in range(5):
+        with contextlib.suppress(nats.errors.Error):
+            config = (await streams.stream_info(STREAM)).config
+            config.max_msgs = 5
+            await streams.update_stream(config)
+        await load.more(100)
+        await load.seen()
+    await load.end()
+    check(await look(stack), load.acknowledged)
+
+
 @pytest.mark.parametrize("kept", [True, False], ids=["store kept", "store wiped"])
 async def test_nats_is_away_under_load(stack: Stack, client: Client, load: Load, kept: bool) -> None:
     """Commands go on as if nothing were; reads lag at most by the interval at which the store is polled."""
