@@ -33,7 +33,7 @@ class ReadSettings(ServerSettings):
     """The read service: answers queries."""
 
     query_database_url: SecretStr
-    """The read database's URL, as the query role, which sees one tenant's rows at a time."""
+    """The read database's URL, as the query role, which sees one tenant's rows at a time; it may lead through a pooler."""
     shard: int = Field(1, ge=1)
     """The shard whose tables are read."""
     connections_max: int = Field(8, ge=1)

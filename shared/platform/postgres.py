@@ -63,7 +63,7 @@ SETTINGS: Mapping[str, str] = {
     "jit": "off",
     "plan_cache_mode": "force_generic_plan",
 }
-_SET: LiteralString = "SELECT set_config(k, v, false) FROM unnest(%s::text[], %s::text[]) AS s (k, v)"
+_SET: LiteralString = "SELECT pg_backend_pid(), set_config(k, v, false) FROM unnest(%s::text[], %s::text[]) AS s (k, v)"
 
 
 async def connect(url: str, *, application_name: str) -> Connection:
@@ -78,9 +78,11 @@ async def connect(url: str, *, application_name: str) -> Connection:
 
 
 async def _prepare(connection: Connection, settings: Mapping[str, str] = SETTINGS) -> None:
-    connection.prepare_threshold = 0
     connection.adapters.register_dumper(Packed, PackedDumper)
-    await connection.execute(_SET, (list(settings), list(settings.values())), prepare=False)
+    cursor = await connection.execute(_SET, (list(settings), list(settings.values())), prepare=False)
+    pid, _ = (await cursor.fetchall())[0]
+    # A pooler may run each transaction on another server connection, which does not have the statements of the one before.
+    connection.prepare_threshold = 0 if pid == connection.info.backend_pid else None
 
 
 async def refuse_pooler(connection: Connection) -> None:

@@ -160,11 +160,18 @@ async def pooler(url: str) -> AsyncIterator[str]:
 
 
 async def test_reads_go_through_a_pooler_with_their_settings(read_db: Database) -> None:
-    """Nothing that a pooler refuses is asked for when connecting, and the settings hold all the same."""
+    """Nothing that a pooler refuses is asked for when connecting, and the settings hold all the same.
+
+    No statement is prepared either: the next transaction may run on another connection of the pooler, which has none.
+    """
     assert read_db.query is not None
     async with pooler(read_db.query) as url, pool(url) as reads:
         for name, value in SETTINGS.items():
             assert await ask(reads, f"SHOW {name}") == (value,)
+        async with reads.connection() as connection:
+            assert connection.prepare_threshold is None
+    async with pool(read_db.query) as reads, reads.connection() as connection:
+        assert connection.prepare_threshold == 0
 
 
 def test_a_role_has_the_settings_whoever_connects(read_db: Database) -> None:
