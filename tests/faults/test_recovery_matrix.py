@@ -14,8 +14,9 @@ from tests.support.system import mortal
 from tests.support.system.engines import Engines
 from tests.support.system.mail import Mailbox
 from tests.support.system.matrix import LEAVES, PATHS, Matrix
-from tests.support.system.mortal import AT_RECOVERY, AT_STEP, Fate
+from tests.support.system.mortal import AT_RECOVERY, AT_STEP, Event, Fate
 from tests.support.system.stack import Stack
+from tests.support.system.waiting import eventually
 
 DIES_WITHIN_S = 30.0
 RANDOM_KILLS, BATCH_KILLS = 1000, 50
@@ -78,8 +79,35 @@ async def test_killed_at_a_step_and_again_while_it_recovers(matrix: Matrix, path
     refused = PATHS[path].refused
     await dies(matrix, Fate(place, step, refused=refused))
     await dies(matrix, Fate(again_at(step, place, CELLS.index((path, step, place))), refused=refused))
-    with mortal.living(matrix.environment, refused):
+    with mortal.living(matrix.environment, Fate(refused=refused)):
         await matrix.all_ended()
+    assert await matrix.left([process]) == {process: LEAVES[path]}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("path", "step", "place"), CELLS)
+async def test_the_database_is_lost_at_a_step(matrix: Matrix, path: str, step: str, place: str) -> None:
+    """All its connections end there, the lease's too; the same process ends what it began, each step once."""
+    process = await matrix.begin(path)
+    fate = Fate(place, step, refused=PATHS[path].refused, event=Event.SEVER, admin_url=matrix.admin_url)
+    with mortal.living(matrix.environment, fate) as living:
+        await matrix.all_ended()
+        assert living.is_alive()
+    assert await matrix.left([process]) == {process: LEAVES[path]}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("path", "step", "place"), CELLS)
+async def test_restarted_at_a_step(matrix: Matrix, path: str, step: str, place: str) -> None:
+    """It is told to stop there, while another already stands by, as in a rolling restart: that one goes on, each step once."""
+    refused = PATHS[path].refused
+    with mortal.living(matrix.environment, Fate(place, step, refused=refused, event=Event.STOP)) as stopping:
+        await eventually(matrix.is_led)
+        process = await matrix.begin(path)
+        with mortal.living(matrix.environment, Fate(refused=refused)):
+            await asyncio.to_thread(stopping.join, DIES_WITHIN_S)
+            assert stopping.exitcode == 0, "it did not come to its place"
+            await matrix.all_ended()
     assert await matrix.left([process]) == {process: LEAVES[path]}
 
 
@@ -103,6 +131,6 @@ async def test_killed_at_random_places_again_and_again(matrix: Matrix, seed: int
         process.kill()
         await asyncio.to_thread(process.join)
         assert process.exitcode == -signal.SIGKILL
-    with mortal.living(matrix.environment, refused):
+    with mortal.living(matrix.environment, Fate(refused=refused)):
         await matrix.all_ended(120)
     assert await matrix.left(begun) == {process: LEAVES[path] for process, path in begun.items()}

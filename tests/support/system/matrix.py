@@ -10,6 +10,7 @@ import grpc.aio
 from deploy.local.system import SAGA
 from shared.platform import postgres
 from shared.platform.identity import Role
+from shared.platform.leader import LockClass
 from tests.support.clients.bank import Bank, new_id
 from tests.support.system.stack import Stack
 from tests.support.system.waiting import eventually
@@ -57,6 +58,19 @@ class Matrix:
         """The settings of the saga service."""
         return {**self._stack.programs[SAGA].settings, "FOLDLINE_LOG_LEVEL": "error"}
 
+    @property
+    def admin_url(self) -> str:
+        """An administrator's URL of the saga database."""
+        return self._stack.databases.saga.admin
+
+    async def is_led(self) -> bool:
+        """Whether a saga service leads."""
+        query = """SELECT FROM pg_locks WHERE locktype = 'advisory' AND classid = %s AND granted
+                   AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
+        async with await postgres.connect(self.admin_url, application_name="matrix") as connection:
+            cursor = await connection.execute(query, (int(LockClass.SAGA),))
+            return await cursor.fetchone() is not None
+
     async def begin(self, path: str) -> str:
         """Begins a process that will take this path; returns the correlation id of all that it does."""
         if PATHS[path].type == "registration":
@@ -81,7 +95,7 @@ class Matrix:
         """Waits until every process of the saga database has ended, and nothing of any is left to do."""
         query = """SELECT (SELECT count(*) FROM processes WHERE status <> 'ended' OR trouble <> ''),
                           (SELECT count(*) FROM process_commands), (SELECT count(*) FROM process_timers),
-                          (SELECT position FROM checkpoints WHERE name = 'processes')"""
+                          (SELECT coalesce(max(position), 0) FROM checkpoints WHERE name = 'processes')"""
         head = (await self._auditor.line(1))[-1].position
         async with await postgres.connect(self._stack.databases.saga.app, application_name="matrix") as connection:
 

@@ -1,4 +1,4 @@
-"""A saga service that kills itself with -9 at a chosen place: a real process, forked from one that has all imports.
+"""A saga service to which something happens at a chosen place: a real process, forked from one that has all imports.
 
 Its folds, transactions, calls and connections are the service's own. A place is a moment between two of them; what is patched in
 only watches for it.
@@ -14,8 +14,11 @@ import sys
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import StrEnum
 from multiprocessing.process import BaseProcess
-from typing import Any, NoReturn
+from typing import Any, NoReturn, assert_never
+
+import psycopg
 
 from saga_service import app
 from saga_service.app import Leading, SagaSettings
@@ -37,22 +40,56 @@ AT_RECOVERY = ("leading", "reclaiming", "reclaimed", "claiming", "claimed")
 """Places of a new leader: it has the lease; it makes commands due again, not committed, committed; it claims them, the same."""
 
 
+class Event(StrEnum):
+    """What happens at the place."""
+
+    KILL = "kill"
+    """kill -9."""
+    SEVER = "sever"
+    """The database ends all connections of the service, as when it restarts; the service lives on."""
+    STOP = "stop"
+    """The service is told to stop, as in a rolling restart, and ends by itself."""
+
+
 @dataclass(slots=True)
 class Fate:
-    """Where to die: at a place, there at a step if one is named, the `count`th time."""
+    """What happens, and where: at a place, there at a step if one is named, the `count`th time."""
 
     place: str = ""
     step: str = ""
     count: int = 1
     # Commands of these steps are not sent: they count as refused, in every life.
     refused: tuple[str, ...] = ()
+    event: Event = Event.KILL
+    # An administrator's URL of the saga database, to sever connections.
+    admin_url: str = ""
 
     def at(self, place: str, steps: Iterable[str] = ()) -> None:
-        """Dies if this is the place."""
+        """Lets it happen if this is the place."""
         if place == self.place and (not self.step or self.step in steps):
             self.count -= 1
             if self.count == 0:
+                self._happen()
+
+    def _happen(self) -> None:
+        match self.event:
+            case Event.KILL:
                 os.kill(os.getpid(), signal.SIGKILL)
+            case Event.SEVER:
+                with psycopg.connect(self.admin_url, autocommit=True) as admin:
+                    admin.execute(SEVER)
+            case Event.STOP:
+                STOPPING.set()
+            case _:
+                assert_never(self.event)
+
+
+SEVER = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE datname = current_database() AND application_name LIKE 'foldline-saga%'
+"""
+# Of the process that is told to stop.
+STOPPING = asyncio.Event()
 
 
 def start(environment: Mapping[str, str], fate: Fate) -> BaseProcess:
@@ -65,9 +102,9 @@ def start(environment: Mapping[str, str], fate: Fate) -> BaseProcess:
 
 
 @contextmanager
-def living(environment: Mapping[str, str], refused: tuple[str, ...] = ()) -> Any:
-    """A saga service that lives until the block ends."""
-    process = start(environment, Fate(refused=refused))
+def living(environment: Mapping[str, str], fate: Fate) -> Any:
+    """A saga service that lives until the block ends, if it is not its fate to end before."""
+    process = start(environment, fate)
     try:
         yield process
     finally:
@@ -79,7 +116,7 @@ def _live(environment: dict[str, str], fate: Fate) -> NoReturn:
     os.environ.update(environment)
     sys.argv[1:] = []
     _watch(fate)
-    asyncio.run(Leading(load(SagaSettings, "saga_service")).run(asyncio.Event()))
+    asyncio.run(Leading(load(SagaSettings, "saga_service")).run(STOPPING))
     os._exit(0)
 
 
@@ -155,6 +192,6 @@ def _watch(fate: Fate) -> None:
         (Dispatcher, "_try", watched_try),
         (Dispatcher, "_judge", watched_judge),
         # From the event store alone: the stream is only a copy, and slower for one event.
-        (app, "Follower", lambda line, feed: Follower(line, None, silence_s=0.02)),
+        (app, "Follower", lambda line, feed, **more: Follower(line, None, silence_s=0.02, **more)),
     ):
         setattr(owner, name, watched)
