@@ -112,6 +112,8 @@ async def test_killed_while_the_database_works_on_it(write_db: Database, tmp_pat
         if way == "unbox":
             await move(one, "box", "a", str(uuid4()))
         command_id = str(uuid4())
+        # The child may need seconds to start.
+        await holder.execute("SET idle_in_transaction_session_timeout = 0")
         async with holder.transaction():
             await lock(holder, 1)
             killed = await child(write_db, tmp_path, way, "a", command_id, STEPS_MAX)

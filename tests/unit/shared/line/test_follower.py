@@ -7,11 +7,14 @@ from contextlib import aclosing
 
 import pytest
 
+from bank.legacy.v1.person_pb2 import PersonAdded
+from bank.v1.person_pb2 import PersonRegistered
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.line.checkpoint import Checkpoint
 from shared.line.follower import FeedMessage, Follower, HistoryDiverged, take
 from tests.support.fakes.line import EPOCH, ScriptedFeed, Store, StoreLine, delivery, uid
 from tests.support.system.waiting import eventually
+from upcasters import UPCASTERS
 
 LATER = EPOCH.replace("/1", "/2")
 
@@ -242,3 +245,20 @@ async def test_the_first_batch_comes_even_if_it_is_empty(begin: int) -> None:
     store = store_of(begin)
     async with asyncio.timeout(30), aclosing(Follower(StoreLine(store), None).follow(at(store, begin))) as batches:
         assert (await anext(batches)).after.position == begin
+
+
+@pytest.mark.parametrize("by_broker", [True, False], ids=["broker", "store"])
+async def test_older_events_are_handed_out_as_those_of_today(by_broker: bool) -> None:
+    """Whoever brings them: the broker carries what was stored."""
+    store = store_of(1)
+    behind, begin = store_of(1), at(store, 1)
+    behind.events[:] = store.events
+    old = store.append("acme", uid(9), PersonAdded(person_id=uid(9), last_and_first_name="Cooper, Alice"), category="person")
+    feed = ScriptedFeed([[delivery(old)]]) if by_broker else None
+    follower = Follower(StoreLine(behind if by_broker else store), feed, upcasters=UPCASTERS, silence_s=0.01)
+    async with asyncio.timeout(30), aclosing(follower.follow(begin)) as batches:
+        async for batch in batches:
+            for event in batch.events:
+                assert event.type == "bank.v1.PersonRegistered"
+                assert PersonRegistered.FromString(event.payload) == PersonRegistered(person_id=uid(9), name="Alice Cooper")
+                return
