@@ -16,7 +16,7 @@ PEER := .venv-bench/.foldline-stamp
 # Kept out of the recipes' reach: settings of somebody else's environment would find their way into ours.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: help demo dev test test-faults lint format proto docs baseline bench peer wheels lock clean
+.PHONY: help demo dev test test-faults test-containers lint format proto docs baseline bench peer wheels lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -32,6 +32,9 @@ test: $(DEV_STAMP)  ## all tests, on real engines, two at a time
 
 test-faults: $(DEV_STAMP)  ## the long tests of faults: a thousand kills at random places, for one; half an hour
 	@$(BIN)/python -m pytest -n 2 -m long $(ARGS)
+
+test-containers: $(DEV_STAMP)  ## the image, compose.yaml and the Kubernetes manifests, run with podman; ten minutes
+	@$(BIN)/python -m pytest -m containers tests/containers $(ARGS)
 
 lint: $(DEV_STAMP)  ## style, types, imports, contracts
 	$(BIN)/ruff check .

@@ -16,6 +16,7 @@ import os
 import re
 import secrets
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -35,6 +36,7 @@ IDLE_IN_TRANSACTION = "3s"
 # A consumer that is frozen between two statements of a pipeline is not idle to the server, which waits for the rest of
 # it: only the age of the transaction tells (PostgreSQL 17 and newer). Ours take milliseconds.
 CONSUMERS_TRANSACTION = "4s"
+ASK_AGAIN_S = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,6 +201,18 @@ def write_secret(file: Path, content: str) -> None:
     fresh.replace(file)
 
 
+def _wait_for_server(url: str, seconds: float) -> None:
+    """Returns when the server takes a connection, or after so many seconds; what is wrong then shows at the first use."""
+    give_up_at = time.monotonic() + seconds
+    while time.monotonic() < give_up_at:
+        try:
+            psycopg.connect(url, connect_timeout=2).close()
+        except psycopg.OperationalError:
+            time.sleep(ASK_AGAIN_S)
+        else:
+            return
+
+
 def main() -> int:
     """Bootstraps the server of DATABASE_URL, or of the URL in the file that DATABASE_URL_FILE names."""
     parser = argparse.ArgumentParser(
@@ -206,6 +220,9 @@ def main() -> int:
     )
     parser.add_argument("prefix", nargs="?", default="foldline", help="the names of databases and roles begin with it")
     parser.add_argument("--files", type=Path, metavar="FOLDER", help="keep the URLs in files of this folder, print nothing")
+    parser.add_argument(
+        "--wait", type=float, default=0, metavar="SECONDS", help="how long to wait for a server that does not answer yet (0)"
+    )
     arguments = parser.parse_args()
     file = os.environ.get("DATABASE_URL_FILE")
     url = Path(file).read_text().strip() if file else os.environ.get("DATABASE_URL")
@@ -213,6 +230,7 @@ def main() -> int:
         print("set DATABASE_URL to an administrator's URL, or DATABASE_URL_FILE to a file that holds it", file=sys.stderr)
         return 2
     try:
+        _wait_for_server(url, arguments.wait)
         if arguments.files:
             bootstrap_with_files(url, arguments.files, arguments.prefix)
             print(f"the databases {arguments.prefix}_write, _read and _saga are ready")

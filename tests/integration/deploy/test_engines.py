@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +17,7 @@ import pytest
 from deploy.bootstrap import Database, bootstrap, bootstrap_with_files, drop, with_database
 from deploy.engines.child import free_port
 from deploy.engines.nats import Nats
+from deploy.engines.postgres import Postgres
 from tests.support.system.engines import Engines
 from tests.support.system.waiting import eventually
 
@@ -184,3 +189,26 @@ def test_a_prefix_that_is_no_plain_name_is_refused(prefix: str) -> None:
     """It becomes part of the names of databases and roles, in migrations too."""
     with pytest.raises(ValueError, match="prefix"):
         bootstrap("postgresql://nowhere", prefix)
+
+
+async def test_the_bootstrap_waits_for_a_server_that_starts_later(tmp_path: Path) -> None:
+    """With --wait it asks until the server answers; without one it ends with code 1 when the time is over."""
+    server = Postgres(tmp_path / "postgres", port=free_port(), sync_new=False)
+    server.start()
+    url = server.url
+    server.stop()
+    program = [sys.executable, "-m", "deploy.bootstrap", "trial"]
+    environment = {**os.environ, "DATABASE_URL": url}
+    at_once = await asyncio.create_subprocess_exec(*program, "--wait", "0.5", env=environment, stderr=subprocess.PIPE)
+    assert b"cannot be used" in (await at_once.communicate())[1]
+    assert at_once.returncode == 1
+    patient = await asyncio.create_subprocess_exec(*program, "--wait", "120", env=environment, stdout=subprocess.PIPE)
+    try:
+        server.start()
+        await patient.communicate()
+        assert patient.returncode == 0
+        assert one(with_database(url, "trial_write"), TABLES) != 0
+    finally:
+        if patient.returncode is None:
+            patient.kill()
+        server.destroy()

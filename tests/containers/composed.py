@@ -1,0 +1,111 @@
+"""deploy/compose.yaml, brought up as it is, on ports of its own and with volumes of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+from deploy.engines.child import free_port
+from tests.containers.engine import Failed, Podman, program, run
+from tests.containers.images import ROOT, Images
+from tests.support.system.waiting import eventually
+
+PROJECT = "foldline-test"
+SERVING = ("write", "relay", "read", "projector", "saga")
+UP_S = 300.0
+# podman-compose waits for the conditions of compose.yaml by itself, and tells podman of the same dependencies once more.
+# Podman would run those again that have ended, as the one-off jobs have: it is not told.
+WITHOUT_REQUIRES = """#!/bin/sh
+for argument do
+  shift
+  case $argument in --requires=*) ;; *) set -- "$@" "$argument" ;; esac
+done
+exec podman "$@"
+"""
+READY_S = 120.0
+
+
+class Composed:
+    """The whole system in containers, as seen by somebody who has only its ports and its files."""
+
+    def __init__(self, podman: Podman, images: Images, folder: Path) -> None:
+        """`folder` is for what podman-compose is given."""
+        self.podman = podman
+        self._engine = folder / "podman-without-requires"
+        self._engine.write_text(WITHOUT_REQUIRES)
+        self._engine.chmod(0o755)
+        self.ports = {name: free_port() for name in ("write", "read", "saga")}
+        self._environment = {
+            **podman.environment,
+            "FOLDLINE_IMAGE": images.foldline,
+            "POSTGRES_IMAGE": images.postgres,
+            "NATS_IMAGE": images.nats,
+            **{f"{name.upper()}_PORT": str(port) for name, port in self.ports.items()},
+        }
+
+    def up(self) -> None:
+        """Starts everything; raises Failed with the containers' last words if that does not end well."""
+        self("up", "--detach", "--no-build", within_s=UP_S)
+
+    def down(self) -> None:
+        """Stops everything and deletes it, data included. Nothing to do is no error."""
+        self("down", "--volumes", "--timeout", "15", within_s=UP_S)
+
+    def __call__(self, *arguments: str, within_s: float = 120) -> str:
+        """What the compose program prints."""
+        which: list[str | Path] = [
+            "--podman-path",
+            self._engine,
+            "--project-name",
+            PROJECT,
+            "--file",
+            ROOT / "deploy/compose.yaml",
+        ]
+        return run([program("podman-compose"), *which, *arguments], environment=self._environment, within_s=within_s)
+
+    def container(self, service: str) -> str:
+        """The name of the service's container."""
+        mine = f"label=com.docker.compose.project={PROJECT}", f"label=com.docker.compose.service={service}"
+        filters = [part for each in mine for part in ("--filter", each)]
+        names = self.podman("ps", "--all", "--format", "{{.Names}}", *filters).split()
+        assert len(names) == 1, f"{service} has the containers {names}"
+        return names[0]
+
+    async def ready(self) -> None:
+        """Waits until the health check of every process passes; on failure the error has the logs."""
+        for service in SERVING:
+            container = self.container(service)
+            try:
+                await eventually(lambda: self.healthy(container), READY_S, every_s=0.5)  # noqa: B023 (called at once)
+            except AssertionError as error:
+                raise AssertionError(f"{service} is not ready:\n{self.podman.logs(container)}") from error
+
+    def healthy(self, container: str) -> bool:
+        """Runs the health check of compose.yaml in the container, once."""
+        try:
+            self.podman("healthcheck", "run", container)
+        except Failed:
+            return False
+        return True
+
+    def kill9(self, service: str) -> int:
+        """Kills the container's process as the kernel would for want of memory: the engine is not told. Returns its pid."""
+        pid = self.podman.pid(self.container(service))
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
+    def runs_again(self, service: str, old: int) -> bool:
+        """Whether the engine has started a process in place of the old one."""
+        return self.podman.pid(self.container(service)) not in {0, old}
+
+    def tokens(self) -> dict[str, str]:
+        """The tokens that `keys` made, by whose they are."""
+        made: dict[str, Any] = json.loads(self.podman("exec", self.container("write"), "cat", "/run/foldline/endpoints.json"))
+        return dict(made["tokens"])
+
+    def cli(self, *arguments: str) -> str:
+        """What the `foldline` command prints, run in a container of its own as operations.md says."""
+        return self("--profile", "tools", "run", "--rm", "--no-deps", "foldline", *arguments)
