@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import grpc.aio
@@ -44,7 +45,7 @@ async def test_a_scenario_from_outside(composed: Composed, tmp_path: Path, name:
     async with channels(composed) as (write, read):
         tokens = composed.tokens()
         scenarios = Scenarios(
-            Stage(print),
+            Stage(logging.info),
             Bank(write, read, tokens["acme"]),
             Bank(write, read, tokens["umbrella"]),
             MailSink(tmp_path, port=0),
@@ -79,10 +80,10 @@ async def test_a_killed_container_heals(composed: Composed, service: str) -> Non
         assert sorted(deposits) == sorted(load.acknowledged[account])
 
 
-def test_the_size_of_the_image(podman: Podman, images: Images) -> None:
+def test_the_size_of_the_image(podman: Podman, images: Images, record_property: Callable[[str, object], None]) -> None:
     """What Foldline adds to Python's image stays so small that the whole is below 250 MB on the official one, of 125 MB."""
     own = podman.inspect(images.foldline)["Size"] - podman.inspect(images.python)["Size"]
-    print(f"Foldline's own layers: {own / 1e6:.0f} MB")
+    record_property("own_layers_mb", round(own / 1e6))
     assert 50e6 < own < 125e6
 
 
