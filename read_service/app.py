@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field, SecretStr
+from pydantic import Field
 
 from foldline.v1.projection_pb2_grpc import add_ProjectionServiceServicer_to_server
 from read_service.api import ROLES, WATCH_REBUILD, AccountQueryService, ProjectionService
@@ -15,6 +15,7 @@ from shared.line import checkpoint
 from shared.line.consistency import ConsistencyGate, Reached
 from shared.platform.postgres import Reads
 from shared.platform.settings import ServerSettings
+from shared.platform.urls import DatabaseUrl
 from shared.projections.summary import SummaryServicer, roles_of, watch_limits
 from shared.projections.watch import WatchLimits
 from shared.rpc.probes import Probes
@@ -32,7 +33,7 @@ SERVICERS: dict[str, type[SummaryServicer[Any]]] = {ACCOUNT.name: AccountQuerySe
 class ReadSettings(ServerSettings):
     """The read service: answers queries."""
 
-    query_database_url: SecretStr
+    query_database_url: DatabaseUrl
     """The read database's URL, as the query role, which sees one tenant's rows at a time; it may lead through a pooler."""
     shard: int = Field(1, ge=1)
     """The shard whose tables are read."""

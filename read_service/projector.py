@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from pydantic import Field, SecretStr
+from pydantic import Field
 
 from read_service.registry import GROUPS
 from shared.folds.projection import Group
@@ -22,6 +22,7 @@ from shared.line.sources import StoreLine, StreamFeed
 from shared.platform.leader import LockClass, until
 from shared.platform.postgres import Connection, connect, refuse_unsafe
 from shared.platform.settings import ProcessSettings, load
+from shared.platform.urls import Address, DatabaseUrl, NatsUrl
 from shared.projections.groups import GroupProjector, Projectors
 from shared.rpc import bootstrap
 from shared.rpc.client import channel
@@ -31,11 +32,11 @@ from upcasters import UPCASTERS
 class ProjectorSettings(ProcessSettings):
     """The projector: keeps the query tables in step with the line of events."""
 
-    database_url: SecretStr
+    database_url: DatabaseUrl
     """The read database's URL, as the role that writes the tables and not through a pooler: a session lock elects a leader."""
-    write_address: str
+    write_address: Address
     """The write service's address, host:port, where missed events are read."""
-    nats_url: SecretStr
+    nats_url: NatsUrl
     """The NATS servers, nats://user:password@host:port, several separated by commas."""
     token_file: Path
     """A file with a token of role `reader`; it is read again for every call, so it can be renewed."""

@@ -28,6 +28,7 @@ from shared.platform.clock import utc_now
 from shared.platform.leader import LockClass, lead, until
 from shared.platform.postgres import Connection, Reads, refuse_unsafe
 from shared.platform.settings import ServerSettings
+from shared.platform.urls import Address, DatabaseUrl, NatsUrl
 from shared.processes import announce
 from shared.processes.admin import ProcessAdmin
 from shared.processes.channels import Channel, Contacts, Deferred
@@ -48,11 +49,11 @@ from upcasters import UPCASTERS
 class SagaSettings(ServerSettings):
     """The saga service: runs processes and serves their operators."""
 
-    database_url: SecretStr
+    database_url: DatabaseUrl
     """The saga database's URL, as the application role and not through a pooler: a session's lock elects the leader."""
-    write_address: str
+    write_address: Address
     """The write service's address, host:port, where events are read and commands are sent."""
-    nats_url: SecretStr
+    nats_url: NatsUrl
     """The NATS servers, nats://user:password@host:port, several separated by commas."""
     token_file: Path
     """A file with a token of the roles `process` and `reader`, read again for every call, so it can be renewed. Its user

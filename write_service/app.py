@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 
-from pydantic import Field, SecretStr
+from pydantic import Field
 
 from bank.v1 import user_pb2_grpc
 from foldline.v1 import archive_pb2_grpc, command_pb2_grpc, event_store_pb2_grpc, history_pb2_grpc, override_pb2_grpc
@@ -21,6 +21,7 @@ from shared.platform.clock import utc_now
 from shared.platform.leader import LockClass, lead
 from shared.platform.postgres import Reads
 from shared.platform.settings import Bytes, Seconds, ServerSettings
+from shared.platform.urls import DatabaseUrl
 from shared.rpc.probes import Probes
 from shared.rpc.server import Server
 from write_service.api import COMMANDS as MORE_COMMANDS
@@ -38,7 +39,7 @@ from write_service.tries import Tries
 class WriteSettings(ServerSettings):
     """The write service: takes commands and serves the event store."""
 
-    database_url: SecretStr
+    database_url: DatabaseUrl
     """The write database's URL, as the application role: it reads tables and calls the append function, nothing else."""
     shard: int = Field(1, ge=1)
     """The shard whose line this database holds."""

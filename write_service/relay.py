@@ -13,21 +13,22 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from nats.aio.client import Client
-from pydantic import Field, SecretStr
+from pydantic import Field
 
 from shared.line import broker
 from shared.line.relay import Relay, Retention, WrongShard
 from shared.platform.leader import LockClass, until
 from shared.platform.settings import ProcessSettings, load
+from shared.platform.urls import DatabaseUrl, NatsUrl
 from shared.rpc import bootstrap
 
 
 class RelaySettings(ProcessSettings):
     """The relay: publishes the committed events of one shard to NATS, in order."""
 
-    database_url: SecretStr
+    database_url: DatabaseUrl
     """The write database's URL, as the application role and not through a pooler: a session's lock elects the leader."""
-    nats_url: SecretStr
+    nats_url: NatsUrl
     """The NATS servers, nats://user:password@host:port, several separated by commas."""
     shard: int = Field(1, ge=1)
     """The shard whose events are published."""

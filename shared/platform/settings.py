@@ -17,10 +17,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from shared.platform.urls import Address
 from shared.platform.variables import KNOWN
 
 PREFIX = "FOLDLINE_"
@@ -44,9 +45,9 @@ class ProcessSettings(BaseSettings):
     """The least severe log lines that are written."""
     uvloop: bool = True
     """Whether to run on uvloop, the faster event loop."""
-    listen: str = "127.0.0.1:0"
+    listen: Address = "127.0.0.1:0"
     """The address to listen on, host:port; port 0 lets the system choose one. gRPC health is answered here by every process."""
-    admin_listen: str = "127.0.0.1:0"
+    admin_listen: Address = "127.0.0.1:0"
     """The address of /healthz, /readyz and /metrics over HTTP. They need no token: keep it on the operator's network."""
     metric_tenants: str = ""
     """The tenants that metrics tell apart, separated by commas. All others are in the sums alone."""
@@ -101,6 +102,13 @@ class ServerSettings(ProcessSettings):
     """After SIGTERM: how long calls in flight may take, in seconds."""
     drain_s: Seconds = 9
     """After SIGTERM: how long the process may take to end, in seconds."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> ServerSettings:
+        for less, more in (("deadline_default_s", "deadline_max_s"), ("drain_calls_s", "drain_s")):
+            if getattr(self, less) > getattr(self, more):
+                raise ValueError(f"{PREFIX}{less.upper()} must not be larger than {PREFIX}{more.upper()}")
+        return self
 
 
 class SecretFiles(PydanticBaseSettingsSource):
@@ -207,7 +215,9 @@ def _sentence(error: Any) -> str:
     if not place:
         return str(error["msg"]).removeprefix("Value error, ")
     variable = f"{PREFIX}{place.upper()}"
-    return f"{variable} is missing" if error["type"] == "missing" else f"{variable}: {error['msg']}"
+    if error["type"] == "missing":
+        return f"{variable} is missing"
+    return f"{variable}: {str(error['msg']).removeprefix('Value error, ')}"
 
 
 def _refuse(sentences: Sequence[str]) -> NoReturn:

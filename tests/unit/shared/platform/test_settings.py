@@ -8,13 +8,18 @@ import pytest
 from pydantic import SecretStr, ValidationError
 
 from shared.platform.settings import ServerSettings, load, unknown_variables, usage
+from shared.platform.urls import DatabaseUrl, NatsUrl
+
+URL = "postgresql://app:swordfish@db:5432/write"
 
 
 class Settings(ServerSettings):
     """As a service extends them."""
 
-    database_url: SecretStr
+    database_url: DatabaseUrl
     """Where the rows are."""
+    nats_url: NatsUrl = SecretStr("nats://localhost:4222")
+    """Where the events are."""
 
 
 def test_a_service_is_told_by_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,8 +57,22 @@ def test_a_secret_may_be_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         ({"FOLDLINE_XYZZY": "swordfish"}, "FOLDLINE_XYZZY is no setting"),
         ({"FOLDLINE_DATABASE_URL": "swordfish", "FOLDLINE_DATABASE_URL_FILE": "/x"}, "are both set: give the secret once"),
         ({"FOLDLINE_DATABASE_URL_FILE": "/not/there"}, "FOLDLINE_DATABASE_URL_FILE: /not/there cannot be read"),
-        ({"FOLDLINE_DATABASE_URL": "swordfish", "FOLDLINE_DRAIN_S": "-1"}, "FOLDLINE_DRAIN_S: Input should be greater"),
-        ({"FOLDLINE_DATABASE_URL": "swordfish", "FOLDLINE_UVLOOP": "swordfish"}, "FOLDLINE_UVLOOP: "),
+        ({"FOLDLINE_DATABASE_URL": URL, "FOLDLINE_DRAIN_S": "-1"}, "FOLDLINE_DRAIN_S: Input should be greater"),
+        ({"FOLDLINE_DATABASE_URL": URL, "FOLDLINE_UVLOOP": "swordfish"}, "FOLDLINE_UVLOOP: "),
+        ({"FOLDLINE_DATABASE_URL": "swordfish"}, "FOLDLINE_DATABASE_URL: must be like postgresql://"),
+        ({"FOLDLINE_DATABASE_URL": "postgresql://app:swordfish@db:port/write"}, "FOLDLINE_DATABASE_URL: must be like"),
+        ({"FOLDLINE_DATABASE_URL": "postgresql://app:swordfish@db"}, "FOLDLINE_DATABASE_URL: must be like"),
+        ({"FOLDLINE_DATABASE_URL": URL, "FOLDLINE_NATS_URL": "http://swordfish"}, "FOLDLINE_NATS_URL: must be like nats://"),
+        ({"FOLDLINE_DATABASE_URL": URL, "FOLDLINE_NATS_URL": "nats://a,nats://b:x"}, "FOLDLINE_NATS_URL: must be like"),
+        ({"FOLDLINE_DATABASE_URL": URL, "FOLDLINE_LISTEN": "swordfish"}, "FOLDLINE_LISTEN: must be like host:50051"),
+        (
+            {"FOLDLINE_DATABASE_URL": URL, "FOLDLINE_DRAIN_CALLS_S": "20"},
+            "FOLDLINE_DRAIN_CALLS_S must not be larger than FOLDLINE_DRAIN_S",
+        ),
+        (
+            {"FOLDLINE_DATABASE_URL": URL, "FOLDLINE_DEADLINE_MAX_S": "1"},
+            "FOLDLINE_DEADLINE_DEFAULT_S must not be larger than FOLDLINE_DEADLINE_MAX_S",
+        ),
     ],
 )
 def test_a_bad_environment_is_one_sentence_and_exit_code_2(
