@@ -138,6 +138,7 @@ class Leading:
                 ),
                 clock=utc_now,
                 announcements=announcements(settings),
+                upcasters=UPCASTERS,
                 on_deliveries=lambda: self._sender.wake() if self._sender is not None else None,
             )
             self._sender = self._make_sender(self._runner.follows)
@@ -201,6 +202,7 @@ def build(
         wake=wake,
         announcements=announcements(settings),
         line=StoreLine(events, settings.token_file, settings.shard),
+        upcasters=UPCASTERS,
     )
     server.add(add_ProcessServiceServicer_to_server, ProcessService(admin, Steering(admin.turns, wake=wake)))
     deliveries = DeliveryAdmin(reads, announcements(settings), settings.shard, clock=clock, wake=wake)

@@ -23,13 +23,14 @@ from shared.platform import postgres
 from shared.processes.compatibility import check
 from shared.processes.live import cases
 from shared.processes.process_type import process_types
+from upcasters import UPCASTERS
 
 MISMATCHES_MAX = 1000
 
 
 async def look(database_url: str, definitions: Iterable[ProcessDefinition[Any]] = PROCESSES) -> dict[str, Any]:
     """How many processes are in flight, and those that would not go on: MISMATCHES_MAX of them at the most."""
-    kinds = process_types(definitions)
+    kinds = process_types(definitions, UPCASTERS)
     began, checked, failed = time.monotonic(), 0, 0
     mismatches: list[dict[str, str]] = []
     connection = await postgres.connect(database_url, application_name="foldline-process-check")

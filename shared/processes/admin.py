@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from shared.folds.delivery import Announcements
 from shared.folds.errors import Code, Refusal, Rejected
 from shared.folds.process import CANCELLED_BY_OPERATOR, ProcessDefinition
+from shared.folds.upcasting import NONE, Upcasters
 from shared.line import checkpoint as checkpoints
 from shared.line.follower import Line
 from shared.line.standing import State
@@ -89,13 +90,14 @@ class ProcessAdmin:
         wake: Callable[[], None] = lambda: None,
         announcements: Announcements = NO_ANNOUNCEMENTS,
         line: Line | None = None,
+        upcasters: Upcasters = NONE,
     ) -> None:
         """`wake` is called when there is something to send; a leader in another instance finds it within a second.
 
         `line` is the event store, which `accept_history` reads.
         """
         self._reads = reads
-        self._kinds = process_types(managers)
+        self._kinds = process_types(managers, upcasters)
         self._shard = shard
         self._clock = clock
         self._wake = wake

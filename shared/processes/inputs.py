@@ -83,6 +83,11 @@ def from_row(row: WaitingInput, kind: ProcessType | None) -> Input:
     """The input that a row keeps. Raises LookupError for an event that this release does not know."""
     if row.kind == "event":
         envelope = EventEnvelope.FromString(row.content)
+        if kind is not None:  # the event may have become an old one while it waited
+            try:
+                envelope.type, envelope.payload = kind.upcasters.upcast(envelope.type, envelope.payload)
+            except Exception as error:
+                raise LookupError(f"this release cannot upcast {envelope.type}") from error
         for message in kind.manager.key if kind is not None else ():
             if message.DESCRIPTOR.full_name == envelope.type:
                 return EventInput(message.FromString(envelope.payload), envelope)

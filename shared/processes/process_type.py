@@ -9,14 +9,16 @@ import orjson
 from pydantic import TypeAdapter
 
 from shared.folds.process import ProcessDefinition
+from shared.folds.upcasting import NONE, Upcasters
 from shared.processes.records import Process
 
 
 class ProcessType:
-    """A process definition with the reader and writer of its states."""
+    """A process definition with the reader and writer of its states, and the upcasters of the events that it reacts to."""
 
-    def __init__(self, manager: ProcessDefinition[Any]) -> None:
+    def __init__(self, manager: ProcessDefinition[Any], upcasters: Upcasters = NONE) -> None:
         self.manager = manager
+        self.upcasters = upcasters
         self._adapter: TypeAdapter[Any] = TypeAdapter(type(manager.initial))
 
     def load(self, process: Process) -> Any:
@@ -44,11 +46,11 @@ class ProcessType:
         return self._adapter.dump_json(state, warnings="error").decode()
 
 
-def process_types(managers: Iterable[ProcessDefinition[Any]]) -> dict[str, ProcessType]:
+def process_types(managers: Iterable[ProcessDefinition[Any]], upcasters: Upcasters = NONE) -> dict[str, ProcessType]:
     """Process types by name. Raises TypeError for a name that is given twice."""
     kinds: dict[str, ProcessType] = {}
     for manager in managers:
         if manager.type in kinds:
             raise TypeError(f"the process {manager.type} is registered twice")
-        kinds[manager.type] = ProcessType(manager)
+        kinds[manager.type] = ProcessType(manager, upcasters)
     return kinds

@@ -9,6 +9,7 @@ from google.protobuf.message import Message
 
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.process import ProcessKeys
+from shared.folds.upcasting import NONE
 from shared.processes.parked import EVENT_UNREADABLE, NO_PROCESS_NAMED, Unroutable
 from shared.processes.process_type import ProcessType
 
@@ -28,18 +29,25 @@ class Routes:
     """The events that types of processes react to."""
 
     def __init__(self, kinds: Iterable[ProcessType]) -> None:
+        self._kinds = tuple(kinds)
         self._routes: dict[str, list[tuple[ProcessType, type[Message], Any]]] = {}
-        for kind in kinds:
+        for kind in self._kinds:
             keys: ProcessKeys = kind.manager.key
             for event, key in keys.items():
                 self._routes.setdefault(event.DESCRIPTOR.full_name, []).append((kind, event, key))
 
+        self._upcasters = next((kind.upcasters for kind in self._kinds), NONE)
+
     def concern(self, envelope: EventEnvelope) -> bool:
-        """Whether any type of process reacts to events of this type."""
-        return envelope.type in self._routes
+        """Whether any type of process reacts to events of this type, or to what they have become."""
+        return envelope.type in self._routes or (
+            envelope.type in self._upcasters and self._upcasters.newest(envelope.type) in self._routes
+        )
 
     def route(self, envelope: EventEnvelope) -> list[RoutedEvent]:
         """The event, once for each type of process that reacts to it. Raises Unroutable."""
+        if envelope.type in self._upcasters:  # the follower could not upcast it
+            envelope = self._upcast(envelope)
         routed = []
         for kind, message, key in self._routes.get(envelope.type, ()):
             try:
@@ -55,3 +63,12 @@ class Routes:
                 raise Unroutable(NO_PROCESS_NAMED, "")
             routed.append(RoutedEvent(kind, process_id, event, envelope))
         return routed
+
+    def _upcast(self, envelope: EventEnvelope) -> EventEnvelope:
+        fresh = EventEnvelope()
+        fresh.CopyFrom(envelope)
+        try:
+            fresh.type, fresh.payload = self._upcasters.upcast(envelope.type, envelope.payload)
+        except Exception as error:
+            raise Unroutable(EVENT_UNREADABLE, type(error).__name__) from error
+        return fresh

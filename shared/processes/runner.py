@@ -30,6 +30,7 @@ from uuid import UUID
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.delivery import Announcements
 from shared.folds.process import ProcessDefinition
+from shared.folds.upcasting import NONE, Upcasters
 from shared.line import checkpoint as checkpoints
 from shared.line.checkpoint import Checkpoint, Fenced
 from shared.line.consumer import Consumer, ConsumerFailed
@@ -127,6 +128,7 @@ class ProcessRunner(Consumer):
         dispatcher: Callable[[asyncio.Event], Dispatcher],
         clock: Callable[[], datetime] = utc_now,
         announcements: Announcements = NO_ANNOUNCEMENTS,
+        upcasters: Upcasters = NONE,
         on_deliveries: Callable[[], None] = lambda: None,
     ) -> None:
         """`dispatcher` makes a dispatcher that sets the given event when it has answers. There is one dispatcher at a time.
@@ -141,7 +143,7 @@ class ProcessRunner(Consumer):
         self._on_deliveries = on_deliveries
         self.follows = asyncio.Event()
         """Set while the event store is known to hold the history that our tables follow. Nothing is sent before that."""
-        self.kinds = process_types(managers)
+        self.kinds = process_types(managers, upcasters)
         self._routes = Routes(self.kinds.values())
         # The types that an operator has paused, and the streams that wait behind an event that cannot be routed.
         self._paused: frozenset[str] = frozenset()

@@ -26,6 +26,7 @@ from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.delivery import Announcements
 from shared.folds.errors import InternalError, Refusal, Rejected, Unavailable
 from shared.folds.process import Answer, ProcessDefinition, Send, Step, Timer
+from shared.folds.upcasting import NONE, Upcasters
 from shared.line.follower import Feed, Follower
 from shared.platform import postgres
 from shared.platform.postgres import Reads
@@ -246,9 +247,10 @@ class World:
         manager: ProcessDefinition[Any] = GIFT,
         batch_max: int = 500,
         announcements: Announcements = NO_ANNOUNCEMENTS,
+        upcasters: Upcasters = NONE,
     ) -> ProcessRunner:
         """A runner that follows the line and is not running yet."""
-        follower = Follower(StoreLine(self.store), feed, silence_s=0.01, batch_max=batch_max)
+        follower = Follower(StoreLine(self.store), feed, silence_s=0.01, batch_max=batch_max, upcasters=upcasters)
         service = write or self.write
         return ProcessRunner(
             [manager],
@@ -260,6 +262,7 @@ class World:
             ),
             clock=self.clock,
             announcements=announcements,
+            upcasters=upcasters,
         )
 
     @asynccontextmanager

@@ -13,13 +13,15 @@ import pytest
 from bank.v1 import account_pb2
 from deploy.bootstrap import Database
 from foldline.v1.event_store_pb2 import EventEnvelope
+from shared.folds import upcasting
 from shared.folds.delivery import Announcements, Email
 from shared.folds.errors import Refusal
+from shared.folds.upcasting import Upcasters
 from shared.processes import parked, runner
 from shared.processes.admin import ProcessAdmin
 from shared.processes.process_type import process_types
 from shared.processes.steering import Steering
-from tests.support.domains.gifts import GIFT, TENANT, World
+from tests.support.domains.gifts import GIFT, OWNER, TENANT, World
 from tests.support.fakes.line import uid
 from tests.support.logs import capture_logs
 from tests.support.system.waiting import eventually
@@ -250,3 +252,28 @@ async def test_an_announced_event_that_concerns_no_process_is_delivered(world: W
     async with world.running(world.runner(announcements=announcements)):
         await eventually(lambda: world.query("SELECT name FROM deliveries"))
     assert await world.query("SELECT name, channel, status FROM deliveries") == [("hook", "email", "pending")]
+
+
+def opened_of(event: account_pb2.AccountUnfrozen) -> account_pb2.AccountOpened:
+    """An upcaster that is right for accounts of the list."""
+    if event.account_id in nameless:
+        raise ValueError(SECRET)
+    return account_pb2.AccountOpened(account_id=event.account_id, owner_id=OWNER, currency="USD", name="blue")
+
+
+OLD = Upcasters(upcasting.Step(account_pb2.AccountUnfrozen, account_pb2.AccountOpened, opened_of))
+
+
+async def test_an_old_event_that_cannot_be_upcast_is_parked_and_not_passed_over(world: World) -> None:
+    """It would have been one that a process reacts to; retried by a release that can upcast it, the process begins."""
+    nameless.add(uid(1))
+    for number in (1, 2):
+        world.store.append(TENANT, uid(number), account_pb2.AccountUnfrozen(account_id=uid(number), owner_id=OWNER))
+    async with world.running(world.runner(upcasters=OLD)), world.desk() as desk:
+        await ended(world, 1)
+        assert await positions(world) == [(1, "EVENT_UNREADABLE: ValueError")]
+        nameless.clear()
+        steering = Steering(dataclasses.replace(desk.turns, kinds=process_types([GIFT], OLD)))
+        assert await steering.retry_parked(stream(1)) == (1, None)
+        await ended(world, 2)
+    assert world.write.carried_out == {(uid(number), amount): 1 for number in (1, 2) for amount in (500, 100)}
