@@ -15,8 +15,11 @@ from shared.folds.table import Table
 
 Row = TypeVar("Row", bound=tuple[Any, ...])
 
-Condition = tuple[str, Any]
-"""SQL about a row `p`, with {} for a value, and the value."""
+Condition = tuple[str | tuple[str, ...], Any]
+"""SQL about a row `p`, with {} for a value, and the value.
+
+Several texts are alternatives, of which a row meets one at the most: a page is then merged from a query for each.
+"""
 
 Filter = Callable[[Any], Sequence[Condition]]
 """The conditions of a list for what the request's filter has in one field; none for an empty field.
@@ -70,8 +73,10 @@ def is_id(*columns: str) -> Filter:
     """Rows that have the id in one of the columns, whichever case the caller writes it in."""
 
     def conditions(given: str) -> Sequence[Condition]:
-        either = " OR ".join(f"p.{column} = {{0}}" for column in columns)
-        return [(f"({either})", given.lower())] if given else []
+        # In each alternative the columns before are another's, so no row is found twice.
+        others = ["".join(f" AND p.{column} <> {{0}}" for column in columns[:nth]) for nth in range(len(columns))]
+        texts = tuple(f"p.{column} = {{0}}{other}" for column, other in zip(columns, others, strict=True))
+        return [(texts, given.lower())] if given else []
 
     return conditions
 

@@ -30,7 +30,7 @@ from shared.rpc import pages
 
 # Whether events wait for this row: none do, as a rule, and the index is empty.
 _STALE = """EXISTS (SELECT FROM parked_keys k WHERE k.tenant = p.tenant AND k.row_id = {row} AND k.group_name = '{group}'
-  AND k.serves)"""
+  AND k.serves) AS stale"""
 # As of the same moment as the row: how many changes of the group there were, and where its tables are.
 _PLACE = """coalesce((SELECT h.seq FROM row_change_heads h WHERE h.group_name = '{group}' AND h.shard = {shard}), 0),
   coalesce((SELECT c.position FROM checkpoints c WHERE c.group_name = '{group}' AND c.shard = {shard} AND c.serves), 0),
@@ -201,27 +201,41 @@ class SummaryServicer(Generic[Row]):
         """The answer of the List RPC: a page of the tenant's rows that pass all filters."""
         summary, column, descending = self._summary, *self._orders[request.order_by]
         size = request.page_size or pages.SIZE_DEFAULT
-        sql, values, bound = self._select, dict[str, Any](), []
-        for name, conditions in summary.filters.items():
-            found = conditions(getattr(request.filter, name))
-            bound.append(str(found[0][1]) if found else "")
-            for nth, (condition, value) in enumerate(found):
-                values[f"{name}_{nth}"] = value
-                sql += " AND " + condition.format(f"%({name}_{nth})s")
+        given = {name: getattr(request.filter, name) for name in summary.filters}
+        found = {name: conditions(given[name]) for name, conditions in summary.filters.items()}
+        bound = [str(conditions[0][1]) if conditions else "" for conditions in found.values()]
         query = (self._list_name, tenant(), column, str(descending), *bound)
         after = self._after(query, request.page_token, column)
         await self.gate.wait(request.consistency_token, context.time_remaining())
-        direction, beyond = ("DESC", "<") if descending else ("ASC", ">")
-        if after is not None:
-            sql += f" AND (p.{column}, p.{self._id}) {beyond} (%(after)s, %(after_id)s)"
-            values |= {"after": after[0], "after_id": after[1]}
-        sql += f" ORDER BY p.{column} {direction}, p.{self._id} {direction} LIMIT %(limit)s"
-        rows = await in_tenant(self.reads, tenant(), sql, {**values, "limit": size + 1})
+        sql, values = self.page_query(request.order_by, given, after, size + 1)
+        rows = await in_tenant(self.reads, tenant(), sql, values)
         cut, following = pages.cut(rows, size, query, lambda row: self._keys(row, column))
         shown = [self._shown(row) for row in cut]
         if any(each.stale for each in shown):
             tell_stale(context)
         return self._listed(**{self._many: shown, "next_page_token": following})
+
+    def page_query(self, order_by: str, filters: Mapping[str, Any], after: Any, limit: int) -> tuple[str, dict[str, Any]]:
+        """The query for a page, and its values without the tenant's. `after` has the sort keys of the last row before it."""
+        column, descending = self._orders[order_by]
+        direction, beyond = ("DESC", "<") if descending else ("ASC", ">")
+        values: dict[str, Any] = {"limit": limit}
+        branches = [self._select]
+        for name, conditions in self._summary.filters.items():
+            for nth, (texts, value) in enumerate(conditions(filters.get(name, ""))):
+                values[f"{name}_{nth}"] = value
+                either = (texts,) if isinstance(texts, str) else texts
+                branches = [f"{sql} AND {text.format(f'%({name}_{nth})s')}" for sql in branches for text in either]
+        ordered = f" ORDER BY p.{column} {direction}, p.{self._id} {direction} LIMIT %(limit)s"
+        if after is not None:
+            ordered = f" AND (p.{column}, p.{self._id}) {beyond} (%(after)s, %(after_id)s)" + ordered
+            values |= {"after": after[0], "after_id": after[1]}
+        parts = [sql + ordered for sql in branches]
+        if len(parts) == 1:
+            return parts[0], values
+        # Each part reads its own index in order, and no more than a page of it.
+        merged = " UNION ALL ".join(f"({part})" for part in parts)
+        return f"SELECT * FROM ({merged}) AS p ORDER BY p.{column} {direction}, p.{self._id} {direction} LIMIT %(limit)s", values  # noqa: S608
 
     def _keys(self, values: tuple[Any, ...], column: str) -> tuple[str | int, str]:
         row = self._summary.row(*values[:-1])

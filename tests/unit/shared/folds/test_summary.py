@@ -36,7 +36,7 @@ def test_an_empty_field_filters_nothing() -> None:
 def test_a_filter_names_columns_and_never_values() -> None:
     """Values travel beside the text of the query; ids and prefixes are compared as they are stored."""
     assert equals("status", {1: "active"}.get)(1) == [("p.status = {}", "active")]
-    assert is_id("owner_id")("ABC") == [("(p.owner_id = {0})", "abc")]
-    assert is_id("from_id", "to_id")("a'b") == [("(p.from_id = {0} OR p.to_id = {0})", "a'b")]
+    assert is_id("owner_id")("ABC") == [(("p.owner_id = {0}",), "abc")]
+    assert is_id("from_id", "to_id")("a'b") == [(("p.from_id = {0}", "p.to_id = {0} AND p.from_id <> {0}"), "a'b")]
     assert begins_with("name", str.casefold)("Al") == [("p.name >= {}", "al"), ("p.name < {}", "am")]
     assert begins_with("name", str)("\U0010ffff") == [("p.name >= {}", "\U0010ffff")]
