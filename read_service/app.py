@@ -13,9 +13,12 @@ from read_service.registry import GROUPS, RPCS
 from shared.folds.projection import Group
 from shared.line import checkpoint
 from shared.line.consistency import ConsistencyGate, Reached
+from shared.line.consumer_metrics import watch_consumers
+from shared.platform.leader import LockClass
 from shared.platform.postgres import Reads
 from shared.platform.settings import ServerSettings
 from shared.platform.urls import DatabaseUrl
+from shared.projections.admin import watch_parked
 from shared.projections.summary import SummaryServicer, roles_of, watch_limits
 from shared.projections.watch import WatchLimits
 from shared.rpc.probes import Probes
@@ -64,7 +67,9 @@ def build(settings: ReadSettings, reads: Reads) -> Server:
         deadlines_max={**watch_limits(RPCS, settings.watch_s_max), WATCH_REBUILD: settings.watch_s_max},
         probes=Probes(settings, "read_service"),
     )
-    server.probes.needs_database(settings.query_database_url.get_secret_value())
+    probe = server.probes.needs_database(settings.query_database_url.get_secret_value())
+    watch_consumers(server.probes.metrics, probe, LockClass.PROJECTOR, settings.shard, gates)
+    watch_parked(server.probes.metrics, probe, settings.shard)
     limits = WatchLimits(settings.watches_per_tenant_max, settings.watches_max)
     for row in RPCS:
         made = SERVICERS.get(row.summary.name, SummaryServicer)

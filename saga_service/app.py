@@ -21,6 +21,7 @@ from saga_service.overrides import ANNOUNCEMENTS
 from saga_service.registry import PROCESSES
 from shared.folds.delivery import Announcements
 from shared.folds.process import ProcessDefinition
+from shared.line.consumer_metrics import watch_consumers
 from shared.line.follower import Follower
 from shared.line.sources import StoreLine, StreamFeed
 from shared.platform import postgres
@@ -36,8 +37,8 @@ from shared.processes.deliveries import DeliveryPolicy, DeliverySender
 from shared.processes.delivery_admin import DeliveryAdmin
 from shared.processes.dispatcher import Dispatcher
 from shared.processes.retention import ProcessRetention
-from shared.processes.runner import ProcessRunner
-from shared.processes.runners import readiness_check
+from shared.processes.runner import CHECKPOINT, ProcessRunner
+from shared.processes.runners import readiness_check, watch_processes
 from shared.processes.smtp import Smtp
 from shared.processes.steering import Steering
 from shared.rpc.client import channel
@@ -192,6 +193,8 @@ def build(
     probe = server.probes.needs_database(settings.database_url.get_secret_value())
     # Whichever instance leads: an operator must hear of a runner that does not go on from whoever asks any of them.
     server.probes.readiness.add("processes", readiness_check(probe, settings.shard, clock))
+    watch_consumers(server.probes.metrics, probe, LockClass.SAGA, settings.shard, (CHECKPOINT,))
+    watch_processes(server.probes.metrics, probe, settings.shard, clock)
     events = channel(settings.write_address, retries=False)
     server.on_drained(lambda: events.close(None))
     admin = ProcessAdmin(

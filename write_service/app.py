@@ -13,7 +13,7 @@ from shared.commands.boxing import Boxer
 from shared.commands.bus import COMMAND_BYTES_MAX, CommandBus
 from shared.commands.committer import Committer
 from shared.commands.intake import Limits
-from shared.commands.schedule import Schedule, Scheduler
+from shared.commands.schedule import Schedule, Scheduler, watch_schedule
 from shared.commands.sweeper import Sweeper
 from shared.line.archive import open_archive
 from shared.line.notifier import Notifier
@@ -83,7 +83,7 @@ def build(settings: WriteSettings, reads: Reads) -> Server:
         roles=ROLES | HISTORY_ROLES | ARCHIVE_ROLES | registry.roles(COMMANDS | MORE_COMMANDS),
         probes=Probes(settings, "write_service"),
     )
-    server.probes.needs_database(database_url)
+    watch_schedule(server.probes.metrics, server.probes.needs_database(database_url))
     committer.observer.register(server.probes.metrics, settings.tenants_told_apart)
     add_command_services(server, commands)
     server.add(

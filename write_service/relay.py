@@ -17,7 +17,9 @@ from pydantic import Field
 
 from shared.line import broker
 from shared.line.relay import Relay, Retention, WrongShard
+from shared.platform.instruments import Labels
 from shared.platform.leader import LockClass, until
+from shared.platform.metrics import Metrics
 from shared.platform.settings import ProcessSettings, load
 from shared.platform.urls import DatabaseUrl, NatsUrl
 from shared.rpc import bootstrap
@@ -46,6 +48,7 @@ class Publishing:
     def __init__(self, settings: RelaySettings) -> None:
         self._settings = settings
         self._client: Client | None = None
+        self._relay: Relay | None = None
 
     @asynccontextmanager
     async def connected(self, stopping: asyncio.Event) -> AsyncIterator[None]:
@@ -68,7 +71,20 @@ class Publishing:
             bytes_max=settings.stream_bytes_max,
             replicas=settings.stream_replicas,
         )
-        await Relay(settings.database_url.get_secret_value(), self._client, settings.shard, retention).run(stopping)
+        self._relay = Relay(settings.database_url.get_secret_value(), self._client, settings.shard, retention)
+        try:
+            await self._relay.run(stopping)
+        finally:
+            self._relay = None
+
+    def measure(self, metrics: Metrics) -> None:
+        """Makes metrics of how far it is; one that stands by has none."""
+
+        def position() -> list[tuple[float, Labels]]:
+            relay = self._relay
+            return [] if relay is None else [(relay.position, {"foldline.shard": str(relay.shard)})]
+
+        metrics.gauge("foldline.relay.position", "The position up to which the stream holds the line, by who leads.", position)
 
     async def reaches_broker(self) -> str:
         """A check of readiness."""
@@ -88,6 +104,7 @@ def main() -> int:
         publishing.run,
         around=publishing.connected,
         checks={"broker": publishing.reaches_broker},
+        measure=publishing.measure,
         refuses=(WrongShard,),
     )
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, LiteralString
 
 from google.protobuf.message import DecodeError
 from msgspec import Struct
@@ -22,9 +22,12 @@ from shared.commands.intake import PendingReply
 from shared.commands.log import CommandKey, StoredCommand, read_commands
 from shared.folds.errors import Code, Forbidden, InternalError, Invalid, NotFound, OverLimit, Refusal, Rejected
 from shared.platform.identity import Identity, Role
+from shared.platform.metrics import Metrics
 from shared.platform.packing import texts
 from shared.platform.postgres import Connection, Reads
+from shared.platform.probe import DatabaseProbe
 from shared.platform.telemetry import logger
+from shared.platform.watched import Values, watch
 from shared.rpc.status import to_status
 
 POLL_S = 0.1
@@ -282,3 +285,24 @@ def _not_found() -> NotFound:
 
 def _not_scheduled(row: StoredCommand) -> Rejected:
     return Rejected("NOT_SCHEDULED", f"the command waits no more: it is {row.status}", status=row.status)
+
+
+METRICS = {
+    "foldline.schedule.overdue": ("1", "Scheduled commands that are due and have not run yet, counted up to a thousand."),
+    "foldline.schedule.overdue.age": ("s", "For how long the oldest of them has been due."),
+}
+_OVERDUE: LiteralString = """
+SELECT count(*), coalesce(extract(epoch FROM clock_timestamp() - min(due_at)), 0)::float8 FROM (
+  SELECT due_at FROM commands WHERE status = 'scheduled' AND due_at <= clock_timestamp() ORDER BY due_at, received_at LIMIT 1000
+) AS late
+"""
+
+
+def watch_schedule(metrics: Metrics, probe: DatabaseProbe) -> None:
+    """Makes gauges of the commands that are late."""
+
+    async def ask() -> Values:
+        [(count, age_s)] = await probe.rows(_OVERDUE)
+        return {"foldline.schedule.overdue": [(count, {})], "foldline.schedule.overdue.age": [(age_s, {})]}
+
+    watch(metrics, METRICS, ask)

@@ -92,6 +92,7 @@ class Relay:
         self.shard = shard
         self.retention = retention or Retention()
         self.published = 0  # events that this relay has seen acknowledged, for whoever watches
+        self.position = 0  # the end of the stream, as far as this relay has seen it
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Copies until `stopping` is set. While the database or the broker is away, it tries again.
@@ -124,6 +125,7 @@ class Relay:
         """The loop. Raises StreamOutOfSync and errors of the database and the broker; then the caller begins it again."""
         # 1. Find the end of the stream: the next event goes behind it.
         epoch, sent = await self._fit(store, place)
+        self.position = sent
         log.info("relay_follows", shard=self.shard, position=sent, epoch=epoch)
         async with _Window(self.client, self.shard, sent) as window:
             pause_s, checked_at = BUSY_POLL_S, time.monotonic()
@@ -145,9 +147,11 @@ class Relay:
                     pause_s = BUSY_POLL_S
                     # 3. At most one window of publishes waits for acknowledgements.
                     self.published += await window.acknowledged(sent - WINDOW_EVENTS_MAX)
+                    self.position = max(self.position, sent - WINDOW_EVENTS_MAX)
                     continue
                 # 4. Nothing new: wait a short time for a notification. From time to time check that the stream is still ours.
                 self.published += await window.acknowledged(sent)
+                self.position = sent
                 if time.monotonic() - checked_at > CHECK_S:
                     checked_at = time.monotonic()
                     if await self._fit(store) != (epoch, sent):

@@ -71,6 +71,11 @@ async def read_standings(connection: Connection, lock_class: LockClass, shard: i
     return [_standing(*row) for row in await cursor.fetchall()]
 
 
+async def ask_standings(probe: DatabaseProbe, lock_class: LockClass, shard: int, names: Iterable[str]) -> list[Standing]:
+    """The same, over a probe's connection."""
+    return [_standing(*row) for row in await probe.rows(_READ, _parameters(lock_class, shard, names))]
+
+
 def readiness_check(
     probe: DatabaseProbe, lock_class: LockClass, shard: int, names: Iterable[str]
 ) -> Callable[[], Coroutine[Any, Any, str]]:
@@ -78,7 +83,7 @@ def readiness_check(
     wanted = tuple(names)
 
     async def check() -> str:
-        standings = [_standing(*row) for row in await probe.rows(_READ, _parameters(lock_class, shard, wanted))]
+        standings = await ask_standings(probe, lock_class, shard, wanted)
         return "; ".join(f"{it.name}: {it.trouble}" for it in standings if it.shard == shard and it.trouble)
 
     return check

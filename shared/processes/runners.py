@@ -9,8 +9,10 @@ from typing import Any, LiteralString, NamedTuple
 from shared.line.standing import Standing, read_standings
 from shared.line.standing import readiness_check as standing_check
 from shared.platform.leader import LockClass
+from shared.platform.metrics import Metrics
 from shared.platform.postgres import Connection
 from shared.platform.probe import DatabaseProbe
+from shared.platform.watched import Values, watch
 from shared.processes.runner import CHECKPOINT
 
 STUCK_AFTER = timedelta(seconds=60)
@@ -79,6 +81,41 @@ def readiness_check(probe: DatabaseProbe, shard: int, clock: Callable[[], dateti
         return "; ".join(f"{CHECKPOINT}: {work.trouble}" for work in works if work.trouble)
 
     return check
+
+
+METRICS = {
+    "foldline.processes": ("1", "Processes that have not ended, by type and status: running or parked."),
+    "foldline.process.attention": ("1", "Ended processes that an operator must look at, by type."),
+    "foldline.process.streams.parked": ("1", "Streams that wait behind an event that cannot be routed."),
+    "foldline.process.overdue": ("s", "For how long the oldest due work has waited."),
+    "foldline.process.types.paused": ("1", "Types that an operator has paused."),
+}
+_COUNT: LiteralString = """
+SELECT type, status, count(*) FILTER (WHERE attention <> ''), count(*) FROM processes
+WHERE status <> 'ended' OR trouble <> '' OR attention <> '' GROUP BY 1, 2
+"""
+
+
+def watch_processes(metrics: Metrics, probe: DatabaseProbe, shard: int, clock: Callable[[], datetime]) -> None:
+    """Makes gauges of the processes and of what their runner has to do."""
+
+    async def ask() -> Values:
+        counts = await probe.rows(_COUNT)
+        works = [_work(clock(), *row[1:]) for row in await probe.rows(_READ, (CHECKPOINT,)) if row[0] == shard]
+        overdue = [(clock() - work.due_since).total_seconds() if work.due_since else 0.0 for work in works]
+        return {
+            "foldline.processes": [
+                (count, {"foldline.process.type": name, "foldline.process.status": status})
+                for name, status, _, count in counts
+                if status != "ended"
+            ],
+            "foldline.process.attention": [(asking, {"foldline.process.type": name}) for name, _, asking, _ in counts if asking],
+            "foldline.process.streams.parked": [(work.parked_streams, {}) for work in works],
+            "foldline.process.overdue": [(seconds, {}) for seconds in overdue],
+            "foldline.process.types.paused": [(len(work.paused), {}) for work in works],
+        }
+
+    watch(metrics, METRICS, ask)
 
 
 def paused_type(name: str, fields: Mapping[str, str]) -> PausedType:

@@ -11,11 +11,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any, LiteralString, NamedTuple
 from uuid import UUID, uuid4
 
 from shared.folds.errors import NotFound, Rejected, Unavailable
+from shared.platform.metrics import Metrics
 from shared.platform.postgres import Connection, Reads
+from shared.platform.probe import DatabaseProbe
+from shared.platform.watched import Values, watch
 
 EVENTS_SHOWN_MAX = 100
 ASK_AGAIN_S = 0.02
@@ -53,6 +56,23 @@ class Outcome:
     applied: int
     skipped: int
     skipped_events: Sequence[dict[str, Any]]
+
+
+METRICS = {"foldline.projection.parked": ("1", "Parked keys by group, counted up to a thousand.")}
+COUNTED_MAX = 1000
+_COUNT: LiteralString = """
+SELECT consumer, count(*) FROM list_parked(%s, '', '', '-infinity'::timestamptz, %s, %s) GROUP BY 1
+"""
+
+
+def watch_parked(metrics: Metrics, probe: DatabaseProbe, shard: int) -> None:
+    """Makes a gauge of the parked keys."""
+
+    async def ask() -> Values:
+        rows = await probe.rows(_COUNT, (shard, BEFORE_ALL, COUNTED_MAX))
+        return {"foldline.projection.parked": [(count, {"foldline.consumer": name}) for name, count in rows] or [(0, {})]}
+
+    watch(metrics, METRICS, ask)
 
 
 class ParkedAdmin:
