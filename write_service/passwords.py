@@ -97,8 +97,9 @@ class PasswordVerifier:
             raise OverLimit("TOO_MANY_TRIES", "too many wrong passwords; wait a minute", retry_after_s=60.0)
         key = (tenant, LOGIN.category, held)
         async with self._reads.connection() as connection:
-            state: Login = (await load(connection, self._registry, [key]))[key].state
-            user_id = state.holder_id if state.confirmed else NOBODY
+            state = (await load(connection, self._registry, [key]))[key].state
+            # A login that is boxed or unreadable is answered as an unknown one.
+            user_id = state.holder_id if isinstance(state, Login) and state.confirmed else NOBODY
             password_hash = await read_password_hash(connection, tenant, user_id)
         if not await self._passwords.matches(tenant, password, password_hash):
             raise Unauthenticated("LOGIN_REFUSED", "the login or the password is wrong")

@@ -96,7 +96,7 @@ def users(registry: CommandRegistry, passwords: Passwords) -> None:
 
 def logins(registry: CommandRegistry) -> None:
     """The commands of a login, which the process of a registration sends, and the deactivation of its holder."""
-    on = registry.aggregate(LOGIN, login_codec.EVENTS, readers=ADMINS)
+    on = registry.aggregate(LOGIN, login_codec.EVENTS, readers=ADMINS, boxable=False)
     on.command(login_codec.RESERVE_LOGIN, login.reserve, id=lambda c: c.login_id, roles=PROCESSES)
     on.command(login_codec.CONFIRM_LOGIN, login.confirm, id=lambda c: c.login_id, roles=PROCESSES)
     on.command(login_codec.RELEASE_LOGIN, login.release, id=lambda c: c.login_id, roles=PROCESSES)

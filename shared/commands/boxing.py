@@ -136,9 +136,8 @@ class Boxer:
     async def box(self, request: archive_pb2.BoxAggregateRequest) -> StoredCommand:
         """Boxes what the current caller names; returns the command's row in the log. Refusals: see ArchiveService."""
         command = self._command(BOX_AGGREGATE, request)
-        switches = self._registry.switches
-        if switches is not None and command.aggregate[1] == switches[0].category:
-            raise Rejected("NEVER_BOXED", "aggregates of this type are needed by every command")
+        if not self._registry.is_boxable(command.aggregate[1]):
+            raise Rejected("NEVER_BOXED", "aggregates of this type are needed at any time")
         return await self._carry_out(command, self._box_one, skips="AGGREGATE_BOXED")
 
     async def unbox(self, request: archive_pb2.UnboxAggregateRequest) -> StoredCommand:

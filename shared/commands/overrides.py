@@ -20,7 +20,7 @@ from shared.commands import states
 from shared.commands.codec import EventCodecs, MessageCodec
 from shared.commands.registry import SWITCHES_ID, CommandRegistry
 from shared.folds.aggregate import Aggregate, Decision, Meta
-from shared.folds.errors import NotFound
+from shared.folds.errors import AggregateUnreadable, NotFound
 from shared.platform.identity import Role
 from shared.platform.postgres import Reads
 
@@ -70,7 +70,7 @@ EVENTS: EventCodecs[OverrideSwitched] = EventCodecs(OVERRIDE_SWITCHED)
 
 def add_switches(registry: CommandRegistry, *, roles: frozenset[Role]) -> None:
     """Lets the roles switch the overrides of their tenant. Without it all overrides are always on."""
-    on = registry.aggregate(SWITCHES, EVENTS, readers=roles)
+    on = registry.aggregate(SWITCHES, EVENTS, readers=roles, boxable=False)
     on.command(SWITCH_OVERRIDE, _switch(registry), id=lambda c: SWITCHES_ID, roles=roles)
     registry.switches = SWITCHES, lambda switches, name: name not in switches.off
 
@@ -109,10 +109,12 @@ def _described(name: str, kind: override_pb2.OverrideKind.ValueType, type_name: 
 
 
 async def current(registry: CommandRegistry, reads: Reads, tenant: str) -> Sequence[override_pb2.Override]:
-    """All overrides of a tenant, each as it is switched now."""
+    """All overrides of a tenant, each as it is switched now. Raises AggregateUnreadable."""
     key = (tenant, SWITCHES.category, SWITCHES_ID)
     async with reads.connection() as connection:
-        switches: Switches = (await states.load(connection, registry, [key]))[key].state
+        switches = (await states.load(connection, registry, [key]))[key].state
+    if not isinstance(switches, Switches):
+        raise AggregateUnreadable
     found = overrides_of(registry, tenant)
     for override in found:
         override.on = override.name not in switches.off

@@ -190,6 +190,7 @@ class CommandRegistry:
         self._aggregates: dict[str, Aggregate[Any, Any]] = {}
         self._readers: dict[str, frozenset[Role]] = {}
         self._boxed_with: dict[str, dict[str, BoxedWith]] = {}
+        self._never_boxed: set[str] = set()
         self._events: dict[str, tuple[MessageCodec[Any], ...]] = {}
 
     def aggregate(
@@ -199,11 +200,13 @@ class CommandRegistry:
         *,
         readers: frozenset[Role] = frozenset(Role),
         snapshot_every: int = 100,
+        boxable: bool = True,
     ) -> AggregateRows[State, Event]:
         """Adds an aggregate with its events; what is returned adds its commands and reactions.
 
         `readers` are the roles that may read its events, and the commands on it, in whatever way they are offered. Its state is
-        saved at every version that `snapshot_every` divides. Raises TypeError for a second registration, and ValueError for
+        saved at every version that `snapshot_every` divides. One that is not `boxable` stays out of the archive: something
+        needs its state at any time. Raises TypeError for a second registration, and ValueError for
         an interval below 1.
         """
         if aggregate.category in self._aggregates:
@@ -213,6 +216,8 @@ class CommandRegistry:
         self._aggregates[aggregate.category] = aggregate
         self.snapshot_every[aggregate.category] = snapshot_every
         self._readers[aggregate.category] = readers
+        if not boxable:
+            self._never_boxed.add(aggregate.category)
         self._events[aggregate.category] = tuple(events)
         for codec in events:
             self.codecs.add(codec)
@@ -258,6 +263,10 @@ class CommandRegistry:
     def boxed_with(self, category: str) -> dict[str, BoxedWith]:
         """What is boxed with an aggregate of a category, by the full name of the event that names it."""
         return self._boxed_with.setdefault(category, {})
+
+    def is_boxable(self, category: str) -> bool:
+        """Whether aggregates of a category may go into the archive."""
+        return category not in self._never_boxed
 
     def events_of(self, category: str) -> tuple[MessageCodec[Any], ...]:
         """The codecs of a category's events; raises KeyError if there is no such category."""

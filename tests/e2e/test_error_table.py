@@ -328,6 +328,7 @@ AGAINST_A_RULE = [
     Row("open for who is closed", lambda s, p: s.bank.open(p.gone), "FAILED_PRECONDITION", "PERSON_CLOSED"),
     Row("register who is closed", lambda s, p: s.bank.register("A", p.gone), "ALREADY_EXISTS", "PERSON_ALREADY_REGISTERED"),
     Row("unbox what is not boxed", lambda s, p: s.unbox("account", p.blue), "FAILED_PRECONDITION", "AGGREGATE_NOT_BOXED"),
+    Row("box a login", lambda s, p: s.box("login", NIL), "FAILED_PRECONDITION", "NEVER_BOXED"),
     Row("box the switches", lambda s, p: s.box("overrides", "overrides"), "FAILED_PRECONDITION", "NEVER_BOXED"),
     Row(
         "box at a stale version",

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from shared.commands.states import Boxed, Unreadable
 from shared.folds.errors import OverLimit, Refusal, Unauthenticated
 from write_service import passwords
 from write_service.domain.login import Login, login_id
@@ -87,9 +88,11 @@ class House:
         self.reads = FakeReads()
         self.door = PasswordVerifier(None, self.reads, self.passwords, FakeTries())  # type: ignore[arg-type]
         self.looked_up: Counter[str] = Counter()
-        holders = {
+        holders: dict[str, Any] = {
             login_id("acme", "alice"): Login(holder_id="u-alice", confirmed=True),
             login_id("acme", "dora"): Login(holder_id="u-dora", confirmed=True),
+            login_id("acme", "eve"): Boxed(),
+            login_id("acme", "fay"): Unreadable(),
             login_id("acme", "bob"): Login(holder_id="u-bob", expires_at_ms=2**62),
         }
         hashes = {("acme", "u-alice"): right_hash, ("acme", "u-bob"): right_hash}
@@ -109,7 +112,7 @@ class House:
 class Loaded:
     """An aggregate as it is read."""
 
-    def __init__(self, state: Login) -> None:
+    def __init__(self, state: Any) -> None:
         self.state = state
 
 
@@ -129,6 +132,8 @@ TRIES = {
     "known in another tenant": ("umbrella", "alice", RIGHT),
     "only reserved": ("acme", "bob", RIGHT),
     "deactivated between the two look-ups": ("acme", "dora", RIGHT),
+    "boxed": ("acme", "eve", RIGHT),
+    "unreadable": ("acme", "fay", RIGHT),
     "with a space": ("acme", "al ice", RIGHT),
     "with a control character": ("acme", "alice\0", RIGHT),
     "invisible": ("acme", "\u200b", RIGHT),

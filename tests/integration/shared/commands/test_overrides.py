@@ -8,14 +8,16 @@ from collections.abc import Sequence
 import pytest
 
 from deploy.bootstrap import Database
+from shared.commands.append import append
 from shared.commands.overrides import SwitchOverride, add_switches, current
-from shared.commands.registry import CommandRegistry
+from shared.commands.registry import SWITCHES_ID, CommandRegistry
 from shared.folds.aggregate import Meta
+from shared.folds.errors import AggregateUnreadable
 from shared.platform.identity import Role
 from shared.platform.postgres import Reads
-from tests.support.checks.history import check_line, events_of
+from tests.support.checks.history import check_line, connected, events_of
 from tests.support.domains import trial
-from tests.support.domains.trial import Add, Counter, Linked, Move, Moved, build_registry
+from tests.support.domains.trial import Add, Counter, Linked, Move, Moved, build_registry, lone
 from tests.support.fakes.replica import Replica, reasons, replica
 
 UMBRELLA = "umbrella"
@@ -143,3 +145,17 @@ def test_a_reaction_of_one_tenant_has_a_name() -> None:
     for tenant, name in ((UMBRELLA, ""), (None, NOTE)):
         with pytest.raises(TypeError, match="has a name"):
             on.react(Moved, note, id=lambda e: "notes", tenant=tenant, name=name)
+
+
+async def test_switches_that_cannot_be_read_are_no_defect(write_db: Database) -> None:
+    """The list of overrides says why it cannot be given, as the commands of the tenant do."""
+    key = (UMBRELLA, "overrides", SWITCHES_ID)
+    reads = Reads(write_db.app, application_name="test", size_max=1)
+    await reads.open()
+    try:
+        async with connected(write_db.app) as connection:
+            await append(connection, 1, lone(key, event={"type": "trial.FromTheFuture"}))
+        with pytest.raises(AggregateUnreadable):
+            await current(registry(), reads, UMBRELLA)
+    finally:
+        await reads.close()
