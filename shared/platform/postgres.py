@@ -292,3 +292,14 @@ async def one(connection: Connection, query: LiteralString, parameters: Sequence
     if row is None:
         raise LookupError(query)
     return row
+
+
+# PostgreSQL keeps the limit with which a transaction began until it is set to 0.
+_TAKE_TIME: LiteralString = """
+SELECT set_config(name, '0', true), set_config(name, %s, true) FROM pg_settings WHERE name = 'transaction_timeout'
+"""
+
+
+async def take_time(connection: Connection, seconds: int) -> None:
+    """Raises the time limit of the present transaction. That of a role is for work that takes milliseconds."""
+    await connection.execute(_TAKE_TIME, (f"{seconds}s",))

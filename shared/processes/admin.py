@@ -20,7 +20,7 @@ from shared.line.follower import Line
 from shared.line.standing import State
 from shared.platform.clock import utc_now
 from shared.platform.packing import texts, timestamps
-from shared.platform.postgres import Reads
+from shared.platform.postgres import Reads, take_time
 from shared.processes import history, parked, pending, runners, store
 from shared.processes.history import Revision
 from shared.processes.pending import Acknowledgement, Pending
@@ -174,7 +174,7 @@ class ProcessAdmin:
         async with self._reads.connection() as connection:
             found = await history.find(connection, self._line, before)
             async with connection.transaction():
-                await history.take_time(connection)
+                await take_time(connection, history.TRANSACTION_S)
                 if not await checkpoints.accept(connection, CHECKPOINT, self._shard, before, found.common.at):
                     raise Rejected("CHECKPOINT_MOVED", "somebody else has let it go on meanwhile")
                 processes = await store.read(await store.select(connection, found.entries)) if found.entries else {}

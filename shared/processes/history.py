@@ -66,8 +66,6 @@ UPDATE process_commands c SET given_up = true
 FROM unnest(%s::text[], %s::text[], %s::text[]) AS k (tenant, type, process_id)
 WHERE c.tenant = k.tenant AND c.type = k.type AND c.process_id = k.process_id
 """
-# The role's limit is for rounds, which take milliseconds.
-_TAKE_TIME: LiteralString = "SELECT set_config(name, %s, true) FROM pg_settings WHERE name = 'transaction_timeout'"
 
 UNDONE, RESTARTED, PARKED = "undone", "restarted", "parked"
 BEGIN = datetime(1970, 1, 1, tzinfo=UTC)
@@ -198,11 +196,6 @@ async def _events(line: Line, positions: Iterable[int]) -> dict[int, EventEnvelo
             if page.events and page.events[-1].position >= wanted[-1]:
                 break
     return found
-
-
-async def take_time(connection: Connection) -> None:
-    """Raises the time limit of this transaction, which is meant for rounds."""
-    await connection.execute(_TAKE_TIME, (f"{TRANSACTION_S}s",))
 
 
 async def revise(connection: Connection, done: Round, found: Findings, user_id: str) -> tuple[list[Revised], list[LostCommand]]:

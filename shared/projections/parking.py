@@ -150,6 +150,13 @@ async def events_of(connection: Connection, parked_id: UUID, after: int) -> list
     return [EventEnvelope.FromString(raw) for (raw,) in await cursor.fetchall()]
 
 
+async def first_position(connection: Connection, parked_id: UUID) -> int | None:
+    """The position of the first event that waits at a key; None if none does."""
+    cursor = await connection.execute("SELECT min(position) FROM parked_events WHERE parked_id = %s", (parked_id,))
+    row = await cursor.fetchone()
+    return None if row is None else row[0]
+
+
 async def drop_events(connection: Connection, parked_id: UUID, up_to: int) -> None:
     """Removes events from the begin of a key's queue."""
     await connection.execute("DELETE FROM parked_events WHERE parked_id = %s AND position <= %s", (parked_id, up_to))

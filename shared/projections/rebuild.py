@@ -22,7 +22,7 @@ from typing import Any
 from psycopg.errors import LockNotAvailable
 
 from shared.folds.projection import Group
-from shared.platform.postgres import Connection
+from shared.platform.postgres import Connection, take_time
 from shared.platform.telemetry import logger
 from shared.projections.projector import Projector
 from shared.projections.tables import Tables
@@ -136,10 +136,10 @@ class Rebuilder:
             places = await (await connection.execute(_PLACES, (self._shard, name, place[0]))).fetchall()
             if len(places) != 2 or places[0][1:] != places[1][1:]:
                 return
+            await take_time(connection, COMPARE_S)
             await connection.execute(
-                """SELECT set_config(name, CASE name WHEN 'transaction_timeout' THEN %s ELSE 'on' END, true) FROM pg_settings
-                   WHERE name IN ('transaction_timeout', 'enable_seqscan', 'enable_hashjoin', 'enable_mergejoin')""",
-                (f"{COMPARE_S}s",),
+                """SELECT set_config(name, 'on', true) FROM pg_settings
+                   WHERE name IN ('enable_seqscan', 'enable_hashjoin', 'enable_mergejoin')"""
             )
             before = after = differing = 0
             shown: list[dict[str, Any]] = []

@@ -5,7 +5,8 @@ together, or nothing does. Killed anywhere, the request is found again and carri
 
 The events of a key are folded in order. At the first one that fails the key stays parked, with that error, and the events
 before it are no longer in its queue. The events of an aggregate are given to the queues of their rows, at their positions, and
-then the rows that waited for it are folded.
+then the rows that waited for it are folded. A row that comes to an event of an aggregate that is parked before that event
+waits for the aggregate from there on.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.projection import RowKey
 from shared.line import checkpoint as checkpoints
 from shared.line.checkpoint import Checkpoint
-from shared.platform.postgres import Connection, describe, is_trouble
+from shared.platform.postgres import Connection, describe, is_trouble, take_time
 from shared.platform.telemetry import logger
 from shared.projections import changes, parking
-from shared.projections.parking import Parked, Place, error_of
-from shared.projections.tables import Tables
+from shared.projections.parking import Parked, Place, aggregate_of, error_of
+from shared.projections.tables import LONG_S, Tables
 
 log = logger(__name__)
 
@@ -69,6 +70,7 @@ async def carry_out(tables: Tables, connection: Connection, shard: int, at: Chec
     for request_id, parked_id, action, all_events, asked_by in requests:
         done = _Done(0 if action == "retry" else None if all_events else 1)
         async with connection.transaction():
+            await take_time(connection, LONG_S)
             await checkpoints.hold(connection, name, shard, at)
             outcome = await _Replay(tables, connection, shard, done).key(parked_id)
             await changes.write(connection, tables.group.name, shard, None)
@@ -101,6 +103,8 @@ class _Replay:
         self._shard = shard
         self._done = done
         self._known: dict[Place, Parked] = {}
+        self._first: dict[UUID, int | None] = {}
+        """Of parked aggregates: the position of the first event that waits."""
 
     async def key(self, parked_id: UUID) -> str:
         """Folds the events of a key; returns whether it is released, still parked, or waits for its aggregate."""
@@ -120,9 +124,12 @@ class _Replay:
         found: dict[RowKey, Any] = {}
         await rows.load(await rows.select(self._connection, [key]), found)
         row, last, error = found.get(key), 0, ""
-        while not error and (events := await parking.events_of(self._connection, parked.parked_id, last)):
+        behind: Parked | None = None
+        while not (error or behind) and (events := await parking.events_of(self._connection, parked.parked_id, last)):
             for envelope in events:
                 if not self._done.skip(envelope):
+                    if behind := await self._lacks(envelope):
+                        break
                     try:
                         row = self._folded(at, key, row, envelope)
                         self._done.applied += 1
@@ -143,8 +150,21 @@ class _Replay:
             await parking.drop_events(self._connection, parked.parked_id, last)
             await self._note(parked, error)
             return STILL_PARKED
+        if behind:
+            await parking.drop_events(self._connection, parked.parked_id, last)
+            await self._wait_for(parked, behind)
+            return BEHIND
         await self._release(parked)
         return RELEASED
+
+    async def _lacks(self, envelope: EventEnvelope) -> Parked | None:
+        """The event's aggregate, if it is parked at an earlier event, which may change the same row."""
+        if (aggregate := self._known.get(aggregate_of(envelope))) is None:
+            return None
+        if aggregate.parked_id not in self._first:
+            self._first[aggregate.parked_id] = await parking.first_position(self._connection, aggregate.parked_id)
+        first = self._first[aggregate.parked_id]
+        return aggregate if first is not None and first < envelope.position else None
 
     def _folded(self, at: int, key: RowKey, row: Any, envelope: EventEnvelope) -> Any:
         """The row behind the event. A row that the event does not change any more, by the present folds, stays."""
@@ -171,6 +191,7 @@ class _Replay:
                 last = envelope.position
         waiting = [it for it in self._known.values() if it.behind == parked.parked_id]
         await self._release(parked)
+        del self._known[parked.place]
         for row in waiting:
             row.behind = None
             self._done.skips = 0
@@ -185,6 +206,11 @@ class _Replay:
 
     async def _note(self, parked: Parked, error: str) -> None:
         await self._connection.execute("UPDATE parked_keys SET error = %s WHERE parked_id = %s", (error, parked.parked_id))
+
+    async def _wait_for(self, parked: Parked, aggregate: Parked) -> None:
+        await self._connection.execute(
+            "UPDATE parked_keys SET error = '', behind = %s WHERE parked_id = %s", (aggregate.parked_id, parked.parked_id)
+        )
 
     async def _release(self, parked: Parked) -> None:
         await self._connection.execute("DELETE FROM parked_keys WHERE parked_id = %s", (parked.parked_id,))

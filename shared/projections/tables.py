@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, LiteralString
+from typing import Any
 
 from google.protobuf.message import Message
 
@@ -23,7 +23,7 @@ from shared.line import checkpoint as checkpoints
 from shared.line.checkpoint import Checkpoint, Fenced
 from shared.line.consumer import ConsumerFailed
 from shared.line.follower import EventBatch
-from shared.platform.postgres import Connection
+from shared.platform.postgres import Connection, take_time
 from shared.platform.telemetry import logger
 from shared.projections import changes
 from shared.projections import parking as parking_store
@@ -35,9 +35,8 @@ log = logger(__name__)
 
 ROWS_KEPT_MAX = 10_000
 """For each table, of those touched last."""
-EMPTYING_S = 600
-# The role's limit is for batches, which take milliseconds.
-_TAKE_TIME: LiteralString = "SELECT set_config(name, %s, true) FROM pg_settings WHERE name = 'transaction_timeout'"
+LONG_S = 600
+"""So long a transaction may take that is not a batch."""
 
 
 class ProjectionFailed(ConsumerFailed):
@@ -171,7 +170,7 @@ class Tables:
         moves the checkpoint, the other finds it moved.
         """
         async with connection.transaction():
-            await connection.execute(_TAKE_TIME, (f"{EMPTYING_S}s",))
+            await take_time(connection, LONG_S)
             if not await checkpoints.accept(connection, self.consumer, shard, at, Checkpoint()):
                 return False
             for rows in self._rows:
@@ -189,7 +188,7 @@ class Tables:
         Folded a second time, they would be wrong. Raises Fenced.
         """
         async with connection.transaction():
-            await connection.execute(_TAKE_TIME, (f"{EMPTYING_S}s",))
+            await take_time(connection, LONG_S)
             await checkpoints.hold(connection, self.consumer, shard, at)
             found = [await rows.any_there(connection) for rows in self._rows]
             if not any(found):
