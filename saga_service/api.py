@@ -160,14 +160,14 @@ class ProcessService(process_pb2_grpc.ProcessServiceServicer):
         self, request: process_pb2.PauseProcessesRequest, context: Any
     ) -> process_pb2.PauseProcessesResponse:
         paused = await self._steering.pause(request.type, request.reason, _user_id())
-        log.warning("processes_paused", type=request.type, user_id=_user_id())
+        log.warning("processes_paused", type=request.type, reason=request.reason, user_id=_user_id())
         return process_pb2.PauseProcessesResponse(paused=_paused(paused))
 
     async def ResumeProcesses(
         self, request: process_pb2.ResumeProcessesRequest, context: Any
     ) -> process_pb2.ResumeProcessesResponse:
         was = await self._steering.resume(request.type)
-        log.warning("processes_resumed", type=request.type, user_id=_user_id())
+        log.warning("processes_resumed", type=request.type, user_id=_user_id(), was_reason=was.reason, was_paused_by=was.user_id)
         return process_pb2.ResumeProcessesResponse(was=_paused(was))
 
     async def SkipStep(self, request: process_pb2.SkipStepRequest, context: Any) -> process_pb2.SkipStepResponse:

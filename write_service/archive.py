@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from foldline.v1 import archive_pb2, archive_pb2_grpc
-from shared.commands import boxing
-from shared.commands.boxing import Boxer, StoredBox
+from shared.commands.boxes import StoredBox, list_boxes, newest_box
+from shared.commands.boxing import Boxer
 from shared.commands.bus import CommandBus
 from shared.commands.registry import CommandRegistry
 from shared.folds.errors import Invalid, NotFound
@@ -50,7 +50,7 @@ class ArchiveService(archive_pb2_grpc.ArchiveServiceServicer):
         aggregate_id, size = request.aggregate_id.lower(), request.page_size or pages.SIZE_DEFAULT
         query = ("ListBoxes", identity.tenant, *sorted(identity.roles), request.aggregate_type, aggregate_id)
         keys = pages.decode(query, request.page_token, (int,))
-        rows = await boxing.list_boxes(
+        rows = await list_boxes(
             self._reads,
             identity.tenant,
             category=request.aggregate_type,
@@ -66,10 +66,11 @@ class ArchiveService(archive_pb2_grpc.ArchiveServiceServicer):
         identity = current_call.get().identity
         self._registry.refuse_reading(request.aggregate_type, identity.roles)
         key = (identity.tenant, request.aggregate_type, request.aggregate_id.lower())
-        archive, box = self._boxer.archive, await boxing.newest_box(self._reads, key, request.version)
+        _ = self._boxer.archive
+        box = await newest_box(self._reads, key, request.version)
         if box is None:
             raise NotFound("BOX_NOT_FOUND", "there is no such box")
-        await archive.read(box.location, key, box.chain)
+        await self._boxer.verify(key, box)
         return archive_pb2.VerifyBoxResponse(box=_box(box))
 
 

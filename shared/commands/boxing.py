@@ -16,22 +16,24 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any, LiteralString
+from typing import Any
 
 import psycopg
-from msgspec import Raw, Struct
+from msgspec import Raw
 from psycopg.errors import DataException, SerializationFailure, UniqueViolation
 from uuid_utils import uuid7
 
 from foldline.v1 import archive_pb2
 from shared.commands import states
+from shared.commands.boxes import BOX_AGGREGATE, UNBOX_AGGREGATE, Stored, StoredBox, newest_box, read_stored
 from shared.commands.bus import command_of
 from shared.commands.codec import MessageCodec
 from shared.commands.decide import Command, aggregate_boxed, metadata_of
+from shared.commands.fairness import Slots
 from shared.commands.intake import id_reused
 from shared.commands.log import StoredCommand, read_commands
 from shared.commands.registry import CommandRegistry, Route
-from shared.folds.errors import AggregateUnreadable, NotFound, Refusal, Rejected, Unavailable, VersionMismatch
+from shared.folds.errors import AggregateUnreadable, NotFound, OverLimit, Refusal, Rejected, Unavailable, VersionMismatch
 from shared.folds.ids import derived_id
 from shared.line.archive import Archive, Box, Snapshot
 from shared.line.event_store import BOXED, UNBOXED, AggregateKey, StoredEvent, read_stream
@@ -46,54 +48,10 @@ EVENTS_MAX = 50_000
 TRIES = 3
 PAGE_EVENTS = 2000
 AT_ONCE_MAX = 1
-"""How many aggregates are boxed or unboxed at once by one process."""
+"""How many boxes one process makes, puts back or checks at once: each is in memory as a whole. Tenants take turns."""
+WAITING_MAX = 64
 
 log = logger(__name__)
-
-
-class BoxAggregate(Struct, frozen=True, kw_only=True):
-    """The command."""
-
-    aggregate_type: str
-    aggregate_id: str
-
-
-class UnboxAggregate(Struct, frozen=True, kw_only=True):
-    """The command."""
-
-    aggregate_type: str
-    aggregate_id: str
-
-
-BOX_AGGREGATE = MessageCodec(
-    BoxAggregate,
-    archive_pb2.BoxAggregateRequest,
-    lambda message: BoxAggregate(aggregate_type=message.aggregate_type, aggregate_id=message.aggregate_id.lower()),
-    lambda value: archive_pb2.BoxAggregateRequest(
-        aggregate_type=value.aggregate_type, aggregate_id=value.aggregate_id
-    ).SerializeToString(),
-)
-UNBOX_AGGREGATE = MessageCodec(
-    UnboxAggregate,
-    archive_pb2.UnboxAggregateRequest,
-    lambda message: UnboxAggregate(aggregate_type=message.aggregate_type, aggregate_id=message.aggregate_id.lower()),
-    lambda value: archive_pb2.UnboxAggregateRequest(
-        aggregate_type=value.aggregate_type, aggregate_id=value.aggregate_id
-    ).SerializeToString(),
-)
-
-
-class StoredBox(Struct, frozen=True):
-    """A row of the table of boxes."""
-
-    box_id: int
-    category: str
-    aggregate_id: str
-    version: int
-    location: str
-    chain: bytes
-    boxed_at: datetime
-    unboxed_at: datetime | None
 
 
 class _Moved(Exception):
@@ -124,7 +82,7 @@ class Boxer:
         self._clock = clock
         self._committed = committed
         self._roles = roles
-        self._room = asyncio.Semaphore(AT_ONCE_MAX)
+        self._slots = Slots(AT_ONCE_MAX, WAITING_MAX, _too_many)
 
     @property
     def archive(self) -> Archive:
@@ -145,6 +103,12 @@ class Boxer:
         command = self._command(UNBOX_AGGREGATE, request)
         return await self._carry_out(command, self._unbox_one, skips="AGGREGATE_NOT_BOXED")
 
+    async def verify(self, key: AggregateKey, box: StoredBox) -> None:
+        """Reads a box of an aggregate and checks every byte of it. Refusals: see ArchiveService."""
+        archive = self.archive
+        async with self._slots.one(key[0]):
+            await archive.read(box.location, key, box.chain)
+
     def _command(self, codec: MessageCodec[Any], request: Any) -> Command:
         aggregate = self._registry.aggregate_or_none(request.aggregate_type)
         if aggregate is None:
@@ -157,13 +121,20 @@ class Boxer:
     async def _carry_out(self, command: Command, one: Callable[[Command, Connection], Any], *, skips: str) -> StoredCommand:
         """The row of a command that has been carried out before; else first what goes with the aggregate, then the aggregate.
 
-        What goes with it is skipped if it is where it should be already.
+        What goes with it is skipped if it is where it should be already. A command that must be refused moves none of them.
         """
         _ = self.archive
         if (known := await self._known(command)) is not None:
             return known
-        async with self._room, await self._connect() as connection:
-            for key in await self._with(command.aggregate):
+        async with self._slots.one(command.aggregate[0]), await self._connect() as connection:
+            try:
+                parts = await self._parts(command)
+            except Refusal:
+                # The same command may have been carried out by another replica meanwhile.
+                if (known := await self._known(command)) is not None:
+                    return known
+                raise
+            for key in parts:
                 try:
                     await self._one(_as_part(command, key), connection, one)
                 except (Rejected, NotFound) as refusal:
@@ -213,6 +184,20 @@ class Boxer:
         except psycopg.Error as error:
             raise postgres.unavailable(error) from error
 
+    async def _parts(self, command: Command) -> list[AggregateKey]:
+        """What goes with the command's aggregate.
+
+        Raises before anything has moved what moving that aggregate would raise, and BOX_TOO_LARGE for one that goes with it.
+        """
+        boxes = command.route.codec is BOX_AGGREGATE
+        _refuse(command, (await read_stored(self._reads, [command.aggregate])).get(command.aggregate), boxes=boxes)
+        parts = await self._with(command.aggregate)
+        if boxes and parts:
+            for key, stored in (await read_stored(self._reads, parts)).items():
+                if not stored.boxed and stored.version > EVENTS_MAX:
+                    raise _too_large(key)
+        return parts
+
     async def _with(self, key: AggregateKey) -> list[AggregateKey]:
         """The aggregates that are boxed with one, in the order in which its events named them."""
         related = self._registry.boxed_with(key[1])
@@ -220,7 +205,9 @@ class Boxer:
             return []
         try:
             events = await self._events(key)
-        except Rejected:  # it is boxed
+        except Rejected as refusal:
+            if refusal.reason != "AGGREGATE_BOXED":
+                raise
             box = await newest_box(self._reads, key)
             assert box is not None
             events = (await self.archive.read(box.location, key, box.chain)).events
@@ -241,7 +228,7 @@ class Boxer:
             if len(page) < PAGE_EVENTS:
                 break
         if len(events) > EVENTS_MAX:
-            raise Rejected("BOX_TOO_LARGE", f"a box holds {EVENTS_MAX} events, the aggregate has more")
+            raise _too_large(key)
         if not events:
             raise NotFound("AGGREGATE_NOT_FOUND", "there is no such aggregate")
         if events[-1].type == BOXED or len(events) != events[-1].version:
@@ -270,7 +257,7 @@ class Boxer:
             async with self._reads.connection() as reader:
                 if box is None and not await read_stream(reader, key, after=0, limit=1):
                     raise NotFound("AGGREGATE_NOT_FOUND", "there is no such aggregate")
-            raise Rejected("AGGREGATE_NOT_BOXED", "the aggregate is not boxed")
+            raise _not_boxed()
         _refuse_stale(command, box.version + 1)
         found = await self.archive.read(box.location, key, box.chain)
         mark = archive_pb2.AggregateUnboxed(location=box.location)
@@ -282,35 +269,6 @@ class Boxer:
         head = await _call(connection, statement, (*parameters, *_row(command), *_mark(command, UNBOXED, mark)))
         log.info("aggregate_unboxed", tenant=key[0], category=key[1], aggregate_id=key[2], events=len(found.events))
         return head
-
-
-async def newest_box(reads: Reads, key: AggregateKey, version: int = 0) -> StoredBox | None:
-    """The newest box of an aggregate, or that of a version; None if there is none."""
-    async with reads.connection() as connection:
-        cursor = await connection.execute(
-            """SELECT box_id, category, aggregate_id, version, location, chain, boxed_at, unboxed_at FROM boxes
-               WHERE tenant = %s AND category = %s AND aggregate_id = %s AND (%s = 0 OR version = %s)
-               ORDER BY version DESC LIMIT 1""",
-            (*key, version, version),
-        )
-        row = await cursor.fetchone()
-    return StoredBox(*row) if row else None
-
-
-async def list_boxes(
-    reads: Reads, tenant: str, *, category: str, aggregate_id: str, hidden: Sequence[str], below: int, limit: int
-) -> list[StoredBox]:
-    """The newest boxes of a tenant with an id below one, of all aggregates or some, without those of the hidden categories."""
-    wanted: LiteralString = ""
-    if category:
-        wanted = "AND category = %s AND aggregate_id = %s" if aggregate_id else "AND category = %s"
-    async with reads.connection() as connection:
-        cursor = await connection.execute(
-            f"""SELECT box_id, category, aggregate_id, version, location, chain, boxed_at, unboxed_at FROM boxes
-                WHERE tenant = %s {wanted} AND category <> ALL(%s) AND box_id < %s ORDER BY box_id DESC LIMIT %s""",  # noqa: S608
-            (tenant, *filter(None, (category, aggregate_id)), texts(hidden), below, limit),
-        )
-        return [StoredBox(*row) for row in await cursor.fetchall()]
 
 
 async def _call(connection: Connection, statement: Any, parameters: Sequence[Any]) -> int:
@@ -384,6 +342,30 @@ def _columns(box: Box) -> tuple[Any, ...]:
         box.snapshot.schema,
         bytes(box.snapshot.state),
     )
+
+
+def _refuse(command: Command, stored: Stored | None, *, boxes: bool) -> None:
+    """Raises what boxing or unboxing the command's aggregate would raise after others have moved."""
+    if stored is None:
+        raise NotFound("AGGREGATE_NOT_FOUND", "there is no such aggregate")
+    if stored.boxed == boxes:
+        raise aggregate_boxed() if boxes else _not_boxed()
+    if boxes and stored.version > EVENTS_MAX:
+        raise _too_large(command.aggregate)
+    _refuse_stale(command, stored.version)
+
+
+def _too_large(key: AggregateKey) -> Rejected:
+    text = f"a box holds {EVENTS_MAX} events, the aggregate has more"
+    return Rejected("BOX_TOO_LARGE", text, aggregate_type=key[1], aggregate_id=key[2])
+
+
+def _too_many() -> OverLimit:
+    return OverLimit("TOO_MANY_BOXINGS", "too many aggregates are being boxed, unboxed or verified", retry_after_s=2.0)
+
+
+def _not_boxed() -> Rejected:
+    return Rejected("AGGREGATE_NOT_BOXED", "the aggregate is not boxed")
 
 
 def _refuse_stale(command: Command, version: int) -> None:

@@ -67,7 +67,7 @@ class ArchiveServiceServicer:
         """Writes an aggregate's events to a folder of the archive, reads them back, and takes them out of the tables in one
         transaction. What the registry boxes with it is boxed before it: with a person the person's accounts.
         Refusals: ARCHIVE_NOT_CONFIGURED, COMMAND_ID_RESERVED, COMMAND_ID_REUSED, AGGREGATE_NOT_FOUND, AGGREGATE_BOXED,
-        NEVER_BOXED, BOX_TOO_LARGE, AGGREGATE_BUSY, ARCHIVE_UNAVAILABLE, ARCHIVE_DAMAGED.
+        NEVER_BOXED, BOX_TOO_LARGE, TOO_MANY_BOXINGS, AGGREGATE_BUSY, ARCHIVE_UNAVAILABLE, ARCHIVE_DAMAGED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -76,7 +76,7 @@ class ArchiveServiceServicer:
     def UnboxAggregate(self, request, context):
         """Puts the same events back at the same positions, of the aggregate and of what is boxed with it. The box stays.
         Refusals: ARCHIVE_NOT_CONFIGURED, COMMAND_ID_RESERVED, COMMAND_ID_REUSED, AGGREGATE_NOT_FOUND, AGGREGATE_NOT_BOXED,
-        AGGREGATE_BUSY, ARCHIVE_UNAVAILABLE, ARCHIVE_DAMAGED.
+        TOO_MANY_BOXINGS, AGGREGATE_BUSY, ARCHIVE_UNAVAILABLE, ARCHIVE_DAMAGED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -90,8 +90,8 @@ class ArchiveServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def VerifyBox(self, request, context):
-        """Reads a box and checks every byte of it. Refusals: ARCHIVE_NOT_CONFIGURED, BOX_NOT_FOUND, ARCHIVE_UNAVAILABLE,
-        ARCHIVE_DAMAGED.
+        """Reads a box and checks every byte of it. Refusals: ARCHIVE_NOT_CONFIGURED, BOX_NOT_FOUND, TOO_MANY_BOXINGS,
+        ARCHIVE_UNAVAILABLE, ARCHIVE_DAMAGED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -22,18 +22,18 @@ class ArchiveServiceStub:
     """Writes an aggregate's events to a folder of the archive, reads them back, and takes them out of the tables in one
     transaction. What the registry boxes with it is boxed before it: with a person the person's accounts.
     Refusals: ARCHIVE_NOT_CONFIGURED, COMMAND_ID_RESERVED, COMMAND_ID_REUSED, AGGREGATE_NOT_FOUND, AGGREGATE_BOXED,
-    NEVER_BOXED, BOX_TOO_LARGE, AGGREGATE_BUSY, ARCHIVE_UNAVAILABLE, ARCHIVE_DAMAGED.
+    NEVER_BOXED, BOX_TOO_LARGE, TOO_MANY_BOXINGS, AGGREGATE_BUSY, ARCHIVE_UNAVAILABLE, ARCHIVE_DAMAGED.
     """
     UnboxAggregate: _aio.UnaryUnaryMultiCallable[_archive_pb2.UnboxAggregateRequest, _archive_pb2.UnboxAggregateResponse]
     """Puts the same events back at the same positions, of the aggregate and of what is boxed with it. The box stays.
     Refusals: ARCHIVE_NOT_CONFIGURED, COMMAND_ID_RESERVED, COMMAND_ID_REUSED, AGGREGATE_NOT_FOUND, AGGREGATE_NOT_BOXED,
-    AGGREGATE_BUSY, ARCHIVE_UNAVAILABLE, ARCHIVE_DAMAGED.
+    TOO_MANY_BOXINGS, AGGREGATE_BUSY, ARCHIVE_UNAVAILABLE, ARCHIVE_DAMAGED.
     """
     ListBoxes: _aio.UnaryUnaryMultiCallable[_archive_pb2.ListBoxesRequest, _archive_pb2.ListBoxesResponse]
     """The boxes of the caller's tenant, the newest first; also those that were unboxed. Refusals: PAGE_TOKEN_INVALID."""
     VerifyBox: _aio.UnaryUnaryMultiCallable[_archive_pb2.VerifyBoxRequest, _archive_pb2.VerifyBoxResponse]
-    """Reads a box and checks every byte of it. Refusals: ARCHIVE_NOT_CONFIGURED, BOX_NOT_FOUND, ARCHIVE_UNAVAILABLE,
-    ARCHIVE_DAMAGED.
+    """Reads a box and checks every byte of it. Refusals: ARCHIVE_NOT_CONFIGURED, BOX_NOT_FOUND, TOO_MANY_BOXINGS,
+    ARCHIVE_UNAVAILABLE, ARCHIVE_DAMAGED.
     """
 
 class ArchiveServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -50,7 +50,7 @@ class ArchiveServiceServicer(metaclass=_abc_1.ABCMeta):
         """Writes an aggregate's events to a folder of the archive, reads them back, and takes them out of the tables in one
         transaction. What the registry boxes with it is boxed before it: with a person the person's accounts.
         Refusals: ARCHIVE_NOT_CONFIGURED, COMMAND_ID_RESERVED, COMMAND_ID_REUSED, AGGREGATE_NOT_FOUND, AGGREGATE_BOXED,
-        NEVER_BOXED, BOX_TOO_LARGE, AGGREGATE_BUSY, ARCHIVE_UNAVAILABLE, ARCHIVE_DAMAGED.
+        NEVER_BOXED, BOX_TOO_LARGE, TOO_MANY_BOXINGS, AGGREGATE_BUSY, ARCHIVE_UNAVAILABLE, ARCHIVE_DAMAGED.
         """
 
     @_abc_1.abstractmethod
@@ -61,7 +61,7 @@ class ArchiveServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_archive_pb2.UnboxAggregateResponse]:
         """Puts the same events back at the same positions, of the aggregate and of what is boxed with it. The box stays.
         Refusals: ARCHIVE_NOT_CONFIGURED, COMMAND_ID_RESERVED, COMMAND_ID_REUSED, AGGREGATE_NOT_FOUND, AGGREGATE_NOT_BOXED,
-        AGGREGATE_BUSY, ARCHIVE_UNAVAILABLE, ARCHIVE_DAMAGED.
+        TOO_MANY_BOXINGS, AGGREGATE_BUSY, ARCHIVE_UNAVAILABLE, ARCHIVE_DAMAGED.
         """
 
     @_abc_1.abstractmethod
@@ -78,8 +78,8 @@ class ArchiveServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _archive_pb2.VerifyBoxRequest,
         context: _aio.ServicerContext[_archive_pb2.VerifyBoxRequest, _abc.Awaitable[_archive_pb2.VerifyBoxResponse]],
     ) -> _abc.Awaitable[_archive_pb2.VerifyBoxResponse]:
-        """Reads a box and checks every byte of it. Refusals: ARCHIVE_NOT_CONFIGURED, BOX_NOT_FOUND, ARCHIVE_UNAVAILABLE,
-        ARCHIVE_DAMAGED.
+        """Reads a box and checks every byte of it. Refusals: ARCHIVE_NOT_CONFIGURED, BOX_NOT_FOUND, TOO_MANY_BOXINGS,
+        ARCHIVE_UNAVAILABLE, ARCHIVE_DAMAGED.
         """
 
 def add_ArchiveServiceServicer_to_server(servicer: ArchiveServiceServicer, server: _aio.Server) -> None: ...

@@ -20,8 +20,10 @@ from foldline.v1.process_pb2 import (
     GetProcessRequest,
     ListProcessesRequest,
     ListRunnersRequest,
+    PauseProcessesRequest,
     ProcessFilter,
     ProcessSummary,
+    ResumeProcessesRequest,
     RetryProcessRequest,
     RunnerState,
 )
@@ -39,6 +41,7 @@ from shared.rpc.server import Server
 from shared.rpc.status import from_rpc_error, from_status
 from tests.support.domains.gifts import GIFT, World, frozen
 from tests.support.fakes.line import EPOCH, uid
+from tests.support.logs import capture_logs
 from tests.support.system.waiting import eventually
 
 
@@ -290,3 +293,14 @@ async def test_it_refuses_to_run_as_somebody_who_may_do_anything(saga_db: Databa
             await until_safe(reads, written=TABLES)
     finally:
         await reads.close()
+
+
+async def test_pausing_and_resuming_are_in_the_log(service: Service) -> None:
+    """Who paused a type and why, and who resumed it: no process has either in its history."""
+    with capture_logs() as logs:
+        await service.stub.PauseProcesses(PauseProcessesRequest(type="gift", reason="wrong amounts"), metadata=service.of())
+        await service.stub.ResumeProcesses(ResumeProcessesRequest(type="gift"), metadata=service.of())
+    told = {line["event"]: line for line in logs if line["event"] in ("processes_paused", "processes_resumed")}
+    paused, resumed = told["processes_paused"], told["processes_resumed"]
+    assert (paused["type"], paused["reason"], paused["user_id"]) == ("gift", "wrong amounts", "olga")
+    assert (resumed["type"], resumed["was_reason"], resumed["was_paused_by"]) == ("gift", "wrong amounts", "olga")

@@ -24,6 +24,7 @@ from foldline.v1 import archive_pb2, command_pb2
 from shared.commands import boxing
 from shared.commands.boxing import Boxer
 from shared.commands.log import StoredCommand
+from shared.commands.registry import CommandRegistry
 from shared.line.archive import Archive, Files, Store
 from shared.platform.identity import Call, Identity, Role, current_call
 from shared.platform.postgres import Reads
@@ -39,8 +40,8 @@ def files_in(folder: Path) -> Files:
 
 
 @asynccontextmanager
-async def boxer(url: str, store: Store | None) -> AsyncIterator[Boxer]:
-    """A boxer of counters, for an administrator of TENANT."""
+async def boxer(url: str, store: Store | None, registry: CommandRegistry | None = None) -> AsyncIterator[Boxer]:
+    """A boxer of counters, by their own table or another, for an administrator of TENANT."""
     reads = Reads(url, application_name="test", size_max=4)
     await reads.open()
     identity = Identity(tenant=TENANT, user_id="alice", roles=frozenset({Role.TENANT_ADMIN}))
@@ -49,7 +50,7 @@ async def boxer(url: str, store: Store | None) -> AsyncIterator[Boxer]:
         yield Boxer(
             url,
             reads,
-            build_registry(),
+            registry or build_registry(),
             Archive(store) if store is not None else None,
             shard=1,
             clock=lambda: datetime.now(UTC),
@@ -60,10 +61,10 @@ async def boxer(url: str, store: Store | None) -> AsyncIterator[Boxer]:
         await reads.close()
 
 
-async def move(boxer: Boxer, way: str, counter_id: str, command_id: str) -> StoredCommand:
-    """Boxes or unboxes a counter."""
+async def move(boxer: Boxer, way: str, counter_id: str, command_id: str, version: int | None = None) -> StoredCommand:
+    """Boxes or unboxes a counter, at a version if that is given."""
     named: dict[str, Any] = {
-        "options": command_pb2.CommandOptions(command_id=command_id),
+        "options": command_pb2.CommandOptions(command_id=command_id, expected_version=version),
         "aggregate_type": "counter",
         "aggregate_id": counter_id,
     }

@@ -1,0 +1,111 @@
+"""The commands that box and unbox, the table of boxes, and which aggregates are boxed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import LiteralString
+
+from msgspec import Struct
+
+from foldline.v1 import archive_pb2
+from shared.commands.codec import MessageCodec
+from shared.commands.states import packed_keys
+from shared.line.event_store import BOXED, AggregateKey
+from shared.platform.packing import texts
+from shared.platform.postgres import Reads
+
+
+class BoxAggregate(Struct, frozen=True, kw_only=True):
+    """The command."""
+
+    aggregate_type: str
+    aggregate_id: str
+
+
+class UnboxAggregate(Struct, frozen=True, kw_only=True):
+    """The command."""
+
+    aggregate_type: str
+    aggregate_id: str
+
+
+BOX_AGGREGATE = MessageCodec(
+    BoxAggregate,
+    archive_pb2.BoxAggregateRequest,
+    lambda message: BoxAggregate(aggregate_type=message.aggregate_type, aggregate_id=message.aggregate_id.lower()),
+    lambda value: archive_pb2.BoxAggregateRequest(
+        aggregate_type=value.aggregate_type, aggregate_id=value.aggregate_id
+    ).SerializeToString(),
+)
+UNBOX_AGGREGATE = MessageCodec(
+    UnboxAggregate,
+    archive_pb2.UnboxAggregateRequest,
+    lambda message: UnboxAggregate(aggregate_type=message.aggregate_type, aggregate_id=message.aggregate_id.lower()),
+    lambda value: archive_pb2.UnboxAggregateRequest(
+        aggregate_type=value.aggregate_type, aggregate_id=value.aggregate_id
+    ).SerializeToString(),
+)
+
+
+class StoredBox(Struct, frozen=True):
+    """A row of the table of boxes."""
+
+    box_id: int
+    category: str
+    aggregate_id: str
+    version: int
+    location: str
+    chain: bytes
+    boxed_at: datetime
+    unboxed_at: datetime | None
+
+
+class Stored(Struct, frozen=True):
+    """Where an aggregate is: the version of its newest event, and whether those before it are in the archive."""
+
+    version: int
+    boxed: bool
+
+
+async def read_stored(reads: Reads, keys: Sequence[AggregateKey]) -> dict[AggregateKey, Stored]:
+    """Where aggregates are, in one query; those without events are left out."""
+    async with reads.connection() as connection:
+        cursor = await connection.execute(
+            """SELECT w.nth::integer, e.version, e.type
+               FROM unnest(%s, %s, %s) WITH ORDINALITY AS w(tenant, category, aggregate_id, nth) CROSS JOIN LATERAL (
+                 SELECT e.version, e.type FROM events e
+                 WHERE e.tenant = w.tenant AND e.category = w.category AND e.aggregate_id = w.aggregate_id
+                 ORDER BY e.version DESC LIMIT 1) e""",
+            packed_keys(keys),
+        )
+        return {keys[nth - 1]: Stored(version, type_name == BOXED) for nth, version, type_name in await cursor.fetchall()}
+
+
+async def newest_box(reads: Reads, key: AggregateKey, version: int = 0) -> StoredBox | None:
+    """The newest box of an aggregate, or that of a version; None if there is none."""
+    async with reads.connection() as connection:
+        cursor = await connection.execute(
+            """SELECT box_id, category, aggregate_id, version, location, chain, boxed_at, unboxed_at FROM boxes
+               WHERE tenant = %s AND category = %s AND aggregate_id = %s AND (%s = 0 OR version = %s)
+               ORDER BY version DESC LIMIT 1""",
+            (*key, version, version),
+        )
+        row = await cursor.fetchone()
+    return StoredBox(*row) if row else None
+
+
+async def list_boxes(
+    reads: Reads, tenant: str, *, category: str, aggregate_id: str, hidden: Sequence[str], below: int, limit: int
+) -> list[StoredBox]:
+    """The newest boxes of a tenant with an id below one, of all aggregates or some, without those of the hidden categories."""
+    wanted: LiteralString = ""
+    if category:
+        wanted = "AND category = %s AND aggregate_id = %s" if aggregate_id else "AND category = %s"
+    async with reads.connection() as connection:
+        cursor = await connection.execute(
+            f"""SELECT box_id, category, aggregate_id, version, location, chain, boxed_at, unboxed_at FROM boxes
+                WHERE tenant = %s {wanted} AND category <> ALL(%s) AND box_id < %s ORDER BY box_id DESC LIMIT %s""",  # noqa: S608
+            (tenant, *filter(None, (category, aggregate_id)), texts(hidden), below, limit),
+        )
+        return [StoredBox(*row) for row in await cursor.fetchall()]
