@@ -23,9 +23,10 @@ def together() -> CommandRegistry:
 
 
 async def family(database: Database) -> None:
-    """The counter `whole` with 4 events, boxed with `small` (1 event) and then `large` (13 events)."""
+    """The counter `whole` with 4 events, boxed with `small` (2 events) and then `large` (13 events)."""
     await filled(database, "large")
     async with replica(database, build_registry()) as one:
+        await one.ask_one(Add(counter_id="small", amount=1))
         for amount in (20, 20):
             await one.ask_one(Add(counter_id="whole", amount=amount))
         for name in ("small", "large"):
@@ -46,7 +47,7 @@ async def test_a_part_that_is_too_large_keeps_all_on_the_line(
         for limit in (12, 3):
             monkeypatch.setattr("shared.commands.boxing.EVENTS_MAX", limit)
             assert await refusal_of(move(one, "box", "whole", str(uuid4()))) == "BOX_TOO_LARGE"
-            assert await sizes(write_db) == [4, 1, 13]
+            assert await sizes(write_db) == [4, 2, 13]
         monkeypatch.setattr("shared.commands.boxing.EVENTS_MAX", 13)
         await move(one, "box", "whole", str(uuid4()))
         assert await sizes(write_db) == [1, 1, 1]
@@ -57,14 +58,14 @@ async def test_what_the_whole_is_refused_for_moves_no_part(write_db: Database, t
     await family(write_db)
     async with boxer(write_db.app, files_in(tmp_path), together()) as one:
         assert await refusal_of(move(one, "box", "whole", str(uuid4()), 3)) == "VERSION_MISMATCH"
-        assert await sizes(write_db) == [4, 1, 13]
+        assert await sizes(write_db) == [4, 2, 13]
         await move(one, "box", "large", str(uuid4()))
         assert await refusal_of(move(one, "unbox", "whole", str(uuid4()))) == "AGGREGATE_NOT_BOXED"
-        assert await sizes(write_db) == [4, 1, 1]
+        assert await sizes(write_db) == [4, 2, 1]
         await move(one, "box", "whole", str(uuid4()), 4)
         await move(one, "unbox", "large", str(uuid4()))
         assert await refusal_of(move(one, "box", "whole", str(uuid4()))) == "AGGREGATE_BOXED"
         assert await refusal_of(move(one, "unbox", "whole", str(uuid4()), 4)) == "VERSION_MISMATCH"
         assert await sizes(write_db) == [1, 1, 15]
         await move(one, "unbox", "whole", str(uuid4()), 5)
-        assert await sizes(write_db) == [6, 3, 15]
+        assert await sizes(write_db) == [6, 4, 15]
