@@ -2,7 +2,8 @@
 
 Consumers that are at the same place share a follower: each event is fetched once, whoever takes it. The follower reads on when
 the first consumer wants more. What it read last stays for the others; a consumer that falls further behind reads the line by
-itself until it has caught up. So a slow or stopped consumer holds up no other.
+itself until it has caught up. So a slow or stopped consumer holds up no other. When all who shared the reading have left it, it
+begins anew where the next consumer is.
 
 Which event is next is decided for each consumer by its own checkpoint: it joins the shared follower only at a place where event
 id and epoch are those of its checkpoint.
@@ -47,9 +48,12 @@ class FanOut:
         at, first, me = checkpoint, True, object()
         try:
             while True:
+                batch = self._shared(at)
+                if batch is None and self._cursor not in (None, at) and not self._places:
+                    await self._restart()  # those who shared the reading have left it at another place
+                    continue
                 if self._cursor is None:
                     self._cursor, self._source, self._proven = at, self._follow(at), False
-                batch = self._shared(at)
                 self._place(me, at if batch is not None or at == self._cursor else None)
                 if batch is not None:
                     yield batch
@@ -59,7 +63,7 @@ class FanOut:
                         async for batch in batches:
                             yield batch
                             at, first = batch.after, False
-                            if at == self._cursor or self._shared(at) is not None:
+                            if at == self._cursor or self._shared(at) is not None or not self._places:
                                 break
                 elif first and self._proven:  # the store has shown that it holds this event
                     yield EventBatch((), at)
@@ -71,9 +75,6 @@ class FanOut:
 
     async def close(self) -> None:
         """Ends the shared reading."""
-        if self._coming is not None:
-            self._coming.cancel()
-            await asyncio.gather(self._coming, return_exceptions=True)
         await self._restart()
 
     def _place(self, consumer: object, at: Checkpoint | None) -> None:
@@ -123,7 +124,9 @@ class FanOut:
             batch = await anext(source)
         except BaseException:
             # Each consumer learns it; the next to begin starts anew.
-            await self._restart()
+            if self._source is source:
+                self._coming = None
+                await self._restart()
             raise
         self._proven = True
         if batch.after != before:
@@ -131,7 +134,12 @@ class FanOut:
             self._cursor = batch.after
 
     async def _restart(self) -> None:
+        """Ends the shared reading; the next consumer begins another, perhaps before this has returned."""
         source, self._source, self._cursor = self._source, None, None
+        coming, self._coming = self._coming, None
         self._kept.clear()
+        if coming is not None:
+            coming.cancel()
+            await asyncio.gather(coming, return_exceptions=True)
         if source is not None:
             await source.aclose()

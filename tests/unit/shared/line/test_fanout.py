@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import pytest
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 from shared.line import fanout
 from shared.line.checkpoint import Checkpoint
 from shared.line.fanout import FanOut
-from shared.line.follower import Follower, HistoryDiverged
+from shared.line.follower import EventBatch, Follower, HistoryDiverged
 from tests.support.fakes.line import Store, StoreLine, uid
+from tests.support.system.waiting import eventually
 
 
 def line(events: int) -> Store:
@@ -140,4 +142,41 @@ async def test_a_cancelled_consumer_disturbs_no_other() -> None:
     await asyncio.gather(first, return_exceptions=True)
     store.person("acme", uid(99), "Carol")
     assert await asyncio.wait_for(second, 5) == [1, 2, 3, 4]
+    await fan_out.close()
+
+
+@pytest.mark.parametrize("joined", ["before", "after"])
+async def test_one_that_leaves_the_reading_behind_leaves_no_other_alone(joined: str) -> None:
+    """The first to begin was far behind and stopped; the others share a reading all the same, also those that read alone then."""
+    store = line(9)
+    fan_out = over(store)
+    alone: list[Checkpoint] = []
+    make = fan_out._alone
+
+    def counted() -> fanout.Follow:
+        follow = make()
+
+        def following(at: Checkpoint) -> AsyncGenerator[EventBatch, None]:
+            alone.append(at)
+            return follow(at)
+
+        return following
+
+    fan_out._alone = counted
+    others: list[asyncio.Task[list[int]]] = []
+    batches = fan_out.follow(place(store, 1))
+    await anext(batches)
+    if joined == "before":
+        others = [asyncio.create_task(take(fan_out, place(store, 9), 40)) for _ in range(2)]
+        await eventually(lambda: len(alone) == 2)
+    await batches.aclose()
+    if joined == "after":
+        others = [asyncio.create_task(take(fan_out, place(store, 9), 40)) for _ in range(2)]
+    for number in range(31):
+        store.person("acme", uid(100 + number), "Bob")
+        await asyncio.sleep(0.001)
+    for other in others:
+        assert await asyncio.wait_for(other, 5) == list(range(10, 41))
+    assert len(alone) == 0 or joined == "before"
+    assert fan_out._cursor == place(store, 40)
     await fan_out.close()
