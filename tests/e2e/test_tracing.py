@@ -110,7 +110,7 @@ def _complete(found: list[Seen], transfer_id: str) -> list[Seen]:
     return found if done and whole and len([seen for seen in ended if seen.service == PROJECTOR]) == len(completed) else []
 
 
-@pytest.mark.parametrize("how", ["away", "black-holed"])
+@pytest.mark.parametrize("how", [pytest.param("away", marks=pytest.mark.long), "black-holed"])
 async def test_a_collector_that_does_not_answer_holds_up_nothing(
     tmp_path: Path, engines: Engines, mailbox: Mailbox, how: str
 ) -> None:

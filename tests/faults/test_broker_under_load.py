@@ -126,7 +126,9 @@ async def test_a_relay_stopped_past_its_lease_and_woken(stack: Stack, client: Cl
     await settle(stack, client, load)
 
 
-@pytest.mark.parametrize("what", ["purged", "deleted", "recreated"])
+@pytest.mark.parametrize(
+    "what", [pytest.param("purged", marks=pytest.mark.long), pytest.param("deleted", marks=pytest.mark.long), "recreated"]
+)
 async def test_the_stream_is_taken_away_again_and_again(stack: Stack, client: Client, load: Load, what: str) -> None:
     """What the consumer was owed is read from the event store."""
     streams = client.jetstream()
@@ -176,6 +178,7 @@ async def test_messages_that_no_relay_published(stack: Stack, client: Client, lo
     await settle(stack, client, load)
 
 
+@pytest.mark.long
 async def test_a_stream_that_holds_too_little(stack: Stack, client: Client, load: Load) -> None:
     """Somebody lets it keep five messages: what consumers miss they read from the event store."""
     streams = client.jetstream()
@@ -190,7 +193,9 @@ async def test_a_stream_that_holds_too_little(stack: Stack, client: Client, load
     check(await look(stack), load.acknowledged)
 
 
-@pytest.mark.parametrize("kept", [True, False], ids=["store kept", "store wiped"])
+@pytest.mark.parametrize(
+    "kept", [pytest.param(True, marks=pytest.mark.long, id="store kept"), pytest.param(False, id="store wiped")]
+)
 async def test_nats_is_away_under_load(stack: Stack, client: Client, load: Load, kept: bool) -> None:
     """Commands go on as if nothing were; reads lag at most by the interval at which the store is polled."""
     stack.nats.kill()

@@ -20,7 +20,7 @@ ANSWERED_WITHIN_S = 25.0
 """A call that meets an absent database is answered, not left waiting."""
 
 
-@pytest.mark.parametrize("how", ["stop", "kill"])
+@pytest.mark.parametrize("how", [pytest.param("stop", marks=pytest.mark.long), "kill"])
 async def test_postgresql_goes_away_under_load(private_stack: Stack, how: str) -> None:
     """Writes and reads answer UNAVAILABLE with RetryInfo; all goes on when it is back; what was acknowledged is there."""
     stack = private_stack

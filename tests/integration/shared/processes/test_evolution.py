@@ -201,6 +201,7 @@ async def test_ended_processes_are_not_looked_at(world: World) -> None:
     assert (found["checked"], found["mismatches"]) == (0, [])
 
 
+@pytest.mark.long
 async def test_a_hundred_thousand_in_flight_are_checked_within_a_minute(world: World) -> None:
     """Each with its state, a command and a timer; all mismatches are counted, a thousand are named."""
     rows = """
