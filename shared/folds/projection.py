@@ -2,7 +2,7 @@
 
 A fold is `project(row, event, envelope) -> row`: pure, no I/O and no clock. It gets the current row, or None, and returns
 the new row, or None for no row. It may run again on the same event, but its result is saved only once. If it raises, the
-projection stops: no event is skipped.
+key is parked: this event and the later ones of the key wait until an operator retries or discards them, and all else goes on.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Projection(Generic[Row]):
 
     Every key begins with the tenant; `key(event, envelope)` gives the other columns of the primary key, in the table's
     order, or None if the event does not concern the table after all. `on` has a fold for each event that changes the
-    table. With `append_only` every event makes a new row, so nothing is read, and a row that is there already stops the
-    projection.
+    table. With `append_only` every event makes a new row, so nothing is read, and a row that is there already is
+    refused by the database: nothing of the batch is written, and it is tried again.
     """
 
     table: Table

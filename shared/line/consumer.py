@@ -1,7 +1,9 @@
 """The loop of a consumer, which follows the line with a checkpoint: the projector and the runner of processes are consumers.
 
-A consumer stops for two reasons only: its fold raised on an event, or the history is not the one that it followed. Then the
-process stays up, writes nothing, and saves the reason in its checkpoint's row. An operator reads it and lets it go on.
+An event whose fold raises, or that cannot be read, parks its key (a row, an aggregate, a process or a stream), and the consumer
+goes on. It stops if more is parked within a minute than bad events explain, if such an event names no key, or if the history is
+not the one that it followed. Then the process stays up, writes nothing, and saves the reason in its checkpoint's row. An
+operator reads it and lets it go on.
 
 Every other error may pass: a database that is away, read-only or full, a missing right, a table that changed under a prepared
 statement, a row that the database refuses, another leader that was faster. The consumer logs it and tries again on a fresh
@@ -41,7 +43,7 @@ _PLANS = "SET plan_cache_mode = force_custom_plan"
 
 
 class ConsumerFailed(Exception):
-    """A fold failed, and nothing was written. Each type of consumer has a subclass with its own `reason`."""
+    """The consumer cannot go on, and nothing was written. Each type of consumer has a subclass with its own `reason`."""
 
     reason = "CONSUMER_FAILED"
 

@@ -60,16 +60,14 @@ class Outcome:
 
 METRICS = {"foldline.projection.parked": ("1", "Parked keys by group, counted up to a thousand.")}
 COUNTED_MAX = 1000
-_COUNT: LiteralString = """
-SELECT consumer, count(*) FROM list_parked(%s, '', '', '-infinity'::timestamptz, %s, %s) GROUP BY 1
-"""
+_COUNT: LiteralString = "SELECT * FROM count_parked_capped(%s, %s)"
 
 
 def watch_parked(metrics: Metrics, probe: DatabaseProbe, shard: int) -> None:
     """Makes a gauge of the parked keys."""
 
     async def ask() -> Values:
-        rows = await probe.rows(_COUNT, (shard, BEFORE_ALL, COUNTED_MAX))
+        rows = await probe.rows(_COUNT, (shard, COUNTED_MAX))
         return {"foldline.projection.parked": [(count, {"foldline.consumer": name}) for name, count in rows] or [(0, {})]}
 
     watch(metrics, METRICS, ask)

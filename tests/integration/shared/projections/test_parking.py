@@ -25,8 +25,8 @@ from shared.line.checkpoint import Fenced
 from shared.line.fanout import FanOut
 from shared.line.follower import Follower
 from shared.platform.postgres import Connection, connect
+from shared.projections import admin, replay
 from shared.projections import projector as projector_module
-from shared.projections import replay
 from shared.projections.groups import GroupProjector, Projectors
 from shared.projections.tables import Item, Tables, TooManyParked
 from tests.integration.shared.projections.test_projector import batch_of
@@ -293,6 +293,20 @@ async def test_a_retry_may_take_longer_than_a_batch(read_db: Database) -> None:
             pytest.skip("PostgreSQL before 17 knows no such limit")
         await replay.carry_out(tables, connection, SHARD, at)
     assert (answered(read_db, request_id), parked(read_db)) == ((replay.RELEASED, 1, 0), [])
+
+
+async def test_parked_keys_are_counted_without_their_queues(read_db: Database) -> None:
+    """By group, up to a limit, even while nobody can read what waits at them."""
+    assert read_db.query
+    with psycopg.connect(read_db.app) as app, psycopg.connect(read_db.query) as query, psycopg.connect(read_db.owner) as owner:
+        for number in range(5):
+            app.execute(PARK_RED, (f'["{uid(number)}"]', uid(number)))
+        app.commit()
+        owner.execute("LOCK TABLE parked_events")
+        query.execute("SET statement_timeout = '5s'")
+        for limit, counted in ((1000, 5), (3, 3)):
+            assert query.execute(admin._COUNT, (SHARD, limit)).fetchall() == [("accounts", counted)]
+        assert query.execute(admin._COUNT, (SHARD + 1, 1000)).fetchall() == []
 
 
 async def test_more_than_twenty_keys_in_a_minute_stop_the_group(read_db: Database) -> None:
