@@ -3,7 +3,8 @@
 One poller for each summary reads which rows the projector changed (`changes`) while somebody watches, reads those of them that
 are watched, once for all who watch them, and gives each watcher the newest state. A watcher holds that one state: a reader that
 is slow gets fewer of them, none older than the last, and one that takes nothing for WRITE_S is cut off. So a watcher takes the
-same memory however fast the row changes, and a commit costs as much as it changes rows that somebody watches.
+same memory however fast the row changes, and a commit costs as much as it changes rows that somebody watches. After one that does
+not name its rows, or too many of them to be kept, every watched row is read, four times a second at most.
 
 A resume token has the position of the line up to which the row was shown, and a digest of what was shown. Whoever goes on with
 it, at any instance and after any restart or rebuild, first waits until the tables are that far; then the row is shown if it is
@@ -33,6 +34,8 @@ from shared.projections.changes import RowId
 
 FORMAT = "w1"
 POLL_MIN_S, POLL_MAX_S = 0.01, 0.05
+ALL_READ_S = 0.25
+"""The pause after every watched row had to be read, because the change does not name its rows."""
 HEARTBEAT_S = 10.0
 WRITE_S = 5.0
 """So long a reader may take nothing; what is on its way to it, 64 KiB and more, it need not have taken."""
@@ -163,7 +166,7 @@ class Watches:
                     wanted = self._watchers if changed is None else changed & self._watchers.keys()
                     await self._tell(set(wanted))
                 pause_s = POLL_MIN_S if seq != before else min(pause_s * 1.2, POLL_MAX_S)
-                await asyncio.sleep(pause_s)
+                await asyncio.sleep(pause_s if changed is not None else ALL_READ_S)
         except Refusal as error:
             self.end(error)
         except Exception:

@@ -18,9 +18,10 @@ from read_service.app import ReadSettings, build
 from read_service.registry import ACCOUNT_TABLES, PERSON_TABLES, RPCS
 from shared.folds.projection import Group
 from shared.line.consistency import ConsistencyGate, Reached, Token, encode
+from shared.line.follower import BATCH_MAX
 from shared.platform.postgres import Reads
 from shared.platform.tokens import DevelopmentIssuer
-from shared.projections import watch
+from shared.projections import changes, watch
 from shared.projections.projector import Projector
 from shared.projections.summary import SummaryServicer
 from shared.rpc.server import Server
@@ -135,8 +136,9 @@ async def test_a_restart_is_invisible_to_who_resumes(read_db: Database, tmp_path
             call.cancel()
 
 
-async def test_changes_of_many_rows_and_of_other_tables_are_seen(service: Service) -> None:
+async def test_changes_of_many_rows_and_of_other_tables_are_seen(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch of more rows than are named, and a person's totals, which another table has."""
+    monkeypatch.setattr(changes, "ROWS_MAX", 100)
     store = bank()
     async with following(service, store, PERSON_TABLES):
         request = person_query_pb2.WatchPersonRequest(person_id=ALICE)
@@ -301,23 +303,66 @@ async def test_a_watch_outlasts_other_calls_and_has_a_limit_of_its_own(read_db: 
             assert 0.9 < time.monotonic() - began < 5
 
 
+@asynccontextmanager
+async def watched(service: Service) -> AsyncIterator[SummaryServicer[Any]]:
+    """The accounts' servicer, by whom the caller watches in this process."""
+    assert service.database.query
+    reads = Reads(service.database.query, application_name="test")
+    await reads.open()
+
+    async def progress() -> Reached:
+        return Reached("", 0)
+
+    try:
+        yield SummaryServicer(RPCS[1], reads, ConsistencyGate(1, progress, wait_max_s=1))
+    finally:
+        await reads.close()
+
+
+async def test_a_full_batch_names_its_rows(service: Service) -> None:
+    """500 events, each of another account: of them, only the row that is watched is read."""
+    store = bank()
+    for number in range(BATCH_MAX):
+        store.account("acme", uid(1000 + number), ALICE)
+    async with following(service, store), watched(service) as servicer:
+        watches = servicer.watches
+        async with watches.watching(("acme", BLUE)) as other, watches.watching(("acme", uid(1000))) as watcher:
+            before = watches.rows_read
+            filled = Store(store.epoch)
+            filled.events = list(store.events)
+            for number in range(BATCH_MAX):
+                filled.deposit("acme", uid(1000 + number), ALICE, 5, 5)
+            store.events.extend(filled.events[len(store.events) :])
+            assert await watcher.next(10) is not None
+            assert (watches.rows_read - before, other.state) == (1, None)
+
+
+async def test_all_watched_rows_are_read_at_most_four_times_a_second(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While changes come that do not name their rows; the last of them is shown all the same."""
+    monkeypatch.setattr(changes, "ROWS_MAX", 0)
+    store = bank()
+    async with following(service, store), watched(service) as servicer, servicer.watches.watching(("acme", BLUE)) as watcher:
+        before, began, balance = servicer.watches.rows_read, time.monotonic(), 31
+        while time.monotonic() < began + 1:
+            balance += 1
+            store.deposit("acme", BLUE, ALICE, 1, balance)
+            await asyncio.sleep(0.01)
+        while (state := await watcher.next(5)) is not None:
+            if state.message.balance_minor == balance:  # type: ignore[attr-defined]
+                break
+        assert state is not None
+        assert servicer.watches.rows_read - before <= (time.monotonic() - began) / watch.ALL_READ_S + 1
+
+
 @pytest.mark.parametrize("rows", [1, 200])
 async def test_a_commit_costs_as_much_as_it_changes_rows(service: Service, rows: int) -> None:
     """Of 200 watchers, of one row or of a row each: a commit of one row makes the process read one row, once."""
     store = bank()
     for number in range(rows):
         store.account("acme", uid(1000 + number), ALICE)
-    assert service.database.query
-    reads = Reads(service.database.query, application_name="test")
     async with AsyncExitStack() as stack:
-        await reads.open()
-        stack.push_async_callback(reads.close)
         await stack.enter_async_context(following(service, store))
-
-        async def progress() -> Reached:
-            return Reached("", 0)
-
-        servicer: SummaryServicer[Any] = SummaryServicer(RPCS[1], reads, ConsistencyGate(1, progress, wait_max_s=1))
+        servicer = await stack.enter_async_context(watched(service))
         watchers = [
             await stack.enter_async_context(servicer.watches.watching(("acme", uid(1000 + number % rows))))
             for number in range(200)
