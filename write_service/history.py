@@ -37,6 +37,7 @@ class HistoryService(history_pb2_grpc.HistoryServiceServicer):
         self._reads = reads
         self._registry = registry
         self._is_cached = is_cached
+        self._room = history.Room()
 
     async def DescribeAggregate(
         self, request: history_pb2.DescribeAggregateRequest, context: Any
@@ -46,12 +47,12 @@ class HistoryService(history_pb2_grpc.HistoryServiceServicer):
 
     async def GetAggregate(self, request: history_pb2.GetAggregateRequest, context: Any) -> history_pb2.GetAggregateResponse:
         key, personal = self._allowed(request)
-        return await history.get(self._registry, self._reads, key, request, personal=personal)
+        return await history.get(self._registry, self._reads, self._room, key, request, personal=personal)
 
     async def DiffAggregate(self, request: history_pb2.DiffAggregateRequest, context: Any) -> history_pb2.DiffAggregateResponse:
         key, personal = self._allowed(request)
         versions = request.from_version, request.to_version
-        return await history.diff(self._registry, self._reads, key, *versions, personal=personal)
+        return await history.diff(self._registry, self._reads, self._room, key, *versions, personal=personal)
 
     def _allowed(self, request: _Named) -> tuple[AggregateKey, bool]:
         """The aggregate, and whether the caller may see what is personal. Raises Forbidden (ROLE_MISSING)."""

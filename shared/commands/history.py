@@ -14,15 +14,18 @@ from msgspec import DecodeError, Struct, json, to_builtins
 
 from foldline.v1 import history_pb2, options_pb2
 from shared.commands.decide import aggregate_boxed
+from shared.commands.fairness import Slots, Turns
 from shared.commands.registry import CommandRegistry
 from shared.commands.states import MARKS
-from shared.folds.errors import AggregateUnreadable, NotFound
+from shared.folds.errors import AggregateUnreadable, NotFound, OverLimit
 from shared.line.event_store import BOXED, AggregateKey
 from shared.platform.clock import timestamp
 from shared.platform.postgres import Connection, Reads
 from shared.rpc.validation import moment_of
 
 PAGE_EVENTS = 500
+FOLDS_MAX = 2
+WAITING_MAX = 64
 
 
 class Stored(Struct, frozen=True):
@@ -64,13 +67,37 @@ async def describe(
     )
 
 
+class Room:
+    """What keeps the folding of long streams from holding up everything else on the event loop.
+
+    FOLDS_MAX fold at once, each a page at a time; tenants take turns at both.
+    """
+
+    def __init__(self) -> None:
+        self.slots = Slots(FOLDS_MAX, WAITING_MAX, _too_many)
+        self.turns = Turns()
+
+
 async def past_state(
-    registry: CommandRegistry, reads: Reads, key: AggregateKey, *, version: int | None = None, moment: datetime | None = None
+    registry: CommandRegistry,
+    reads: Reads,
+    room: Room,
+    key: AggregateKey,
+    *,
+    version: int | None = None,
+    moment: datetime | None = None,
 ) -> PastState:
     """The state at a version, at a moment, or now.
 
-    Raises NotFound (AGGREGATE_NOT_FOUND, VERSION_NOT_FOUND) or Rejected (AGGREGATE_BOXED).
+    Raises NotFound (AGGREGATE_NOT_FOUND, VERSION_NOT_FOUND), Rejected (AGGREGATE_BOXED) or OverLimit (TOO_MANY_PAST_STATES).
     """
+    async with room.slots.one(key[0]):
+        return await _past_state(registry, reads, room.turns, key, version, moment)
+
+
+async def _past_state(
+    registry: CommandRegistry, reads: Reads, turns: Turns, key: AggregateKey, version: int | None, moment: datetime | None
+) -> PastState:
     async with reads.connection() as connection:
         newest = await _newest(connection, key)
         if newest.type == BOXED:
@@ -82,6 +109,7 @@ async def past_state(
         at, state = await _base(connection, registry, key, wanted.version)
     aggregate = registry.aggregate_of(key[1])
     while at < wanted.version:
+        await turns.next(key[0])
         async with reads.connection() as connection:
             cursor = await connection.execute(
                 """SELECT version, type, payload FROM events
@@ -104,13 +132,20 @@ async def past_state(
 
 
 async def get(
-    registry: CommandRegistry, reads: Reads, key: AggregateKey, request: history_pb2.GetAggregateRequest, *, personal: bool
+    registry: CommandRegistry,
+    reads: Reads,
+    room: Room,
+    key: AggregateKey,
+    request: history_pb2.GetAggregateRequest,
+    *,
+    personal: bool,
 ) -> history_pb2.GetAggregateResponse:
     """The state that a request asks for, with its personal fields or without. Raises as `past_state` and `moment_of` do."""
     when = request.WhichOneof("when")
     found = await past_state(
         registry,
         reads,
+        room,
         key,
         version=request.version if when == "version" else None,
         moment=moment_of(request.moment, "moment") if when == "moment" else None,
@@ -126,11 +161,19 @@ async def get(
 
 
 async def diff(
-    registry: CommandRegistry, reads: Reads, key: AggregateKey, from_version: int, to_version: int, *, personal: bool
+    registry: CommandRegistry,
+    reads: Reads,
+    room: Room,
+    key: AggregateKey,
+    from_version: int,
+    to_version: int,
+    *,
+    personal: bool,
 ) -> history_pb2.DiffAggregateResponse:
     """The fields of the state that differ between two versions. Raises as `past_state` does."""
     one, other = [
-        to_builtins((await past_state(registry, reads, key, version=version)).state) for version in (from_version, to_version)
+        to_builtins((await past_state(registry, reads, room, key, version=version)).state)
+        for version in (from_version, to_version)
     ]
     hidden = [] if personal else personal_fields(registry, key[1])
 
@@ -156,6 +199,10 @@ def personal_fields(registry: CommandRegistry, category: str) -> list[str]:
             if field.GetOptions().Extensions[options_pb2.personal]
         }
     )
+
+
+def _too_many() -> OverLimit:
+    return OverLimit("TOO_MANY_PAST_STATES", "the states of too many aggregates are being folded", retry_after_s=1.0)
 
 
 async def _newest(connection: Connection, key: AggregateKey) -> Stored:

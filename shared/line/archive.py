@@ -124,7 +124,6 @@ class Box(Struct, frozen=True):
     events: Sequence[StoredEvent]
     snapshot: Snapshot
     chain: bytes
-    size: int
 
 
 class Archive:
@@ -132,8 +131,8 @@ class Archive:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        # From the least to the most recently used.
-        self._cached: dict[str, tuple[Box, Mapping[int, StoredEvent]]] = {}
+        # The size of a box's events, and they by position; from the least to the most recently used box.
+        self._cached: dict[str, tuple[int, Mapping[int, StoredEvent]]] = {}
 
     async def write(self, key: AggregateKey, events: Sequence[StoredEvent], snapshot: Snapshot) -> tuple[str, bytes]:
         """Writes a box, reads it back and compares; returns its location and chain.
@@ -168,26 +167,31 @@ class Archive:
 
         Raises Unavailable (ARCHIVE_UNAVAILABLE) or Rejected (ARCHIVE_DAMAGED).
         """
-        manifest = _manifest(location, await self._file(location, MANIFEST))
-        if (manifest.tenant, manifest.aggregate_type, manifest.aggregate_id) != key:
-            raise _damaged(location, f"{MANIFEST} is of another aggregate")
+        manifest = await self._manifest(location, key)
         parts = {name: await self._file(location, name) for name in (EVENTS, SNAPSHOT)}
         return await asyncio.to_thread(_checked, location, key, wanted, manifest, parts)
 
     async def events(self, location: str, key: AggregateKey, wanted: bytes, positions: Iterable[int]) -> list[StoredEvent]:
-        """The events of a box that have these positions. Raises as `read` does."""
+        """The events of a box that have these positions. Raises as `read` does. The snapshot is not read."""
         found = self._cached.pop(location, None)
         if found is None:
-            box = await self.read(location, key, wanted)
-            found = box, {event.position: event for event in box.events}
+            manifest, data = await self._manifest(location, key), await self._file(location, EVENTS)
+            events = await asyncio.to_thread(_checked_events, location, key, wanted, manifest, data)
+            found = len(data), {event.position: event for event in events}
         self._cached[location] = found
-        while len(self._cached) > 1 and sum(box.size for box, _ in self._cached.values()) > CACHED_BYTES_MAX:
+        while len(self._cached) > 1 and sum(size for size, _ in self._cached.values()) > CACHED_BYTES_MAX:
             del self._cached[next(iter(self._cached))]
         by_position = found[1]
         try:
             return [by_position[position] for position in positions]
         except KeyError as error:
             raise _damaged(location, "it has other positions than those that were boxed") from error
+
+    async def _manifest(self, location: str, key: AggregateKey) -> Manifest:
+        manifest = _manifest(location, await self._file(location, MANIFEST))
+        if (manifest.tenant, manifest.aggregate_type, manifest.aggregate_id) != key:
+            raise _damaged(location, f"{MANIFEST} is of another aggregate")
+        return manifest
 
     async def _file(self, location: str, name: str) -> bytes:
         with _refusals():
@@ -226,20 +230,33 @@ def chain(key: AggregateKey, events: Iterable[StoredEvent]) -> bytes:
 
 def _checked(location: str, key: AggregateKey, wanted: bytes, manifest: Manifest, parts: Mapping[str, bytes]) -> Box:
     """The box that these files make. Raises Rejected (ARCHIVE_DAMAGED)."""
-    for name, data in parts.items():
-        sum_ = manifest.files.get(name)
-        if sum_ is None or len(data) != sum_.bytes or hashlib.sha256(data).hexdigest() != sum_.sha256:
-            raise _damaged(location, f"{name} is not as {MANIFEST} says")
+    events = _checked_events(location, key, wanted, manifest, parts[EVENTS])
+    _check_sum(location, manifest, SNAPSHOT, parts[SNAPSHOT])
     try:
-        events = [_event(key, one) for one in _LINES.decode_lines(parts[EVENTS])]
         snapshot = json.decode(parts[SNAPSHOT], type=Snapshot)
+    except JsonError as error:
+        raise _damaged(location, "a file has another form") from error
+    return Box(key, events, snapshot, wanted)
+
+
+def _checked_events(location: str, key: AggregateKey, wanted: bytes, manifest: Manifest, data: bytes) -> list[StoredEvent]:
+    """The events in a box's file. Raises Rejected (ARCHIVE_DAMAGED)."""
+    _check_sum(location, manifest, EVENTS, data)
+    try:
+        events = [_event(key, one) for one in _LINES.decode_lines(data)]
     except (JsonError, binascii.Error, OverflowError) as error:
         raise _damaged(location, "a file has another form") from error
     if [event.version for event in events] != list(range(1, manifest.events + 1)) or not events:
         raise _damaged(location, "events are missing")
     if chain(key, events) != wanted or manifest.chain != wanted.hex():
         raise _damaged(location, "the hash chain is not the one that was boxed")
-    return Box(key, events, snapshot, wanted, sum(map(len, parts.values())))
+    return events
+
+
+def _check_sum(location: str, manifest: Manifest, name: str, data: bytes) -> None:
+    sum_ = manifest.files.get(name)
+    if sum_ is None or len(data) != sum_.bytes or hashlib.sha256(data).hexdigest() != sum_.sha256:
+        raise _damaged(location, f"{name} is not as {MANIFEST} says")
 
 
 def _linked(event: StoredEvent) -> str:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+from time import monotonic
+
 from shared.folds.errors import Rejected, Unavailable
 from shared.line.archive import Archive
 from shared.line.event_store import Place, StoredEvent, read_line, read_places
 from shared.platform.postgres import Reads
 
 TRIES = 5
+BOXES_AT_ONCE = 8
+READING_S_MAX = 2.0
 
 
 async def read_through(reads: Reads, archive: Archive | None, *, after: int, limit: int) -> list[StoredEvent]:
-    """Up to `limit` events with the positions after + 1, after + 2 …
+    """Up to `limit` events with the positions after + 1, after + 2 …; none only if there is none behind `after`.
 
-    An aggregate may be boxed or unboxed between the two queries, and an event then be missed by both: a gap is read again.
+    There may be fewer than there are on the line: reading the archive ends with the boxes that are read after READING_S_MAX.
+    An aggregate may be boxed or unboxed between the two queries, and an event then be missed by both: a page ends before a gap.
     The events that are in the archive are read while no connection is held. Raises Rejected (ARCHIVE_NOT_CONFIGURED,
     ARCHIVE_DAMAGED) or Unavailable (ARCHIVE_UNAVAILABLE, LINE_CHANGING).
     """
@@ -26,14 +32,15 @@ async def read_through(reads: Reads, archive: Archive | None, *, after: int, lim
             places = await read_places(connection, after=after, upto=found[-1].position, limit=limit)
         online = {event.position for event in found}
         found += await _boxed([place for place in places if place.position not in online], archive)
-        merged = sorted(found, key=lambda event: event.position)[:limit]
-        if merged[-1].position - after == len(merged):
-            return merged
+        # Positions are distinct, so all before a gap, and none behind one, are where they would be without gaps.
+        ordered = enumerate(sorted(found, key=lambda event: event.position)[:limit], after + 1)
+        if dense := [event for position, event in ordered if event.position == position]:
+            return dense
     raise Unavailable("LINE_CHANGING", "aggregates are being boxed or unboxed; the same call may be made again")
 
 
 async def _boxed(places: list[Place], archive: Archive | None) -> list[StoredEvent]:
-    """The events that are in the archive."""
+    """The events that are in the archive; after READING_S_MAX only those of the boxes that the first places are in."""
     if places and archive is None:
         raise Rejected("ARCHIVE_NOT_CONFIGURED", "events are in the archive, and this service was not told where that is")
     assert archive is not None or not places
@@ -41,8 +48,17 @@ async def _boxed(places: list[Place], archive: Archive | None) -> list[StoredEve
     for place in places:
         boxes.setdefault(place.location, []).append(place)
     events: list[StoredEvent] = []
-    for location, inside in boxes.items():
+    wanted, until = list(boxes.items()), monotonic() + READING_S_MAX
+    for first in range(0, len(wanted), BOXES_AT_ONCE):
+        if first and monotonic() > until:
+            break
         assert archive is not None
-        positions = [place.position for place in inside]
-        events += await archive.events(location, inside[0].key, inside[0].chain, positions)
+        calls = [
+            archive.events(location, inside[0].key, inside[0].chain, [place.position for place in inside])
+            for location, inside in wanted[first : first + BOXES_AT_ONCE]
+        ]
+        for found in await asyncio.gather(*calls, return_exceptions=True):
+            if isinstance(found, BaseException):
+                raise found
+            events += found
     return events

@@ -47,7 +47,7 @@ BEGIN
 END $$;
 """
 
-# The hash chain over the events of an aggregate up to a version. `shared/line/archive.py: link` computes the same of what it
+# The hash chain over the events of an aggregate up to a version. `shared/line/archive.py: chain` computes the same of what it
 # reads back from the archive: equal chains mean equal bytes, positions, ids and times.
 CHAIN = """
 CREATE FUNCTION box_chain(p_tenant text, p_category text, p_aggregate_id text, p_version bigint) RETURNS bytea
