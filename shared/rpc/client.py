@@ -9,7 +9,8 @@ from grpc import aio
 # Larger than the limits of our servers, so that the caller sees the server's refusal and not gRPC's own.
 _MESSAGE_SIZE_MAX = 8 * 1024 * 1024
 
-# gRPC itself repeats a call that is UNAVAILABLE: commands are idempotent by their ids, and queries change nothing.
+# gRPC itself repeats a call that is UNAVAILABLE: commands are idempotent by their ids, and queries change nothing. The pauses
+# come to three seconds, longer than a channel needs to notice that a replica is back, so one that ends meanwhile is not missed.
 _SERVICE_CONFIG = json.dumps(
     {
         "loadBalancingConfig": [{"round_robin": {}}],
@@ -17,10 +18,10 @@ _SERVICE_CONFIG = json.dumps(
             {
                 "name": [{}],
                 "retryPolicy": {
-                    "maxAttempts": 4,
+                    "maxAttempts": 5,
                     "initialBackoff": "0.1s",
-                    "maxBackoff": "1s",
-                    "backoffMultiplier": 2,
+                    "maxBackoff": "2s",
+                    "backoffMultiplier": 3,
                     "retryableStatusCodes": ["UNAVAILABLE"],
                 },
             }

@@ -112,6 +112,7 @@ async def settle(stack: Stack, client: Client, load: Load) -> None:
     assert stack.alive(RELAY)
 
 
+@pytest.mark.long
 async def test_a_relay_stopped_past_its_lease_and_woken(stack: Stack, client: Client, load: Load) -> None:
     """Another takes over, readers see their writes, and the sleeper's last words change nothing."""
     other = stack.replica(RELAY)
@@ -145,6 +146,7 @@ async def test_the_stream_is_taken_away_again_and_again(stack: Stack, client: Cl
     await settle(stack, client, load)
 
 
+@pytest.mark.long
 async def test_messages_doubled_and_out_of_order(stack: Stack, client: Client, load: Load) -> None:
     """Copies of events further down the stream are not taken for events, wherever they push in."""
     streams = client.jetstream()
@@ -208,6 +210,7 @@ async def test_nats_is_away_under_load(stack: Stack, client: Client, load: Load,
     await settle(stack, client, load)
 
 
+@pytest.mark.long
 async def test_the_relay_is_killed_under_load(stack: Stack, client: Client, load: Load) -> None:
     """Commands and reads go on without it; started again it goes on where the stream ends."""
     for _ in range(3):

@@ -21,7 +21,7 @@ GIVE_UP_S = 60.0
 GOES_ON = {WRITE: False, RELAY: True, READ: True, PROJECTOR: True}
 
 
-@pytest.mark.parametrize("name", GOES_ON)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] * (name in (RELAY, READ))) for name in GOES_ON])
 async def test_a_process_killed_under_load(stack: Stack, name: str) -> None:
     """Started again, it goes on where it was: a new command is answered and seen by a query."""
     async with running(stack) as traffic:

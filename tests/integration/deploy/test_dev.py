@@ -119,6 +119,7 @@ async def test_it_says_where_it_is_keeps_its_state_and_ends_in_time(tmp_path: Pa
     assert (code, seconds < 30) == (0, True)
 
 
+@pytest.mark.long
 async def test_two_run_side_by_side_and_neither_sees_the_others_data(tmp_path: Path) -> None:
     """Two data folders are two systems; one folder is one system."""
     person = str(uuid4())
