@@ -6,7 +6,7 @@ from typing import Any
 
 from uuid_utils import uuid7
 
-from cli.calls import TIMEOUT_S, caller, plain
+from cli.calls import TIMEOUT_S, caller, listed, plain
 from cli.endpoints import Endpoints
 from foldline.v1 import archive_pb2, command_pb2
 
@@ -15,17 +15,9 @@ LONG_S = 6 * TIMEOUT_S
 
 async def find(endpoints: Endpoints, tenant: str, kind: str, key: str, limit: int) -> tuple[list[dict[str, Any]], bool]:
     """Boxes, the newest first, and whether there are more than `limit`. Raises Refused."""
-    found: list[dict[str, Any]] = []
     request = archive_pb2.ListBoxesRequest(aggregate_type=kind, aggregate_id=key)
     async with caller(endpoints, tenant) as bank:
-        while len(found) < limit:
-            request.page_size = min(limit - len(found), 500)
-            answer = await bank.call(bank.archive.ListBoxes, request)
-            found += map(plain, answer.boxes)
-            request.page_token = answer.next_page_token
-            if not answer.next_page_token:
-                return found, False
-    return found, True
+        return await listed(lambda: bank.call(bank.archive.ListBoxes, request), request, "boxes", limit)
 
 
 async def verify(endpoints: Endpoints, tenant: str, kind: str, key: str, version: int) -> dict[str, Any]:

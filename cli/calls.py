@@ -29,6 +29,7 @@ from shared.rpc.client import bearer, channel
 from shared.rpc.status import from_rpc_error, from_status
 
 TIMEOUT_S = 10
+PAGE_SIZE_MAX = 500
 
 
 class Refused(Exception):
@@ -88,7 +89,7 @@ async def list_commands(
     following = ""
     async with caller(endpoints, tenant) as bank:
         while len(found) < limit:
-            page = await bank.list_commands(min(limit - len(found), 500), following, **wanted)
+            page = await bank.list_commands(min(limit - len(found), PAGE_SIZE_MAX), following, **wanted)
             found += map(record, page.commands)
             following = page.next_page_token
             if not following:
@@ -139,20 +140,28 @@ async def get_stream(endpoints: Endpoints, tenant: str, aggregate_type: str, agg
         return [event(envelope) for envelope in await bank.stream(aggregate_type, aggregate_id)]
 
 
+async def listed(ask: Callable[[], Awaitable[Any]], request: Any, items: str, limit: int) -> tuple[list[dict[str, Any]], bool]:
+    """Up to `limit` things of a list, and whether there are more. Raises Refused.
+
+    `ask` sends the request, once for each page; `items` is the answer's field.
+    """
+    found: list[dict[str, Any]] = []
+    while len(found) < limit:
+        request.page_size = min(limit - len(found), PAGE_SIZE_MAX)
+        answer = await ask()
+        found += map(plain, getattr(answer, items))
+        request.page_token = answer.next_page_token
+        if not answer.next_page_token:
+            return found, False
+    return found, True
+
+
 async def list_processes(endpoints: Endpoints, wanted: Mapping[str, Any], limit: int) -> tuple[list[dict[str, Any]], bool]:
     """Processes, newest first, and whether there are more than `limit`. Raises Refused."""
-    found: list[dict[str, Any]] = []
     request = process_pb2.ListProcessesRequest(filter=process_pb2.ProcessFilter(**wanted))
     async with channel(endpoints.known_saga()) as saga:
         stub = process_pb2_grpc.ProcessServiceStub(saga)
-        while len(found) < limit:
-            request.page_size = min(limit - len(found), 500)
-            answer = await unary(stub.ListProcesses, request, endpoints.token("operator"))
-            found += map(plain, answer.processes)
-            request.page_token = answer.next_page_token
-            if not answer.next_page_token:
-                return found, False
-    return found, True
+        return await listed(lambda: unary(stub.ListProcesses, request, endpoints.token("operator")), request, "processes", limit)
 
 
 async def get_process(endpoints: Endpoints, tenant: str, type_: str, process_id: str) -> dict[str, Any]:

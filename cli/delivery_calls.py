@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from cli.calls import plain, unary
+from cli.calls import listed, plain, unary
 from cli.endpoints import Endpoints
 from foldline.v1 import delivery_pb2, delivery_pb2_grpc
 from shared.rpc.client import channel
@@ -16,18 +16,12 @@ async def find(endpoints: Endpoints, tenant: str, status: str, limit: int) -> tu
     wanted = delivery_pb2.DeliveryFilter(
         tenant=tenant, status=delivery_pb2.DeliveryStatus.Value(f"DELIVERY_STATUS_{status or 'UNSPECIFIED'}")
     )
-    found: list[dict[str, Any]] = []
     request = delivery_pb2.ListDeliveriesRequest(filter=wanted)
     async with channel(endpoints.known_saga()) as saga:
         stub = delivery_pb2_grpc.DeliveryServiceStub(saga)
-        while len(found) < limit:
-            request.page_size = min(limit - len(found), 500)
-            answer = await unary(stub.ListDeliveries, request, endpoints.token("operator"))
-            found += map(plain, answer.deliveries)
-            request.page_token = answer.next_page_token
-            if not answer.next_page_token:
-                return found, False
-    return found, True
+        return await listed(
+            lambda: unary(stub.ListDeliveries, request, endpoints.token("operator")), request, "deliveries", limit
+        )
 
 
 async def get(endpoints: Endpoints, delivery_id: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cli.calls import plain, unary
+from cli.calls import listed, plain, unary
 from cli.endpoints import Endpoints
 from foldline.v1 import projection_pb2, projection_pb2_grpc
 from shared.rpc.client import channel
@@ -14,19 +14,11 @@ TIMEOUT_S = 30
 
 async def find(endpoints: Endpoints, projection: str, tenant: str, limit: int) -> tuple[list[dict[str, Any]], bool]:
     """Parked keys, the oldest first, and whether there are more than `limit`. Raises Refused."""
-    found: list[dict[str, Any]] = []
     wanted = projection_pb2.ParkedFilter(projection=projection, tenant=tenant)
     request = projection_pb2.ListParkedRequest(filter=wanted)
     async with channel(endpoints.read) as read:
         stub = projection_pb2_grpc.ProjectionServiceStub(read)
-        while len(found) < limit:
-            request.page_size = min(limit - len(found), 500)
-            answer = await unary(stub.ListParked, request, endpoints.token("operator"))
-            found += map(plain, answer.parked)
-            request.page_token = answer.next_page_token
-            if not answer.next_page_token:
-                return found, False
-    return found, True
+        return await listed(lambda: unary(stub.ListParked, request, endpoints.token("operator")), request, "parked", limit)
 
 
 async def get(endpoints: Endpoints, parked_id: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from cli.calls import plain, unary
+from cli.calls import listed, plain, unary
 from cli.endpoints import Endpoints
 from foldline.v1 import process_pb2, process_pb2_grpc
 from shared.rpc.client import channel
@@ -73,16 +73,8 @@ async def retry_all(endpoints: Endpoints, tenant: str, type_: str, reason: str) 
 
 async def find_parked(endpoints: Endpoints, tenant: str, limit: int) -> tuple[list[dict[str, Any]], bool]:
     """Parked streams, and whether there are more than `limit`. Raises Refused."""
-    found: list[dict[str, Any]] = []
     request = process_pb2.ListParkedStreamsRequest(tenant=tenant)
-    while len(found) < limit:
-        request.page_size = min(limit - len(found), PAGE)
-        answer = await _ask(endpoints, lambda stub: stub.ListParkedStreams, request)
-        found += map(plain, answer.streams)
-        request.page_token = answer.next_page_token
-        if not answer.next_page_token:
-            return found, False
-    return found, True
+    return await listed(lambda: _ask(endpoints, lambda stub: stub.ListParkedStreams, request), request, "streams", limit)
 
 
 async def retry_parked(endpoints: Endpoints, tenant: str, aggregate_type: str, aggregate_id: str) -> dict[str, Any]:
