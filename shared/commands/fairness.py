@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from typing import Generic, TypeVar
 
 from shared.folds.errors import Refusal
+from shared.platform.shares import Shares
 
 ItemT = TypeVar("ItemT")
 
@@ -123,10 +124,9 @@ class Slots:
     def __init__(self, slots: int, waiting_max: int, refusal: Callable[[], Refusal]) -> None:
         """`refusal` makes what is raised when there is no room to wait."""
         self._free = slots
-        self._waiting_max = waiting_max
         self._refusal = refusal
         self._queue: FairQueue[asyncio.Future[None]] = FairQueue(quantum=1)
-        self._waiting: dict[str, dict[asyncio.Future[None], None]] = {}
+        self._waiting: Shares[asyncio.Future[None]] = Shares(waiting_max)
 
     @asynccontextmanager
     async def one(self, tenant: str) -> AsyncIterator[None]:
@@ -143,7 +143,7 @@ class Slots:
     async def _wait(self, tenant: str) -> None:
         self._make_room(tenant)
         granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(tenant, {})[granted] = None
+        self._waiting.take(tenant, granted)
         self._queue.put(tenant, granted)
         try:
             await granted
@@ -152,24 +152,16 @@ class Slots:
                 self._pass_on()  # it was given in the moment when the caller left
             raise
         finally:
-            self._leave(tenant, granted)
+            self._waiting.give_back(tenant, granted)
 
     def _make_room(self, tenant: str) -> None:
-        if sum(map(len, self._waiting.values())) < self._waiting_max:
-            return
-        tenants = len(self._waiting) + (tenant not in self._waiting)
-        if len(self._waiting.get(tenant, ())) >= max(self._waiting_max // tenants, 1):
+        if not self._waiting.may_have(tenant):
             raise self._refusal()
-        greediest = max(self._waiting, key=lambda name: len(self._waiting[name]))
-        newest = next(reversed(self._waiting[greediest]))
-        self._leave(greediest, newest)
-        newest.set_exception(self._refusal())
-
-    def _leave(self, tenant: str, granted: asyncio.Future[None]) -> None:
-        of_tenant = self._waiting.get(tenant, {})
-        of_tenant.pop(granted, None)
-        if not of_tenant:
-            self._waiting.pop(tenant, None)
+        if self._waiting.full:
+            greediest, futures = self._waiting.most()
+            newest = next(reversed(futures))
+            self._waiting.give_back(greediest, newest)
+            newest.set_exception(self._refusal())
 
     def _pass_on(self) -> None:
         while self._queue:

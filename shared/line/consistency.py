@@ -66,20 +66,16 @@ def decode(text: str) -> Token:
     )
 
 
-def can_reach(token: Token, seen: Reached, within_s: float) -> bool:
-    """Whether tables that were read a moment ago can hold the token's event in time.
+def same_history(token_epoch: str, epoch: str) -> bool:
+    """Whether tables of `epoch` can hold the token's event: not those of another history, nor of a later timeline.
 
-    They cannot if they follow another history, or a later timeline of the token's, or are too far behind. Tables that have
-    seen no event yet can follow any history.
+    Tables that have seen no event yet, whose epoch is empty, can follow any history.
     """
-    if seen.epoch:
-        token_id, _, token_timeline = token.epoch.partition("/")
-        history_id, _, timeline = seen.epoch.partition("/")
-        if token_id != history_id or not (token_timeline.isdigit() and timeline.isdigit()):
-            return False
-        if int(timeline) > int(token_timeline):
-            return False
-    return token.position - seen.position <= EVENTS_A_SECOND_MAX * max(within_s, 1.0)
+    if not epoch:
+        return True
+    token_id, _, token_timeline = token_epoch.partition("/")
+    history_id, _, timeline = epoch.partition("/")
+    return token_id == history_id and token_timeline.isdigit() and timeline.isdigit() and int(timeline) <= int(token_timeline)
 
 
 class ConsistencyGate:
@@ -153,7 +149,8 @@ class ConsistencyGate:
                     "HISTORY_DIVERGED",
                     "the query tables are of a history that the event store has lost; an operator must let them go on",
                 )
-            if not can_reach(token, self._seen, deadline - time.monotonic()):
+            far = token.position - self._seen.position > EVENTS_A_SECOND_MAX * max(deadline - time.monotonic(), 1.0)
+            if far or not same_history(token.epoch, self._seen.epoch):
                 raise self._not_yet(token)
 
     async def _poll(self) -> None:
@@ -181,7 +178,7 @@ class ConsistencyGate:
 
     def _not_yet(self, token: Token) -> Rejected:
         position = self._seen.position
-        if self._seen.epoch and not can_reach(token, Reached(self._seen.epoch, token.position), 0):
+        if not same_history(token.epoch, self._seen.epoch):
             text = "the token is of another history than these tables follow now; ask again, or without it"
         else:
             text = "the query tables have not followed the line that far yet; ask again"

@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from shared.folds.errors import Late, OverLimit, Refusal, Unavailable
 from shared.platform.identity import Identity, Role
+from shared.platform.shares import Shares
 from shared.platform.telemetry import logger
 
 REQUEST_WITHIN_S = 5.0
@@ -59,12 +60,9 @@ class Places:
 
     def __init__(self, total: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         """`total` is for the tenants' users; a tenth as many, 10 at least, are kept beside them for our own processes."""
-        self._total = total
         self._clock = clock
         self._own_left = max(total // _OWN_SHARE, _OWN_MIN)
-        self._taken = 0
-        # Of each tenant that has any, in the order in which they were taken.
-        self._by_tenant: dict[str, dict[Place, None]] = {}
+        self._shares: Shares[Place] = Shares(total)
         self._without_request: dict[Place, None] = {}
         self._warned_at = -_WARN_EVERY_S
 
@@ -80,8 +78,7 @@ class Places:
             self._own_left -= 1
         else:
             self._make_room(identity.tenant)
-            self._taken += 1
-            self._by_tenant.setdefault(identity.tenant, {})[place] = None
+            self._shares.take(identity.tenant, place)
         return place
 
     def give_back(self, place: Place) -> None:
@@ -90,12 +87,7 @@ class Places:
         if not place.tenant:
             self._own_left += 1
             return
-        of_tenant = self._by_tenant.get(place.tenant, {})
-        if place in of_tenant:
-            del of_tenant[place]
-            self._taken -= 1
-            if not of_tenant:
-                del self._by_tenant[place.tenant]
+        self._shares.give_back(place.tenant, place)
 
     def awaits_request(self, place: Place) -> None:
         """Notes that the call's request has not come yet, which it must within REQUEST_WITHIN_S."""
@@ -115,13 +107,12 @@ class Places:
                 place.end(Late("REQUEST_OVERDUE", f"no request has come within {REQUEST_WITHIN_S:.0f} s"))
 
     def _make_room(self, tenant: str) -> None:
-        if self._taken < self._total:
-            return
-        tenants = len(self._by_tenant) + (tenant not in self._by_tenant)
-        if len(self._by_tenant.get(tenant, ())) >= max(self._total // tenants, 1):
+        if not self._shares.may_have(tenant):
             raise self._none_left(tenant)
-        greediest = max(self._by_tenant, key=lambda name: len(self._by_tenant[name]))
-        oldest = next(iter(self._by_tenant[greediest]))
+        if not self._shares.full:
+            return
+        _, places = self._shares.most()
+        oldest = next(iter(places))
         self.give_back(oldest)
         text = "this call gave way to one of another tenant; it may still have happened"
         oldest.end(OverLimit("CALL_GAVE_WAY", text, retry_after_s=0.5))
@@ -129,7 +120,7 @@ class Places:
     def _none_left(self, tenant: str) -> Refusal:
         if (now := self._clock()) - self._warned_at >= _WARN_EVERY_S:
             self._warned_at = now
-            log.warning("too_many_calls", tenant=tenant, calls=self._taken)
+            log.warning("too_many_calls", tenant=tenant, calls=len(self._shares))
         return OverLimit("TOO_MANY_CALLS", "this instance serves as many of your calls as it takes on", retry_after_s=0.5)
 
 
