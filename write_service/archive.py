@@ -9,12 +9,13 @@ from shared.commands.boxes import StoredBox, list_boxes, newest_box
 from shared.commands.boxing import Boxer
 from shared.commands.bus import CommandBus
 from shared.commands.registry import CommandRegistry
-from shared.folds.errors import Invalid, NotFound
+from shared.folds.errors import NotFound
 from shared.folds.moments import timestamp_or_none
 from shared.platform.clock import timestamp
 from shared.platform.identity import Role, current_call
 from shared.platform.postgres import Reads
 from shared.rpc import pages
+from shared.rpc.bounds import rules_broken
 from write_service.registry import ADMINS
 
 ROLES: dict[str, frozenset[Role]] = {
@@ -45,8 +46,7 @@ class ArchiveService(archive_pb2_grpc.ArchiveServiceServicer):
     async def ListBoxes(self, request: archive_pb2.ListBoxesRequest, context: Any) -> archive_pb2.ListBoxesResponse:
         identity = current_call.get().identity
         if request.aggregate_id and not request.aggregate_type:
-            text = "the request breaks the rules of its fields"
-            raise Invalid("INVALID_REQUEST", text, violations=(("aggregate_type", "is needed with aggregate_id"),))
+            raise rules_broken(("aggregate_type", "is needed with aggregate_id"))
         aggregate_id, size = request.aggregate_id.lower(), request.page_size or pages.SIZE_DEFAULT
         query = ("ListBoxes", identity.tenant, *sorted(identity.roles), request.aggregate_type, aggregate_id)
         keys = pages.decode(query, request.page_token, (int,))

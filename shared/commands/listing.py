@@ -9,10 +9,11 @@ from foldline.v1 import command_pb2
 from shared.commands.bus import STATUSES, CommandBus
 from shared.commands.log import StoredCommand, Wanted, count_commands, list_commands
 from shared.commands.registry import CommandRegistry
-from shared.folds.errors import Forbidden, Invalid
+from shared.folds.errors import Forbidden
 from shared.platform.identity import Identity, Role
 from shared.platform.postgres import Reads
 from shared.rpc import pages
+from shared.rpc.bounds import rules_broken
 from shared.rpc.validation import moment_of
 
 COUNTED_MAX = 1000
@@ -53,8 +54,7 @@ def _wanted(identity: Identity, given: command_pb2.CommandFilter, hidden: list[s
             raise Forbidden("ROLE_MISSING", "only a tenant administrator may list others' commands", roles=Role.TENANT_ADMIN)
         user_id = identity.user_id
     if given.aggregate_id and not given.aggregate_type:
-        text = "the request breaks the rules of its fields"
-        raise Invalid("INVALID_REQUEST", text, violations=(("filter.aggregate_type", "is needed with aggregate_id"),))
+        raise rules_broken(("filter.aggregate_type", "is needed with aggregate_id"))
     return Wanted(
         tenant=given.tenant or identity.tenant,
         hidden=hidden,

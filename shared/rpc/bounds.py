@@ -31,6 +31,11 @@ _DEPTH_MAX = 8
 _VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
 
 
+def rules_broken(*violations: tuple[str, str]) -> Invalid:
+    """The refusal of a request whose fields break rules, each a path and what it must be."""
+    return Invalid("INVALID_REQUEST", "the request breaks the rules of its fields", violations=violations)
+
+
 def refuse_uncounted(message: type[Message], raw: bytes) -> None:
     """Refuses the bytes of a message whose fields are too many. Bytes that cannot be read are left to the decoder.
 
@@ -101,7 +106,7 @@ def _refuse_value(value: Any, path: str, size: _Size, depth: int) -> None:
             _refuse_oversized(value, path + ".", depth + 1)
     elif len(value) > size.length_max:
         text = f"must have at most {size.length_max} characters"
-        raise Invalid("INVALID_REQUEST", "the request breaks the rules of its fields", violations=((path, text),))
+        raise rules_broken((path, text))
 
 
 class _Size(NamedTuple):

@@ -17,8 +17,7 @@ from buf.validate import validate_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
-from shared.folds.errors import Invalid
-from shared.rpc.bounds import refuse_oversized
+from shared.rpc.bounds import refuse_oversized, rules_broken
 
 if TYPE_CHECKING:
     from protovalidate import Validator, Violation
@@ -66,11 +65,7 @@ def refuse_invalid(message: Message, *, within: str = "") -> None:
         return
     refuse_oversized(message, within=within)
     if violations := load_validator().collect_violations(message):
-        raise Invalid(
-            "INVALID_REQUEST",
-            "the request breaks the rules of its fields",
-            violations=tuple((within + _path(violation), _text(violation)) for violation in violations[:VIOLATIONS_MAX]),
-        )
+        raise rules_broken(*((within + _path(violation), _text(violation)) for violation in violations[:VIOLATIONS_MAX]))
 
 
 @cache
@@ -89,8 +84,7 @@ def moment_of(stamp: Any, field: str) -> datetime:
     try:
         made: datetime = stamp.ToDatetime(tzinfo=UTC)
     except (ValueError, OverflowError):
-        text = "the request breaks the rules of its fields"
-        raise Invalid("INVALID_REQUEST", text, violations=((field, "must be a moment of the years 1 to 9999"),)) from None
+        raise rules_broken((field, "must be a moment of the years 1 to 9999")) from None
     return made
 
 
