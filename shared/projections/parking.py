@@ -100,9 +100,14 @@ def aggregate_of(envelope: EventEnvelope) -> Place:
     return "", (envelope.tenant, envelope.aggregate_type, envelope.aggregate_id)
 
 
-def error_of(error: Exception) -> str:
-    """An exception as it is shown to operators. Its text may hold contents of the event, so only its class is."""
-    return type(error).__name__
+def event_name(envelope: EventEnvelope) -> str:
+    """The event in a few words, without anything of its content."""
+    return f"event {envelope.event_id} ({envelope.type}) at position {envelope.position}"
+
+
+def cause_of(envelope: EventEnvelope, error: Exception) -> str:
+    """Why a key is parked, for operators. The exception's text may hold contents of the event, so only its class is shown."""
+    return f"{event_name(envelope)} raised {type(error).__name__}"
 
 
 async def load(connection: Connection, consumer: str, shard: int) -> dict[Place, Parked]:

@@ -25,7 +25,7 @@ from shared.line.checkpoint import Checkpoint
 from shared.platform.postgres import Connection, describe, is_trouble, take_time
 from shared.platform.telemetry import logger
 from shared.projections import changes, parking
-from shared.projections.parking import Parked, Place, aggregate_of, error_of
+from shared.projections.parking import Parked, Place, aggregate_of, cause_of
 from shared.projections.tables import LONG_S, Tables
 
 log = logger(__name__)
@@ -134,7 +134,7 @@ class _Replay:
                         row = self._folded(at, key, row, envelope)
                         self._done.applied += 1
                     except Exception as raised:  # noqa: BLE001 (the key stays parked)
-                        error = _cause(envelope, raised)
+                        error = cause_of(envelope, raised)
                         break
                 last = envelope.position
         try:
@@ -146,16 +146,15 @@ class _Replay:
             self._done.applied, self._done.skipped, self._done.shown = 0, 0, []
             await self._note(parked, f"the database refuses the row: {describe(refused)}")
             return STILL_PARKED
-        if error:
-            await parking.drop_events(self._connection, parked.parked_id, last)
-            await self._note(parked, error)
-            return STILL_PARKED
+        if not (error or behind):
+            await self._release(parked)
+            return RELEASED
+        await parking.drop_events(self._connection, parked.parked_id, last)
         if behind:
-            await parking.drop_events(self._connection, parked.parked_id, last)
             await self._wait_for(parked, behind)
             return BEHIND
-        await self._release(parked)
-        return RELEASED
+        await self._note(parked, error)
+        return STILL_PARKED
 
     async def _lacks(self, envelope: EventEnvelope) -> Parked | None:
         """The event's aggregate, if it is parked at an earlier event, which may change the same row."""
@@ -184,7 +183,7 @@ class _Replay:
                         found = self._tables.items_of(envelope)
                     except Exception as raised:  # noqa: BLE001 (the key stays parked)
                         await parking.drop_events(self._connection, parked.parked_id, last)
-                        await self._note(parked, _cause(envelope, raised))
+                        await self._note(parked, cause_of(envelope, raised))
                         return STILL_PARKED
                     for at, key, _ in found[1] if found else ():
                         await self._queue((self._tables.name_of(at), key), parked, envelope)
@@ -214,7 +213,3 @@ class _Replay:
 
     async def _release(self, parked: Parked) -> None:
         await self._connection.execute("DELETE FROM parked_keys WHERE parked_id = %s", (parked.parked_id,))
-
-
-def _cause(envelope: EventEnvelope, error: Exception) -> str:
-    return f"event {envelope.event_id} ({envelope.type}) at position {envelope.position} raised {error_of(error)}"

@@ -28,7 +28,7 @@ from shared.platform.telemetry import logger
 from shared.projections import changes
 from shared.projections import parking as parking_store
 from shared.projections.changes import RowId
-from shared.projections.parking import KEYS_PER_MINUTE_MAX, Parked, Parking, Place, aggregate_of, error_of
+from shared.projections.parking import KEYS_PER_MINUTE_MAX, Parked, Parking, Place, aggregate_of, cause_of, event_name
 from shared.projections.rows import Rows
 
 log = logger(__name__)
@@ -119,7 +119,7 @@ class Tables:
             self._fold(work, touched, parking)
             if parking.new and (recent := parking.recent) > KEYS_PER_MINUTE_MAX:
                 first = parking.queue[0][1]
-                raise TooManyParked(f"{recent} keys failed within a minute; the last batch began to fail at {_told(first)}")
+                raise TooManyParked(f"{recent} keys failed within a minute; the last batch began to fail at {event_name(first)}")
             await self._write(connection, shard, touched, parking)
         except (Fenced, ProjectionFailed):
             await connection.execute("ROLLBACK")
@@ -173,10 +173,7 @@ class Tables:
             await take_time(connection, LONG_S)
             if not await checkpoints.accept(connection, self.consumer, shard, at, Checkpoint()):
                 return False
-            for rows in self._rows:
-                await rows.delete_all(connection)
-            await parking_store.delete_all(connection, self.consumer, shard)
-            await changes.write(connection, self.group.name, shard, None)
+            await self._delete_all(connection, shard)
             await connection.execute(
                 "UPDATE checkpoints SET refill_asked = false WHERE name = %s AND shard = %s", (self.consumer, shard)
             )
@@ -193,11 +190,14 @@ class Tables:
             found = [await rows.any_there(connection) for rows in self._rows]
             if not any(found):
                 return False
-            for rows in self._rows:
-                await rows.delete_all(connection)
-            await parking_store.delete_all(connection, self.consumer, shard)
-            await changes.write(connection, self.group.name, shard, None)
+            await self._delete_all(connection, shard)
         return True
+
+    async def _delete_all(self, connection: Connection, shard: int) -> None:
+        for rows in self._rows:
+            await rows.delete_all(connection)
+        await parking_store.delete_all(connection, self.consumer, shard)
+        await changes.write(connection, self.group.name, shard, None)
 
     def _recall(self, touched: list[_Touched]) -> None:
         """Takes rows from the cache, and returns the keys of the rows that must be read."""
@@ -256,8 +256,9 @@ class Tables:
                     continue
             except Exception as error:
                 if not (envelope.tenant and envelope.aggregate_type and envelope.aggregate_id):
-                    raise EventWithoutKey(f"{_told(envelope)} names no aggregate and raised {error_of(error)}") from error
-                parking.fail(envelope, aggregate_of(envelope), _cause(envelope, error))
+                    named = event_name(envelope)
+                    raise EventWithoutKey(f"{named} names no aggregate and raised {type(error).__name__}") from error
+                parking.fail(envelope, aggregate_of(envelope), cause_of(envelope, error))
                 continue
             event, items = found
             for at, key, fold in items:
@@ -277,7 +278,7 @@ class Tables:
             try:
                 rows[key] = fold(rows.get(key), event, envelope)
             except Exception as error:  # noqa: BLE001 (whatever a fold raises parks its key)
-                parking.fail(envelope, (self._names[at], key), _cause(envelope, error))
+                parking.fail(envelope, (self._names[at], key), cause_of(envelope, error))
 
 
 def _changed(touched: list[_Touched], parking: Parking) -> set[RowId]:
@@ -285,12 +286,3 @@ def _changed(touched: list[_Touched], parking: Parking) -> set[RowId]:
     rows = {(key[0], key[1]) for part in touched for key in part.keys}
     rows.update((key[0], str(key[1] if table else key[2])) for table, key in parking.new)
     return rows
-
-
-def _told(envelope: EventEnvelope) -> str:
-    return f"event {envelope.event_id} ({envelope.type}) at position {envelope.position}"
-
-
-def _cause(envelope: EventEnvelope, error: Exception) -> str:
-    # The exception's text may hold contents of the event, so only its class is shown.
-    return f"{_told(envelope)} raised {error_of(error)}"
