@@ -66,20 +66,42 @@ def streaming_handler(serve: Serve, given: AnyHandler) -> AnyHandler:
     return made
 
 
-def writing_handler(name: str, handler: Any) -> Serve:
-    """A servicer's method; one that yields its answers writes them instead. Raises Misconfigured if it is not implemented."""
+def writing_handler(name: str, given: AnyHandler) -> Serve:
+    """The servicer's method inside a handler; one that yields its answers writes them instead.
+
+    Raises Misconfigured if it is not implemented.
+    """
+    handler = _method_of(given)
     if not _is_async(handler):
         raise Misconfigured(f"{name} is not implemented, or not by an async function")
-    if inspect.iscoroutinefunction(handler):
+    if not given.response_streaming:
         return cast("Serve", handler)
 
     async def write(request: Any, context: Any) -> None:
+        context = _WholeWrites(context)
+        if inspect.iscoroutinefunction(handler):
+            await handler(request, context)
+            return
         # Closed at once if the caller goes away, not when the collector finds it: it may hold a connection.
         async with aclosing(handler(request, context)) as parts:
             async for part in parts:
-                await _whole(context.write(part))
+                await context.write(part)
 
     return write
+
+
+class _WholeWrites:
+    """A call's context whose answers are written whole, whatever ends the call meanwhile."""
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    async def write(self, part: Any) -> None:
+        """Writes an answer."""
+        await _whole(self._context.write(part))
 
 
 async def _whole(write: Awaitable[None]) -> None:
@@ -95,7 +117,7 @@ async def _whole(write: Awaitable[None]) -> None:
         raise
 
 
-def method_of(given: AnyHandler) -> Any:
+def _method_of(given: AnyHandler) -> Any:
     """The servicer's method inside a handler."""
     return getattr(given, "_".join("stream" if each else "unary" for each in (given.request_streaming, given.response_streaming)))
 
@@ -103,7 +125,7 @@ def method_of(given: AnyHandler) -> Any:
 def open_handlers(services: Mapping[str, Mapping[str, AnyHandler]], places: OpenPlaces) -> dict[str, dict[str, AnyHandler]]:
     """The handlers of services that need no token. What a servicer of gRPC's leaves out, as List of health, is left out."""
     return {
-        service: {name: _open(each, places) for name, each in methods.items() if _is_async(method_of(each))}
+        service: {name: _open(each, places) for name, each in methods.items() if _is_async(_method_of(each))}
         for service, methods in services.items()
     }
 
@@ -114,7 +136,7 @@ def _is_async(handler: Any) -> bool:
 
 def _open(given: AnyHandler, places: OpenPlaces) -> AnyHandler:
     """The handler of a method that needs no token: a few places for all of them, and a limit of time."""
-    handle = writing_handler("it", method_of(given))
+    handle = writing_handler("a method without a token", given)
     decode = given.request_deserializer or bytes
 
     async def requests(context: Any) -> AsyncGenerator[Any, None]:

@@ -44,7 +44,6 @@ from shared.rpc.handlers import (
     Recorder,
     Table,
     metadata,
-    method_of,
     open_handlers,
     streaming_handler,
     writing_handler,
@@ -263,7 +262,7 @@ class Server:
             deadline_max_s=self._deadlines_max.get(name),
             is_command=bool(options and options.message_type and options.message_type.full_name == _COMMAND_OPTIONS),
         )
-        handle = writing_handler(name, method_of(given))
+        handle = writing_handler(name, given)
         entering = [behaviour.enter for behaviour in self._behaviours if isinstance(behaviour, RequestHook)]
         leaving = [behaviour.leave for behaviour in reversed(self._behaviours) if isinstance(behaviour, ResponseHook)]
 

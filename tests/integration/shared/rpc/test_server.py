@@ -615,6 +615,15 @@ class BusyStreams(Streams):
             yield answer(request.item.tenant)
 
 
+class BusyWriting(Streams):
+    """The same, with the other form of a streaming handler: it writes through its context."""
+
+    async def SendStream(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]
+        async for request in request_iterator:
+            time.sleep(0.4)  # noqa: ASYNC251 (that is what it is for)
+            await context.write(answer(request.item.tenant))
+
+
 def answer(text: str) -> command_pb2.SendStreamResponse:
     """The answer to an item."""
     return command_pb2.SendStreamResponse(receipt=command_pb2.CommandReceipt(command_id=text))
@@ -728,7 +737,7 @@ async def test_a_stream_ends_by_name_after_its_last_answer(
     assert (got, refusal and refusal.reason) == (["one"], "STREAM_OVER")
 
 
-@pytest.mark.parametrize("servicer", [BusyStreams])
+@pytest.mark.parametrize("servicer", [BusyStreams, BusyWriting])
 async def test_an_answer_that_is_being_written_does_not_keep_a_stream_from_ending(
     tmp_path: Path, servicer: type[Streams]
 ) -> None:
