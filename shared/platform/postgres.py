@@ -301,5 +301,5 @@ SELECT set_config(name, '0', true), set_config(name, %s, true) FROM pg_settings 
 
 
 async def take_time(connection: Connection, seconds: int) -> None:
-    """Raises the time limit of the present transaction. That of a role is for work that takes milliseconds."""
+    """Raises the time limit of the present transaction; 0: none. That of a role is for work that takes milliseconds."""
     await connection.execute(_TAKE_TIME, (f"{seconds}s",))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import Any, LiteralString
 
-from shared.platform.postgres import Connection
+from shared.platform.postgres import Connection, take_time
 from shared.processes.compatibility import Case
 from shared.processes.records import Process, ProcessKey, WaitingInput
 
@@ -36,7 +36,7 @@ async def cases(connection: Connection) -> AsyncGenerator[Case, None]:
     """Every process that runs or is parked, with what it waits for."""
     async with connection.transaction():
         await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-        await connection.execute("SELECT set_config(name, '0', true) FROM pg_settings WHERE name = 'transaction_timeout'")
+        await take_time(connection, 0)
         after: ProcessKey = ("", "", "")
         while True:
             cursor = await connection.execute(_PAGE, (*after, PAGE))
