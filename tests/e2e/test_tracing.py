@@ -35,6 +35,7 @@ def within(bank: Bank) -> str:
     return root[3:35]
 
 
+@pytest.mark.timeout(300)
 async def test_a_transfer_is_one_trace_over_all_processes(tmp_path: Path, engines: Engines, mailbox: Mailbox) -> None:
     """The client's call, decision, commit, relay, projector, saga and its commands: one tree, with links from commits."""
     async with collecting() as collector:
@@ -51,7 +52,7 @@ async def test_a_transfer_is_one_trace_over_all_processes(tmp_path: Path, engine
                 await bank.deposit(source, 100)
                 await bank.ended_registration(await bank.register_user(NAMES[4], PASSWORD))
                 # Consumers that are behind read the store; one that has caught up is brought its events by the relay.
-                async with asyncio.timeout(60):
+                async with asyncio.timeout(150):
                     over_nats = False
                     while not over_nats:
                         started = await bank.transfer(source, target, 1)
