@@ -17,6 +17,7 @@ from cli.overrides import overrides
 from cli.parked import parked
 from cli.process import process
 from cli.rebuild import add_rebuild
+from cli.retention import retention
 from cli.send import HELP, SendCommand, send
 from cli.status import projection, restored, status
 from cli.steering import add_steering
@@ -58,6 +59,7 @@ app.command()(history)
 app.add_typer(watch, name="watch", help="Follow a person, an account, a transfer or a user as they change.")
 app.add_typer(commands, name="commands", help="See the command log; cancel or move what is scheduled in it.")
 app.add_typer(archive, name="archive", help="Move aggregates to the archive and back, and check what is there.")
+app.add_typer(retention, name="retention", help="See and set after how long aggregates go to the archive by themselves.")
 app.add_typer(overrides, name="overrides", help="See what runs otherwise for a tenant, and switch it on and off.")
 add_steering(process)
 app.add_typer(process, name="process", help="See what processes do, and steer them: for operators.")

@@ -18,7 +18,7 @@ from foldline.v1 import (
     override_pb2,
     override_pb2_grpc,
 )
-from shared.commands import listing, overrides
+from shared.commands import listing, overrides, retention
 from shared.commands import log as command_log
 from shared.commands.bus import CommandBus
 from shared.commands.registry import CommandRegistry
@@ -57,7 +57,10 @@ ROLES: dict[str, frozenset[Role]] = {
 }
 
 # Beside those that are generated (`servicers.py`): the command that each RPC sends.
-COMMANDS = {"foldline.v1.OverrideService/SwitchOverride": overrides.SWITCH_OVERRIDE.type_name}
+COMMANDS = {
+    "foldline.v1.OverrideService/SwitchOverride": overrides.SWITCH_OVERRIDE.type_name,
+    "foldline.v1.RetentionService/SetRetention": retention.SET_RETENTION.type_name,
+}
 
 # Requests that may be larger than those of single commands.
 SIZES_MAX = {"foldline.v1.CommandService/SendBatch": BATCH_SIZE_MAX}

@@ -8,11 +8,19 @@ from datetime import timedelta
 from pydantic import Field
 
 from bank.v1 import user_pb2_grpc
-from foldline.v1 import archive_pb2_grpc, command_pb2_grpc, event_store_pb2_grpc, history_pb2_grpc, override_pb2_grpc
+from foldline.v1 import (
+    archive_pb2_grpc,
+    command_pb2_grpc,
+    event_store_pb2_grpc,
+    history_pb2_grpc,
+    override_pb2_grpc,
+    retention_pb2_grpc,
+)
 from shared.commands.boxing import Boxer
 from shared.commands.bus import COMMAND_BYTES_MAX, CommandBus
 from shared.commands.committer import Committer
 from shared.commands.intake import Limits
+from shared.commands.retention_sweeper import RetentionSweeper
 from shared.commands.schedule import Schedule, Scheduler, watch_schedule
 from shared.commands.sweeper import Sweeper
 from shared.line.archive import open_archive
@@ -32,6 +40,8 @@ from write_service.history import ROLES as HISTORY_ROLES
 from write_service.history import HistoryService
 from write_service.passwords import Passwords, PasswordVerifier
 from write_service.registry import ADMINS, build_registry
+from write_service.retention import ROLES as RETENTION_ROLES
+from write_service.retention import RetentionService
 from write_service.servicers import COMMANDS, add_command_services
 from write_service.tries import Tries
 
@@ -80,7 +90,7 @@ def build(settings: WriteSettings, reads: Reads) -> Server:
     server = Server(
         settings,
         sizes_max=SIZES_MAX | dict.fromkeys(COMMANDS | MORE_COMMANDS, settings.command_size_max),
-        roles=ROLES | HISTORY_ROLES | ARCHIVE_ROLES | registry.roles(COMMANDS | MORE_COMMANDS),
+        roles=ROLES | HISTORY_ROLES | ARCHIVE_ROLES | RETENTION_ROLES | registry.roles(COMMANDS | MORE_COMMANDS),
         probes=Probes(settings, "write_service"),
     )
     watch_schedule(server.probes.metrics, server.probes.needs_database(database_url))
@@ -104,6 +114,10 @@ def build(settings: WriteSettings, reads: Reads) -> Server:
         roles=ADMINS,
     )
     server.add(archive_pb2_grpc.add_ArchiveServiceServicer_to_server, ArchiveService(boxer, commands, reads, registry))
+    retention = RetentionService(commands, boxer, reads, registry, clock=utc_now)
+    server.add(retention_pb2_grpc.add_RetentionServiceServicer_to_server, retention)
+    sweeper = RetentionSweeper(boxer, reads, registry, clock=utc_now)
+    sweeper.register(server.probes.metrics)
     history = HistoryService(reads, registry, committer.is_cached)
     server.add(history_pb2_grpc.add_HistoryServiceServicer_to_server, history)
     server.add(override_pb2_grpc.add_OverrideServiceServicer_to_server, OverrideService(commands, reads, registry))
@@ -113,11 +127,16 @@ def build(settings: WriteSettings, reads: Reads) -> Server:
     notifying, committing = asyncio.create_task(notifier.run()), asyncio.create_task(committer.run())
 
     async def alone() -> None:
-        """Fires due commands and sweeps old ones. One replica does it, which saves work; several would be correct as well."""
+        """Fires due commands, sweeps old ones, and boxes by the tenants' rules.
+
+        One replica does it, which saves work; several would be correct as well.
+        """
         async with asyncio.TaskGroup() as group:
             group.create_task(scheduler.run())
             if kept is not None:
                 group.create_task(Sweeper(reads, kept, clock=utc_now).run())
+            if archive is not None:
+                group.create_task(sweeper.run())
 
     others = [notifying, asyncio.create_task(lead(database_url, LockClass.SCHEDULER, settings.shard, alone, stopping))]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from shared.commands.registry import CommandRegistry
+from shared.commands.retention import add_retention
 from shared.platform.identity import Role
 from upcasters import UPCASTERS
 from write_service.codec import account_codec, login_codec, person_codec, suspense_codec, transfer_codec, user_codec
@@ -36,6 +37,7 @@ def build_registry(passwords: Passwords) -> CommandRegistry:
     users(registry, passwords)
     logins(registry)
     add_overrides(registry)
+    add_retention(registry, roles=ADMINS - PROCESSES)
     return registry
 
 

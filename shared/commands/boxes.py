@@ -62,24 +62,25 @@ class StoredBox(Struct, frozen=True):
 
 
 class Stored(Struct, frozen=True):
-    """Where an aggregate is: the version of its newest event, and whether those before it are in the archive."""
+    """Where an aggregate is: version and time of its newest event, and whether those before it are in the archive."""
 
     version: int
     boxed: bool
+    changed_at: datetime
 
 
 async def read_stored(reads: Reads, keys: Sequence[AggregateKey]) -> dict[AggregateKey, Stored]:
     """Where aggregates are, in one query; those without events are left out."""
     async with reads.connection() as connection:
         cursor = await connection.execute(
-            """SELECT w.nth::integer, e.version, e.type
+            """SELECT w.nth::integer, e.version, e.type, e.recorded_at
                FROM unnest(%s, %s, %s) WITH ORDINALITY AS w(tenant, category, aggregate_id, nth) CROSS JOIN LATERAL (
-                 SELECT e.version, e.type FROM events e
+                 SELECT e.version, e.type, e.recorded_at FROM events e
                  WHERE e.tenant = w.tenant AND e.category = w.category AND e.aggregate_id = w.aggregate_id
                  ORDER BY e.version DESC LIMIT 1) e""",
             packed_keys(keys),
         )
-        return {keys[nth - 1]: Stored(version, type_name == BOXED) for nth, version, type_name in await cursor.fetchall()}
+        return {keys[nth - 1]: Stored(version, type_ == BOXED, at) for nth, version, type_, at in await cursor.fetchall()}
 
 
 async def newest_box(reads: Reads, key: AggregateKey, version: int = 0) -> StoredBox | None:

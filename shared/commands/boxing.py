@@ -28,7 +28,7 @@ from shared.commands import states
 from shared.commands.boxes import BOX_AGGREGATE, UNBOX_AGGREGATE, Stored, StoredBox, newest_box, read_stored
 from shared.commands.bus import command_of
 from shared.commands.codec import MessageCodec
-from shared.commands.decide import Command, aggregate_boxed, metadata_of
+from shared.commands.decide import Command, Sender, aggregate_boxed, metadata_of
 from shared.commands.fairness import Slots
 from shared.commands.intake import id_reused
 from shared.commands.log import StoredCommand, read_commands
@@ -50,6 +50,8 @@ PAGE_EVENTS = 2000
 AT_ONCE_MAX = 1
 """How many boxes one process makes, puts back or checks at once: each is in memory as a whole. Tenants take turns."""
 WAITING_MAX = 64
+RETENTION_USER = "retention"
+"""The user of the commands by which a rule boxes."""
 
 log = logger(__name__)
 
@@ -102,6 +104,26 @@ class Boxer:
         """Puts back what the current caller names; returns the command's row in the log. Refusals: see ArchiveService."""
         command = self._command(UNBOX_AGGREGATE, request)
         return await self._carry_out(command, self._unbox_one, skips="AGGREGATE_NOT_BOXED")
+
+    async def box_idle(self, key: AggregateKey, version: int) -> StoredCommand:
+        """Boxes an aggregate, and what goes with it, by a rule of its tenant, if its newest event still has this version.
+
+        The command's id follows from aggregate and version: a repeat finds it done. Raises as `box` does, and VersionMismatch.
+        """
+        content = BOX_AGGREGATE.struct(aggregate_type=key[1], aggregate_id=key[2])
+        aggregate, command_id = self._registry.aggregate_of(key[1]), derived_id("retention", *key, str(version))
+        command = Command(
+            key=(key[0], command_id),
+            route=Route(BOX_AGGREGATE, aggregate, lambda c: c.aggregate_id, _decided_elsewhere, self._roles),
+            aggregate=key,
+            content=content,
+            payload=BOX_AGGREGATE.encode(content),
+            expected_version=version,
+            correlation_id=command_id,
+            sender=Sender(key[0], RETENTION_USER, "", frozenset({Role.OPERATOR}), None, ""),
+            received_at=self._clock(),
+        )
+        return await self._carry_out(command, self._box_one, skips="AGGREGATE_BOXED")
 
     async def verify(self, key: AggregateKey, box: StoredBox) -> None:
         """Reads a box of an aggregate and checks every byte of it. Refusals: see ArchiveService."""
@@ -191,15 +213,18 @@ class Boxer:
         """
         boxes = command.route.codec is BOX_AGGREGATE
         _refuse(command, (await read_stored(self._reads, [command.aggregate])).get(command.aggregate), boxes=boxes)
-        parts = await self._with(command.aggregate)
+        parts = await self.parts_of(command.aggregate)
         if boxes and parts:
             for key, stored in (await read_stored(self._reads, parts)).items():
                 if not stored.boxed and stored.version > EVENTS_MAX:
                     raise _too_large(key)
         return parts
 
-    async def _with(self, key: AggregateKey) -> list[AggregateKey]:
-        """The aggregates that are boxed with one, in the order in which its events named them."""
+    async def parts_of(self, key: AggregateKey) -> list[AggregateKey]:
+        """The aggregates that are boxed with one, in the order in which its events named them.
+
+        Raises NotFound (AGGREGATE_NOT_FOUND) or Rejected (BOX_TOO_LARGE, ARCHIVE_DAMAGED).
+        """
         related = self._registry.boxed_with(key[1])
         if not related:
             return []

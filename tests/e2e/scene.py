@@ -11,9 +11,9 @@ from uuid import uuid4
 import grpc.aio
 
 from bank.v1 import account_query_pb2, person_query_pb2
-from foldline.v1 import archive_pb2, command_pb2, event_store_pb2, history_pb2
+from foldline.v1 import archive_pb2, command_pb2, event_store_pb2, history_pb2, retention_pb2, retention_pb2_grpc
 from shared.platform.identity import Role
-from tests.support.clients.bank import Bank, channels, deposit, new_id
+from tests.support.clients.bank import Bank, channels, deposit, new_id, options
 from tests.support.system.stack import Stack
 
 BALANCE_MINOR = 10_000
@@ -48,6 +48,7 @@ class Scene:
         self.write = write
         self.read = read
         self.bank = self.by()
+        self.retention = retention_pb2_grpc.RetentionServiceStub(write)
 
     def by(
         self,
@@ -115,6 +116,17 @@ class Scene:
     async def verify_box(self, aggregate_type: str, aggregate_id: str, version: int, roles: Iterable[Role] = ()) -> Any:
         request = archive_pb2.VerifyBoxRequest(aggregate_type=aggregate_type, aggregate_id=aggregate_id, version=version)
         return await self.by(*roles).call(self.bank.archive.VerifyBox, request)
+
+    async def set_retention(self, kind: str, days: int, *roles: Role) -> Any:
+        request = retention_pb2.SetRetentionRequest(options=options(), aggregate_type=kind, box_after_days=days)
+        receipt: command_pb2.CommandReceipt = await self.by(*roles).call(self.retention.SetRetention, request)
+        return receipt
+
+    async def retention_rules(self, *roles: Role) -> Any:
+        return await self.by(*roles).call(self.retention.ListRetention, retention_pb2.ListRetentionRequest())
+
+    async def plan_retention(self, *roles: Role, **fields: Any) -> Any:
+        return await self.by(*roles).call(self.retention.PlanRetention, retention_pb2.PlanRetentionRequest(**fields))
 
     async def read_all(self, bank: Bank, **more: int) -> Any:
         return await bank.collect(bank.events.ReadAll, event_store_pb2.ReadAllRequest(**more))

@@ -217,6 +217,21 @@ def test_a_person_goes_to_the_archive_and_comes_back(foldline: Foldline) -> None
     assert (code, refused["error"]["reason"]) == (1, "BOX_NOT_FOUND")
 
 
+def test_a_rule_of_retention_is_planned_set_and_ended(foldline: Foldline) -> None:
+    """What was changed a moment ago is not past any date; a type that is not there is refused by name."""
+    foldline("send", "RegisterPerson", "person_id=new", "name=Alice")
+    code, planned = foldline("retention", "plan", "person", "--box-after-days", "365")
+    assert (code, planned) == (0, {"boxes": [], "more": False})
+    code, text = foldline("retention", "set", "person", "--box-after-days", "365", output="text")
+    assert (code, text) == (0, "person is boxed after 365 days\n")
+    code, rules = foldline("retention")
+    assert (code, {"aggregate_type": "person", "box_after_days": 365} in rules) == (0, True)
+    code, text = foldline("retention", "end", "person", output="text")
+    assert (code, text) == (0, "person has no rule\n")
+    code, refused = foldline("retention", "set", "zebra", "--box-after-days", "1")
+    assert (code, refused["error"]["reason"]) == (1, "AGGREGATE_TYPE_NOT_FOUND")
+
+
 def test_an_account_is_watched(foldline: Foldline) -> None:
     """As it is, and after the last line that was printed only what has changed."""
     _, person = foldline("send", "RegisterPerson", "person_id=new", "name=Alice")

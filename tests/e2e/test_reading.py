@@ -28,6 +28,7 @@ SERVICES = {
         "foldline.v1.ArchiveService",
         "foldline.v1.HistoryService",
         "foldline.v1.OverrideService",
+        "foldline.v1.RetentionService",
     },
     READ: {
         "bank.v1.AccountQueryService",

@@ -27,7 +27,7 @@ from psycopg.rows import dict_row
 
 from bank.v1 import account_pb2, person_pb2, transfer_pb2, user_pb2
 from deploy.local.system import System
-from foldline.v1 import archive_pb2, command_pb2, override_pb2
+from foldline.v1 import archive_pb2, command_pb2, override_pb2, retention_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.line.broker import stream_name
 from tests.support.clients.bank import auditor, read_status
@@ -45,6 +45,7 @@ KINDS: dict[str, type[Message]] = {
         archive_pb2.AggregateBoxed,
         archive_pb2.AggregateUnboxed,
         override_pb2.OverrideSwitched,
+        retention_pb2.RetentionSet,
         person_pb2.PersonRegistered,
         person_pb2.PersonRenamed,
         person_pb2.AccountAttached,
@@ -425,7 +426,7 @@ class Fold:
                 assert isinstance(event, account_pb2.MoneySuspended)
                 self._step(envelope, event.transfer_id, "suspended_at")
             case other:
-                assert other in ("login", "overrides"), other
+                assert other in ("login", "overrides", "retention"), other
 
     def _person(self, envelope: EventEnvelope, event: Message) -> None:
         new = {"open_account_count": 0, "status": "active", "closed_at": None}

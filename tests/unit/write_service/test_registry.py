@@ -375,7 +375,7 @@ NOT_PERSONAL = {"currency", "owner_id", "login_id", "holder_id", "account_ids", 
 def test_what_is_personal_in_a_state_is_known_by_its_name() -> None:
     """A state's field with text has the name of a personal field of its events, or is known to be none."""
     found = {}
-    for category in ("person", "account", "transfer", "user", "login", "suspense", "overrides"):
+    for category in ("person", "account", "transfer", "user", "login", "suspense", "overrides", "retention"):
         state = BUS.aggregate_of(category).initial
         texts = {name for name in state.__struct_fields__ if isinstance(getattr(state, name), str | tuple)}
         found[category] = sorted(texts & {*personal_fields(BUS, category)})
