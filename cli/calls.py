@@ -16,6 +16,7 @@ from google.protobuf.message import Message
 from grpc.aio import AioRpcError
 
 from cli import contract
+from cli.channels import channel
 from cli.endpoints import Endpoints
 from deploy.bank import Bank, packed
 from foldline.v1 import (
@@ -25,7 +26,7 @@ from foldline.v1 import (
     process_pb2_grpc,
 )
 from shared.folds.errors import Refusal
-from shared.rpc.client import bearer, channel
+from shared.rpc.client import bearer
 from shared.rpc.status import from_rpc_error, from_status
 
 TIMEOUT_S = 10

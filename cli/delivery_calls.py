@@ -6,9 +6,9 @@ import json
 from typing import Any
 
 from cli.calls import listed, plain, unary
+from cli.channels import channel
 from cli.endpoints import Endpoints
 from foldline.v1 import delivery_pb2, delivery_pb2_grpc
-from shared.rpc.client import channel
 
 
 async def find(endpoints: Endpoints, tenant: str, status: str, limit: int) -> tuple[list[dict[str, Any]], bool]:

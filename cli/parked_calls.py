@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from cli.calls import listed, plain, unary
+from cli.channels import channel
 from cli.endpoints import Endpoints
 from foldline.v1 import projection_pb2, projection_pb2_grpc
-from shared.rpc.client import channel
 
 TIMEOUT_S = 30
 

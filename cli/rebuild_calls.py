@@ -8,9 +8,10 @@ from typing import Any
 from grpc.aio import AioRpcError
 
 from cli.calls import Refused, plain, unary
+from cli.channels import channel
 from cli.endpoints import Endpoints
 from foldline.v1 import projection_pb2, projection_pb2_grpc
-from shared.rpc.client import bearer, channel
+from shared.rpc.client import bearer
 from shared.rpc.status import from_rpc_error
 
 

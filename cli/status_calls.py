@@ -9,6 +9,7 @@ from grpc.aio import AioRpcError
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from cli.calls import TIMEOUT_S, Refused, list_processes, plain, told, unary
+from cli.channels import channel
 from cli.endpoints import Endpoints
 from foldline.v1 import (
     event_store_pb2,
@@ -18,7 +19,7 @@ from foldline.v1 import (
     projection_pb2,
     projection_pb2_grpc,
 )
-from shared.rpc.client import bearer, channel
+from shared.rpc.client import bearer
 from shared.rpc.status import from_rpc_error
 
 BEYOND_THE_LINE = 2**62

@@ -8,9 +8,9 @@ from typing import Any
 from google.protobuf.message import Message
 
 from cli.calls import listed, plain, unary
+from cli.channels import channel
 from cli.endpoints import Endpoints
 from foldline.v1 import process_pb2, process_pb2_grpc
-from shared.rpc.client import channel
 
 PAGE = 200
 

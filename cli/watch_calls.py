@@ -10,8 +10,9 @@ from grpc.aio import AioRpcError
 
 from cli import contract
 from cli.calls import Refused, plain
+from cli.channels import channel
 from cli.endpoints import Endpoints
-from shared.rpc.client import bearer, channel
+from shared.rpc.client import bearer
 from shared.rpc.status import from_rpc_error
 
 AGAIN_S = 0.5

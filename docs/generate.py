@@ -34,6 +34,9 @@ PROCESSES: dict[str, type[ProcessSettings]] = {
 STORED_TYPES = ROOT / "upcasters/stored_types.txt"
 # What the command line, the embedded engines and the bootstrap are told; a process of ours ignores them.
 OTHERS = {
+    "FOLDLINE_CA_FILE",
+    "FOLDLINE_CLIENT_CERT_FILE",
+    "FOLDLINE_CLIENT_KEY_FILE",
     "FOLDLINE_DATA",
     "FOLDLINE_NATS_SERVER",
     "FOLDLINE_POSTGRES_AS",

@@ -16,28 +16,26 @@ from pydantic import Field
 
 from read_service.registry import GROUPS
 from shared.folds.projection import Group
+from shared.line.broker_access import Broker
 from shared.line.fanout import FanOut
 from shared.line.follower import Feed, Follower, Line
 from shared.line.sources import StoreLine, StreamFeed
 from shared.platform.leader import LockClass, until
+from shared.platform.peers import BrokerPeer, WriteServicePeer
 from shared.platform.postgres import Connection, connect, refuse_unsafe
-from shared.platform.settings import ProcessSettings, load
-from shared.platform.urls import Address, DatabaseUrl, NatsUrl
+from shared.platform.settings import load
+from shared.platform.urls import DatabaseUrl
 from shared.projections.groups import GroupProjector, Projectors
 from shared.rpc import bootstrap
 from shared.rpc.client import channel
 from upcasters import UPCASTERS
 
 
-class ProjectorSettings(ProcessSettings):
+class ProjectorSettings(WriteServicePeer, BrokerPeer):
     """The projector: keeps the query tables in step with the line of events."""
 
     database_url: DatabaseUrl
     """The read database's URL, as the role that writes the tables and not through a pooler: a session lock elects a leader."""
-    write_address: Address
-    """The write service's address, host:port, where missed events are read."""
-    nats_url: NatsUrl
-    """The NATS servers, nats://user:password@host:port, several separated by commas."""
     token_file: Path
     """A file with a token of role `reader`; it is read again for every call, so it can be renewed."""
     shard: int = Field(1, ge=1)
@@ -78,9 +76,9 @@ class Leading:
         """Projects until `stopping` is set. Then the open transaction is rolled back; the next leader does it again."""
         # Built anew for each lease, because nothing that was read under an earlier lease may be used.
         settings = self._settings
-        feed = StreamFeed(settings.nats_url.get_secret_value(), settings.shard, f"projector-{settings.shard}")
+        feed = StreamFeed(Broker.of(settings), settings.shard, f"projector-{settings.shard}")
         try:
-            async with channel(settings.write_address, retries=False) as events:
+            async with channel(settings.write_address, retries=False, tls=settings.write_tls) as events:
                 self._projectors = build(settings, StoreLine(events, settings.token_file, settings.shard), feed)
                 await until(stopping, self._projectors.run())
         finally:

@@ -21,15 +21,17 @@ from saga_service.overrides import ANNOUNCEMENTS
 from saga_service.registry import PROCESSES
 from shared.folds.delivery import Announcements
 from shared.folds.process import ProcessDefinition
+from shared.line.broker_access import Broker
 from shared.line.consumer_metrics import watch_consumers
 from shared.line.follower import Follower
 from shared.line.sources import StoreLine, StreamFeed
 from shared.platform import postgres
 from shared.platform.clock import utc_now
 from shared.platform.leader import LockClass, lead, until
+from shared.platform.peers import BrokerPeer, WriteServicePeer
 from shared.platform.postgres import Connection, Reads, refuse_unsafe
 from shared.platform.settings import ServerSettings
-from shared.platform.urls import Address, DatabaseUrl, NatsUrl
+from shared.platform.urls import DatabaseUrl
 from shared.processes import announce
 from shared.processes.admin import ProcessAdmin
 from shared.processes.channels import Channel, Contacts, Deferred
@@ -47,15 +49,11 @@ from shared.rpc.server import Server
 from upcasters import UPCASTERS
 
 
-class SagaSettings(ServerSettings):
+class SagaSettings(ServerSettings, WriteServicePeer, BrokerPeer):
     """The saga service: runs processes and serves their operators."""
 
     database_url: DatabaseUrl
     """The saga database's URL, as the application role and not through a pooler: a session's lock elects the leader."""
-    write_address: Address
-    """The write service's address, host:port, where events are read and commands are sent."""
-    nats_url: NatsUrl
-    """The NATS servers, nats://user:password@host:port, several separated by commas."""
     token_file: Path
     """A file with a token of the roles `process` and `reader`, read again for every call, so it can be renewed. Its user
     must stay the same: a command that another user sends again is another command."""
@@ -126,9 +124,9 @@ class Leading:
         # Built for every lease anew: nothing that was read under an earlier lease may be used.
         settings = self._settings
         async with AsyncExitStack() as stack:
-            feed = StreamFeed(settings.nats_url.get_secret_value(), settings.shard, f"saga-{settings.shard}")
+            feed = StreamFeed(Broker.of(settings), settings.shard, f"saga-{settings.shard}")
             stack.push_async_callback(feed.close)
-            write = await stack.enter_async_context(channel(settings.write_address, retries=False))
+            write = await stack.enter_async_context(channel(settings.write_address, retries=False, tls=settings.write_tls))
             self._runner = ProcessRunner(
                 self._definitions,
                 settings.shard,
@@ -195,7 +193,7 @@ def build(
     server.probes.readiness.add("processes", readiness_check(probe, settings.shard, clock))
     watch_consumers(server.probes.metrics, probe, LockClass.SAGA, settings.shard, (CHECKPOINT,))
     watch_processes(server.probes.metrics, probe, settings.shard, clock)
-    events = channel(settings.write_address, retries=False)
+    events = channel(settings.write_address, retries=False, tls=settings.write_tls)
     server.on_drained(lambda: events.close(None))
     admin = ProcessAdmin(
         reads,

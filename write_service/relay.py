@@ -15,23 +15,22 @@ from contextlib import asynccontextmanager
 from nats.aio.client import Client
 from pydantic import Field
 
-from shared.line import broker
+from shared.line.broker_access import Broker, connect
 from shared.line.relay import Relay, Retention, WrongShard
 from shared.platform.instruments import Labels
 from shared.platform.leader import LockClass, until
 from shared.platform.metrics import Metrics
-from shared.platform.settings import ProcessSettings, load
-from shared.platform.urls import DatabaseUrl, NatsUrl
+from shared.platform.peers import BrokerPeer
+from shared.platform.settings import load
+from shared.platform.urls import DatabaseUrl
 from shared.rpc import bootstrap
 
 
-class RelaySettings(ProcessSettings):
+class RelaySettings(BrokerPeer):
     """The relay: publishes the committed events of one shard to NATS, in order."""
 
     database_url: DatabaseUrl
     """The write database's URL, as the application role and not through a pooler: a session's lock elects the leader."""
-    nats_url: NatsUrl
-    """The NATS servers, nats://user:password@host:port, several separated by commas."""
     shard: int = Field(1, ge=1)
     """The shard whose events are published."""
     stream_age_max_s: float = Field(24 * 3600.0, ge=1)
@@ -54,7 +53,7 @@ class Publishing:
     async def connected(self, stopping: asyncio.Event) -> AsyncIterator[None]:
         """Connects to NATS, and returns without a connection if `stopping` is set before. One connection for all leases."""
         settings = self._settings
-        client = await until(stopping, broker.connect(settings.nats_url.get_secret_value(), f"relay-{settings.shard}"))
+        client = await until(stopping, connect(Broker.of(settings), f"relay-{settings.shard}"))
         self._client = client
         try:
             yield

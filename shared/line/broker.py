@@ -15,7 +15,6 @@ Values are percent-encoded as the CloudEvents binding asks, so no id can break a
 
 from __future__ import annotations
 
-import time
 from base64 import b64decode, b64encode
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,17 +22,14 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
 from google.protobuf.message import DecodeError
-from nats.aio.client import Client
-from nats.errors import NotJSMessageError, UnexpectedEOF
+from nats.errors import NotJSMessageError
 
 from foldline.v1.event_store_pb2 import EventEnvelope, EventMetadata
 from shared.platform.clock import timestamp
-from shared.platform.telemetry import logger, trace_id, valid_traceparent
+from shared.platform.telemetry import trace_id, valid_traceparent
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
-
-log = logger(__name__)
 
 EXPECTED_LAST_SEQUENCE = "Nats-Expected-Last-Sequence"
 ID = "ce-id"
@@ -45,8 +41,6 @@ METADATA = "Foldline-Metadata"
 TRACEPARENT = "traceparent"
 
 STREAM_EPOCH = "foldline-epoch"  # in the stream's metadata: the history that it copies
-
-REPEAT_LOG_S = 10.0
 
 
 def stream_name(shard: int) -> str:
@@ -162,53 +156,3 @@ def _metadata(headers: dict[str, str]) -> EventMetadata:
     if given is not None and trace_id(given) == trace_id(metadata.traceparent):
         metadata.traceparent = given
     return metadata
-
-
-async def connect(nats_url: str, name: str) -> Client:
-    """A connection that never gives up. If there is no server yet, it logs that and waits.
-
-    - `max_reconnect_attempts=-1`: the default gives up for ever after a minute.
-    - `pending_size=-1`: while disconnected a publish raises at once instead of piling up in memory, to be sent later
-      by a relay that may no longer lead.
-    - `error_cb`: a missing permission shows nowhere else.
-
-    `stats["reconnects"]` of the client counts reconnects; after each, messages may be missing.
-    """
-    client = Client()
-    told_at = 0.0
-
-    async def on_error(error: Exception) -> None:
-        nonlocal told_at
-        if isinstance(error, UnexpectedEOF | OSError | TimeoutError):  # repeated at every attempt
-            if time.monotonic() - told_at < REPEAT_LOG_S:
-                return
-            told_at = time.monotonic()
-            log.info("broker_awaited", connection=name, error=repr(error))
-        else:
-            log.warning("broker_error", connection=name, error=repr(error))
-
-    async def on_disconnect() -> None:
-        if not client.is_closed:
-            log.warning("broker_lost", connection=name)
-
-    async def on_reconnect() -> None:
-        nonlocal told_at
-        told_at = 0.0
-        log.info("broker_back", connection=name)
-
-    await client.connect(
-        nats_url,
-        name=name,
-        allow_reconnect=True,
-        max_reconnect_attempts=-1,
-        reconnect_time_wait=1,
-        connect_timeout=2,
-        ping_interval=5,
-        max_outstanding_pings=2,
-        pending_size=-1,
-        error_cb=on_error,
-        disconnected_cb=on_disconnect,
-        reconnected_cb=on_reconnect,
-    )
-    log.info("broker_connected", connection=name)
-    return client

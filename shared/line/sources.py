@@ -23,7 +23,8 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.errors import Error as JetStreamError
 
 from foldline.v1 import event_store_pb2, event_store_pb2_grpc
-from shared.line.broker import NotAnEvent, connect, from_message, stream_name
+from shared.line.broker import NotAnEvent, from_message, stream_name
+from shared.line.broker_access import Broker, connect
 from shared.line.follower import FeedAway, FeedMessage, LineAway, LinePage
 from shared.platform.telemetry import logger
 from shared.rpc.client import bearer
@@ -65,8 +66,8 @@ class StoreLine:
 class StreamFeed:
     """The stream of a shard. One request for messages is always open, so an event comes when it is published."""
 
-    def __init__(self, nats_url: str, shard: int, name: str) -> None:
-        self._nats_url = nats_url
+    def __init__(self, broker: Broker, shard: int, name: str) -> None:
+        self._broker = broker
         self._shard = shard
         self._name = name
         self._client: Client | None = None
@@ -149,7 +150,7 @@ class StreamFeed:
     async def _connect(self) -> None:
         while self._client is None:
             try:
-                self._client = await connect(self._nats_url, self._name)
+                self._client = await connect(self._broker, self._name)
             except (nats.errors.Error, OSError, TimeoutError) as error:
                 log.info("broker_awaited", connection=self._name, error=repr(error))
                 await asyncio.sleep(1)

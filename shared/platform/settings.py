@@ -13,7 +13,7 @@ from __future__ import annotations
 import difflib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
@@ -21,7 +21,8 @@ from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from shared.platform.urls import Address
+from shared.platform.certificates import read_authorities, read_pair
+from shared.platform.urls import Address, OverTls
 from shared.platform.variables import KNOWN
 
 PREFIX = "FOLDLINE_"
@@ -49,6 +50,15 @@ class ProcessSettings(BaseSettings):
     """The address to listen on, host:port; port 0 lets the system choose one. gRPC health is answered here by every process."""
     admin_listen: Address = "127.0.0.1:0"
     """The address of /healthz, /readyz and /metrics over HTTP. They need no token: keep it on the operator's network."""
+    tls_cert_file: Path | None = None
+    """The certificate that gRPC is served with, its own first and then its chain, as PEM; read again when it changes. Without one
+    gRPC is plain text. The admin port is HTTP in any case."""
+    tls_key_file: Path | None = None
+    """The certificate's private key, as PEM without a passphrase."""
+    tls_client_ca_file: Path | None = None
+    """Authorities, as PEM: only clients that show a certificate of one of them may connect, health checks included."""
+    tls_required: bool = False
+    """Whether to refuse to start unless gRPC is served over TLS, and PostgreSQL, NATS and the write service called over it."""
     metric_tenants: str = ""
     """The tenants that metrics tell apart, separated by commas. All others are in the sums alone."""
 
@@ -56,6 +66,28 @@ class ProcessSettings(BaseSettings):
     def tenants_told_apart(self) -> frozenset[str]:
         """The names in `metric_tenants`."""
         return frozenset(filter(None, map(str.strip, self.metric_tenants.split(","))))
+
+    @property
+    def listens_locally(self) -> bool:
+        """Whether `listen` is an address of this machine that no other machine reaches."""
+        host = self.listen.rpartition(":")[0].strip("[]")
+        return host in {"localhost", "::1"} or host.startswith("127.")
+
+    @model_validator(mode="after")
+    def _tls_agrees(self) -> ProcessSettings:
+        refuse_unusable(self, "tls_cert_file", "tls_key_file", "tls_client_ca_file")
+        if self.tls_client_ca_file is not None and self.tls_cert_file is None:
+            raise ValueError(f"{PREFIX}TLS_CLIENT_CA_FILE needs {PREFIX}TLS_CERT_FILE")
+        if self.tls_required:
+            if self.tls_cert_file is None:
+                raise ValueError(f"{PREFIX}TLS_REQUIRED needs {PREFIX}TLS_CERT_FILE")
+            for name, field in type(self).model_fields.items():
+                value = getattr(self, name)
+                text = value.get_secret_value() if isinstance(value, SecretStr) else value
+                for over in field.metadata:
+                    if isinstance(over, OverTls) and text is not None and not over.leads(text):
+                        raise ValueError(f"{PREFIX}TLS_REQUIRED: {PREFIX}{name.upper()} {over.like}")
+        return self
 
     @classmethod
     def settings_customise_sources(
@@ -166,6 +198,24 @@ def load(settings: type[SettingsT], program: str, *, arguments: Sequence[str] | 
         _refuse([_sentence(each) for each in error.errors(include_url=False, include_input=False)])
     except ValueError as error:
         _refuse([str(error)])
+
+
+def refuse_unusable(settings: ProcessSettings, cert: str, key: str, authorities: str = "") -> None:
+    """Raises ValueError, with the variable's name, unless the files that these fields name can be used, and fit each other."""
+    cert_file, key_file = getattr(settings, cert), getattr(settings, key)
+    if (cert_file is None) != (key_file is None):
+        raise ValueError(f"{PREFIX}{cert.upper()} and {PREFIX}{key.upper()} need each other")
+    if cert_file is not None:
+        _named(cert, lambda: read_pair(cert_file, key_file))
+    if authorities and (file := getattr(settings, authorities)) is not None:
+        _named(authorities, lambda: read_authorities(file))
+
+
+def _named(field: str, read: Callable[[], object]) -> None:
+    try:
+        read()
+    except ValueError as error:
+        raise ValueError(f"{PREFIX}{field.upper()}: {error}") from None
 
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
@@ -26,6 +27,8 @@ def run(
     refuses: tuple[type[Exception], ...] = (),
 ) -> int:
     """Runs a process to its end; returns its exit code. What it `refuses` to run on is told, not thrown."""
+    # Otherwise gRPC prints a line for each failed handshake, which anybody can cause.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     telemetry.configure(settings.log_level, service=service)
     tracing.configure(service)
     unfit: tuple[type[Exception], ...] = (UnsafeDatabase, *refuses)

@@ -5,12 +5,26 @@ What is wrong is told without the address, which may hold a password.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, SecretStr
 
+TLS_SCHEME = "grpcs://"
+"""Before the address of a service that is called over TLS."""
+
 _NATS_SCHEMES = ("nats", "tls", "ws", "wss")
+
+
+@dataclass(frozen=True, slots=True)
+class OverTls:
+    """Says of the type of an address whether one leads over TLS, and what it should be like."""
+
+    leads: Callable[[str], bool]
+    like: str
 
 
 def _database_url(value: SecretStr) -> SecretStr:
@@ -24,13 +38,37 @@ def _database_url(value: SecretStr) -> SecretStr:
     ports = str(known.get("port") or "").split(",")
     if not known.get("dbname") or not all(port.isdigit() for port in ports if port):
         raise ValueError("must be like postgresql://user:password@host:5432/database")
+    root = known.get("sslrootcert")
+    if str(known.get("sslmode")).startswith("verify-") and root != "system" and not (root and Path(str(root)).is_file()):
+        raise ValueError("with this sslmode must have sslrootcert=FILE, a file that can be read, or sslrootcert=system")
     return value
+
+
+def _database_is_verified(value: str) -> bool:
+    from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415
+
+    return conninfo_to_dict(value).get("sslmode") == "verify-full"
 
 
 def _nats_url(value: SecretStr) -> SecretStr:
     for one in value.get_secret_value().split(","):
         if not _has_host(one.strip(), _NATS_SCHEMES):
             raise ValueError("must be like nats://user:password@host:4222, or several of these separated by commas")
+    return value
+
+
+def nats_is_verified(value: str) -> bool:
+    """Whether each of the URLs is one of a server that is reached over TLS."""
+    return all(urlsplit(one.strip()).scheme in ("tls", "wss") for one in value.split(","))
+
+
+def _service_address(value: str) -> str:
+    try:
+        if value.startswith(("http://", "https://")):
+            raise ValueError
+        _address(value.removeprefix(TLS_SCHEME))
+    except ValueError:
+        raise ValueError("must be like host:50051, or grpcs://host:50051 for TLS") from None
     return value
 
 
@@ -49,9 +87,15 @@ def _has_host(url: str, schemes: tuple[str, ...]) -> bool:
         return False
 
 
-DatabaseUrl = Annotated[SecretStr, AfterValidator(_database_url)]
+DatabaseUrl = Annotated[SecretStr, AfterValidator(_database_url), OverTls(_database_is_verified, "must say sslmode=verify-full")]
 """A URL or a connection string of PostgreSQL that names a database."""
-NatsUrl = Annotated[SecretStr, AfterValidator(_nats_url)]
+NatsUrl = Annotated[SecretStr, AfterValidator(_nats_url), OverTls(nats_is_verified, "must begin with tls://")]
 """One or several URLs of NATS servers."""
 Address = Annotated[str, AfterValidator(_address)]
 """A host and a port."""
+ServiceAddress = Annotated[
+    str,
+    AfterValidator(_service_address),
+    OverTls(lambda value: value.startswith(TLS_SCHEME), f"must begin with {TLS_SCHEME}"),
+]
+"""A host and a port of a service, with `grpcs://` before it for TLS."""

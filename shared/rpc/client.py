@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any
 
+import grpc
 from grpc import aio
+
+from shared.platform.certificates import ClientTls, Reloaded
+from shared.platform.urls import TLS_SCHEME
 
 # Larger than the limits of our servers, so that the caller sees the server's refusal and not gRPC's own.
 _MESSAGE_SIZE_MAX = 8 * 1024 * 1024
+# Calls that began under a former certificate may go on for so long; the longest of ours, a reading of the line, is shorter.
+_FORMER_CALLS_S = 900.0
 
 # gRPC itself repeats a call that is UNAVAILABLE: commands are idempotent by their ids, and queries change nothing. The pauses
 # come to three seconds, longer than a channel needs to notice that a replica is back, so one that ends meanwhile is not missed.
@@ -45,13 +55,93 @@ OPTIONS: tuple[tuple[str, int | str], ...] = (
 )
 
 
-def channel(target: str, *, retries: bool = True) -> aio.Channel:
+def channel(target: str, *, retries: bool = True, tls: ClientTls | None = None) -> aio.Channel:
     """A channel to `host:port`, or to a name that resolves to several. Close it, or use it with `async with`.
 
-    Without `retries` the first UNAVAILABLE comes through.
+    `grpcs://host:port` is reached over TLS, with the certificates of `tls`, or the usual public authorities. Without
+    `retries` the first UNAVAILABLE comes through. Raises ValueError for certificates that cannot be used.
     """
-    options = OPTIONS if retries else tuple(option for option in OPTIONS if option[0] != "grpc.service_config")
-    return aio.insecure_channel(target, options=[*options, ("grpc.enable_retries", int(retries))])
+    chosen = OPTIONS if retries else tuple(option for option in OPTIONS if option[0] != "grpc.service_config")
+    options = [*chosen, ("grpc.enable_retries", int(retries))]
+    if target.startswith(TLS_SCHEME):
+        return _TlsChannel(target.removeprefix(TLS_SCHEME), options, tls or ClientTls())
+    return aio.insecure_channel(target, options=options)
+
+
+class _TlsChannel(aio.Channel):
+    """A channel over TLS. Calls that begin after its certificates changed go over a connection made with the new ones.
+
+    gRPC itself reads a client's certificate once: a channel that lives long would be refused when its certificate expires.
+    """
+
+    def __init__(self, target: str, options: Sequence[tuple[str, int | str]], tls: ClientTls) -> None:
+        self._target, self._options = target, options
+        self._files = Reloaded("client", tls.files, lambda: _credentials(tls))
+        self._channel = self._open()
+        self._former: set[asyncio.Task[None]] = set()
+
+    def _open(self) -> aio.Channel:
+        return aio.secure_channel(self._target, self._files.content, options=self._options)
+
+    def _current(self) -> aio.Channel:
+        if self._files.refresh():
+            former, self._channel = self._channel, self._open()
+            closing = asyncio.get_running_loop().create_task(former.close(_FORMER_CALLS_S))
+            self._former.add(closing)
+            closing.add_done_callback(self._former.discard)
+        return self._channel
+
+    def _method(self, kind: str, *route: Any, **options: Any) -> Callable[..., Any]:
+        """What a stub calls: it makes the method anew for each new channel."""
+        channel: aio.Channel | None = None
+        method: Any = None
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            nonlocal channel, method
+            current = self._current()
+            if current is not channel:
+                channel, method = current, getattr(current, kind)(*route, **options)
+            return method(*arguments, **named)
+
+        return call
+
+    def unary_unary(self, *route: Any, **options: Any) -> Any:
+        return self._method("unary_unary", *route, **options)
+
+    def unary_stream(self, *route: Any, **options: Any) -> Any:
+        return self._method("unary_stream", *route, **options)
+
+    def stream_unary(self, *route: Any, **options: Any) -> Any:
+        return self._method("stream_unary", *route, **options)
+
+    def stream_stream(self, *route: Any, **options: Any) -> Any:
+        return self._method("stream_stream", *route, **options)
+
+    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
+        return self._channel.get_state(try_to_connect)
+
+    async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
+        await self._channel.wait_for_state_change(last_observed_state)
+
+    async def channel_ready(self) -> None:
+        await self._channel.channel_ready()
+
+    async def close(self, grace: float | None = None) -> None:
+        for closing in self._former:
+            closing.cancel()
+        await asyncio.gather(*self._former, return_exceptions=True)
+        await self._channel.close(grace)
+
+    async def __aenter__(self) -> _TlsChannel:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.close()
+
+
+def _credentials(tls: ClientTls) -> grpc.ChannelCredentials:
+    authorities, pair = tls.read()
+    return grpc.ssl_channel_credentials(authorities, *((pair.key, pair.chain) if pair else ()))
 
 
 def bearer(token: str, *, traceparent: str | None = None) -> tuple[tuple[str, str], ...]:

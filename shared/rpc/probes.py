@@ -23,6 +23,7 @@ from shared.platform.telemetry import logger
 from shared.platform.vitals import Vitals
 from shared.rpc.admin_port import AdminPort
 from shared.rpc.readiness import Readiness
+from shared.rpc.tls import listen
 
 LIVENESS, READINESS = "liveness", "readiness"
 
@@ -43,7 +44,7 @@ class Probes:
         self.readiness = Readiness()
         self.servicer = health.aio.HealthServicer()
         self.admin = AdminPort(settings.admin_listen, self.readiness, self.metrics.render)
-        self._listen = settings.listen
+        self._settings = settings
         self._tasks: list[asyncio.Task[None]] = []
         self._databases: list[DatabaseProbe] = []
         self._draining = False
@@ -100,11 +101,11 @@ class Probes:
         """
         server = aio.server(maximum_concurrent_rpcs=_CALLS_MAX, options=(("grpc.so_reuseport", 0),))
         health_pb2_grpc.add_HealthServicer_to_server(self.servicer, server)
-        self.port = server.add_insecure_port(self._listen)
+        self.port = listen(server, self._settings)
         await self.open()
         try:
             await server.start()
-            log.info("listening", address=self._listen, port=self.port)
+            log.info("listening", address=self._settings.listen, port=self.port)
             yield
         finally:
             await self.drain(("",))

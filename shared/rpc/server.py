@@ -51,6 +51,7 @@ from shared.rpc.handlers import (
 from shared.rpc.places import OpenPlaces, Places
 from shared.rpc.probes import Probes
 from shared.rpc.status import to_status, trailers
+from shared.rpc.tls import listen
 from shared.rpc.validation import load_validator
 
 ServicerT = TypeVar("ServicerT")
@@ -167,7 +168,7 @@ class Server:
             reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflecting, cast("aio.Server", plain))
         self._server.add_generic_rpc_handlers((Table({**self._handlers, **open_handlers(plain.services, self._open_places)}),))
         await self.set_serving(serving)
-        self.port = self._server.add_insecure_port(self._settings.listen)
+        self.port = listen(self._server, self._settings)
         await self.probes.open()
         await self._server.start()
         log.info("listening", address=self._settings.listen, port=self.port)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from google.protobuf import duration_pb2
 from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
@@ -110,14 +112,28 @@ def from_status(status: status_pb2.Status) -> Refusal:
 
 
 def from_rpc_error(error: AioRpcError) -> Refusal:
-    """The refusal that a failed call stands for. If gRPC or a proxy failed it, the reason is the code's name."""
+    """The refusal that a failed call stands for. If gRPC or a proxy failed it, the reason is the code's name.
+
+    A service whose certificate is not trusted is CERTIFICATE_NOT_TRUSTED.
+    """
     for key, value in error.trailing_metadata() or ():
         if key == DETAILS_KEY and isinstance(value, bytes):
             try:
                 return from_status(status_pb2.Status.FromString(value))
             except DecodeError:
                 break
-    return from_status(status_pb2.Status(code=error.code().value[0], message=error.details() or ""))
+    details = error.details() or ""
+    if error.code() is StatusCode.UNAVAILABLE and (why := _UNTRUSTED.search(details)):
+        return Unavailable("CERTIFICATE_NOT_TRUSTED", _untrusted(why["why"]))
+    return from_status(status_pb2.Status(code=error.code().value[0], message=details))
+
+
+# What gRPC says of a server that could not be told to be the one that was meant.
+_UNTRUSTED = re.compile(r"CERTIFICATE_VERIFY_FAILED: (?P<why>[a-z ]+)|(?P<name>Hostname Verification Check failed)")
+
+
+def _untrusted(why: str | None) -> str:
+    return f"the certificate of the service is not trusted: {why or 'it is for another host'}"
 
 
 def trailers(status: status_pb2.Status) -> tuple[StatusCode, str, tuple[tuple[str, bytes], ...]]:

@@ -17,6 +17,7 @@ from deploy.bootstrap import Database
 from deploy.engines.nats import Nats
 from deploy.local.supervisor import Program, Supervisor
 from shared.line import broker
+from shared.line.broker_access import Broker, connect
 from shared.platform.leader import LockClass, hold_lease
 from tests.support.fakes.relaying import grow, in_step, reaches, read_copy
 from tests.support.system.proxy import Proxy
@@ -37,7 +38,7 @@ async def relays(nats_server: Nats, write_db: Database, tmp_path: Path) -> Async
 @pytest.fixture
 async def streams(nats_server: Nats) -> AsyncIterator[JetStreamContext]:
     """JetStream, as an operator sees it."""
-    client = await broker.connect(nats_server.url, "test")
+    client = await connect(Broker(nats_server.url), "test")
     yield client.jetstream()
     await client.close()
 
@@ -117,7 +118,7 @@ async def test_what_a_woken_relay_still_had_in_its_buffers(
     async def listen(message: Msg) -> None:
         seen.append(int((message.headers or {})[broker.POSITION]))
 
-    client = await broker.connect(nats_server.url, "listener")
+    client = await connect(Broker(nats_server.url), "listener")
     async with Proxy(nats_server.url).serving() as proxy:
         module = "write_service.relay" if fenced else "tests.support.fakes.unfenced_relay"
         settings = {"FOLDLINE_DATABASE_URL": write_db.app, "FOLDLINE_NATS_URL": proxy.url}

@@ -20,6 +20,7 @@ from nats.aio.client import Client
 
 from deploy.local.system import PROJECTOR, RELAY
 from shared.line import broker
+from shared.line.broker_access import Broker, connect
 from tests.support.checks.invariants import Acknowledged, check, look
 from tests.support.clients.bank import Bank, channels, deposit, new_id
 from tests.support.fakes.relaying import STREAM, in_step
@@ -96,7 +97,7 @@ async def load(stack: Stack) -> AsyncIterator[Load]:
 @pytest.fixture
 async def client(stack: Stack) -> AsyncIterator[Client]:
     """A connection of somebody who can do anything to the broker."""
-    client = await broker.connect(stack.nats.url, "somebody")
+    client = await connect(Broker(stack.nats.url), "somebody")
     yield client
     await client.close()
 

@@ -12,6 +12,7 @@ from deploy.bootstrap import Database
 from deploy.engines.nats import Nats
 from foldline.v1 import command_pb2
 from shared.line import broker
+from shared.line.broker_access import Broker, connect
 from tests.domains.backlog import backlog_pb2_grpc
 from tests.domains.backlog.backlog_pb2 import AddBacklogItemRequest, CommitBacklogItemRequest, PlanSprintRequest
 from tests.domains.backlog.registry import build_registry
@@ -91,7 +92,7 @@ async def test_an_atomic_batch_is_published_once_and_never_if_it_is_undone(
     sprint = await works.planned(10)
     one, two, three, four = [await works.added(points) for points in (5, 3, 1, 8)]
     before = len(await events_of(write_db))
-    client = await broker.connect(nats_server.url, "test")
+    client = await connect(Broker(nats_server.url), "test")
     try:
         async with relaying(write_db, nats_server.url):
             await in_step(client.jetstream(), write_db)

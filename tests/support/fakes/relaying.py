@@ -16,6 +16,7 @@ from nats.js.errors import NotFoundError
 
 from deploy.bootstrap import Database
 from shared.line import broker
+from shared.line.broker_access import Broker, connect
 from shared.line.event_store import envelope, read_line
 from shared.line.relay import Relay
 from tests.support.checks.history import connected, events_of
@@ -113,7 +114,7 @@ async def becomes(streams: JetStreamContext, check: Callable[[StreamConfig], boo
 @asynccontextmanager
 async def relaying(database: Database, nats_url: str, name: str = "relay") -> AsyncIterator[Relay]:
     """A running relay without a lease. At the end it drains, as after SIGTERM."""
-    client = await broker.connect(nats_url, name)
+    client = await connect(Broker(nats_url), name)
     stopping = asyncio.Event()
     relay = Relay(database.app, client, 1)
     running = asyncio.create_task(relay.run(stopping))

@@ -17,6 +17,7 @@ from deploy.bootstrap import Database
 from deploy.engines.nats import Nats
 from shared.line import broker
 from shared.line import relay as relay_module
+from shared.line.broker_access import Broker, connect
 from shared.line.event_store import envelope
 from shared.line.relay import Relay, Retention, WrongShard
 from shared.platform.postgres import UnsafeDatabase
@@ -30,7 +31,7 @@ from tests.support.system.waiting import eventually
 @pytest.fixture
 async def client(nats_server: Nats) -> AsyncIterator[Client]:
     """A connection of the test's own to a NATS of its own."""
-    client = await broker.connect(nats_server.url, "test")
+    client = await connect(Broker(nats_server.url), "test")
     yield client
     await client.close()
 
@@ -351,7 +352,7 @@ async def test_nats_may_come_back_empty(nats_server: Nats, write_db: Database, s
 async def test_postgresql_may_be_restarted_under_load(private_engines: Engines) -> None:
     """The relay waits for the database and goes on by itself."""
     database = private_engines.clone("write")
-    client = await broker.connect(private_engines.nats_url, "test")
+    client = await connect(Broker(private_engines.nats_url), "test")
     streams = client.jetstream()
     async with relaying(database, private_engines.nats_url):
         await in_step(streams, database)

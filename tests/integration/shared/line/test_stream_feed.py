@@ -17,6 +17,7 @@ from deploy.bootstrap import Database
 from deploy.engines.nats import Nats
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.line import broker
+from shared.line.broker_access import Broker, connect
 from shared.line.checkpoint import Checkpoint
 from shared.line.follower import FeedMessage, Follower
 from shared.line.sources import StreamFeed
@@ -32,7 +33,7 @@ SILENCE_S = 30.0
 @pytest.fixture
 async def client(nats_server: Nats) -> AsyncIterator[Client]:
     """A connection of the test's own to a NATS of its own."""
-    client = await broker.connect(nats_server.url, "test")
+    client = await connect(Broker(nats_server.url), "test")
     yield client
     await client.close()
 
@@ -63,7 +64,7 @@ async def publish(streams: JetStreamContext, *envelopes: EventEnvelope, epoch: s
 @pytest.fixture
 async def feed(nats_server: Nats) -> AsyncIterator[StreamFeed]:
     """The feed under test."""
-    feed = StreamFeed(nats_server.url, 1, "projector-test")
+    feed = StreamFeed(Broker(nats_server.url), 1, "projector-test")
     yield feed
     await feed.close()
 
@@ -228,7 +229,7 @@ async def test_it_starts_without_a_broker(nats_server: Nats, read_db: Database) 
     nats_server.stop()
     store = Store()
     store.person("acme", uid(1), "Alice")
-    feed = StreamFeed(nats_server.url, 1, "projector-test")
+    feed = StreamFeed(Broker(nats_server.url), 1, "projector-test")
     try:
         async with running(projector(read_db, StoreLine(store), feed, silence_s=0.1)) as it:
             await reached(it, 1)
@@ -269,7 +270,7 @@ async def test_a_cancelled_follower_ends_whatever_it_was_doing(nats_server: Nats
                 pass
 
     for number in range(60):
-        feed = StreamFeed(nats_server.url, 1, "projector-test")
+        feed = StreamFeed(Broker(nats_server.url), 1, "projector-test")
         following = asyncio.create_task(follow(feed))
         await asyncio.sleep(number * 0.001)
         following.cancel()

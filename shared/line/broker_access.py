@@ -1,0 +1,164 @@
+"""How NATS is reached: its servers, TLS, credentials, and a connection that never gives up."""
+
+from __future__ import annotations
+
+import binascii
+import ssl
+import time
+from base64 import b32decode, b64encode
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nats import errors
+from nats.aio.client import Client
+from nats.errors import UnexpectedEOF
+
+from shared.platform.certificates import ClientTls, Reloaded
+from shared.platform.peers import BrokerPeer
+from shared.platform.telemetry import logger
+
+REPEAT_LOG_S = 10.0
+
+log = logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Broker:
+    """The servers of a NATS, by one or several URLs separated by commas, and how to be let in."""
+
+    url: str
+    tls: ClientTls = field(default_factory=ClientTls)
+    credentials_file: Path | None = None
+
+    @staticmethod
+    def of(settings: BrokerPeer) -> Broker:
+        """What the settings say."""
+        return Broker(settings.nats_url.get_secret_value(), settings.nats_tls, settings.nats_credentials_file)
+
+
+class NotOverTls(errors.Error):
+    """A server that is to be reached over TLS offers none."""
+
+
+class _Client(Client):
+    """Reads its certificates again for a new connection, and tells a server nothing in plain text that must speak TLS.
+
+    nats-py goes on in plain text, user and password included, if the server does not ask for TLS, even where the URL begins
+    with tls:// (seen in 2.16): whoever sits in between could have it so.
+    """
+
+    def __init__(self, tls: ClientTls) -> None:
+        super().__init__()
+        self._contexts = Reloaded("nats", tls.files, lambda: _context(tls))
+
+    @property
+    def ssl_context(self) -> ssl.SSLContext:
+        self._contexts.refresh()
+        return self._contexts.content
+
+    def _connect_command(self) -> bytes:
+        server = self._current_server
+        if server is not None and server.uri.scheme == "tls" and not self._server_info.get("tls_required"):
+            raise NotOverTls("nats: the server offers no TLS, and its URL begins with tls://")
+        return super()._connect_command()
+
+
+def _context(tls: ClientTls) -> ssl.SSLContext:
+    authorities, pair = tls.read()
+    context = ssl.create_default_context(cadata=None if authorities is None else authorities.decode("ascii"))
+    if pair is not None and tls.cert_file is not None:
+        context.load_cert_chain(tls.cert_file, tls.key_file)
+    return context
+
+
+class Credentials:
+    """A NATS user's credentials in a file as `nsc` makes it. It is read for every connection."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def jwt(self) -> bytes:
+        """The user's JWT. Raises OSError, or errors.Error if there is none."""
+        return self._part("NATS USER JWT")
+
+    def sign(self, nonce: str) -> bytes:
+        """The server's nonce, signed by the user's key, in base64. Raises OSError, or errors.Error if there is no key."""
+        # The package `nkeys` is published as source alone, which an installation by wheels cannot take.
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey  # noqa: PLC0415
+
+        seed = self._part("USER NKEY SEED")
+        try:
+            raw = b32decode(seed + b"=" * (-len(seed) % 8))
+        except binascii.Error:
+            raw = b""
+        # Two bytes say that it is the seed of a user, then come the 32 of the key, and a checksum.
+        if len(raw) != 36 or raw[0] & 0xF8 != _SEED or (raw[0] & 7) << 5 | (raw[1] & 0xF8) >> 3 != _USER:
+            raise errors.Error(f"nats: {self._file} holds no seed of a user")
+        if binascii.crc_hqx(raw[:-2], 0) != int.from_bytes(raw[-2:], "little"):
+            raise errors.Error(f"nats: the seed in {self._file} is damaged")
+        return b64encode(Ed25519PrivateKey.from_private_bytes(raw[2:34]).sign(nonce.encode()))
+
+    def _part(self, title: str) -> bytes:
+        lines = iter(self._file.read_text(errors="replace").splitlines())
+        for line in lines:
+            if f"BEGIN {title}" in line:
+                return next(lines, "").strip().encode()
+        raise errors.Error(f"nats: {self._file} holds no {title}")
+
+
+_SEED, _USER = 18 << 3, 20 << 3
+
+
+async def connect(broker: Broker, name: str) -> Client:
+    """A connection that never gives up. If there is no server yet, it logs that and waits.
+
+    Raises ValueError for certificates that cannot be used.
+
+    - `max_reconnect_attempts=-1`: the default gives up for ever after a minute.
+    - `pending_size=-1`: while disconnected a publish raises at once instead of piling up in memory, to be sent later
+      by a relay that may no longer lead.
+    - `error_cb`: a missing permission shows nowhere else.
+
+    `stats["reconnects"]` of the client counts reconnects; after each, messages may be missing.
+    """
+    client = _Client(broker.tls)
+    signed = None if broker.credentials_file is None else Credentials(broker.credentials_file)
+    told_at = 0.0
+
+    async def on_error(error: Exception) -> None:
+        nonlocal told_at
+        if isinstance(error, UnexpectedEOF | OSError | TimeoutError | NotOverTls):  # repeated at every attempt
+            if time.monotonic() - told_at < REPEAT_LOG_S:
+                return
+            told_at = time.monotonic()
+            log.info("broker_awaited", connection=name, error=repr(error))
+        else:
+            log.warning("broker_error", connection=name, error=repr(error))
+
+    async def on_disconnect() -> None:
+        if not client.is_closed:
+            log.warning("broker_lost", connection=name)
+
+    async def on_reconnect() -> None:
+        nonlocal told_at
+        told_at = 0.0
+        log.info("broker_back", connection=name)
+
+    await client.connect(
+        [one.strip() for one in broker.url.split(",")],
+        name=name,
+        allow_reconnect=True,
+        max_reconnect_attempts=-1,
+        reconnect_time_wait=1,
+        connect_timeout=2,
+        ping_interval=5,
+        max_outstanding_pings=2,
+        pending_size=-1,
+        error_cb=on_error,
+        disconnected_cb=on_disconnect,
+        reconnected_cb=on_reconnect,
+        user_jwt_cb=None if signed is None else signed.jwt,
+        signature_cb=None if signed is None else signed.sign,
+    )
+    log.info("broker_connected", connection=name)
+    return client

@@ -1,0 +1,65 @@
+"""What a process is told of the peers that it calls: the write service and NATS."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import model_validator
+
+from shared.platform.certificates import ClientTls
+from shared.platform.settings import ProcessSettings, refuse_unusable
+from shared.platform.urls import TLS_SCHEME, NatsUrl, ServiceAddress, nats_is_verified
+
+
+class WriteServicePeer(ProcessSettings):
+    """The way to the write service."""
+
+    write_address: ServiceAddress
+    """The write service's address, host:port, or grpcs://host:port for TLS: there events are read."""
+    ca_file: Path | None = None
+    """The authorities of the write service's certificate, as PEM; without it the usual public ones. Certificates and keys are
+    read again when they change."""
+    client_cert_file: Path | None = None
+    """The certificate that this process shows the write service, as PEM, for a write service that asks for one."""
+    client_key_file: Path | None = None
+    """Its private key."""
+
+    @property
+    def write_tls(self) -> ClientTls:
+        """The certificates for the write service."""
+        return ClientTls(self.ca_file, self.client_cert_file, self.client_key_file)
+
+    @model_validator(mode="after")
+    def _write_tls_agrees(self) -> WriteServicePeer:
+        refuse_unusable(self, "client_cert_file", "client_key_file", "ca_file")
+        if any(self.write_tls.files) and not self.write_address.startswith(TLS_SCHEME):
+            raise ValueError(f"FOLDLINE_CA_FILE and FOLDLINE_CLIENT_CERT_FILE need FOLDLINE_WRITE_ADDRESS={TLS_SCHEME}...")
+        return self
+
+
+class BrokerPeer(ProcessSettings):
+    """The way to NATS."""
+
+    nats_url: NatsUrl
+    """The NATS servers, nats://user:password@host:port, or tls:// in place of nats://; several separated by commas."""
+    nats_ca_file: Path | None = None
+    """The authorities of the NATS servers' certificates, as PEM; without it the usual public ones. Certificates and credentials
+    are read again when the connection is made anew."""
+    nats_cert_file: Path | None = None
+    """The certificate that this process shows NATS, as PEM."""
+    nats_key_file: Path | None = None
+    """Its private key."""
+    nats_credentials_file: Path | None = None
+    """The credentials of a NATS user, a JWT and its key in one file, in place of user and password in the URL."""
+
+    @property
+    def nats_tls(self) -> ClientTls:
+        """The certificates for NATS."""
+        return ClientTls(self.nats_ca_file, self.nats_cert_file, self.nats_key_file)
+
+    @model_validator(mode="after")
+    def _nats_tls_agrees(self) -> BrokerPeer:
+        refuse_unusable(self, "nats_cert_file", "nats_key_file", "nats_ca_file")
+        if any(self.nats_tls.files) and not nats_is_verified(self.nats_url.get_secret_value()):
+            raise ValueError("FOLDLINE_NATS_CA_FILE and FOLDLINE_NATS_CERT_FILE need tls:// in FOLDLINE_NATS_URL")
+        return self
