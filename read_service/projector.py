@@ -19,7 +19,7 @@ from shared.folds.projection import Group
 from shared.line.broker_access import Broker
 from shared.line.fanout import FanOut
 from shared.line.follower import Feed, Follower, Line
-from shared.line.sources import StoreLine, StreamFeed
+from shared.line.sources import PageFeed, StoreLine
 from shared.platform.leader import LockClass, until
 from shared.platform.peers import BrokerPeer, WriteServicePeer
 from shared.platform.postgres import Connection, connect, refuse_unsafe
@@ -76,7 +76,7 @@ class Leading:
         """Projects until `stopping` is set. Then the open transaction is rolled back; the next leader does it again."""
         # Built anew for each lease, because nothing that was read under an earlier lease may be used.
         settings = self._settings
-        feed = StreamFeed(Broker.of(settings), settings.shard, f"projector-{settings.shard}")
+        feed = PageFeed(Broker.of(settings), settings.shard, f"projector-{settings.shard}")
         try:
             async with channel(settings.write_address, retries=False, tls=settings.write_tls) as events:
                 self._projectors = build(settings, StoreLine(events, settings.token_file, settings.shard), feed)

@@ -24,7 +24,7 @@ from shared.folds.process import ProcessDefinition
 from shared.line.broker_access import Broker
 from shared.line.consumer_metrics import watch_consumers
 from shared.line.follower import Follower
-from shared.line.sources import StoreLine, StreamFeed
+from shared.line.sources import PageFeed, StoreLine
 from shared.platform import postgres
 from shared.platform.clock import utc_now
 from shared.platform.leader import LockClass, lead, until
@@ -124,7 +124,7 @@ class Leading:
         # Built for every lease anew: nothing that was read under an earlier lease may be used.
         settings = self._settings
         async with AsyncExitStack() as stack:
-            feed = StreamFeed(Broker.of(settings), settings.shard, f"saga-{settings.shard}")
+            feed = PageFeed(Broker.of(settings), settings.shard, f"saga-{settings.shard}")
             stack.push_async_callback(feed.close)
             write = await stack.enter_async_context(channel(settings.write_address, retries=False, tls=settings.write_tls))
             self._runner = ProcessRunner(

@@ -1,43 +1,27 @@
-"""NATS JetStream: the names of streams and subjects that Foldline uses, and how an event becomes a message and comes back.
+"""What is published on NATS: names of streams and subjects, and how events become messages.
 
-A message is an event as it is stored: the payload is the stored protobuf, byte for byte, and the rest of
-`foldline.v1.EventEnvelope` is in headers, those of CloudEvents 1.0 in binary mode where they have one:
+Each event goes out twice:
 
-    ce-id        the event's id                     Foldline-Shard
-    ce-source    /foldline/<shard>/<tenant>/<type>  Foldline-Position   = the stream's sequence
-    ce-subject   the aggregate's id                 Foldline-Version
-    ce-type      the payload's full name            Foldline-Epoch
-    ce-time      recorded_at                        Foldline-Metadata   EventMetadata, base64
-    content-type application/protobuf               traceparent         of the relay's span, or of the call
-
-Values are percent-encoded as the CloudEvents binding asks, so no id can break a header or a subject.
+- **For everybody**, as a message of a JetStream stream whose sequence is the event's position. The payload is the stored
+  protobuf, byte for byte; the rest is in headers of CloudEvents 1.0 in binary mode (docs/events.md). Values are
+  percent-encoded as the CloudEvents binding asks, so no id can break a header or a subject.
+- **For Foldline's own consumers**, in a page: the next events of the line in one message, a `foldline.v1.ReadAllResponse` as the
+  event store answers. Pages are not kept: a consumer that misses one reads the store. An event in a page costs a consumer 2 µs,
+  and as a message of its own 35.
 """
 
 from __future__ import annotations
 
-from base64 import b64decode, b64encode
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING
-from urllib.parse import quote, unquote
+from datetime import UTC
+from urllib.parse import quote
 
-from google.protobuf.message import DecodeError
-from nats.errors import NotJSMessageError
-
-from foldline.v1.event_store_pb2 import EventEnvelope, EventMetadata
-from shared.platform.clock import timestamp
-from shared.platform.telemetry import trace_id, valid_traceparent
-
-if TYPE_CHECKING:
-    from nats.aio.msg import Msg
+from foldline.v1.event_store_pb2 import EventEnvelope, ReadAllResponse
 
 EXPECTED_LAST_SEQUENCE = "Nats-Expected-Last-Sequence"
 ID = "ce-id"
-SHARD = "Foldline-Shard"
-POSITION = "Foldline-Position"
 VERSION = "Foldline-Version"
-EPOCH = "Foldline-Epoch"
-METADATA = "Foldline-Metadata"
 TRACEPARENT = "traceparent"
 
 STREAM_EPOCH = "foldline-epoch"  # in the stream's metadata: the history that it copies
@@ -49,8 +33,13 @@ def stream_name(shard: int) -> str:
 
 
 def stream_subjects(shard: int) -> str:
-    """All subjects of a shard's stream. Consumers read all of them: with a filter, a gap would look like a filtered event."""
+    """All subjects of a shard's stream."""
     return f"foldline.events.{shard}.>"
+
+
+def pages_subject(shard: int) -> str:
+    """The subject of a shard's pages: only the relay needs to publish there, and only Foldline's own processes to read it."""
+    return f"foldline.pages.{shard}"
 
 
 def subject(shard: int, envelope: EventEnvelope) -> str:
@@ -73,20 +62,7 @@ class Message:
     headers: dict[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
-    """What was read from a stream, if it was an event."""
-
-    shard: int
-    epoch: str
-    envelope: EventEnvelope
-
-
-class NotAnEvent(Exception):
-    """No relay published this message at this place. The event of this position must be read from the event store."""
-
-
-def to_message(shard: int, epoch: str, envelope: EventEnvelope) -> Message:
+def to_message(shard: int, envelope: EventEnvelope) -> Message:
     """An event as a message. The stream accepts it only directly behind its predecessor."""
     position = envelope.position
     tenant, category = quote(envelope.tenant, safe=""), quote(envelope.aggregate_type, safe="")
@@ -103,56 +79,16 @@ def to_message(shard: int, epoch: str, envelope: EventEnvelope) -> Message:
             "ce-time": envelope.recorded_at.ToDatetime(UTC).isoformat(),
             "content-type": "application/protobuf",
             TRACEPARENT: quote(envelope.metadata.traceparent),
-            SHARD: str(shard),
-            POSITION: str(position),
             VERSION: str(envelope.version),
-            EPOCH: epoch,
-            METADATA: b64encode(envelope.metadata.SerializeToString()).decode(),
         },
     )
 
 
-def from_message(message: Msg) -> Received:
-    """The event in a message of a stream. Raises NotAnEvent for a message that no relay published at this place.
-
-    The check of the sequence finds a copy of an event that somebody published further down the stream.
-    """
-    try:
-        headers = message.headers or {}
-        received = from_headers(headers, message.data)
-        sequence = message.metadata.sequence.stream
-    except (KeyError, ValueError, DecodeError, NotJSMessageError) as error:
-        raise NotAnEvent(f"{message.subject}: {error!r}") from error
-    if sequence != received.envelope.position:
-        raise NotAnEvent(f"{message.subject}: sequence {sequence} holds position {received.envelope.position}")
-    return received
-
-
-def from_headers(headers: dict[str, str], payload: bytes) -> Received:
-    """The inverse of `to_message`. Raises KeyError, ValueError or DecodeError."""
-    _, _, _, tenant, category = headers["ce-source"].split("/")
-    return Received(
-        int(headers[SHARD]),
-        headers[EPOCH],
-        EventEnvelope(
-            position=int(headers[POSITION]),
-            event_id=unquote(headers[ID]),
-            tenant=unquote(tenant),
-            aggregate_type=unquote(category),
-            aggregate_id=unquote(headers["ce-subject"]),
-            version=int(headers[VERSION]),
-            type=unquote(headers["ce-type"]),
-            payload=payload,
-            recorded_at=timestamp(datetime.fromisoformat(headers["ce-time"])),
-            metadata=_metadata(headers),
-        ),
-    )
-
-
-def _metadata(headers: dict[str, str]) -> EventMetadata:
-    """The event's metadata. If the relay recorded its span in the same trace, the reader goes on below that."""
-    metadata = EventMetadata.FromString(b64decode(headers[METADATA], validate=True))
-    given = valid_traceparent(unquote(headers.get(TRACEPARENT, "")))
-    if given is not None and trace_id(given) == trace_id(metadata.traceparent):
-        metadata.traceparent = given
-    return metadata
+def to_pages(shard: int, epoch: str, envelopes: Sequence[EventEnvelope], bytes_max: int) -> list[bytes]:
+    """Events that follow each other as pages, each of at most `bytes_max` bytes or with one event."""
+    head = envelopes[-1].position
+    page = ReadAllResponse(events=envelopes, head_position=head, epoch=epoch, shard=shard).SerializeToString()
+    if len(page) <= bytes_max or len(envelopes) == 1:
+        return [page]
+    half = len(envelopes) // 2
+    return [*to_pages(shard, epoch, envelopes[:half], bytes_max), *to_pages(shard, epoch, envelopes[half:], bytes_max)]

@@ -1,10 +1,10 @@
 """Follows the line of events: each event once, in order, without a gap, whatever the broker does.
 
-The broker is not trusted. A message at or below the cursor is dropped, and the message directly behind it is applied. In all
-other cases the follower reads the event store instead: after a gap, a message of another history or of none, a reconnect, or
-a second without a message. It reads from the cursor's own event on, so each reading also proves that the store still holds
-that event. So the broker may lose, repeat and reorder messages, be wiped, or be away for a day. Without a broker the
-follower reads the store every second.
+The broker is not trusted. Of the pages that it brings, events at or below the cursor are dropped, and those directly behind it
+are applied. In all other cases the follower reads the event store instead: after a gap, a page of another history or of none, a
+reconnect, or a second without a page. It reads from the cursor's own event on, so each reading also proves that the store still
+holds that event. So the broker may lose, repeat and reorder pages, or be away for a day. Without a broker the follower reads
+the store every second.
 
 Killed anywhere, what is left? The follower stores nothing: the cursor begins at the consumer's checkpoint.
 """
@@ -55,11 +55,11 @@ class LinePage:
 
 
 @dataclass(frozen=True, slots=True)
-class FeedMessage:
-    """A message of the broker: an event with the epoch under which it was published, or None if it is no event."""
+class FeedPage:
+    """What the broker brought in one message: events, and the epoch under which they were published; none if it is no page."""
 
     epoch: str
-    envelope: EventEnvelope | None
+    events: Sequence[EventEnvelope]
 
 
 class Line(Protocol):
@@ -70,13 +70,16 @@ class Line(Protocol):
 
 
 class Feed(Protocol):
-    """The broker, whose messages are checked against the cursor."""
+    """The broker, whose pages are checked against the cursor."""
 
-    async def open(self, from_position: int) -> None:
-        """Begins to receive messages from that position on, and drops earlier ones. Raises FeedAway."""
+    async def open(self) -> None:
+        """Receives the pages that are published from now on, and drops earlier ones. Raises FeedAway."""
 
-    async def fetch(self, timeout_s: float) -> list[FeedMessage]:
-        """The messages since the last call, as soon as there is one; empty after `timeout_s`. Raises FeedAway."""
+    async def fetch(self, timeout_s: float) -> list[FeedPage]:
+        """The next pages, as soon as there is one; none after `timeout_s`. Raises FeedAway.
+
+        Not more than fill a batch, at least one. If the pages that wait become too many, the oldest are lost.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,20 +90,21 @@ class EventBatch:
     after: Checkpoint
 
 
-def take(cursor: Checkpoint, deliveries: Sequence[FeedMessage]) -> tuple[list[EventEnvelope], bool]:
-    """The events of the broker's messages that may be applied at the cursor, and whether the store must be read next."""
+def take(cursor: Checkpoint, pages: Sequence[FeedPage]) -> tuple[list[EventEnvelope], bool]:
+    """The events of the broker's pages that may be applied at the cursor, and whether the store must be read next."""
     taken: list[EventEnvelope] = []
     following = cursor.position + 1
-    for delivery in deliveries:
-        envelope = delivery.envelope
-        if envelope is None:
+    for page in pages:
+        if not page.events:
             return taken, True
-        if envelope.position < following:
-            continue
-        if envelope.position > following or delivery.epoch != cursor.epoch:
-            return taken, True
-        taken.append(envelope)
-        following += 1
+        for envelope in page.events:
+            position = envelope.position
+            if position < following:
+                continue
+            if position > following or page.epoch != cursor.epoch:
+                return taken, True
+            taken.append(envelope)
+            following += 1
     return taken, False
 
 
@@ -135,6 +139,8 @@ class Follower:
         pause_s, first = 0.0, True
         while True:
             before = self._cursor.position
+            # Before the store is read, so that whatever the reading does not find comes as a page.
+            listens = await self._open()
             async with aclosing(self._catch_up()) as batches:
                 async for batch in batches:
                     yield batch
@@ -142,10 +148,13 @@ class Follower:
             if first:
                 yield EventBatch((), self._cursor)
                 first = False
-            async with aclosing(self._listen()) as batches:
-                async for batch in batches:
-                    yield batch
-                    self._cursor = batch.after
+            if listens is None:
+                await asyncio.sleep(self._silence_s)
+            else:
+                async with aclosing(self._listen(listens)) as batches:
+                    async for batch in batches:
+                        yield batch
+                        self._cursor = batch.after
             # A broker that causes reads in which nothing is missing must not keep the store busy.
             pause_s = 0.0 if self._cursor.position > before else min(max(2 * pause_s, PAUSE_MIN_S), PAUSE_MAX_S)
             await asyncio.sleep(pause_s)
@@ -167,17 +176,24 @@ class Follower:
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, PAUSE_MAX_S)
 
-    async def _listen(self) -> AsyncGenerator[EventBatch, None]:
-        """Yields what the broker delivers, until the store must be read."""
-        if self._feed is None:
-            await asyncio.sleep(self._silence_s)
-            return
+    async def _open(self) -> Feed | None:
+        """The feed, if there is one and its broker answers."""
+        if self._feed is not None:
+            try:
+                await self._feed.open()
+            except FeedAway as error:
+                log.debug("feed_away", error=str(error))
+            else:
+                return self._feed
+        return None
+
+    async def _listen(self, feed: Feed) -> AsyncGenerator[EventBatch, None]:
+        """Yields what the broker brings, until the store must be read."""
         try:
-            await self._feed.open(self._cursor.position + 1)
             while True:
-                deliveries = await self._feed.fetch(self._silence_s)
-                if deliveries:
-                    events, doubt = take(self._cursor, deliveries)
+                pages = await feed.fetch(self._silence_s)
+                if pages:
+                    events, doubt = take(self._cursor, pages)
                     for begin in range(0, len(events), self._batch_max):
                         yield self._batch(self._cursor.epoch, events[begin : begin + self._batch_max])
                     if doubt:

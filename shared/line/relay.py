@@ -27,7 +27,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 import nats.errors
@@ -41,14 +41,13 @@ from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.line import broker
 from shared.line.event_store import TABLES, Head, envelope, read_event_id, read_head, read_line
 from shared.line.notifier import CHANNEL
-from shared.line.spans import messaging
-from shared.platform import tracing
+from shared.line.spans import sent
 from shared.platform.postgres import Connection, connect, refuse_unsafe
 from shared.platform.telemetry import logger
 
 log = logger(__name__)
 
-BATCH_EVENTS_MAX = 256  # an event is at most 256 KiB, so a batch is at most 64 MiB
+BATCH_EVENTS_MAX = 250  # two fill a consumer's batch; an event is at most 256 KiB, so a batch is at most 63 MiB
 WINDOW_EVENTS_MAX = 2048
 ACK_TIMEOUT_S = 5.0
 API_TIMEOUT_S = 5.0
@@ -139,10 +138,9 @@ class Relay:
                     events = [event for nth, event in enumerate(events, sent + 1) if event.position == nth]
                     if not events:
                         raise StreamOutOfSync("the next events of the line were boxed")
-                async with asyncio.timeout(ACK_TIMEOUT_S):
-                    for event in events:
-                        await self._publish(window, epoch, envelope(event))
                 if events:
+                    async with asyncio.timeout(ACK_TIMEOUT_S):
+                        await self._publish(window, epoch, [envelope(event) for event in events])
                     sent = events[-1].position
                     pause_s = BUSY_POLL_S
                     # 3. At most one window of publishes waits for acknowledgements.
@@ -161,20 +159,13 @@ class Relay:
                 pause_s = min(2 * pause_s, IDLE_POLL_S)
             self.published += await window.acknowledged(sent)
 
-    async def _publish(self, window: _Window, epoch: str, event: EventEnvelope) -> None:
-        message = broker.to_message(self.shard, epoch, event)
-        if not tracing.on():
-            await window.publish(message)
-            return
-        attributes = messaging(self.shard, event, "send")
-        name, parent = f"send {broker.stream_name(self.shard)}", event.metadata.traceparent
-        span = tracing.start(name, "producer", parent=parent, attributes=attributes)
-        if span is not None:
-            # The consumers go on below this span; the event's metadata keeps that of the call.
-            message.headers[broker.TRACEPARENT] = tracing.traceparent_of(span)
-        await window.publish(message)
-        if span is not None:
-            tracing.end(span)
+    async def _publish(self, window: _Window, epoch: str, events: Sequence[EventEnvelope]) -> None:
+        """Publishes events that follow each other, as pages and as messages of the stream."""
+        with sent(self.shard, events):
+            for page in broker.to_pages(self.shard, epoch, events, self.client.max_payload):
+                await window.publish_page(page)
+            for event in events:
+                await window.publish(broker.to_message(self.shard, event))
 
     async def _fit(self, store: Connection, place: int = 0) -> tuple[str, int]:
         """The epoch, and the position at which the stream ends. A stream that is no copy of our line is created anew.
@@ -257,6 +248,7 @@ class _Window:
     def __init__(self, client: Client, shard: int, end: int) -> None:
         self._client = client
         self._stream = broker.stream_name(shard)
+        self._pages = broker.pages_subject(shard)
         self._acked = end
         self._reported = end
         self._doubt: StreamOutOfSync | None = None
@@ -279,9 +271,17 @@ class _Window:
         The client's publish waits while the broker is away, and ignores a cancellation meanwhile. So the connection is
         checked before each publish.
         """
+        self._refuse_lost()
+        await self._client.publish(message.subject, message.payload, self._inbox, message.headers)
+
+    async def publish_page(self, page: bytes) -> None:
+        """Sends a page to whoever listens. Raises StreamOutOfSync."""
+        self._refuse_lost()
+        await self._client.publish(self._pages, page)
+
+    def _refuse_lost(self) -> None:
         if not self._client.is_connected:
             raise StreamOutOfSync("the connection was lost")
-        await self._client.publish(message.subject, message.payload, self._inbox, message.headers)
 
     async def acknowledged(self, position: int) -> int:
         """Waits until the stream holds all events up to `position`; returns how many more it holds than at the last call.

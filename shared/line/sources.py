@@ -1,31 +1,27 @@
-"""The sources of a follower: the event store over gRPC, and the broker's stream of a shard.
+"""The sources of a follower: the event store over gRPC, and the pages that the relay publishes on NATS.
 
 The line is read with `EventStoreService.ReadAll` and a token with role `reader`. The token's file is read for every call, so
-the token can be renewed while we run. The stream is read through an ephemeral pull consumer without acknowledgements: only
-our checkpoint says what we have seen.
+the token can be renewed while we run. Pages are received as they are published: nobody keeps them, and nothing is acknowledged.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
+from collections import deque
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import nats.errors
-import orjson
+from google.protobuf.message import DecodeError
 from grpc import aio
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
-from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
-from nats.js.errors import Error as JetStreamError
 
 from foldline.v1 import event_store_pb2, event_store_pb2_grpc
-from shared.line.broker import NotAnEvent, from_message, stream_name
+from shared.line.broker import pages_subject
 from shared.line.broker_access import Broker, connect
-from shared.line.follower import FeedAway, FeedMessage, LineAway, LinePage
+from shared.line.follower import FeedAway, FeedPage, LineAway, LinePage
 from shared.platform.telemetry import logger
 from shared.rpc.client import bearer
 
@@ -33,9 +29,12 @@ log = logger(__name__)
 
 READ_TIMEOUT_S = 600.0
 """The time limit of one reading of the line, however long the line is. The connection's keepalive finds a dead peer sooner."""
-FETCH_MAX = 500
-INACTIVE_S = 30.0
-"""The broker deletes a consumer that has not asked for messages for this time."""
+FETCH_EVENTS = 500
+"""As soon as this many events were fetched, no further page is decoded."""
+WAITING_BYTES_MAX = 16 * 1024 * 1024
+"""So many bytes of pages wait for a consumer that is slower than the relay. More are dropped, and read from the store."""
+ANSWER_S = 2
+"""How long the broker may take to say that it has subscribed us."""
 
 
 class StoreLine:
@@ -63,8 +62,8 @@ class StoreLine:
             call.cancel()
 
 
-class StreamFeed:
-    """The stream of a shard. One request for messages is always open, so an event comes when it is published."""
+class PageFeed:
+    """The pages of a shard's line, as the relay publishes them."""
 
     def __init__(self, broker: Broker, shard: int, name: str) -> None:
         self._broker = broker
@@ -72,64 +71,50 @@ class StreamFeed:
         self._name = name
         self._client: Client | None = None
         self._connecting: asyncio.Task[None] | None = None
-        self._inbox: Subscription | None = None
-        self._request_subject = ""
-        self._arrived: list[FeedMessage] = []
-        self._something = asyncio.Event()
-        self._asked_at = 0.0
-        self._owed = 0
-        self._broken = ""
+        self._subscribed = False
         self._reconnects = 0
+        # Pages are decoded when they are fetched, so those that wait take no more than their bytes.
+        self._waiting: deque[bytes] = deque()
+        self._waiting_bytes = 0
+        self._something = asyncio.Event()
 
-    async def open(self, from_position: int) -> None:
-        """Begins to receive messages from that position on. Raises FeedAway; connecting then goes on in the background."""
+    async def open(self) -> None:
+        """Receives the pages that are published from now on, and drops earlier ones.
+
+        Raises FeedAway; connecting then goes on in the background.
+        """
         client = self._connected()
-        if self._inbox is not None:
-            with contextlib.suppress(nats.errors.Error, OSError):
-                await self._inbox.unsubscribe()
-        self._arrived, self._owed, self._broken = [], 0, ""
-        self._reconnects = client.stats["reconnects"]
-        stream = stream_name(self._shard)
-        wanted = ConsumerConfig(
-            deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
-            opt_start_seq=from_position,
-            ack_policy=AckPolicy.NONE,
-            inactive_threshold=INACTIVE_S,
-            mem_storage=True,
-        )
         try:
-            consumer = await client.jetstream(timeout=2).add_consumer(stream, wanted)
-            inbox = client.new_inbox()
-            self._inbox = await client.subscribe(inbox, cb=self._receive, pending_msgs_limit=-1, pending_bytes_limit=-1)
-        except (nats.errors.Error, JetStreamError, TimeoutError, OSError) as error:
+            if not self._subscribed:
+                await client.subscribe(pages_subject(self._shard), cb=self._receive)
+                self._subscribed = True  # the client subscribes again by itself when it has reconnected
+            await client.flush(ANSWER_S)
+        except (nats.errors.Error, TimeoutError, OSError) as error:
             raise FeedAway(repr(error)) from error
         finally:
             heed_cancellation()
-        self._request_subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer.name}"
+        self._reconnects = client.stats["reconnects"]
+        self._drop()
 
-    async def fetch(self, timeout_s: float) -> list[FeedMessage]:
-        """The messages since the last call, as soon as there is one; empty after `timeout_s`. Raises FeedAway."""
-        client, inbox = self._connected(), self._inbox
-        if inbox is None:
-            raise FeedAway("not open")
-        deadline = time.monotonic() + timeout_s
-        while True:
-            # After a reconnect messages may be missing: begin anew.
-            if client.stats["reconnects"] != self._reconnects:
-                raise FeedAway("the connection was lost for a moment")
-            if self._broken:
-                raise FeedAway(self._broken)
-            left_s = deadline - time.monotonic()
-            # The end of this request was lost, so it counts as over.
-            if not self._arrived and left_s > 0 and (self._owed <= 0 or time.monotonic() - self._asked_at > 2 * timeout_s):
-                await self._ask(client, inbox.subject, timeout_s)
-            if self._arrived or left_s <= 0:
-                arrived, self._arrived = self._arrived, []
-                return arrived
+    async def fetch(self, timeout_s: float) -> list[FeedPage]:
+        """The next pages, as soon as there is one; none after `timeout_s`. Raises FeedAway."""
+        # After a reconnect pages may be missing: begin anew.
+        if self._connected().stats["reconnects"] != self._reconnects:
+            raise FeedAway("the connection was lost for a moment")
+        if not self._waiting:
             self._something.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(left_s):
+                async with asyncio.timeout(timeout_s):
                     await self._something.wait()
+        pages: list[FeedPage] = []
+        events = 0
+        while self._waiting and events < FETCH_EVENTS:
+            raw = self._waiting.popleft()
+            self._waiting_bytes -= len(raw)
+            page = self._read(raw)
+            pages.append(page)
+            events += len(page.events)
+        return pages
 
     async def close(self) -> None:
         """Ends the connection, or the attempts to get one."""
@@ -155,32 +140,24 @@ class StreamFeed:
                 log.info("broker_awaited", connection=self._name, error=repr(error))
                 await asyncio.sleep(1)
 
-    async def _ask(self, client: Client, inbox: str, expires_s: float) -> None:
-        self._owed, self._asked_at = FETCH_MAX, time.monotonic()
-        request = {"batch": FETCH_MAX, "expires": int(expires_s * 1_000_000_000)}
-        try:
-            await client.publish(self._request_subject, orjson.dumps(request), inbox)
-        except (nats.errors.Error, OSError) as error:
-            raise FeedAway(repr(error)) from error
-        heed_cancellation()
-
     async def _receive(self, message: Msg) -> None:
-        status = (message.headers or {}).get("Status")
-        if status in ("404", "408"):  # nothing there, or the request's time is over
-            self._owed = 0
-        elif status == "100":  # a heartbeat
-            return
-        elif status is not None:  # the consumer or its stream is gone
-            self._broken = f"{status} {(message.headers or {}).get('Description', '')}"
-        else:
-            self._owed -= 1
-            try:
-                received = from_message(message)
-                self._arrived.append(FeedMessage(received.epoch, received.envelope))
-            except NotAnEvent as error:
-                log.warning("not_an_event", connection=self._name, text=str(error))
-                self._arrived.append(FeedMessage("", None))
+        if self._waiting_bytes > WAITING_BYTES_MAX:
+            self._drop()  # the gap sends the reader to the store
+        self._waiting.append(message.data)
+        self._waiting_bytes += len(message.data)
         self._something.set()
+
+    def _drop(self) -> None:
+        self._waiting.clear()
+        self._waiting_bytes = 0
+
+    def _read(self, raw: bytes) -> FeedPage:
+        try:
+            page = event_store_pb2.ReadAllResponse.FromString(raw)
+        except DecodeError as error:
+            log.warning("not_a_page", connection=self._name, error=repr(error))
+            return FeedPage("", ())
+        return FeedPage(page.epoch, page.events if page.shard == self._shard else ())
 
 
 def heed_cancellation() -> None:

@@ -1,4 +1,4 @@
-"""Spans of those who follow the line: one for each event whose trace is recorded, from its arrival to the commit."""
+"""Spans of those who publish and follow the line: one for each event whose trace is recorded."""
 
 from __future__ import annotations
 
@@ -8,6 +8,27 @@ from contextlib import contextmanager
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.line.broker import stream_name
 from shared.platform import tracing
+
+
+@contextmanager
+def sent(shard: int, events: Iterable[EventEnvelope]) -> Iterator[None]:
+    """Records that the relay sends events in the block. Their traceparents become those of the spans: consumers go on below."""
+    spans = []
+    if tracing.on():
+        for event in events:
+            attributes, parent = messaging(shard, event, "send"), event.metadata.traceparent
+            if span := tracing.start(f"send {stream_name(shard)}", "producer", parent=parent, attributes=attributes):
+                event.metadata.traceparent = tracing.traceparent_of(span)
+                spans.append(span)
+    failure = ""
+    try:
+        yield
+    except BaseException as error:
+        failure = type(error).__name__
+        raise
+    finally:
+        for span in spans:
+            tracing.end(span, error=failure)
 
 
 @contextmanager

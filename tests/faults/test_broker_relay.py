@@ -19,7 +19,7 @@ from deploy.local.supervisor import Program, Supervisor
 from shared.line import broker
 from shared.line.broker_access import Broker, connect
 from shared.platform.leader import LockClass, hold_lease
-from tests.support.fakes.relaying import grow, in_step, reaches, read_copy
+from tests.support.fakes.relaying import grow, in_step, position_in, reaches, read_copy
 from tests.support.system.proxy import Proxy
 from tests.support.system.waiting import eventually
 
@@ -116,7 +116,7 @@ async def test_what_a_woken_relay_still_had_in_its_buffers(
     seen: list[int] = []
 
     async def listen(message: Msg) -> None:
-        seen.append(int((message.headers or {})[broker.POSITION]))
+        seen.append(position_in(message.headers))
 
     client = await connect(Broker(nats_server.url), "listener")
     async with Proxy(nats_server.url).serving() as proxy:
@@ -155,7 +155,7 @@ async def test_what_a_woken_relay_still_had_in_its_buffers(
             copy = await read_copy(streams)
             await relays.stop("one")
     await client.close()
-    positions = [int((copy.messages[sequence].headers or {})[broker.POSITION]) for sequence in sorted(copy.messages)]
+    positions = [position_in(copy.messages[sequence].headers) for sequence in sorted(copy.messages)]
     if fenced:
         assert positions == list(range(1, 66))
     else:

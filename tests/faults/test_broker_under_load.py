@@ -17,8 +17,10 @@ from dataclasses import dataclass, field
 import nats.errors
 import pytest
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 
 from deploy.local.system import PROJECTOR, RELAY
+from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.line import broker
 from shared.line.broker_access import Broker, connect
 from tests.support.checks.invariants import Acknowledged, check, look
@@ -149,9 +151,15 @@ async def test_the_stream_is_taken_away_again_and_again(stack: Stack, client: Cl
 
 @pytest.mark.long
 async def test_messages_doubled_and_out_of_order(stack: Stack, client: Client, load: Load) -> None:
-    """Copies of events further down the stream are not taken for events, wherever they push in."""
+    """Copies of events further down the stream are not taken for events, wherever they push in; nor are pages said twice."""
     streams = client.jetstream()
     copied = 0
+    pages: list[bytes] = []
+
+    async def hear(message: Msg) -> None:
+        pages.append(message.data)
+
+    listening = await client.subscribe(broker.pages_subject(1), cb=hear)
     for nth in itertools.count():
         if nth >= 10 and copied > 20:
             break
@@ -163,20 +171,32 @@ async def test_messages_doubled_and_out_of_order(stack: Stack, client: Client, l
                 headers = {name: value for name, value in (message.headers or {}).items() if not name.startswith("Nats-")}
                 await streams.publish(message.subject or "", message.data or b"", headers=headers)
                 copied += 1
+        for page in random.sample(pages, min(20, len(pages))):
+            await client.publish(broker.pages_subject(1), page)
+    await listening.unsubscribe()
     await settle(stack, client, load)
 
 
 async def test_messages_that_no_relay_published(stack: Stack, client: Client, load: Load) -> None:
-    """Garbage, events of no history, and an event far ahead: readers see their writes, and the stream is made anew."""
+    """Garbage, events of no history, and an event far ahead, in the stream and as pages: readers see their writes.
+
+    The stream is made anew.
+    """
     streams = client.jetstream()
     subject = broker.stream_subjects(1).replace(">", "acme.account.Forged")
     for nth in range(10):
         await load.more(50)
         with contextlib.suppress(nats.errors.Error):  # the relay is making the stream anew at this moment
-            last = await streams.get_msg(STREAM, (await streams.stream_info(STREAM)).state.last_seq)
+            info = await streams.stream_info(STREAM)
+            last = await streams.get_msg(STREAM, info.state.last_seq)
             headers = {name: value for name, value in (last.headers or {}).items() if not name.startswith("Nats-")}
-            for forged in (None, headers | {broker.EPOCH: "another/1"}, headers | {broker.POSITION: str(10**9 + nth)}):
+            for forged in (None, headers, headers | {broker.ID: new_id()}):
                 await streams.publish(subject, b"\xff", headers=forged)
+            own, next_one = (info.config.metadata or {})[broker.STREAM_EPOCH], info.state.last_seq + 1
+            for epoch, position in (("another/1", next_one), (own, 10**9 + nth), (own, 1)):
+                event = EventEnvelope(position=position, event_id=new_id(), tenant=TENANT, type="bank.v1.MoneyDeposited")
+                await client.publish(broker.pages_subject(1), broker.to_pages(1, epoch, [event], client.max_payload)[0])
+            await client.publish(broker.pages_subject(1), b"\xff")
         await load.seen()
     await settle(stack, client, load)
 

@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 
 from bank.v1 import account_pb2, person_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
-from shared.line.follower import FeedAway, FeedMessage, LineAway, LinePage
+from shared.line.follower import FeedAway, FeedPage, LineAway, LinePage
 
 EPOCH = "11111111-1111-4111-8111-111111111111/1"
 BEGIN = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
@@ -119,20 +119,20 @@ class StoreLine:
 class ScriptedFeed:
     """`shared.line.follower.Feed` that delivers a script, whatever was asked for, and then nothing."""
 
-    def __init__(self, script: Sequence[Sequence[FeedMessage]] = (), *, of: Store | None = None) -> None:
-        """With `of`, an event is held back until that store has it: what is published was committed before."""
+    def __init__(self, script: Sequence[Sequence[FeedPage]] = (), *, of: Store | None = None) -> None:
+        """With `of`, a page is held back until that store has its events: what is published was committed before."""
         self.script = [list(part) for part in script]
         self._of = of
-        self.opened_at: list[int] = []
+        self.opened = 0
         self.away = False
 
-    async def open(self, from_position: int) -> None:
-        """Notes where a follower wants to begin."""
+    async def open(self) -> None:
+        """Counts how often a follower begins."""
         if self.away:
             raise FeedAway("told to be away")
-        self.opened_at.append(from_position)
+        self.opened += 1
 
-    async def fetch(self, timeout_s: float) -> list[FeedMessage]:
+    async def fetch(self, timeout_s: float) -> list[FeedPage]:
         """The next part of the script."""
         if self.away:
             raise FeedAway("told to be away")
@@ -143,10 +143,10 @@ class ScriptedFeed:
         return []
 
 
-def _committed(it: FeedMessage, store: Store) -> bool:
-    return it.envelope is None or it.envelope.position <= len(store.events)
+def _committed(it: FeedPage, store: Store) -> bool:
+    return all(event.position <= len(store.events) for event in it.events)
 
 
-def delivery(envelope: EventEnvelope, epoch: str = EPOCH) -> FeedMessage:
-    """An event as the broker hands it out."""
-    return FeedMessage(epoch, envelope)
+def delivery(*envelopes: EventEnvelope, epoch: str = EPOCH) -> FeedPage:
+    """A page as the broker hands it out."""
+    return FeedPage(epoch, envelopes)

@@ -16,9 +16,9 @@ from write_service import relay
 to_message = broker.to_message
 
 
-def without_the_fence(shard: int, epoch: str, envelope: EventEnvelope) -> broker.Message:
+def without_the_fence(shard: int, envelope: EventEnvelope) -> broker.Message:
     """The message, to be accepted anywhere."""
-    message = to_message(shard, epoch, envelope)
+    message = to_message(shard, envelope)
     del message.headers[broker.EXPECTED_LAST_SEQUENCE]
     return message
 

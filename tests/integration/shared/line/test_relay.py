@@ -10,11 +10,13 @@ from typing import Any
 import psycopg
 import pytest
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 
 from deploy.bootstrap import Database
 from deploy.engines.nats import Nats
+from foldline.v1.event_store_pb2 import ReadAllResponse
 from shared.line import broker
 from shared.line import relay as relay_module
 from shared.line.broker_access import Broker, connect
@@ -22,7 +24,17 @@ from shared.line.event_store import envelope
 from shared.line.relay import Relay, Retention, WrongShard
 from shared.platform.postgres import UnsafeDatabase
 from tests.support.checks.history import events_of
-from tests.support.fakes.relaying import STREAM, becomes, grow, in_step, messages_of, publish_late, read_copy, relaying
+from tests.support.fakes.relaying import (
+    STREAM,
+    becomes,
+    grow,
+    in_step,
+    messages_of,
+    position_in,
+    publish_late,
+    read_copy,
+    relaying,
+)
 from tests.support.logs import capture_logs
 from tests.support.system.engines import Engines
 from tests.support.system.waiting import eventually
@@ -66,7 +78,33 @@ async def test_every_event_is_published_at_the_sequence_of_its_position(
         message = copy.messages[event.position]
         assert message.headers is not None
         assert message.data is not None
-        assert broker.from_headers(message.headers, message.data).envelope == envelope(event)
+        wanted = broker.to_message(1, envelope(event))
+        assert (message.subject, message.headers, message.data) == (wanted.subject, wanted.headers, wanted.payload)
+
+
+async def test_the_same_events_come_in_pages(
+    nats_server: Nats, write_db: Database, client: Client, streams: JetStreamContext
+) -> None:
+    """To whoever listens: as the store answers, field for field, in order, each page of the broker's size at the most."""
+    raw: list[bytes] = []
+
+    async def hear(message: Msg) -> None:
+        raw.append(message.data)
+
+    await client.subscribe(broker.pages_subject(1), cb=hear)
+    await client.flush()
+    async with relaying(write_db, nats_server.url):
+        await in_step(streams, write_db)
+        grow(write_db, 400)
+        grow(write_db, 20, 200_000)
+        await in_step(streams, write_db)
+        epoch = await epoch_of(streams)
+    await client.flush()
+    pages = [ReadAllResponse.FromString(page) for page in raw]
+    assert [event for page in pages for event in page.events] == [envelope(event) for event in await events_of(write_db)]
+    assert {(page.epoch, page.shard) for page in pages} == {(epoch, 1)}
+    assert max(map(len, raw)) <= client.max_payload
+    assert len(pages) < 50
 
 
 async def test_a_new_relay_goes_on_where_the_stream_ends(
@@ -275,7 +313,7 @@ async def test_what_a_woken_relay_still_has_to_say_is_refused(
         await in_step(streams, write_db)
         grow(write_db, 20)
         await in_step(streams, write_db)
-    late = await messages_of(write_db, 11, 20, await epoch_of(streams))
+    late = await messages_of(write_db, 11, 20)
 
     assert await publish_late(client, late) == [False] * 10
 
@@ -292,12 +330,12 @@ async def test_control_without_the_expected_sequence_they_would_be_doubled_and_o
         await in_step(streams, write_db)
         grow(write_db, 20)
         await in_step(streams, write_db)
-    late = await messages_of(write_db, 11, 20, await epoch_of(streams))
+    late = await messages_of(write_db, 11, 20)
 
     assert await publish_late(client, late, fenced=False) == [True] * 10
 
     copy = await read_copy(streams)
-    positions = [int((copy.messages[sequence].headers or {})[broker.POSITION]) for sequence in sorted(copy.messages)]
+    positions = [position_in(copy.messages[sequence].headers) for sequence in sorted(copy.messages)]
     assert positions == [*range(1, 21), *range(11, 21)]
 
 

@@ -22,7 +22,7 @@ from shared.folds.projection import Group, Projection
 from shared.folds.table import Type
 from shared.line import checkpoint, consumer
 from shared.line.checkpoint import Checkpoint, Fenced
-from shared.line.follower import EventBatch, FeedMessage, Follower
+from shared.line.follower import EventBatch, FeedPage, Follower
 from shared.platform.postgres import UnsafeDatabase, connect, refuse_unsafe
 from shared.projections.tables import EventWithoutKey, Tables
 from tests.support.fakes.line import EPOCH, ScriptedFeed, Store, StoreLine, delivery, uid
@@ -520,19 +520,21 @@ def lines(draw: st.DrawFn) -> Store:
 
 
 @st.composite
-def deliveries(draw: st.DrawFn, events: list[EventEnvelope]) -> list[list[FeedMessage]]:
-    """Some of the events, in any order, any number of times, some under a wrong epoch or unreadable, in any parts."""
-    script: list[list[FeedMessage]] = []
+def deliveries(draw: st.DrawFn, events: list[EventEnvelope]) -> list[list[FeedPage]]:
+    """Some of the events, in any order, any number of times, some under a wrong epoch or unreadable, in any pages and parts."""
+    script: list[list[FeedPage]] = []
     for _ in range(draw(st.integers(0, 6))):
-        part: list[FeedMessage] = []
-        for event in draw(st.lists(st.sampled_from(events), max_size=8)):
-            kind = draw(st.sampled_from(["good"] * 8 + ["stale", "unreadable"]))
+        part: list[FeedPage] = []
+        for begin in draw(st.lists(st.integers(0, len(events) - 1), max_size=8)):
+            kind = draw(st.sampled_from(["good"] * 8 + ["stale", "unreadable", "shuffled"]))
+            page = events[begin : begin + draw(st.integers(1, 4))]
             part.append(
-                delivery(event) if kind == "good"
-                else delivery(event, "another epoch") if kind == "stale"
-                else FeedMessage("", None)
+                delivery(*page) if kind == "good"
+                else delivery(*page, epoch="another epoch") if kind == "stale"
+                else delivery(*reversed(page)) if kind == "shuffled"
+                else FeedPage("", ())
             )  # fmt: skip
-        script.append(sorted(part, key=lambda it: it.envelope.position if it.envelope else 0) if draw(st.booleans()) else part)
+        script.append(sorted(part, key=lambda it: it.events[0].position if it.events else 0) if draw(st.booleans()) else part)
     return script
 
 

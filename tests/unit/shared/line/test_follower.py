@@ -11,7 +11,7 @@ from bank.legacy.v1.person_pb2 import PersonAdded
 from bank.v1.person_pb2 import PersonRegistered
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.line.checkpoint import Checkpoint
-from shared.line.follower import FeedMessage, Follower, HistoryDiverged, take
+from shared.line.follower import FeedPage, Follower, HistoryDiverged, take
 from tests.support.fakes.line import EPOCH, ScriptedFeed, Store, StoreLine, delivery, uid
 from tests.support.system.waiting import eventually
 from upcasters import UPCASTERS
@@ -49,10 +49,12 @@ def positions(events: list[EventEnvelope]) -> list[int]:
 
 
 def test_what_is_behind_is_dropped_and_what_follows_is_taken() -> None:
-    """Repeats of what was applied do no harm."""
-    store = store_of(5)
+    """Repeats of what was applied do no harm, in pages of their own or at the begin of one."""
+    store = store_of(6)
     taken, doubt = take(at(store, 2), [delivery(store.events[position - 1]) for position in (1, 2, 3, 2, 3, 4)])
     assert (positions(taken), doubt) == ([3, 4], False)
+    taken, doubt = take(at(store, 2), [delivery(*store.events[:4]), delivery(*store.events[1:3]), delivery(*store.events[3:])])
+    assert (positions(taken), doubt) == ([3, 4, 5, 6], False)
 
 
 def test_a_gap_is_a_doubt() -> None:
@@ -60,18 +62,20 @@ def test_a_gap_is_a_doubt() -> None:
     store = store_of(5)
     taken, doubt = take(at(store, 2), [delivery(store.events[position - 1]) for position in (3, 5, 4)])
     assert (positions(taken), doubt) == ([3], True)
+    taken, doubt = take(at(store, 2), [delivery(*(store.events[position - 1] for position in (3, 5, 4)))])
+    assert (positions(taken), doubt) == ([3], True)
 
 
 def test_a_message_of_another_history_is_a_doubt() -> None:
     """The right position under another epoch is not taken."""
     store = store_of(5)
-    taken, doubt = take(at(store, 2), [delivery(store.events[2]), delivery(store.events[3], LATER)])
+    taken, doubt = take(at(store, 2), [delivery(store.events[2]), delivery(store.events[3], epoch=LATER)])
     assert (positions(taken), doubt) == ([3], True)
 
 
-def test_what_is_no_event_is_a_doubt() -> None:
+def test_what_is_no_page_is_a_doubt() -> None:
     """A message that nobody can read hides an event that we may lack."""
-    assert take(at(store_of(1), 1), [FeedMessage("", None)]) == ([], True)
+    assert take(at(store_of(1), 1), [FeedPage("", ())]) == ([], True)
 
 
 async def test_it_begins_behind_the_checkpoint() -> None:
@@ -124,14 +128,13 @@ async def test_silence_asks_the_store() -> None:
         store.person("acme", uid(3), "lost by the broker")
         assert positions(list((await anext(batches)).events)) == [3]
         following = asyncio.ensure_future(anext(batches))
-        await eventually(lambda: len(feed.opened_at) == 2)
+        await eventually(lambda: feed.opened == 2)
         store.person("acme", uid(4), "lost as well")
         assert positions(list((await following).events)) == [4]
-    assert feed.opened_at == [3, 4]  # after a loss the broker is asked afresh, from behind the loss
 
 
 async def test_silence_with_nothing_lost_keeps_the_feed() -> None:
-    """An idle broker is not asked for a new consumer every second."""
+    """An idle broker is not asked anew every second."""
     store, feed = store_of(1), ScriptedFeed()
     follower = Follower(StoreLine(store), feed, silence_s=0.005)
 
@@ -144,7 +147,7 @@ async def test_silence_with_nothing_lost_keeps_the_feed() -> None:
     await eventually(lambda: store.reads > 3)
     idling.cancel()
     await asyncio.wait([idling])
-    assert feed.opened_at == [2]
+    assert feed.opened == 1
 
 
 async def test_a_store_that_is_away_is_waited_for() -> None:
@@ -226,7 +229,7 @@ async def test_a_message_of_a_new_epoch_is_verified_first() -> None:
     fourth = Store()
     for number in range(3):
         fourth.person("acme", uid(number), "forged")
-    feed = ScriptedFeed([[delivery(fourth.events[2], LATER)], [delivery(fourth.events[2], LATER)]])
+    feed = ScriptedFeed([[delivery(fourth.events[2], epoch=LATER)], [delivery(fourth.events[2], epoch=LATER)]])
     follower = Follower(StoreLine(store), feed, silence_s=0.01)
     async with asyncio.timeout(30), aclosing(follower.follow(begin)) as batches:
         async for batch in batches:
