@@ -18,6 +18,7 @@ from cli.parked import parked
 from cli.process import process
 from cli.rebuild import add_rebuild
 from cli.retention import retention
+from cli.schedules import schedules
 from cli.send import HELP, SendCommand, send
 from cli.status import projection, restored, status
 from cli.steering import add_steering
@@ -58,6 +59,7 @@ app.add_typer(get, name="get", help="Ask for a person, an account, a transfer, a
 app.command()(history)
 app.add_typer(watch, name="watch", help="Follow a person, an account, a transfer or a user as they change.")
 app.add_typer(commands, name="commands", help="See the command log; cancel or move what is scheduled in it.")
+app.add_typer(schedules, name="schedules", help="Send a command again and again, at the times of a cron expression.")
 app.add_typer(archive, name="archive", help="Move aggregates to the archive and back, and check what is there.")
 app.add_typer(retention, name="retention", help="See and set after how long aggregates go to the archive by themselves.")
 app.add_typer(overrides, name="overrides", help="See what runs otherwise for a tenant, and switch it on and off.")

@@ -41,6 +41,7 @@ from foldline.v1 import (
     override_pb2,
     override_pb2_grpc,
     projection_pb2_grpc,
+    schedule_pb2_grpc,
 )
 from shared.platform.clock import timestamp
 from shared.rpc.client import bearer
@@ -102,6 +103,7 @@ class Bank:
         self.overrides = override_pb2_grpc.OverrideServiceStub(write)
         self.archive = archive_pb2_grpc.ArchiveServiceStub(write)
         self.history = history_pb2_grpc.HistoryServiceStub(write)
+        self.schedules = schedule_pb2_grpc.ScheduleServiceStub(write)
         self.events = event_store_pb2_grpc.EventStoreServiceStub(write)
         self.person_queries = person_query_pb2_grpc.PersonQueryServiceStub(read)
         self.account_queries = account_query_pb2_grpc.AccountQueryServiceStub(read)

@@ -15,11 +15,13 @@ from foldline.v1 import (
     history_pb2_grpc,
     override_pb2_grpc,
     retention_pb2_grpc,
+    schedule_pb2_grpc,
 )
 from shared.commands.boxing import Boxer
 from shared.commands.bus import COMMAND_BYTES_MAX, CommandBus
 from shared.commands.committer import Committer
 from shared.commands.intake import Limits
+from shared.commands.recurring import Recurring
 from shared.commands.retention_sweeper import RetentionSweeper
 from shared.commands.schedule import Schedule, Scheduler, watch_schedule
 from shared.commands.sweeper import Sweeper
@@ -42,6 +44,8 @@ from write_service.passwords import Passwords, PasswordVerifier
 from write_service.registry import ADMINS, build_registry
 from write_service.retention import ROLES as RETENTION_ROLES
 from write_service.retention import RetentionService
+from write_service.schedules import ROLES as SCHEDULE_ROLES
+from write_service.schedules import ScheduleService
 from write_service.servicers import COMMANDS, add_command_services
 from write_service.tries import Tries
 
@@ -90,7 +94,7 @@ def build(settings: WriteSettings, reads: Reads) -> Server:
     server = Server(
         settings,
         sizes_max=SIZES_MAX | dict.fromkeys(COMMANDS | MORE_COMMANDS, settings.command_size_max),
-        roles=ROLES | HISTORY_ROLES | ARCHIVE_ROLES | RETENTION_ROLES | registry.roles(COMMANDS | MORE_COMMANDS),
+        roles=ROLES | HISTORY_ROLES | ARCHIVE_ROLES | RETENTION_ROLES | SCHEDULE_ROLES | registry.roles(COMMANDS | MORE_COMMANDS),
         probes=Probes(settings, "write_service"),
     )
     watch_schedule(server.probes.metrics, server.probes.needs_database(database_url))
@@ -120,6 +124,8 @@ def build(settings: WriteSettings, reads: Reads) -> Server:
     sweeper.register(server.probes.metrics)
     history = HistoryService(reads, registry, committer.is_cached)
     server.add(history_pb2_grpc.add_HistoryServiceServicer_to_server, history)
+    recurring = ScheduleService(commands, Recurring(reads), registry)
+    server.add(schedule_pb2_grpc.add_ScheduleServiceServicer_to_server, recurring)
     server.add(override_pb2_grpc.add_OverrideServiceServicer_to_server, OverrideService(commands, reads, registry))
 
     server.on_drained(passwords.close)

@@ -18,13 +18,14 @@ from msgspec import Struct
 
 from shared.commands.committer import Committer
 from shared.commands.decide import Command, Sender
+from shared.commands.firing import release_due
 from shared.commands.intake import PendingReply
 from shared.commands.log import CommandKey, StoredCommand, read_commands
 from shared.folds.errors import Code, Forbidden, InternalError, Invalid, NotFound, OverLimit, Refusal, Rejected
 from shared.platform.identity import Identity, Role
 from shared.platform.metrics import Metrics
 from shared.platform.packing import texts
-from shared.platform.postgres import Connection, Reads
+from shared.platform.postgres import Connection, Reads, is_trouble
 from shared.platform.probe import DatabaseProbe
 from shared.platform.telemetry import logger
 from shared.platform.watched import Values, watch
@@ -75,10 +76,8 @@ class Schedule:
 
         Raises Invalid (HOLDS_A_SECRET, COMMAND_ID_REUSED) or OverLimit (TOO_MANY_SCHEDULED).
         """
-        route, sender = command.route, command.sender
-        if route.prepare is not None or route.codec.redacted:
-            text = "a command with a secret cannot be scheduled: the log does not keep the secret"
-            raise Invalid("HOLDS_A_SECRET", text, violations=(("command.type_url", "names a command with a secret"),))
+        refuse_secret(command)
+        sender = command.sender
         async with self._database.connection() as connection:
             await self._refuse_if_full(connection, sender.tenant)
             await connection.execute(
@@ -112,10 +111,9 @@ class Schedule:
         Raises NotFound (COMMAND_NOT_FOUND) or Rejected (NOT_SCHEDULED), also if it has just run.
         """
         key = (identity.tenant, command_id)
-        why = Rejected("COMMAND_CANCELLED", "the command was cancelled before its time", cancelled_by=identity.user_id)
         async with self._database.connection() as connection:
             await _refuse_unless_theirs(connection, identity, key)
-            await _end(connection, key, "cancelled", why)
+            await cancel_waiting(connection, key, identity)
             row = await _row(connection, key)
         if row.status != "cancelled":
             raise _not_scheduled(row)
@@ -165,11 +163,15 @@ class Scheduler:
             await asyncio.sleep(pause_s)
 
     async def _fire(self) -> float:
-        """Sends the next commands that are due and waits for them; returns how long there is nothing to do."""
+        """Sends the next commands that are due and waits for them; returns how long there is nothing to do.
+
+        Firings of recurring schedules that are due are released first, so that they are among these.
+        """
         async with self._database.connection() as connection:
+            look_in_s = await self._release(connection)
             due, next_in_s = await read_due(connection, BATCH_MAX)
         if not due:
-            return min(next_in_s, POLL_S)
+            return min(next_in_s, look_in_s, POLL_S)
         commands: list[Command] = []
         for row in due:
             try:
@@ -185,6 +187,17 @@ class Scheduler:
             else:
                 await self._end(command, status, why)
         return pause_s
+
+    async def _release(self, connection: Connection) -> float:
+        """Releases firings; returns in how many seconds to look again. A defect in it holds up no other command."""
+        try:
+            look_in_s = await release_due(connection)
+        except Exception as error:
+            if is_trouble(error):
+                raise
+            log.error("firings_not_released", error=type(error).__name__)  # noqa: TRY400 - its text may hold a payload
+            return RETRY_S
+        return POLL_S if look_in_s is None else look_in_s
 
     async def _submit(self, commands: Sequence[Command]) -> list[tuple[Command, Refusal, str]]:
         """Sends commands in order; returns those without an outcome in the log, each with why and the status to give it.
@@ -269,6 +282,19 @@ async def _end(connection: Connection, key: CommandKey, status: str, refusal: Re
     await connection.execute("SELECT end_scheduled_command(%s, %s, %s, %s)", (*key, status, error))
 
 
+async def cancel_waiting(connection: Connection, key: CommandKey, identity: Identity) -> None:
+    """Cancels a command that waits for its time; one that has run, or runs just now, stays what it is."""
+    why = Rejected("COMMAND_CANCELLED", "the command was cancelled before its time", cancelled_by=identity.user_id)
+    await _end(connection, key, "cancelled", why)
+
+
+def refuse_secret(command: Command) -> None:
+    """Raises Invalid (HOLDS_A_SECRET) for a command that the log does not keep whole."""
+    if command.route.prepare is not None or command.route.codec.redacted:
+        text = "a command with a secret cannot be scheduled: the log does not keep the secret"
+        raise Invalid("HOLDS_A_SECRET", text, violations=(("command.type_url", "names a command with a secret"),))
+
+
 async def _refuse_unless_theirs(connection: Connection, identity: Identity, key: CommandKey) -> None:
     if not may_see(identity, await _row(connection, key)):
         raise _not_found()
@@ -288,12 +314,17 @@ def _not_scheduled(row: StoredCommand) -> Rejected:
 
 
 METRICS = {
-    "foldline.schedule.overdue": ("1", "Scheduled commands that are due and have not run yet, counted up to a thousand."),
+    "foldline.schedule.overdue": (
+        "1",
+        "Scheduled commands, and schedules, that are due and have not run yet; each counted up to a thousand.",
+    ),
     "foldline.schedule.overdue.age": ("s", "For how long the oldest of them has been due."),
 }
 _OVERDUE: LiteralString = """
 SELECT count(*), coalesce(extract(epoch FROM clock_timestamp() - min(due_at)), 0)::float8 FROM (
-  SELECT due_at FROM commands WHERE status = 'scheduled' AND due_at <= clock_timestamp() ORDER BY due_at, received_at LIMIT 1000
+  (SELECT due_at FROM commands WHERE status = 'scheduled' AND due_at <= clock_timestamp() ORDER BY due_at, received_at LIMIT 1000)
+  UNION ALL
+  (SELECT due_at FROM schedules WHERE status = 'active' AND due_at <= clock_timestamp() ORDER BY due_at LIMIT 1000)
 ) AS late
 """
 

@@ -45,8 +45,13 @@ class Sweeper:
             await asyncio.sleep(EVERY_S)
 
     async def sweep(self) -> int:
-        """Deletes what is old by now, chunk by chunk, each in a transaction of its own; returns how many rows went."""
+        """Deletes what is old by now, chunk by chunk, each in a transaction of its own; returns how many rows of the log went.
+
+        Schedules that ended so long ago go as well, a chunk at a time.
+        """
         before = self._clock() - self._kept
+        async with self._database.connection() as connection:
+            await connection.execute("SELECT sweep_schedules(%s, %s::integer)", (before, CHUNK))
         swept = 0
         while True:
             async with self._database.connection() as connection:

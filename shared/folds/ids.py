@@ -1,12 +1,14 @@
 """Derived ids: an id is computed from the thing that it names, so every program computes the same id for the same thing.
 
-The ids of processes' commands are UUIDs of version 8. The write service refuses such a command id from a caller without role
-`process`. Anybody can compute the id of a step from public ids, but nobody else can use it before the process does.
+The ids of commands that processes and schedules send are UUIDs of version 8. The write service refuses such a command id from a
+caller without role `process`. Anybody can compute the id of a step from public ids, but nobody else can use it before the
+process does.
 """
 
 from __future__ import annotations
 
 import hashlib
+from datetime import UTC, datetime
 from uuid import UUID, uuid5
 
 
@@ -18,8 +20,16 @@ def step_id(process_type: str, process_id: str, step: str, attempt: int = 1) -> 
     """
     if attempt < 1:
         raise ValueError(f"attempts are numbered from 1, not {attempt}")
-    digest = hashlib.sha256(UUID(process_id).bytes + f"{process_type}/{step}/{attempt}".encode()).digest()
-    number = int.from_bytes(digest[:16])
+    return _version_8(UUID(process_id).bytes + f"{process_type}/{step}/{attempt}".encode())
+
+
+def firing_id(schedule_id: str, due_at: datetime) -> str:
+    """The command id of a schedule's firing. It is in the space of `step_id`, so that nobody uses it before the firing does."""
+    return str(_version_8(UUID(schedule_id).bytes + f"firing/{due_at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}".encode()))
+
+
+def _version_8(content: bytes) -> UUID:
+    number = int.from_bytes(hashlib.sha256(content).digest()[:16])
     # RFC 9562, version 8: all bits but those of version and variant are ours to choose.
     number = number & ~(0xF << 76) | 8 << 76
     return UUID(int=number & ~(0x3 << 62) | 2 << 62)

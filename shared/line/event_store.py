@@ -12,7 +12,7 @@ from foldline.v1 import event_store_pb2
 from shared.platform.clock import timestamp
 from shared.platform.postgres import Connection, one
 
-TABLES = ("line", "events", "commands", "snapshots", "credentials", "boxes", "boxed_events")
+TABLES = ("line", "events", "commands", "snapshots", "credentials", "boxes", "boxed_events", "schedules")
 
 BOXED = "foldline.v1.AggregateBoxed"
 """The type of the event that ends the stream of an aggregate whose other events are in the archive."""

@@ -9,11 +9,12 @@ from typing import Any
 from uuid import uuid4
 
 import grpc.aio
+from google.protobuf.message import Message
 
 from bank.v1 import account_query_pb2, person_query_pb2
-from foldline.v1 import archive_pb2, command_pb2, event_store_pb2, history_pb2, retention_pb2, retention_pb2_grpc
+from foldline.v1 import archive_pb2, command_pb2, event_store_pb2, history_pb2, retention_pb2, retention_pb2_grpc, schedule_pb2
 from shared.platform.identity import Role
-from tests.support.clients.bank import Bank, channels, deposit, new_id, options
+from tests.support.clients.bank import Bank, channels, deposit, new_id, options, packed
 from tests.support.system.stack import Stack
 
 BALANCE_MINOR = 10_000
@@ -74,6 +75,19 @@ class Scene:
         requests = iter([command_pb2.SendStreamRequest(item=item) for item in items])
         call = bank.commands.SendStream(requests, metadata=bank.who, timeout=20)
         return [answer.receipt async for answer in call]
+
+    async def create_schedule(self, command: Message | None, cron: str = "0 9 * * *", zone: str = "UTC", **more: Any) -> Any:
+        wrapped = packed(command) if command is not None else None
+        request = schedule_pb2.CreateScheduleRequest(command=wrapped, cron=cron, time_zone=zone, **more)
+        return await self.bank.call(self.bank.schedules.CreateSchedule, request)
+
+    async def steer_schedule(self, action: str, schedule_id: str, *, bank: Bank | None = None) -> Any:
+        """Gets, pauses, resumes or ends a schedule."""
+        bank, name = bank or self.bank, f"{action}Schedule"
+        return await bank.call(getattr(bank.schedules, name), getattr(schedule_pb2, f"{name}Request")(schedule_id=schedule_id))
+
+    async def list_schedules(self, **fields: Any) -> Any:
+        return await self.bank.call(self.bank.schedules.ListSchedules, schedule_pb2.ListSchedulesRequest(**fields))
 
     async def read_stream(self, aggregate_type: str, aggregate_id: str, **more: int) -> Any:
         return await self.bank.stream(aggregate_type, aggregate_id, **more)

@@ -37,6 +37,7 @@ COLUMNS = {
     "credentials": "password_hash",
     "boxes": "chain",
     "boxed_events": "event_id",
+    "schedules": "cron",
 }
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta, timezone
 from uuid import RFC_4122, UUID, uuid1, uuid4
 
 import pytest
 from uuid_utils import uuid7
 
-from shared.folds.ids import derived_id, is_of_processes, step_id
+from shared.folds.ids import derived_id, firing_id, is_of_processes, step_id
 
 PROCESS = "0f1c2d3e-4a5b-4c6d-8e7f-001122334455"
 
@@ -39,6 +40,15 @@ def test_they_are_in_a_space_of_their_own() -> None:
         assert is_of_processes(str(made))
     for other in (str(uuid4()), str(uuid7()), str(uuid1()), derived_id("login", "acme", "alice"), str(UUID(int=0))):
         assert not is_of_processes(other)
+
+
+def test_the_id_of_a_firing_is_that_of_its_time() -> None:
+    """A stored literal, the same in every zone: another id would let a time fire twice. Nobody but a process may use it."""
+    due_at = datetime(2026, 3, 29, 1, 0, tzinfo=UTC)
+    assert firing_id(PROCESS, due_at) == "3f9f730a-4c19-80b8-b995-7e33e8d06563"
+    assert firing_id(PROCESS.upper(), due_at.astimezone(timezone(timedelta(hours=2)))) == firing_id(PROCESS, due_at)
+    assert firing_id(PROCESS, due_at + timedelta(minutes=1)) != firing_id(PROCESS, due_at)
+    assert is_of_processes(firing_id(PROCESS, due_at))
 
 
 def test_what_is_no_uuid_or_no_attempt_is_refused() -> None:
