@@ -1,8 +1,8 @@
 """Keys, tokens and addresses for a system in containers that is tried out, never for one that matters.
 
 `python -m deploy.development_keys FOLDER WRITE READ SAGA POSTGRES` makes in the folder: `jwks.json`, which every service
-verifies tokens with; the tokens of the projector and the saga service; `endpoints.json`, which the `foldline` command
-reads, with the three addresses and a token for each of two tenants and an operator; and the database administrator's
+verifies tokens with; `seal_keys`; the tokens of the projector and the saga service; `endpoints.json`, which the `foldline`
+command reads, with the three addresses and a token for each of two tenants and an operator; and the database administrator's
 password and URL. A second run keeps keys and password and renews the tokens. A real installation has an issuer of its own
 and gives the processes tokens from it.
 """
@@ -13,10 +13,12 @@ import argparse
 import json
 import secrets
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from deploy.bootstrap import write_secret
 from shared.platform.identity import Role
+from shared.platform.seal import KEY_BYTES
 from shared.platform.tokens import DevelopmentIssuer
 
 MONTH_S = 30 * 24 * 3600.0
@@ -26,6 +28,7 @@ def make(folder: Path, *, write: str, read: str, saga: str, postgres: str) -> No
     """Makes what the module's text says. Killed on the way, the next run makes what is missing."""
     issuer = DevelopmentIssuer(folder)
     issuer.jwks_file.chmod(0o444)
+    seal_keys_in(folder)
     processes = {"projector": [Role.READER], "saga": [Role.READER, Role.PROCESS]}
     callers = {
         "acme": ("acme", "alice", [Role.USER, Role.TENANT_ADMIN]),
@@ -47,6 +50,18 @@ def make(folder: Path, *, write: str, read: str, saga: str, postgres: str) -> No
         # The database's container reads it as an account of its own.
         password.chmod(0o444)
     write_secret(admin_url, f"postgresql://postgres:{password.read_text().strip()}@{postgres}/postgres")
+
+
+def seal_keys_in(folder: Path) -> Path:
+    """The file with the keys for FOLDLINE_SEAL_KEYS_FILE, made if it is not there. Of two that make it one's stays."""
+    file = folder / "seal_keys"
+    if not file.exists():
+        made = folder / f".seal_keys.{secrets.token_hex(8)}"
+        write_secret(made, secrets.token_hex(KEY_BYTES))
+        with suppress(FileExistsError):
+            file.hardlink_to(made)
+        made.unlink()
+    return file
 
 
 def main() -> int:

@@ -79,7 +79,7 @@ class AccountQueryService(SummaryServicer[AccountRow]):
         account_id, size = request.account_id.lower(), request.page_size or pages.SIZE_DEFAULT
         query = ("ListMovements", tenant(), account_id)
         before = pages.decode(query, request.page_token, (int,))
-        await self.gate.wait(request.consistency_token, context.time_remaining())
+        await self.gate.wait(request.consistency_token, tenant(), context.time_remaining())
         sql, values = _MOVEMENTS, {"account_id": account_id, "limit": size + 1}
         if before is not None:
             sql += " AND version < %(before)s"

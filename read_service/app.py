@@ -16,6 +16,7 @@ from shared.line.consistency import ConsistencyGate, Reached
 from shared.line.consumer_metrics import watch_consumers
 from shared.platform.leader import LockClass
 from shared.platform.postgres import Reads
+from shared.platform.seal import Seal, SealKeys
 from shared.platform.settings import ServerSettings
 from shared.platform.urls import DatabaseUrl
 from shared.projections.admin import watch_parked
@@ -38,6 +39,9 @@ class ReadSettings(ServerSettings):
 
     query_database_url: DatabaseUrl
     """The read database's URL, as the query role, which sees one tenant's rows at a time; it may lead through a pooler."""
+    seal_keys: SealKeys
+    """The keys that seal consistency and resume tokens, the same for write and read services: 64 hexadecimal digits each,
+    separated by commas. The first seals, all open, so a key is changed by adding the new one behind, then in front."""
     shard: int = Field(1, ge=1)
     """The shard whose tables are read."""
     connections_max: int = Field(8, ge=1)
@@ -58,8 +62,9 @@ def build(settings: ReadSettings, reads: Reads) -> Server:
             async with reads.connection() as connection:
                 return await checkpoint.read_serving(connection, group.name, settings.shard)
 
-        return ConsistencyGate(settings.shard, progress, wait_max_s=settings.deadline_default_s)
+        return ConsistencyGate(settings.shard, progress, seal, wait_max_s=settings.deadline_default_s)
 
+    seal = Seal(settings.seal_keys.get_secret_value())
     gates = {group.name: gate_of(group) for group in GROUPS}
     server = Server(
         settings,

@@ -28,7 +28,7 @@ from shared.line import event_store
 from shared.line.archive import Archive
 from shared.line.read_through import read_through
 from shared.platform.clock import timestamp
-from shared.platform.identity import Role, current_call
+from shared.platform.identity import Role, current_call, seen_position
 from shared.platform.postgres import Reads
 from shared.platform.telemetry import logger
 from shared.rpc.server import BATCH_SIZE_MAX
@@ -175,7 +175,10 @@ class EventStoreService(event_store_pb2_grpc.EventStoreServiceServicer):
                 raise NotFound("STREAM_NOT_FOUND", "there is no such stream, or no event of it from there on")
             if not events:
                 return
-            yield event_store_pb2.ReadStreamResponse(events=self._shown(events))
+            shown = self._shown(events)
+            for envelope in shown:
+                envelope.position = seen_position(envelope.position)
+            yield event_store_pb2.ReadStreamResponse(events=shown)
             after, left = events[-1].version, left - len(events)
 
     async def ReadAll(

@@ -30,6 +30,7 @@ from shared.line.notifier import Notifier
 from shared.platform.clock import utc_now
 from shared.platform.leader import LockClass, lead
 from shared.platform.postgres import Reads
+from shared.platform.seal import Seal, SealKeys
 from shared.platform.settings import Bytes, Seconds, ServerSettings
 from shared.platform.urls import DatabaseUrl
 from shared.rpc.probes import Probes
@@ -55,6 +56,9 @@ class WriteSettings(ServerSettings):
 
     database_url: DatabaseUrl
     """The write database's URL, as the application role: it reads tables and calls the append function, nothing else."""
+    seal_keys: SealKeys
+    """The keys that seal consistency and resume tokens, the same for write and read services: 64 hexadecimal digits each,
+    separated by commas. The first seals, all open, so a key is changed by adding the new one behind, then in front."""
     shard: int = Field(1, ge=1)
     """The shard whose line this database holds."""
     connections_max: int = Field(8, ge=1)
@@ -88,7 +92,8 @@ def build(settings: WriteSettings, reads: Reads) -> Server:
         limits=Limits(gather_wait_s_max=settings.gather_wait_s_max),
     )
     kept = timedelta(days=settings.command_log_days) if settings.command_log_days else None
-    commands = CommandBus(committer, reads, clock=utc_now, kept=kept, size_max=settings.command_size_max)
+    seal = Seal(settings.seal_keys.get_secret_value())
+    commands = CommandBus(committer, reads, seal, clock=utc_now, kept=kept, size_max=settings.command_size_max)
     scheduler = Scheduler(reads, committer)
 
     server = Server(

@@ -24,8 +24,9 @@ from shared.folds.errors import BatchAborted, Forbidden, Invalid, OverLimit, Ref
 from shared.folds.ids import is_of_processes
 from shared.line.consistency import Token, encode
 from shared.platform.clock import timestamp
-from shared.platform.identity import Call, Role, current_call
+from shared.platform.identity import Call, Role, current_call, seen_position
 from shared.platform.postgres import Reads
+from shared.platform.seal import Seal
 from shared.platform.telemetry import annotate, trace_id, valid_traceparent
 from shared.rpc.status import to_status
 from shared.rpc.validation import refuse_invalid
@@ -54,6 +55,7 @@ class CommandBus:
         self,
         committer: Committer,
         reads: Reads,
+        seal: Seal,
         *,
         clock: Callable[[], datetime],
         kept: timedelta | None = None,
@@ -65,7 +67,9 @@ class CommandBus:
         self._committer = committer
         self._reads = reads
         self._clock = clock
-        self._newest_token = (-1, "", "")
+        self._seal = seal
+        self._newest_head = (-1, "")
+        self._newest_tokens: dict[str, str] = {}
         self._turns = Turns()
 
     async def send(self, request: Any) -> command_pb2.CommandReceipt:
@@ -219,11 +223,15 @@ class CommandBus:
         return route, request
 
     def _token(self, head: int) -> str:
-        """The token of a head, of which all outcomes of one batch have the same."""
-        epoch = self._committer.epoch
-        if self._newest_token[:2] != (head, epoch):
-            self._newest_token = (head, epoch, encode(Token(self._committer.shard, epoch, head)))
-        return self._newest_token[2]
+        """The caller's token of a head, of which all outcomes of one batch have the same."""
+        tenant, epoch = current_call.get().identity.tenant, self._committer.epoch
+        if self._newest_head != (head, epoch):
+            self._newest_head, self._newest_tokens = (head, epoch), {}
+        token = self._newest_tokens.get(tenant)
+        if token is None:
+            place = Token(self._committer.shard, epoch, head)
+            token = self._newest_tokens[tenant] = encode(place, self._seal, tenant)
+        return token
 
     def _receipt(self, command: Command, outcome: Outcome) -> command_pb2.CommandReceipt:
         _, category, aggregate_id = command.aggregate
@@ -234,7 +242,7 @@ class CommandBus:
             aggregate_id=aggregate_id,
             version=outcome.version,
             events_appended=outcome.events_appended,
-            position=outcome.position,
+            position=seen_position(outcome.position),
             consistency_token=self._token(outcome.head),
         )
         if outcome.refusal is not None:
@@ -256,7 +264,7 @@ class CommandBus:
             aggregate_id=row.aggregate_id,
             version=row.version,
             events_appended=row.events_appended,
-            position=row.position,
+            position=seen_position(row.position),
             consistency_token=self._token(row.head),
             error=status_pb2.Status.FromString(row.error) if row.error else None,
         )

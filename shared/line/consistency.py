@@ -1,23 +1,25 @@
 """Read your own writes: a token holds a position of the line, and a query waits until its tables have reached it.
 
-A token comes from a command's receipt. It names a shard, the epoch of its history and a position, and is opaque to
-clients. One that the tables cannot reach in the call's time, forged or of another history, is refused at once: a query
-that waits holds a place.
+A token comes from a command's receipt. It names a shard, the epoch of its history and a position, sealed for the caller's
+tenant: positions are of all tenants together, and would tell each how much the others do. One that the tables cannot reach in
+the call's time, or of another history, is refused at once: a query that waits holds a place.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
+import struct
 import time
 from collections.abc import Awaitable, Callable
 
 from msgspec import Struct
 
 from shared.folds.errors import Invalid, Rejected, Unavailable
+from shared.platform.seal import NotOurs, Seal
 
-FORMAT = "1"
+PURPOSE = "foldline.consistency-token.1"
+PLACE = struct.Struct(">iq")
+"""Shard and position, of one length whatever they are; the epoch follows."""
 POLL_S = 0.002
 POLL_MAX_S = 0.02
 FRESH_S = 1.0
@@ -44,26 +46,32 @@ class Reached(Struct, frozen=True):
     diverged: bool = False
 
 
-def encode(token: Token) -> str:
-    """The token as clients see it."""
-    text = f"{FORMAT} {token.shard} {token.position} {token.epoch}"
-    return base64.urlsafe_b64encode(text.encode()).rstrip(b"=").decode()
+def packed(token: Token) -> bytes:
+    """The token as bytes, whose length tells nothing of it but the epoch's."""
+    return PLACE.pack(token.shard, token.position) + token.epoch.encode()
 
 
-def decode(text: str) -> Token:
-    """The token of a request. Raises Invalid for text that `encode` did not make."""
+def unpacked(content: bytes) -> Token:
+    """The token that `packed` made these bytes of."""
+    shard, position = PLACE.unpack_from(content)
+    return Token(shard, content[PLACE.size :].decode(), position)
+
+
+def encode(token: Token, seal: Seal, tenant: str) -> str:
+    """The token as clients of a tenant see it."""
+    return seal.seal(packed(token), PURPOSE, tenant)
+
+
+def decode(text: str, seal: Seal, tenant: str) -> Token:
+    """The token of a tenant's request. Raises Invalid for text that `encode` did not make for that tenant."""
     try:
-        plain = base64.b64decode(text.encode("ascii") + b"=" * (-len(text) % 4), altchars=b"-_", validate=True).decode("ascii")
-        version, shard, position, epoch = plain.split(" ")
-        if version == FORMAT:
-            return Token(int(shard), epoch, int(position))
-    except (UnicodeError, binascii.Error, ValueError):
-        pass
-    raise Invalid(
-        "CONSISTENCY_TOKEN_MALFORMED",
-        "the consistency token is not one of ours",
-        violations=(("consistency_token", "must be the token of a receipt, unchanged"),),
-    )
+        return unpacked(seal.open(text, PURPOSE, tenant))
+    except NotOurs:
+        raise Invalid(
+            "CONSISTENCY_TOKEN_MALFORMED",
+            "the consistency token is not one of ours for this tenant",
+            violations=(("consistency_token", "must be the token of a receipt of this tenant, unchanged"),),
+        ) from None
 
 
 def same_history(token_epoch: str, epoch: str) -> bool:
@@ -85,11 +93,18 @@ class ConsistencyGate:
     """
 
     def __init__(
-        self, shard: int, progress: Callable[[], Awaitable[Reached]], *, wait_max_s: float, read_max_s: float = 5.0
+        self,
+        shard: int,
+        progress: Callable[[], Awaitable[Reached]],
+        seal: Seal,
+        *,
+        wait_max_s: float,
+        read_max_s: float = 5.0,
     ) -> None:
         """`wait_max_s` is for calls without a deadline. A read of the checkpoint that takes `read_max_s` counts as failed."""
         self._shard = shard
         self._progress = progress
+        self.seal = seal
         self._wait_max_s = wait_max_s
         self._read_max_s = read_max_s
         self._seen = Reached("", 0)
@@ -99,15 +114,20 @@ class ConsistencyGate:
         self._poller: asyncio.Task[None] | None = None
         self._failure: Exception | None = None
 
-    async def wait(self, text: str, remaining_s: float | None) -> None:
-        """Returns when the tables have reached the token's position; at once for an empty token.
+    async def wait(self, text: str, tenant: str, remaining_s: float | None) -> None:
+        """Returns when the tables have reached the position of a tenant's token; at once for an empty text.
 
-        Raises Invalid for a malformed token; Rejected NOT_YET_CONSISTENT, with the lag in events, when the call's deadline
-        is near (`remaining_s` from now); Rejected HISTORY_DIVERGED if the tables can never reach the token.
+        Raises Invalid for a malformed token and what `reach` raises.
         """
-        if not text:
-            return
-        token = decode(text)
+        if text:
+            await self.reach(decode(text, self.seal, tenant), remaining_s)
+
+    async def reach(self, token: Token, remaining_s: float | None) -> None:
+        """Returns when the tables have reached the token's position.
+
+        Raises Rejected NOT_YET_CONSISTENT, with the lag in events, when the call's deadline is near (`remaining_s` from now);
+        Rejected HISTORY_DIVERGED if the tables can never reach the token; Invalid if it is of another shard.
+        """
         if token.shard != self._shard:
             raise Invalid(
                 "CONSISTENCY_TOKEN_OF_ANOTHER_SHARD",
@@ -177,7 +197,6 @@ class ConsistencyGate:
         self._moved = asyncio.Event()
 
     def _not_yet(self, token: Token) -> Rejected:
-        position = self._seen.position
         if not same_history(token.epoch, self._seen.epoch):
             text = "the token is of another history than these tables follow now; ask again, or without it"
         else:
@@ -186,7 +205,5 @@ class ConsistencyGate:
             "NOT_YET_CONSISTENT",
             text,
             retry_after_s=0.1,
-            wanted=token.position,
-            reached=position,
-            lag=max(0, token.position - position),
+            lag=max(0, token.position - self._seen.position),
         )

@@ -140,7 +140,7 @@ class SummaryServicer(Generic[Row]):
 
     async def get(self, request: Any, context: Any) -> Any:
         """The answer of the Get RPC. Raises NotFound for an id that the tenant does not have."""
-        await self.gate.wait(request.consistency_token, context.time_remaining())
+        await self.gate.wait(request.consistency_token, tenant(), context.time_remaining())
         shown = await self.existing(getattr(request, self._id))
         if shown.stale:
             tell_stale(context)
@@ -206,7 +206,7 @@ class SummaryServicer(Generic[Row]):
         bound = [str(conditions[0][1]) if conditions else "" for conditions in found.values()]
         query = (self._list_name, tenant(), column, str(descending), *bound)
         after = self._after(query, request.page_token, column)
-        await self.gate.wait(request.consistency_token, context.time_remaining())
+        await self.gate.wait(request.consistency_token, tenant(), context.time_remaining())
         sql, values = self.page_query(request.order_by, given, after, size + 1)
         rows = await in_tenant(self.reads, tenant(), sql, values)
         cut, following = pages.cut(rows, size, query, lambda row: self._keys(row, column))

@@ -14,8 +14,6 @@ not what was shown last. So no state is shown twice and none is older than the o
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import hashlib
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
@@ -25,14 +23,15 @@ from google.protobuf.message import Message
 from msgspec import Struct
 
 from shared.folds.errors import Invalid, OverLimit, Refusal, Unavailable
-from shared.line import consistency
-from shared.line.consistency import ConsistencyGate, Token
+from shared.line.consistency import ConsistencyGate, Token, packed, unpacked
 from shared.platform.postgres import Reads
+from shared.platform.seal import NotOurs, Seal
 from shared.platform.telemetry import logger
 from shared.projections import changes
 from shared.projections.changes import RowId
 
-FORMAT = "w1"
+PURPOSE = "foldline.resume-token.1"
+DIGEST_CHARACTERS = 16
 POLL_MIN_S, POLL_MAX_S = 0.01, 0.05
 ALL_READ_S = 0.25
 """The pause after every watched row had to be read, because the change does not name its rows."""
@@ -204,9 +203,9 @@ async def serve(
     resume, consistent = tokens
     digest = ""
     if resume:
-        place, digest = decode(row, resume)
-        await gate.wait(consistency.encode(place), WAIT_MAX_S)
-    await gate.wait(consistent, WAIT_MAX_S)
+        place, digest = decode(gate.seal, row, resume)
+        await gate.reach(place, WAIT_MAX_S)
+    await gate.wait(consistent, row[0], WAIT_MAX_S)
     async with watches.watching(row) as watcher:
         seq, token = -1, resume
         state: Shown | None = await first()
@@ -214,7 +213,7 @@ async def serve(
             if state is None:
                 await _in_time(write(None, token))
             elif state.seq > seq and state.digest != digest:
-                seq, digest, token = state.seq, state.digest, encode(row, state)
+                seq, digest, token = state.seq, state.digest, encode(gate.seal, row, state)
                 await _in_time(write(state.message, token))
             elif seq < 0:  # as it was shown before: the caller learns at once that it is followed
                 seq = state.seq
@@ -234,31 +233,22 @@ async def _in_time(writing: Awaitable[None]) -> None:
 
 def digest_of(message: Message) -> str:
     """What tells a message from the one before."""
-    return hashlib.sha256(message.SerializeToString(deterministic=True)).hexdigest()[:16]
+    return hashlib.sha256(message.SerializeToString(deterministic=True)).hexdigest()[:DIGEST_CHARACTERS]
 
 
-def encode(row: RowId, state: Shown) -> str:
+def encode(seal: Seal, row: RowId, state: Shown) -> str:
     """The token to go on behind this state of the row."""
-    at = state.at
-    text = f"{FORMAT} {_binding(row)} {state.digest} {at.shard} {at.position} {at.epoch}"
-    return base64.urlsafe_b64encode(text.encode()).rstrip(b"=").decode()
+    return seal.seal(state.digest.encode() + packed(state.at), PURPOSE, *row)
 
 
-def decode(row: RowId, token: str) -> tuple[Token, str]:
+def decode(seal: Seal, row: RowId, token: str) -> tuple[Token, str]:
     """The place and the digest of a resume token. Raises Invalid for one that was not made for this row."""
     try:
-        plain = base64.b64decode(token.encode("ascii") + b"=" * (-len(token) % 4), altchars=b"-_", validate=True).decode("ascii")
-        version, binding, digest, shard, position, epoch = plain.split(" ")
-        if (version, binding) == (FORMAT, _binding(row)) and 0 <= int(position) < 2**63 and 0 <= int(shard) < 2**31:
-            return Token(int(shard), epoch, int(position)), digest
-    except (UnicodeError, binascii.Error, ValueError):
-        pass
-    raise Invalid(
-        "RESUME_TOKEN_INVALID",
-        "the resume token is not one of this row",
-        violations=(("resume_token", "must be that of an answer about the same row, unchanged"),),
-    )
-
-
-def _binding(row: RowId) -> str:
-    return hashlib.sha256("\0".join(row).encode()).hexdigest()[:16]
+        content = seal.open(token, PURPOSE, *row)
+    except NotOurs:
+        raise Invalid(
+            "RESUME_TOKEN_INVALID",
+            "the resume token is not one of this row",
+            violations=(("resume_token", "must be that of an answer about the same row, unchanged"),),
+        ) from None
+    return unpacked(content[DIGEST_CHARACTERS:]), content[:DIGEST_CHARACTERS].decode()

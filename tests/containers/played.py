@@ -15,6 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from deploy.bootstrap import SERVICES, with_database
 from deploy.engines.child import free_port
 from shared.platform.identity import Role
+from shared.platform.seal import KEY_BYTES
 from shared.platform.tokens import DevelopmentIssuer
 from tests.containers.engine import Podman
 from tests.containers.images import ROOT, Images
@@ -140,6 +141,7 @@ class Played:
             config_map("foldline-issuer", {"jwks.json": self.issuer.jwks_file.read_text()}),
             config_map("foldline-admin", {"url": admin, "password": password}),
             config_map("foldline-databases", databases),
+            config_map("foldline-seal", {"keys": secrets.token_hex(KEY_BYTES)}),
             config_map("foldline-tokens", tokens),
         ]
 

@@ -27,6 +27,7 @@ from shared.rpc.client import bearer, channel
 from shared.rpc.server import Server
 from tests.support.clients.bank import new_id, read_refusal
 from tests.support.clients.bank import packed as to_any
+from tests.support.system.sealing import SEAL
 from write_service.api import ROLES, SIZES_MAX, CommandService, EventStoreService
 
 SERVED = ("foldline.v1.CommandService/", "foldline.v1.EventStoreService/")
@@ -95,7 +96,7 @@ async def serving(
     reads = Reads(database.app, application_name="small")
     await reads.open()
     committer = Committer(database.app, registry, shard=1, clock=utc_now)
-    bus = CommandBus(committer, reads, clock=utc_now)
+    bus = CommandBus(committer, reads, SEAL, clock=utc_now)
     settings = ServerSettings(jwks_file=issuer.jwks_file)
     server = Server(settings, roles=KERNEL_ROLES | registry.roles(commands), sizes_max=SIZES_MAX)
     add_services(server, bus)

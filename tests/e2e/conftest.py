@@ -20,7 +20,7 @@ from deploy.local.system import READ, SAGA, WRITE
 from foldline.v1 import process_pb2, process_pb2_grpc
 from shared.platform.identity import Role
 from shared.rpc.client import bearer
-from tests.support.clients.bank import Bank, channels
+from tests.support.clients.bank import INSIDER, Bank, channels
 from tests.support.system.stack import Stack
 from tests.support.system.waiting import eventually
 
@@ -55,6 +55,12 @@ async def caller(shared_stack: Stack, tenant: str) -> AsyncIterator[Caller]:
 def bank(caller: Caller) -> Bank:
     """A user of the test's tenant who may also freeze accounts."""
     return caller()
+
+
+@pytest.fixture
+def insider(caller: Caller) -> Bank:
+    """The same, who may also read the line of all tenants, and so sees positions."""
+    return caller(roles=INSIDER)
 
 
 class ProcessAdmin:

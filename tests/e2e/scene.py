@@ -36,7 +36,7 @@ class Place:
     their_command: str
     # A deposit of 1 on blue.
     used_command: str
-    # Of the last thing that was done.
+    # Of the last thing that was done, for the tenant.
     consistency_token: str
 
 
@@ -187,11 +187,11 @@ async def _build(stack: Stack) -> Place:
         used_command = new_id()
         await here.call(here.accounts.DepositMoney, deposit(blue, BALANCE_MINOR, command_id=used_command))
         await here.freeze(ice)
-        gone, _ = await here.register("Alice's brother")
-        await here.close_person(gone)
         foreigner, theirs_registered = await there.register("Mallory")
         theirs, _ = await there.open(foreigner)
-        last = await there.deposit(theirs, 1)
+        await there.deposit(theirs, 1)
+        gone, _ = await here.register("Alice's brother")
+        last = await here.close_person(gone)
     return Place(
         tenant=tenant,
         other_tenant=other,

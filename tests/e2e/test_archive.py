@@ -54,15 +54,15 @@ async def hatter(bank: Bank) -> str:
     return key
 
 
-async def test_the_mad_hatter_goes_into_the_box_and_comes_back(bank: Bank, caller: Caller, shared_stack: Stack) -> None:
+async def test_the_mad_hatter_goes_into_the_box_and_comes_back(insider: Bank, caller: Caller, shared_stack: Stack) -> None:
     """C: 8 events in the file with the final snapshot, a tombstone online, refused as boxed; unboxed, all 8, and a new name."""
-    key = await hatter(bank)
-    before = await bank.stream("person", key)
+    key = await hatter(insider)
+    before = await insider.stream("person", key)
     assert len(before) == 8
-    boxed = await box(bank, "person", key)
+    boxed = await box(insider, "person", key)
     assert (boxed.version, boxed.events_appended, boxed.aggregate_id) == (9, 1, key)
 
-    [found] = await boxes(bank)
+    [found] = await boxes(insider)
     assert (found.version, found.events, found.HasField("unboxed_at")) == (8, 8, False)
     folder = folder_of(shared_stack, found.location)
     lines = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
@@ -73,37 +73,45 @@ async def test_the_mad_hatter_goes_into_the_box_and_comes_back(bank: Bank, calle
     manifest = json.loads((folder / "manifest.json").read_text())
     assert (manifest["events"], manifest["tenant"], len(manifest["files"])) == (8, before[0].tenant, 2)
 
-    [tombstone] = await bank.stream("person", key)
+    [tombstone] = await insider.stream("person", key)
     assert (tombstone.version, tombstone.type) == (9, "foldline.v1.AggregateBoxed")
-    for call in (bank.rename(key, "Mad Hatter Nine"), bank.open(key), bank.close_person(key), bank.register("x", key)):
+    for call in (
+        insider.rename(key, "Mad Hatter Nine"),
+        insider.open(key),
+        insider.close_person(key),
+        insider.register("x", key),
+    ):
         told = await refused(call)
         assert (told.code, told.reason) == ("FAILED_PRECONDITION", "AGGREGATE_BOXED")
-    assert (await refused(state(bank, "person", key, version=3))).reason == "AGGREGATE_BOXED"
-    assert (await described(bank, "person", key)).boxed
+    assert (await refused(state(insider, "person", key, version=3))).reason == "AGGREGATE_BOXED"
+    assert (await described(insider, "person", key)).boxed
     auditor = caller(user_id="olga", roles=[Role.READER])
     assert await auditor.line(before[0].position, before[7].position - before[0].position + 1) == await line_of(
         auditor, before[0].position, tombstone.position
     )
 
-    unboxed = await unbox(bank, "person", key)
-    after = await bank.stream("person", key)
+    unboxed = await unbox(insider, "person", key)
+    after = await insider.stream("person", key)
     assert after[:8] == before
     assert [event.type.rpartition(".")[2] for event in after[8:]] == ["AggregateBoxed", "AggregateUnboxed"]
     assert (unboxed.version, unboxed.events_appended) == (10, 1)
-    stored = await described(bank, "person", key)
+    stored = await described(insider, "person", key)
     assert (stored.boxed, list(stored.snapshot_versions)) == (False, [8])
-    renamed = await bank.rename(key, "Mad Hatter Nine")
-    assert (renamed.version, (await bank.person(key, renamed.consistency_token)).name) == (11, "Mad Hatter Nine")
-    assert (await state(bank, "person", key, version=9))[1]["name"] == "Mad Hatter Eight"
+    renamed = await insider.rename(key, "Mad Hatter Nine")
+    assert (renamed.version, (await insider.person(key, renamed.consistency_token)).name) == (11, "Mad Hatter Nine")
+    assert (await state(insider, "person", key, version=9))[1]["name"] == "Mad Hatter Eight"
 
     # Again: the earlier box stays, and both are whole.
-    await box(bank, "person", key)
-    assert [(one.version, one.HasField("unboxed_at")) for one in await boxes(bank)] == [(11, False), (8, True)]
+    await box(insider, "person", key)
+    assert [(one.version, one.HasField("unboxed_at")) for one in await boxes(insider)] == [(11, False), (8, True)]
     for version in (0, 8, 11):
-        assert (await verify(bank, "person", key, version)).version == (version or 11)
-    again = await unbox(bank, "person", key)
-    assert (await bank.person(key, again.consistency_token)).version == again.version == 13
-    assert (await bank.stream("person", key))[:11] == [*after, *(await bank.stream("person", key, from_version=11, events_max=1))]
+        assert (await verify(insider, "person", key, version)).version == (version or 11)
+    again = await unbox(insider, "person", key)
+    assert (await insider.person(key, again.consistency_token)).version == again.version == 13
+    assert (await insider.stream("person", key))[:11] == [
+        *after,
+        *(await insider.stream("person", key, from_version=11, events_max=1)),
+    ]
 
 
 async def line_of(auditor: Bank, first: int, last: int) -> list[event_store_pb2.EventEnvelope]:
@@ -114,30 +122,30 @@ async def line_of(auditor: Bank, first: int, last: int) -> list[event_store_pb2.
     return [event for event in found if event.position < last][: last - first]
 
 
-async def test_the_line_is_whole_while_aggregates_are_boxed(bank: Bank, caller: Caller) -> None:
+async def test_the_line_is_whole_while_aggregates_are_boxed(insider: Bank, caller: Caller) -> None:
     """ReadAll gives the same events before, during and after, at any page size; a projection is not disturbed."""
-    alice, _ = await bank.register("Alice")
-    blue, _ = await bank.open(alice)
-    key = await hatter(bank)
-    await bank.batch(*(item(deposit(blue, 1)) for _ in range(30)))
-    first = (await bank.stream("person", alice))[0].position
+    alice, _ = await insider.register("Alice")
+    blue, _ = await insider.open(alice)
+    key = await hatter(insider)
+    await insider.batch(*(item(deposit(blue, 1)) for _ in range(30)))
+    first = (await insider.stream("person", alice))[0].position
     auditor = caller(user_id="olga", roles=[Role.READER])
     before = await auditor.line(first)
-    await box(bank, "person", key)
-    receipt = await box(bank, "account", blue)
+    await box(insider, "person", key)
+    receipt = await box(insider, "account", blue)
     during = await auditor.line(first)
     assert during[: len(before)] == before
     assert [event.position for event in during] == list(range(first, first + len(during)))
     for size in (1, 2, 7, 500):
         assert await auditor.line(first + 1, size) == during[1 : size + 1]
     # The projection follows: the summaries stay what they were.
-    summary = await bank.account(blue, receipt.consistency_token)
-    assert (summary.balance_minor, (await bank.person(key, receipt.consistency_token)).name) == (30, "Mad Hatter Eight")
-    await unbox(bank, "account", blue)
-    await unbox(bank, "person", key)
+    summary = await insider.account(blue, receipt.consistency_token)
+    assert (summary.balance_minor, (await insider.person(key, receipt.consistency_token)).name) == (30, "Mad Hatter Eight")
+    await unbox(insider, "account", blue)
+    await unbox(insider, "person", key)
     assert (await auditor.line(first))[: len(during)] == during
-    last = await bank.deposit(blue, 1)
-    assert (await bank.account(blue, last.consistency_token)).balance_minor == 31
+    last = await insider.deposit(blue, 1)
+    assert (await insider.account(blue, last.consistency_token)).balance_minor == 31
 
 
 async def test_a_person_is_boxed_with_the_accounts(bank: Bank, caller: Caller) -> None:

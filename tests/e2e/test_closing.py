@@ -29,34 +29,34 @@ async def test_scenario_j_a_person_who_holds_money_is_not_closed(bank: Bank) -> 
     assert (await bank.account(blue)).status == account_query_pb2.ACCOUNT_STATUS_ACTIVE
 
 
-async def test_a_person_is_closed_with_all_accounts(bank: Bank) -> None:
+async def test_a_person_is_closed_with_all_accounts(insider: Bank) -> None:
     """One event of the person, one of each account, at following positions; afterwards nothing more can be done."""
-    alice, _ = await bank.register("Alice")
-    blue, red, green = [(await bank.open(alice, name=name))[0] for name in ("blue", "red", "green")]
-    await bank.deposit(blue, 5)
-    await bank.withdraw(blue, 5)
-    await bank.close(red)
-    await bank.freeze(green)
-    closed = await bank.close_person(alice)
+    alice, _ = await insider.register("Alice")
+    blue, red, green = [(await insider.open(alice, name=name))[0] for name in ("blue", "red", "green")]
+    await insider.deposit(blue, 5)
+    await insider.withdraw(blue, 5)
+    await insider.close(red)
+    await insider.freeze(green)
+    closed = await insider.close_person(alice)
     assert (closed.aggregate_id, closed.events_appended) == (alice, 3)
 
-    *_, last = await bank.stream("person", alice)
+    *_, last = await insider.stream("person", alice)
     assert person_pb2.PersonClosed.FromString(last.payload).account_ids == [blue, green]
-    ends = [last, (await bank.stream("account", blue))[-1], (await bank.stream("account", green))[-1]]
+    ends = [last, (await insider.stream("account", blue))[-1], (await insider.stream("account", green))[-1]]
     assert [end.type for end in ends] == ["bank.v1.PersonClosed", "bank.v1.AccountClosed", "bank.v1.AccountClosed"]
     assert [end.position for end in ends] == [closed.position - 2, closed.position - 1, closed.position]
     assert {end.metadata.command_id for end in ends} == {closed.command_id}
     assert account_pb2.AccountClosed.FromString(ends[1].payload).owner_id == alice
 
-    summary = await bank.person(alice, closed.consistency_token)
+    summary = await insider.person(alice, closed.consistency_token)
     assert (summary.status, summary.open_account_count, summary.version) == (CLOSED, 0, closed.version)
     assert summary.closed_at.ToNanoseconds() == last.recorded_at.ToNanoseconds()
     for account in (blue, red, green):
-        assert (await bank.account(account)).status == account_query_pb2.ACCOUNT_STATUS_CLOSED
-    assert (await bank.close_person(alice)).events_appended == 0
-    assert (await refused(bank.open(alice))).reason == "PERSON_CLOSED"
-    assert (await refused(bank.rename(alice, "Alice Cooper"))).reason == "PERSON_CLOSED"
-    assert (await refused(bank.deposit(blue, 1))).reason == "ACCOUNT_CLOSED"
+        assert (await insider.account(account)).status == account_query_pb2.ACCOUNT_STATUS_CLOSED
+    assert (await insider.close_person(alice)).events_appended == 0
+    assert (await refused(insider.open(alice))).reason == "PERSON_CLOSED"
+    assert (await refused(insider.rename(alice, "Alice Cooper"))).reason == "PERSON_CLOSED"
+    assert (await refused(insider.deposit(blue, 1))).reason == "ACCOUNT_CLOSED"
 
 
 async def test_as_many_accounts_as_a_person_may_have_are_closed_at_once(bank: Bank) -> None:

@@ -199,12 +199,12 @@ async def test_256_in_a_batch(bank: Bank) -> None:
     assert (await bank.account(blue, receipts[-1].consistency_token)).balance_minor == 255
 
 
-async def test_an_atomic_batch_is_accepted_as_a_whole(bank: Bank) -> None:
+async def test_an_atomic_batch_is_accepted_as_a_whole(insider: Bank) -> None:
     """All receipts are completed and their events are neighbours on the line."""
-    blue, red = await blue_account(bank, 10), await blue_account(bank)
-    out, back = await bank.batch(item(withdraw(blue, 4)), item(deposit(red, 4)), atomic=True)
+    blue, red = await blue_account(insider, 10), await blue_account(insider)
+    out, back = await insider.batch(item(withdraw(blue, 4)), item(deposit(red, 4)), atomic=True)
     assert (out.status, back.status, back.position) == (COMPLETED, COMPLETED, out.position + 1)
-    assert (await bank.account(red, back.consistency_token)).balance_minor == 4
+    assert (await insider.account(red, back.consistency_token)).balance_minor == 4
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,9 @@ import pytest
 from google.protobuf.any_pb2 import Any as Packed
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
-from msgspec import structs
 
 from bank.v1 import account_pb2, account_query_pb2, person_pb2
 from foldline.v1 import command_pb2, schedule_pb2
-from shared.line import consistency
 from shared.platform.identity import Role
 from shared.rpc import pages
 from tests.e2e.scene import ACCOUNT_VERSION, BALANCE_MINOR, Place, Scene, build
@@ -42,6 +40,7 @@ from tests.support.clients.bank import (
     unfreeze,
     withdraw,
 )
+from tests.support.system.sealing import token_with
 from tests.support.system.stack import Stack
 
 INT64_MAX = 2**63 - 1
@@ -766,21 +765,21 @@ QUERIES = [
     ),
     Row(
         "consistency token: of another shard",
-        lambda s, p: s.bank.person(p.alice, _token(p, shard=7)),
+        lambda s, p: s.bank.person(p.alice, _token(s, p, shard=7)),
         "INVALID_ARGUMENT",
         "CONSISTENCY_TOKEN_OF_ANOTHER_SHARD",
         ("consistency_token",),
     ),
     Row(
         "consistency token: the tables are not there yet",
-        lambda s, p: s.bank.call(s.bank.account_queries.GetAccount, _get(p, _token(p, position=INT64_MAX)), timeout_s=1),
+        lambda s, p: s.bank.call(s.bank.account_queries.GetAccount, _get(p, _token(s, p, position=INT64_MAX)), timeout_s=1),
         "FAILED_PRECONDITION",
         "NOT_YET_CONSISTENT",
         waiting_helps=True,
     ),
     Row(
         "consistency token: of another history",
-        lambda s, p: s.bank.call(s.bank.account_queries.GetAccount, _get(p, _token(p, epoch=f"{NIL}/1")), timeout_s=1),
+        lambda s, p: s.bank.call(s.bank.account_queries.GetAccount, _get(p, _token(s, p, epoch=f"{NIL}/1")), timeout_s=1),
         "FAILED_PRECONDITION",
         "NOT_YET_CONSISTENT",
         waiting_helps=True,
@@ -952,9 +951,9 @@ def _get(place: Place, token: str) -> account_query_pb2.GetAccountRequest:
     return account_query_pb2.GetAccountRequest(account_id=place.blue, consistency_token=token)
 
 
-def _token(place: Place, **changes: Any) -> str:
+def _token(scene: Scene, place: Place, **changes: Any) -> str:
     """A real consistency token with something changed in it."""
-    return consistency.encode(structs.replace(consistency.decode(place.consistency_token), **changes))
+    return token_with(scene.stack.seal_keys, place.tenant, place.consistency_token, **changes)
 
 
 def _accounts_query(place: Place) -> tuple[str, ...]:

@@ -15,23 +15,23 @@ from tests.support.system.stack import Stack
 
 
 @pytest.fixture
-async def told(bank: Bank, tenant: str) -> list[Acknowledged]:
+async def told(insider: Bank, tenant: str) -> list[Acknowledged]:
     """What a caller was told of a little of everything, at the end of the line."""
-    alice, _ = await bank.register("Alice")
-    blue, _ = await bank.open(alice)
-    red, _ = await bank.open(alice, name="red")
-    ice, _ = await bank.open(alice, name="ice")
-    await bank.deposit(red, 9)
-    await bank.freeze(ice)
+    alice, _ = await insider.register("Alice")
+    blue, _ = await insider.open(alice)
+    red, _ = await insider.open(alice, name="red")
+    ice, _ = await insider.open(alice, name="ice")
+    await insider.deposit(red, 9)
+    await insider.freeze(ice)
     for target in (blue, ice):
-        await bank.ended_transfer(await bank.transfer(red, target, 4))
+        await insider.ended_transfer(await insider.transfer(red, target, 4))
     for login in ("Bill", "bill"):
-        await bank.ended_registration(await bank.register_user(login, "the secret of Bill"))
-    await bank.freeze(blue)
-    await bank.unfreeze(blue)
-    receipts = [await bank.deposit(blue, 7), await bank.withdraw(blue, 3), await bank.rename(alice, "Alice Cooper")]
+        await insider.ended_registration(await insider.register_user(login, "the secret of Bill"))
+    await insider.freeze(blue)
+    await insider.unfreeze(blue)
+    receipts = [await insider.deposit(blue, 7), await insider.withdraw(blue, 3), await insider.rename(alice, "Alice Cooper")]
     too_much = withdraw(blue, 100)
-    assert (await refused(bank.call(bank.accounts.WithdrawMoney, too_much))).reason == "INSUFFICIENT_FUNDS"
+    assert (await refused(insider.call(insider.accounts.WithdrawMoney, too_much))).reason == "INSUFFICIENT_FUNDS"
     refusal = Acknowledged(tenant, too_much.options.command_id, reason="INSUFFICIENT_FUNDS")
     return [*(Acknowledged(tenant, receipt.command_id, receipt) for receipt in receipts), refusal]
 

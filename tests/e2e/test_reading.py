@@ -14,7 +14,7 @@ from deploy.local.system import READ, WRITE
 from foldline.v1 import event_store_pb2
 from shared.platform.identity import Role
 from tests.e2e.conftest import Caller
-from tests.support.clients.bank import Bank, deposit, item
+from tests.support.clients.bank import Bank, deposit, item, new_id, refused
 from tests.support.system.stack import Stack
 
 SERVICES = {
@@ -67,9 +67,9 @@ async def test_a_long_stream_is_read_whole_or_in_part(bank: Bank) -> None:
     assert await part(from_version=700, events_max=INT64_MAX) == (700, 1202)
 
 
-async def test_the_line_from_anywhere(caller: Caller, bank: Bank) -> None:
+async def test_the_line_from_anywhere(caller: Caller, insider: Bank) -> None:
     """ReadAll from the beginning, the middle, the end and beyond; the first message always tells head and epoch."""
-    _, receipt = await bank.register("Alice")
+    _, receipt = await insider.register("Alice")
     reader = caller(tenant="operators", roles=[Role.READER])
     whole = await reader.line()
     head = len(whole)
@@ -83,13 +83,27 @@ async def test_the_line_from_anywhere(caller: Caller, bank: Bank) -> None:
         assert answer.epoch.count("/") == 1
 
 
-async def test_the_line_shows_the_events_of_all_tenants_to_readers(caller: Caller, bank: Bank, tenant: str) -> None:
+async def test_the_line_shows_the_events_of_all_tenants_to_readers(caller: Caller, insider: Bank, tenant: str) -> None:
     """What ReadStream shows one tenant is, envelope by envelope, what ReadAll shows."""
-    alice, _ = await bank.register("Alice")
-    await bank.rename(alice, "Alice Cooper")
-    stream = await bank.stream("person", alice)
+    alice, _ = await insider.register("Alice")
+    await insider.rename(alice, "Alice Cooper")
+    stream = await insider.stream("person", alice)
     line = await caller(roles=[Role.READER]).line(from_position=stream[0].position)
     assert [event for event in line if event.tenant == tenant] == stream
+
+
+async def test_a_tenant_does_not_see_how_far_the_line_of_all_is(caller: Caller, bank: Bank, insider: Bank) -> None:
+    """Receipts, the log and streams have no position for it, and its tokens say nothing: they are no other tenant's either."""
+    alice, receipt = await bank.register("Alice")
+    record, seen = await bank.command(receipt.command_id), await insider.command(receipt.command_id)
+    [event], [shown] = await bank.stream("person", alice), await insider.stream("person", alice)
+    assert (receipt.position, record.receipt.position, event.position) == (0, 0, 0)
+    assert seen.receipt.position == shown.position > 0
+    stranger = caller(tenant=f"t-{new_id()}")
+    token = receipt.consistency_token
+    assert (await refused(stranger.person(alice, token))).reason == "CONSISTENCY_TOKEN_MALFORMED"
+    assert (await refused(bank.person(alice, token[:-2]))).reason == "CONSISTENCY_TOKEN_MALFORMED"
+    assert (await bank.person(alice, token)).name == "Alice"
 
 
 @pytest.mark.parametrize("name", SERVICES)

@@ -48,12 +48,12 @@ async def message_at(stack: Stack, position: int) -> Any:
         await client.close()
 
 
-async def test_the_callers_trace_goes_all_the_way(shared_stack: Stack, bank: Bank) -> None:
+async def test_the_callers_trace_goes_all_the_way(shared_stack: Stack, insider: Bank) -> None:
     """The traceparent that came is in the command log, in every event, in the header on NATS, and in the log's lines."""
     alice = new_id()
-    receipt = await bank.call(bank.people.RegisterPerson, register(alice, "Alice"), more=[("traceparent", TRACEPARENT)])
-    assert (await bank.command(receipt.command_id)).traceparent == TRACEPARENT
-    [event] = await bank.stream("person", alice)
+    receipt = await insider.call(insider.people.RegisterPerson, register(alice, "Alice"), more=[("traceparent", TRACEPARENT)])
+    assert (await insider.command(receipt.command_id)).traceparent == TRACEPARENT
+    [event] = await insider.stream("person", alice)
     assert event.metadata.traceparent == TRACEPARENT
     message = await message_at(shared_stack, receipt.position)
     assert message.headers["traceparent"] == TRACEPARENT
@@ -143,14 +143,14 @@ async def test_names_and_tokens_are_in_no_log(shared_stack: Stack, caller: Calle
     assert all(projector_token not in shared_stack.log(process).read_text() for process in shared_stack.programs)
 
 
-async def test_a_token_is_in_no_table_and_no_message(shared_stack: Stack, bank: Bank) -> None:
+async def test_a_token_is_in_no_table_and_no_message(shared_stack: Stack, insider: Bank) -> None:
     """The command log, the events, the query tables and NATS hold no part of a token. The control: they hold the name."""
     name = f"Trillian{new_id()[:8]}"
-    alice, receipt = await bank.register(name)
-    await bank.person(alice, receipt.consistency_token)
+    alice, receipt = await insider.register(name)
+    await insider.person(alice, receipt.consistency_token)
     message = await message_at(shared_stack, receipt.position)
     carried = (repr(message.headers) + message.subject).encode() + message.data
-    signature = bank.token.split(".")[2].encode()
+    signature = insider.token.split(".")[2].encode()
     for url, tables in (
         (shared_stack.databases.write.admin, ("commands", "events")),
         (shared_stack.databases.read.admin, ("people",)),

@@ -45,32 +45,32 @@ async def test_e_mail_and_roles_are_changed_and_shown(bank: Bank) -> None:
     assert await bank.verify("tweedle", PASSWORD) == tweedle
 
 
-async def test_a_deactivated_users_login_is_anothers(bank: Bank, shared_stack: Stack, tenant: str) -> None:
+async def test_a_deactivated_users_login_is_anothers(insider: Bank, shared_stack: Stack, tenant: str) -> None:
     """In one transaction the login is released and the hash is gone; who is registered then has it with another password."""
-    first = await registered(bank, "Alice")
-    receipt = await bank.deactivate(first)
+    first = await registered(insider, "Alice")
+    receipt = await insider.deactivate(first)
     assert receipt.events_appended == 2
-    [started, _, deactivated] = await bank.stream("user", first)
+    [started, _, deactivated] = await insider.stream("user", first)
     login_id = user_pb2.UserRegistrationStarted.FromString(started.payload).login_id
     assert user_pb2.UserDeactivated.FromString(deactivated.payload) == user_pb2.UserDeactivated(user_id=first, login_id=login_id)
-    released = (await bank.stream("login", login_id))[-1]
+    released = (await insider.stream("login", login_id))[-1]
     assert (released.type, released.position) == ("bank.v1.LoginReleased", deactivated.position + 1)
     assert hashes(shared_stack, tenant) == set()
-    assert (await refused(bank.verify("alice", PASSWORD))).reason == "LOGIN_REFUSED"
+    assert (await refused(insider.verify("alice", PASSWORD))).reason == "LOGIN_REFUSED"
 
-    user = await bank.user(first, receipt.consistency_token)
+    user = await insider.user(first, receipt.consistency_token)
     assert user.deactivated_at.ToNanoseconds() == deactivated.recorded_at.ToNanoseconds()
     assert user.status == SUCCEEDED
-    assert (await bank.deactivate(first)).events_appended == 0
-    for call in (bank.change_email(first, "a@example.com"), bank.change_roles(first, "user")):
+    assert (await insider.deactivate(first)).events_appended == 0
+    for call in (insider.change_email(first, "a@example.com"), insider.change_roles(first, "user")):
         told = await refused(call)
         assert (told.code, told.reason) == ("FAILED_PRECONDITION", "USER_DEACTIVATED")
 
-    second = await registered(bank, "ALICE", PASSWORD + " of the second")
-    assert await bank.verify("alice", PASSWORD + " of the second") == second
-    assert (await refused(bank.verify("alice", PASSWORD))).reason == "LOGIN_REFUSED"
-    assert (await bank.deactivate(first)).events_appended == 0
-    assert await bank.verify("alice", PASSWORD + " of the second") == second
+    second = await registered(insider, "ALICE", PASSWORD + " of the second")
+    assert await insider.verify("alice", PASSWORD + " of the second") == second
+    assert (await refused(insider.verify("alice", PASSWORD))).reason == "LOGIN_REFUSED"
+    assert (await insider.deactivate(first)).events_appended == 0
+    assert await insider.verify("alice", PASSWORD + " of the second") == second
     assert hashes(shared_stack, tenant) == {second}
 
 

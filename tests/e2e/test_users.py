@@ -323,7 +323,7 @@ async def broker_has(stack: Stack, position: int) -> None:
 
 @pytest.mark.timeout(240)
 async def test_a_password_and_its_hash_are_in_the_credentials_table_alone(
-    shared_stack: Stack, caller: Caller, bank: Bank, desk: ProcessAdmin, tenant: str
+    shared_stack: Stack, caller: Caller, insider: Bank, desk: ProcessAdmin, tenant: str
 ) -> None:
     """After registrations that succeeded, failed and were refused in every way, and after checks that were right and wrong.
 
@@ -335,25 +335,25 @@ async def test_a_password_and_its_hash_are_in_the_credentials_table_alone(
 
     user_id, command_id = new_id(), new_id()
     first = start_registration(user_id, login, right, command_id=command_id)
-    receipt = await bank.call(bank.users.StartUserRegistration, first)
-    await bank.ended_registration((user_id, receipt))
-    failed, failing = await bank.register_user(login.upper(), second)
-    assert (await bank.ended_registration((failed, failing))).status == FAILED
-    await bank.call(bank.users.StartUserRegistration, start_registration(user_id, login, again, command_id=command_id))
-    await refused(bank.register_user(login, same_user, user_id))
-    await refused(bank.register_user(f"{login} 2", same_user))
+    receipt = await insider.call(insider.users.StartUserRegistration, first)
+    await insider.ended_registration((user_id, receipt))
+    failed, failing = await insider.register_user(login.upper(), second)
+    assert (await insider.ended_registration((failed, failing))).status == FAILED
+    await insider.call(insider.users.StartUserRegistration, start_registration(user_id, login, again, command_id=command_id))
+    await refused(insider.register_user(login, same_user, user_id))
+    await refused(insider.register_user(f"{login} 2", same_user))
     bad = start_registration(new_id(), login, short * 40, email="no e-mail")
-    assert set((await refused(bank.call(bank.users.StartUserRegistration, bad))).fields) == {"email", "password"}
-    await bank.batch(item(start_registration(new_id(), login, batched)))
+    assert set((await refused(insider.call(insider.users.StartUserRegistration, bad))).fields) == {"email", "password"}
+    await insider.batch(item(start_registration(new_id(), login, batched)))
     third = start_registration(new_id(), f"{login}3", packed_one)
-    sent = await bank.call(bank.commands.Send, command_pb2.SendRequest(command=packed(third)))
-    await bank.ended_registration((third.user_id, sent.receipt))
+    sent = await insider.call(insider.commands.Send, command_pb2.SendRequest(command=packed(third)))
+    await insider.ended_registration((third.user_id, sent.receipt))
     await refused(caller(roles=[Role.USER]).register_user(login, guess))
     await refused(caller(token="no token").register_user(login, guess))
-    assert await bank.verify(login, right) == user_id
-    assert (await refused(bank.verify(login, guess))).reason == "LOGIN_REFUSED"
-    assert (await refused(bank.verify(f"nobody{mark}", guess))).reason == "LOGIN_REFUSED"
-    record = await bank.command(command_id)
+    assert await insider.verify(login, right) == user_id
+    assert (await refused(insider.verify(login, guess))).reason == "LOGIN_REFUSED"
+    assert (await refused(insider.verify(f"nobody{mark}", guess))).reason == "LOGIN_REFUSED"
+    record = await insider.command(command_id)
     assert right not in str(record)
     assert user_pb2.StartUserRegistrationRequest.FromString(record.command.value) == user_pb2.StartUserRegistrationRequest(
         user_id=user_id, login=login, email="somebody@example.com"

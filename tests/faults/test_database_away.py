@@ -6,13 +6,12 @@ import time
 
 import grpc.aio
 import pytest
-from msgspec.structs import replace
 
 from deploy.local.system import READ, WRITE
-from shared.line import consistency
 from tests.support.checks.invariants import check, look, published
 from tests.support.clients.bank import Bank, channels, new_id, read_refusal, refused, register
 from tests.support.clients.traffic import running
+from tests.support.system.sealing import place_of, token_with
 from tests.support.system.stack import Stack
 from tests.support.system.waiting import eventually
 
@@ -27,8 +26,9 @@ async def test_postgresql_goes_away_under_load(private_stack: Stack, how: str) -
     pids = {name: stack.pid(name) for name in stack.programs}
     async with running(stack) as traffic, channels(stack) as (write, read):
         bank = Bank(write, read, stack.token("load"))
-        token = consistency.decode((await bank.deposit(traffic.accounts[0], 1)).consistency_token)
-        later = consistency.encode(replace(token, position=token.position + 1_000_000))
+        token = (await bank.deposit(traffic.accounts[0], 1)).consistency_token
+        at = place_of(stack.seal_keys, "load", token).position
+        later = token_with(stack.seal_keys, "load", token, position=at + 1_000_000)
         getattr(stack.postgres, how)()
         for call in (
             lambda: bank.register("Alice"),

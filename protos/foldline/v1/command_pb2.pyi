@@ -116,7 +116,9 @@ class CommandReceipt(_message.Message):
     events_appended: _builtins.int
     """How many events the command appended, to this aggregate and to others."""
     position: _builtins.int
-    """The position of the last of them; 0 if there were none."""
+    """The position of the last of them in the line of all tenants, for callers with role `reader`, `operator` or `process`;
+    else 0, as if there were none.
+    """
     consistency_token: _builtins.str
     """Opaque. Given to a query, the query answers with this command seen."""
     @_builtins.property

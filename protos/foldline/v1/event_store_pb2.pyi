@@ -36,7 +36,9 @@ class EventEnvelope(_message.Message):
     RECORDED_AT_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     position: _builtins.int
-    """In the shard's line: 1, 2, 3 ... in the order of commits."""
+    """In the shard's line, of all tenants: 1, 2, 3 ... in the order of commits. In ReadStream 0, unless the caller has role
+    `reader`, `operator` or `process`.
+    """
     event_id: _builtins.str
     tenant: _builtins.str
     aggregate_type: _builtins.str

@@ -33,6 +33,7 @@ from shared.rpc.client import bearer
 from shared.rpc.status import from_rpc_error
 from tests.support.fakes.line import EPOCH, Store, StoreLine, uid
 from tests.support.fakes.tables import filled, projector, reached, running
+from tests.support.system.sealing import KEYS, SEAL
 
 ALICE, BLUE, RED, NOBODY = uid(0xA11CE), uid(0xB10E), uid(0x4ED), uid(0xF00)
 
@@ -65,14 +66,14 @@ class Service:
     async def holds(self, store: Store) -> str:
         """Lets the tables follow the store; returns the token of its end."""
         await filled(self.database, StoreLine(store), len(store.events))
-        return encode(Token(1, store.epoch, len(store.events)))
+        return encode(Token(1, store.epoch, len(store.events)), SEAL, "acme")
 
 
 @pytest.fixture
 async def service(read_db: Database, tmp_path: Path) -> AsyncIterator[Service]:
     """The service over a fresh database."""
     issuer = DevelopmentIssuer(tmp_path)
-    settings = ReadSettings(query_database_url=read_db.query, jwks_file=issuer.jwks_file)  # type: ignore[call-arg, arg-type]
+    settings = ReadSettings(query_database_url=read_db.query, jwks_file=issuer.jwks_file, seal_keys=KEYS)  # type: ignore[call-arg, arg-type]
     assert read_db.query
     reads = Reads(read_db.query, application_name="foldline-read")
     await reads.open()
@@ -288,7 +289,7 @@ async def test_bad_input_names_its_field(service: Service, request_: Any, field:
 async def test_a_query_waits_for_its_token(service: Service) -> None:
     """A call made before its tables are there is answered as soon as they are, with the write in it."""
     store = bank()
-    token = encode(Token(1, EPOCH, len(store.events)))
+    token = encode(Token(1, EPOCH, len(store.events)), SEAL, "acme")
     request = person_query_pb2.GetPersonRequest(person_id=ALICE, consistency_token=token)
     waiting = asyncio.ensure_future(service.people.GetPerson(request, metadata=service.of(), timeout=10))
     await asyncio.sleep(0.05)
@@ -301,7 +302,7 @@ async def test_a_query_that_waits_in_vain_is_told_the_lag(service: Service) -> N
     """FAILED_PRECONDITION NOT_YET_CONSISTENT before the deadline, and not DEADLINE_EXCEEDED after it."""
     store = bank()
     await service.holds(store)
-    token = encode(Token(1, EPOCH, len(store.events) + 5))
+    token = encode(Token(1, EPOCH, len(store.events) + 5), SEAL, "acme")
     request = person_query_pb2.GetPersonRequest(person_id=ALICE, consistency_token=token)
     refusal = await refused(service.people.GetPerson(request, metadata=service.of(), timeout=3))
     assert (refusal.code, refusal.reason, refusal.facts["lag"]) == (9, "NOT_YET_CONSISTENT", "5")
@@ -317,7 +318,7 @@ async def test_reading_ones_writes_costs_little(service: Service) -> None:
             store.rename("acme", ALICE, f"Alice {number}")
             begun = time.monotonic()
             request = person_query_pb2.GetPersonRequest(
-                person_id=ALICE, consistency_token=encode(Token(1, EPOCH, len(store.events)))
+                person_id=ALICE, consistency_token=encode(Token(1, EPOCH, len(store.events)), SEAL, "acme")
             )
             person = (await service.people.GetPerson(request, metadata=service.of(), timeout=10)).person
             took.append(time.monotonic() - begun)

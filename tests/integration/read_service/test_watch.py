@@ -29,6 +29,7 @@ from shared.rpc.status import from_rpc_error
 from tests.integration.read_service.test_api import ALICE, BLUE, NOBODY, RED, Service, bank, refused
 from tests.support.fakes.line import Store, StoreLine, uid
 from tests.support.fakes.tables import projector, reached, running
+from tests.support.system.sealing import KEYS, SEAL
 from tests.support.system.waiting import eventually
 
 
@@ -36,7 +37,7 @@ from tests.support.system.waiting import eventually
 async def serving(database: Database, folder: Path, **settings: Any) -> AsyncIterator[tuple[Service, Server]]:
     """A read service; settings by name."""
     issuer = DevelopmentIssuer(folder)
-    made = ReadSettings(query_database_url=database.query, jwks_file=issuer.jwks_file, **settings)  # type: ignore[arg-type]
+    made = ReadSettings(query_database_url=database.query, jwks_file=issuer.jwks_file, seal_keys=KEYS, **settings)  # type: ignore[arg-type]
     assert database.query
     reads = Reads(database.query, application_name="foldline-read")
     await reads.open()
@@ -114,7 +115,7 @@ async def test_who_resumes_misses_nothing_and_sees_nothing_twice(service: Servic
         call.cancel()
         store.deposit("acme", BLUE, ALICE, 9, 40)
         store.deposit("acme", BLUE, ALICE, 1, 41)
-        after = encode(Token(1, store.epoch, len(store.events)))
+        after = encode(Token(1, store.epoch, len(store.events)), SEAL, "acme")
         call = account(service, token, consistent=after)
         assert [it.account.balance_minor for it in await until_version(call, 5)] == [41]
         call.cancel()
@@ -200,7 +201,7 @@ async def test_what_cannot_be_watched_is_refused_by_name(service: Service, kind:
 
         def token_at(position: int, epoch: str, shard: int = 1) -> str:
             state = watch.Shown(0, Token(shard, epoch, position), account_query_pb2.AccountSummary(), "0" * 16)
-            return watch.encode(("acme", BLUE), state)
+            return watch.encode(SEAL, ("acme", BLUE), state)
 
         others, foreign = await token_of(RED, "acme"), await token_of(BLUE, "umbrella")
         made: tuple[Callable[[], Any], str] = {
@@ -314,7 +315,7 @@ async def watched(service: Service) -> AsyncIterator[SummaryServicer[Any]]:
         return Reached("", 0)
 
     try:
-        yield SummaryServicer(RPCS[1], reads, ConsistencyGate(1, progress, wait_max_s=1))
+        yield SummaryServicer(RPCS[1], reads, ConsistencyGate(1, progress, SEAL, wait_max_s=1))
     finally:
         await reads.close()
 

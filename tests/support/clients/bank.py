@@ -31,6 +31,7 @@ from deploy.local.system import READ, WRITE, System
 from shared.platform.identity import Role
 
 __all__ = [
+    "INSIDER",
     "Bank",
     "Refused",
     "auditor",
@@ -56,6 +57,10 @@ __all__ = [
     "unfreeze",
     "withdraw",
 ]
+
+
+INSIDER = frozenset({Role.USER, Role.TENANT_ADMIN, Role.READER})
+"""The roles of a caller who may also read the line of all tenants, and so sees positions."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from deploy.local.system import SAGA
 from shared.platform import postgres
 from shared.platform.identity import Role
 from shared.platform.leader import LockClass
-from tests.support.clients.bank import Bank, new_id
+from tests.support.clients.bank import INSIDER, Bank, new_id
 from tests.support.system.stack import Stack
 from tests.support.system.waiting import eventually
 
@@ -48,7 +48,7 @@ class Matrix:
 
     def __init__(self, stack: Stack, write: grpc.aio.Channel) -> None:
         self._stack = stack
-        self._bank = Bank(write, write, stack.token("acme", "alice"))
+        self._bank = Bank(write, write, stack.token("acme", "alice", INSIDER))
         self._auditor = Bank(write, write, stack.token("operators", "olga", [Role.READER]))
         self._position = 0
         self._accounts: tuple[str, str, str] | None = None
