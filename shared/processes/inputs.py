@@ -1,10 +1,12 @@
-"""The inputs of a process, as one union, and how they are kept while their process is parked.
+"""The inputs of a round; the inputs of a process, as one union, and how they are kept while their process is parked.
 
 A round matches on the input: each fold is called from one line, where a debugger can stop.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple, assert_never
 from uuid import UUID
@@ -15,15 +17,51 @@ from google.rpc import status_pb2
 
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.process import Answer, Step
+from shared.processes.announce import NewDelivery
+from shared.processes.parked import ParkedEvent
 from shared.processes.process_type import ProcessType
 from shared.processes.records import (
     COMMAND_REFUSED,
+    CommandIdTaken,
     CommandResult,
     DeliveryFailure,
+    DueTimer,
     PendingCommand,
     ProcessKey,
     WaitingInput,
 )
+from shared.processes.routes import RoutedEvent
+
+
+@dataclass(slots=True)
+class Inputs:
+    """The inputs of the next round."""
+
+    # As they came from the line; those of a process are in `events`, those that cannot be routed in `parked`.
+    batch: Sequence[EventEnvelope] = ()
+    events: list[RoutedEvent] = field(default_factory=list)
+    parked: list[ParkedEvent] = field(default_factory=list)
+    answers: list[CommandResult | CommandIdTaken] = field(default_factory=list)
+    troubles: list[DeliveryFailure] = field(default_factory=list)
+    timers: list[DueTimer] = field(default_factory=list)
+    # Deliveries that events cause directly, without a process.
+    deliveries: list[NewDelivery] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.events or self.parked or self.answers or self.troubles or self.timers or self.deliveries)
+
+    def keys(self) -> dict[ProcessKey, None]:
+        """The processes that the inputs belong to."""
+        keys: dict[ProcessKey, None] = {}
+        for routed in self.events:
+            keys[routed.envelope.tenant, routed.kind.manager.type, routed.process_id] = None
+        for answer in self.answers:
+            keys[answer.command.key] = None
+        for trouble in self.troubles:
+            keys[trouble.command.key] = None
+        for timer in self.timers:
+            keys[timer.key] = None
+        return keys
 
 
 class EventInput(NamedTuple):

@@ -138,6 +138,21 @@ class HistoryEntry(NamedTuple):
     note: str
 
 
+class DueTimer(NamedTuple):
+    """A timer; the fields are the row's columns."""
+
+    tenant: str
+    type: str
+    process_id: str
+    name: str
+    due_at: datetime
+
+    @property
+    def key(self) -> ProcessKey:
+        """The process it belongs to."""
+        return self.tenant, self.type, self.process_id
+
+
 class WaitingInput(NamedTuple):
     """An input that waits until its parked process goes on; the fields are the row's columns, in their order."""
 

@@ -7,6 +7,9 @@
     4. Processes, commands, timers, histories and deliveries are written, with one statement for each table; commit.
     5. The dispatcher sends the new commands. Their answers belong to a later round.
 
+A round of events and answers begins with 3, on processes that the runner remembers, and does all the rest in one statement
+(`one_statement.py`). If that finds the memory wrong, nothing is saved, and the round begins again with 1.
+
 Inputs that arrive while a round is written wait for the next round. So under load rounds grow, and each input costs less.
 
 Killed anywhere, what is left? The whole round, or nothing of it. The next leader sends a command that was under way again,
@@ -20,14 +23,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.delivery import Announcements
 from shared.folds.process import ProcessDefinition
 from shared.folds.upcasting import NONE, Upcasters
@@ -38,17 +39,17 @@ from shared.line.follower import EventBatch
 from shared.platform.clock import utc_now
 from shared.platform.postgres import Connection
 from shared.platform.telemetry import logger, trace_id
-from shared.processes import parked, store
-from shared.processes.announce import NewDelivery, of_event
+from shared.processes import one_statement, parked, store
+from shared.processes.announce import of_event
 from shared.processes.dispatcher import Dispatcher, Told
-from shared.processes.inputs import refused_mandatory
+from shared.processes.inputs import Inputs, refused_mandatory
+from shared.processes.one_statement import Memory, Stale
 from shared.processes.parked import ParkedEvent, ParkedStreams, Unroutable, stream_of
 from shared.processes.process_type import process_types
 from shared.processes.records import CommandIdTaken, CommandResult, DeliveryFailure, PendingCommand, ProcessKey
 from shared.processes.round import NO_ANNOUNCEMENTS, Round
-from shared.processes.routes import RoutedEvent, Routes
+from shared.processes.routes import Routes
 from shared.processes.spans import round_of
-from shared.processes.store import DueTimer
 
 log = logger(__name__)
 
@@ -80,37 +81,6 @@ class ProcessesFailed(ConsumerFailed):
     """The runner stops, because going on would do more harm. Nothing of the round was written."""
 
     reason = "PROCESSES_FAILED"
-
-
-@dataclass(slots=True)
-class Inputs:
-    """The inputs of the next round."""
-
-    # As they came from the line; those of a process are in `events`, those that cannot be routed in `parked`.
-    batch: Sequence[EventEnvelope] = ()
-    events: list[RoutedEvent] = field(default_factory=list)
-    parked: list[ParkedEvent] = field(default_factory=list)
-    answers: list[CommandResult | CommandIdTaken] = field(default_factory=list)
-    troubles: list[DeliveryFailure] = field(default_factory=list)
-    timers: list[DueTimer] = field(default_factory=list)
-    # Deliveries that events cause directly, without a process.
-    deliveries: list[NewDelivery] = field(default_factory=list)
-
-    def __bool__(self) -> bool:
-        return bool(self.events or self.parked or self.answers or self.troubles or self.timers or self.deliveries)
-
-    def keys(self) -> dict[ProcessKey, None]:
-        """The processes that the inputs belong to."""
-        keys: dict[ProcessKey, None] = {}
-        for routed in self.events:
-            keys[routed.envelope.tenant, routed.kind.manager.type, routed.process_id] = None
-        for answer in self.answers:
-            keys[answer.command.key] = None
-        for trouble in self.troubles:
-            keys[trouble.command.key] = None
-        for timer in self.timers:
-            keys[timer.key] = None
-        return keys
 
 
 class ProcessRunner(Consumer):
@@ -148,6 +118,7 @@ class ProcessRunner(Consumer):
         # The types that an operator has paused, and the streams that wait behind an event that cannot be routed.
         self._paused: frozenset[str] = frozenset()
         self._parked = ParkedStreams(0, set())
+        self._memory = Memory()
         self._news = asyncio.Event()
         self._parked_at: deque[float] = deque()
         # Our position in the line. It is ahead of the checkpoint if no event since then belonged to a process.
@@ -162,6 +133,7 @@ class ProcessRunner(Consumer):
 
     async def _consume(self, connection: Connection) -> None:
         self._news, self._seen, self._look_at = asyncio.Event(), self.at, 0.0
+        self._memory.clear()
         self._paused, self._parked = frozenset(), await parked.load(connection, self.name, self.shard)
         dispatcher = self._make_dispatcher(self._news)
         async with aclosing(self._follow(self.at)) as batches:
@@ -263,6 +235,42 @@ class ProcessRunner(Consumer):
 
     async def _round(self, connection: Connection, inputs: Inputs) -> list[PendingCommand]:
         """Takes the inputs, in one transaction; returns the commands to be sent. Raises Fenced or ProcessesFailed."""
+        done = await self._from_memory(connection, inputs) or await self._from_tables(connection, inputs)
+        self._moved(self._seen)
+        self._memory.remember(done.changed.values())
+        for timer_due_at in done.timers.values():
+            if timer_due_at is not None:
+                self._look_by(timer_due_at)
+        _tell(done, inputs.parked)
+        if done.deliveries:
+            self._on_deliveries()
+        return [command for command in done.commands.values() if command.type not in self._paused]
+
+    async def _from_memory(self, connection: Connection, inputs: Inputs) -> Round | None:
+        """A round on the processes that we remember, saved in one statement; None if it has to read, and nothing was saved."""
+        if inputs.parked or inputs.troubles or inputs.timers or self._paused:
+            return None
+        answers = {(it.command.key, it.command.command_id): it for it in inputs.answers if isinstance(it, CommandResult)}
+        keys, known = inputs.keys(), self._memory.recall(inputs.keys())
+        if len(answers) < len(inputs.answers) or any(it.command.key not in known for it in answers.values()):
+            return None
+        done = Round(self.kinds, self._clock(), known, self._announcements)
+        self._fold(done, inputs, dict.fromkeys(answers, False), [])
+        # A process that did not change has no new history, which would prove that it is as we remember it.
+        if any(key not in done.changed for key in keys):
+            return None
+        done.deliveries += inputs.deliveries
+        due_at = done.now + timedelta(seconds=ASKED_AGAIN_S)
+        place = self.name, self.shard, self._parked.version, self.at, self._seen
+        try:
+            await one_statement.save(connection, *place, done, list(answers.values()), due_at)
+        except Stale:
+            self._memory.forget(keys)
+            return None
+        return done
+
+    async def _from_tables(self, connection: Connection, inputs: Inputs) -> Round:
+        """A round on what the tables say: one step to read, one to write. Raises Fenced or ProcessesFailed."""
         while True:
             keys = inputs.keys()
             async with connection.pipeline():
@@ -293,14 +301,7 @@ class ProcessRunner(Consumer):
             if inputs.parked:
                 await parked.insert(connection, self.shard, inputs.parked, done.now)
             await connection.execute("COMMIT")
-        self._moved(self._seen)
-        for timer_due_at in done.timers.values():
-            if timer_due_at is not None:
-                self._look_by(timer_due_at)
-        _tell(done, inputs.parked)
-        if done.deliveries:
-            self._on_deliveries()
-        return [command for command in done.commands.values() if command.type not in paused]
+        return done
 
     def _fold(self, done: Round, inputs: Inputs, there: There, timers: list[tuple[str, str, str, str]]) -> None:
         for answer in inputs.answers:

@@ -20,6 +20,8 @@ from shared.processes.records import (
     CommandIdTaken,
     CommandResult,
     DeliveryFailure,
+    DueTimer,
+    HistoryEntry,
     PendingCommand,
     Process,
     ProcessKey,
@@ -157,21 +159,6 @@ FROM checkpoints c WHERE c.name = %s AND c.shard = %s
 """
 
 
-class DueTimer(NamedTuple):
-    """A timer; the fields are the row's columns."""
-
-    tenant: str
-    type: str
-    process_id: str
-    name: str
-    due_at: datetime
-
-    @property
-    def key(self) -> ProcessKey:
-        """The process it belongs to."""
-        return self.tenant, self.type, self.process_id
-
-
 async def lock(connection: Connection, name: str, shard: int) -> Checkpoint | None:
     """The checkpoint, locked and unchanged until the transaction ends: the fence for a writer that does not follow the line.
 
@@ -201,8 +188,7 @@ async def delete_answered(connection: Connection, answers: Sequence[CommandResul
 
     `relieved` is true if the command was given up and no other given-up command of its process is left.
     """
-    rows = [(*it.command.key, it.command.step, it.command.command_id) for it in answers]
-    return await connection.execute(_DELETE_ANSWERED, _columns([texts, texts, texts, texts, uuids], rows))
+    return await connection.execute(_DELETE_ANSWERED, answered_columns(answers))
 
 
 async def update_troubled(connection: Connection, troubles: Sequence[DeliveryFailure]) -> Any:
@@ -235,30 +221,7 @@ async def write(connection: Connection, done: Round, *, due_at: datetime, handed
     A command that has no answer at `due_at` is sent then, or sent again. Commands of `paused` types wait, without a try.
     """
     if done.changed:
-        rows: Iterable[Any] = [
-            (
-                it.tenant,
-                it.type,
-                it.process_id,
-                it.state,
-                it.schema,
-                it.status,
-                it.trouble,
-                it.attention,
-                it.phase,
-                it.correlation_id,
-                it.causation_id,
-                it.on_behalf_of,
-                it.traceparent,
-                it.attempts,
-                it.entries,
-                it.started_at,
-                it.moved_at,
-            )
-            for it in done.changed.values()
-        ]
-        packs = [*[texts] * 4, int4s, *[texts] * 9, int4s, timestamps, timestamps]
-        await connection.execute(_UPSERT, _columns(packs, rows))
+        await connection.execute(_UPSERT, process_columns(done.changed.values()))
     if done.commands:
         sent = [command for command in done.commands.values() if command.type not in paused]
         held = [command for command in done.commands.values() if command.type in paused]
@@ -266,8 +229,12 @@ async def write(connection: Connection, done: Round, *, due_at: datetime, handed
         await _insert_commands(connection, held, 0, done.now)
     await _write_timers(connection, done)
     if done.history:
-        packs = [texts, texts, texts, int4s, timestamps, texts, texts, texts, texts, int8s, int4s, blobs, texts, texts]
-        await connection.execute(_INSERT_HISTORY, _columns(packs, done.history))
+        await connection.execute(_INSERT_HISTORY, history_columns(done.history))
+    await write_rare(connection, done)
+
+
+async def write_rare(connection: Connection, done: Round) -> None:
+    """Writes what most rounds have none of: inputs that wait for parked processes, and deliveries."""
     if done.waiting:
         await connection.execute(_INSERT_INPUTS, _columns([*[texts] * 5, blobs], done.waiting))
     if done.deliveries:
@@ -276,18 +243,76 @@ async def write(connection: Connection, done: Round, *, due_at: datetime, handed
 
 async def _insert_commands(connection: Connection, commands: Sequence[PendingCommand], tries: int, due_at: datetime) -> None:
     if commands:
-        packs = [texts, texts, texts, texts, int4s, uuids, texts, blobs, texts, texts, texts]
-        columns = _columns(packs, (command[:11] for command in commands))
-        await connection.execute(_INSERT_COMMANDS, (tries, due_at, *columns))
+        await connection.execute(_INSERT_COMMANDS, (tries, due_at, *command_columns(commands)))
 
 
 async def _write_timers(connection: Connection, done: Round) -> None:
+    columns = timer_columns(done)
+    ended, due, gone = columns[:3], columns[3:8], columns[8:]
     if done.ended:
-        await connection.execute(_CLEAR_TIMERS, _columns([texts, texts, texts], done.ended))
-    if due := [(*key, name, due_at) for (key, name), due_at in done.timers.items() if due_at is not None]:
-        await connection.execute(_SET_TIMERS, _columns([texts, texts, texts, texts, timestamps], due))
-    if gone := [(*key, name) for (key, name), due_at in done.timers.items() if due_at is None]:
-        await connection.execute(_CANCEL_TIMERS, _columns([texts, texts, texts, texts], gone))
+        await connection.execute(_CLEAR_TIMERS, ended)
+    if done.timers:
+        await connection.execute(_SET_TIMERS, due)
+        await connection.execute(_CANCEL_TIMERS, gone)
+
+
+# Rows as columns, in the order in which the statements take them
+
+
+def answered_columns(answers: Iterable[CommandResult | CommandIdTaken]) -> list[Packed]:
+    """The names of the commands that have an answer: 5 columns."""
+    rows = [(*it.command.key, it.command.step, it.command.command_id) for it in answers]
+    return _columns([texts, texts, texts, texts, uuids], rows)
+
+
+def process_columns(processes: Iterable[Process]) -> list[Packed]:
+    """Processes: 17 columns."""
+    rows = [
+        (
+            it.tenant,
+            it.type,
+            it.process_id,
+            it.state,
+            it.schema,
+            it.status,
+            it.trouble,
+            it.attention,
+            it.phase,
+            it.correlation_id,
+            it.causation_id,
+            it.on_behalf_of,
+            it.traceparent,
+            it.attempts,
+            it.entries,
+            it.started_at,
+            it.moved_at,
+        )
+        for it in processes
+    ]
+    return _columns([*[texts] * 4, int4s, *[texts] * 9, int4s, timestamps, timestamps], rows)
+
+
+def command_columns(commands: Iterable[PendingCommand]) -> list[Packed]:
+    """Commands without their tries: 11 columns."""
+    packs = [texts, texts, texts, texts, int4s, uuids, texts, blobs, texts, texts, texts]
+    return _columns(packs, [command[:11] for command in commands])
+
+
+def timer_columns(done: Round) -> list[Packed]:
+    """The processes whose timers are all deleted, then the timers to set, then those to cancel: 3, 5 and 4 columns."""
+    due = [(*key, name, due_at) for (key, name), due_at in done.timers.items() if due_at is not None]
+    gone = [(*key, name) for (key, name), due_at in done.timers.items() if due_at is None]
+    return [
+        *_columns([texts, texts, texts], done.ended),
+        *_columns([texts, texts, texts, texts, timestamps], due),
+        *_columns([texts, texts, texts, texts], gone),
+    ]
+
+
+def history_columns(history: Iterable[HistoryEntry]) -> list[Packed]:
+    """Entries of histories: 14 columns."""
+    packs = [texts, texts, texts, int4s, timestamps, texts, texts, texts, texts, int8s, int4s, blobs, texts, texts]
+    return _columns(packs, history)
 
 
 # What is due
@@ -332,4 +357,5 @@ async def next_due(connection: Connection, name: str, shard: int) -> NextDue:
 
 
 def _columns(packs: Sequence[Any], rows: Iterable[Sequence[Any]]) -> list[Packed]:
-    return [pack(column) for pack, column in zip(packs, zip(*rows, strict=True), strict=True)]
+    columns: Sequence[Sequence[Any]] = list(zip(*rows, strict=True)) or [()] * len(packs)
+    return [pack(column) for pack, column in zip(packs, columns, strict=True)]

@@ -24,11 +24,13 @@ from shared.folds.errors import InternalError
 from shared.folds.process import CANCELLED_BY_OPERATOR, ProcessDefinition
 from shared.line.event_store import AggregateKey
 from shared.platform.identity import Role
+from shared.processes.inputs import Inputs
 from shared.processes.records import (
     COMMAND_FAILED,
     FOLD_FAILED,
     CommandResult,
     DeliveryFailure,
+    DueTimer,
     PendingCommand,
     Process,
     ProcessKey,
@@ -36,8 +38,7 @@ from shared.processes.records import (
     WaitingInput,
 )
 from shared.processes.round import Round
-from shared.processes.runner import Inputs, ProcessRunner
-from shared.processes.store import DueTimer
+from shared.processes.runner import ProcessRunner
 from shared.rpc.status import to_status
 from shared.rpc.validation import refuse_invalid
 

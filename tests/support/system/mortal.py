@@ -25,7 +25,7 @@ from saga_service.app import Leading, SagaSettings
 from shared.folds.errors import Rejected
 from shared.line.follower import Follower
 from shared.platform.settings import load
-from shared.processes import runner, store
+from shared.processes import one_statement, runner, store
 from shared.processes.dispatcher import Dispatcher
 from shared.processes.records import CommandResult
 from shared.processes.runner import ProcessRunner
@@ -33,9 +33,9 @@ from shared.rpc.status import to_status
 
 REFUSED = "REFUSED_BY_TEST"
 
-AT_STEP = ("decided", "saved", "sending", "answered", "noted", "over")
-"""Places at a step: its command is decided and not committed; committed and not sent; on its way; carried out and its answer not
-noted; the answer is folded and not committed; committed."""
+AT_STEP = ("decided", "saving", "saved", "sending", "answered", "noted", "over")
+"""Places at a step: its command is decided and not committed; the statement that commits it is under way, its end not heard;
+committed and not sent; on its way; carried out and its answer not noted; the answer is folded and not committed; committed."""
 AT_RECOVERY = ("leading", "reclaiming", "reclaimed", "claiming", "claimed")
 """Places of a new leader: it has the lease; it makes commands due again, not committed, committed; it claims them, the same."""
 
@@ -122,7 +122,7 @@ def _live(environment: dict[str, str], fate: Fate) -> NoReturn:
 
 def _watch(fate: Fate) -> None:
     """Puts a watcher at each place."""
-    write, reclaim, claim = store.write, store.reclaim, store.claim
+    save, write, reclaim, claim = one_statement.save, store.write, store.reclaim, store.claim
     consume, take_over, hand_out, tell = (
         ProcessRunner._consume,
         ProcessRunner._take_over,
@@ -130,6 +130,16 @@ def _watch(fate: Fate) -> None:
         runner._tell,
     )
     send, attempt, judge = Dispatcher.send, Dispatcher._try, Dispatcher._judge
+
+    async def watched_save(*args: Any) -> None:
+        done = args[6]
+        steps = [command.step for command in done.commands.values()]
+        fate.at("decided", steps)
+        fate.at("noted", [entry.step for entry in done.history if entry.kind == "answer"])
+        saving = asyncio.create_task(save(*args))
+        await asyncio.sleep(0)
+        fate.at("saving", steps)
+        await saving
 
     async def watched_write(connection: Any, done: Any, **more: Any) -> None:
         await write(connection, done, **more)
@@ -181,6 +191,7 @@ def _watch(fate: Fate) -> None:
         return judge(self, command, receipt)
 
     for owner, name, watched in (
+        (one_statement, "save", watched_save),
         (store, "write", watched_write),
         (store, "reclaim", watched_reclaim),
         (store, "claim", watched_claim),

@@ -192,17 +192,17 @@ async def test_a_runner_that_does_not_know_yet_of_a_retry_overtakes_nothing(
     world.open(1)
     turn = asyncio.Event()
     begun = asyncio.Event()
-    fence = runner.ProcessRunner._fence
+    take = runner.ProcessRunner._round
 
-    async def held(self: Any, connection: Any) -> Any:
+    async def held(self: Any, connection: Any, inputs: Any) -> Any:
         begun.set()
         await turn.wait()
-        return await fence(self, connection)
+        return await take(self, connection, inputs)
 
     async with world.running(world.runner(manager=KEYED)) as running, world.desk() as desk:
         await eventually(lambda: positions(world))
         await running.follows.wait()
-        monkeypatch.setattr(runner.ProcessRunner, "_fence", held)
+        monkeypatch.setattr(runner.ProcessRunner, "_round", held)
         world.freeze(1)
         await begun.wait()
         nameless.clear()

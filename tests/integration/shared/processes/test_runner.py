@@ -25,6 +25,7 @@ from shared.processes import store as process_store
 from shared.processes.dispatcher import Dispatcher
 from shared.processes.dispatcher import Told as Answered
 from shared.processes.records import CommandResult, DeliveryFailure, PendingCommand
+from shared.processes.runner import ProcessRunner
 from tests.support.domains import gifts
 from tests.support.domains.gifts import GIFT, World, frozen, key, refused_call
 from tests.support.fakes.line import ScriptedFeed, delivery, uid
@@ -257,6 +258,11 @@ async def test_two_tenants_may_choose_the_same_ids(world: World) -> None:
 async def test_killed_in_the_middle_of_a_round(world: World, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half a round is no round: the next leader begins where the last whole one ended."""
     real, reached = process_store.write, asyncio.Event()
+
+    async def forgets(*args: object) -> None:
+        return None
+
+    monkeypatch.setattr(ProcessRunner, "_from_memory", forgets)
 
     async def write(*args: object, **more: object) -> None:
         if place == "before the commit":
