@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC
+from datetime import UTC, datetime
+from functools import lru_cache
 from urllib.parse import quote
 
 from foldline.v1.event_store_pb2 import EventEnvelope, ReadAllResponse
@@ -42,10 +43,15 @@ def pages_subject(shard: int) -> str:
     return f"foldline.pages.{shard}"
 
 
-def subject(shard: int, envelope: EventEnvelope) -> str:
-    """`foldline.events.<shard>.<tenant>.<aggregate type>.<event>`."""
-    event = envelope.type.rpartition(".")[2]
-    return f"foldline.events.{shard}.{_token(envelope.tenant)}.{_token(envelope.aggregate_type)}.{_token(event)}"
+@lru_cache(4096)
+def _address(shard: int, tenant: str, category: str, type_: str) -> tuple[str, str, str]:
+    """The subject, source and type of a kind of event."""
+    event = type_.rpartition(".")[2]
+    return (
+        f"foldline.events.{shard}.{_token(tenant)}.{_token(category)}.{_token(event)}",
+        f"/foldline/{shard}/{quote(tenant, safe='')}/{quote(category, safe='')}",
+        quote(type_),
+    )
 
 
 def _token(text: str) -> str:
@@ -55,28 +61,51 @@ def _token(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What is published for one event."""
+    """What is published for one event. The subject is `foldline.events.<shard>.<tenant>.<aggregate type>.<event>`."""
 
     subject: str
     payload: bytes
     headers: dict[str, str]
 
+    def encoded_headers(self) -> dict[str, str]:
+        """The headers in a form that nats-py sends as they are, because values are percent-encoded already.
+
+        It would check and encode each by itself, which takes 9 of the 13 µs that a publish takes.
+        """
+        (name, value), *others = self.headers.items()
+        return {name: _Encoded("\r\n".join([value, *map(": ".join, others)]))}
+
+
+class _Encoded(str):
+    """Is sent as it is: what nats-py does to a header's value changes nothing."""
+
+    __slots__ = ()
+
+    def strip(self, chars: str | None = None, /) -> _Encoded:
+        del chars
+        return self
+
+    def translate(self, table: object, /) -> _Encoded:
+        del table
+        return self
+
 
 def to_message(shard: int, envelope: EventEnvelope) -> Message:
     """An event as a message. The stream accepts it only directly behind its predecessor."""
-    position = envelope.position
-    tenant, category = quote(envelope.tenant, safe=""), quote(envelope.aggregate_type, safe="")
+    subject, source, type_ = _address(shard, envelope.tenant, envelope.aggregate_type, envelope.type)
+    recorded_at = envelope.recorded_at
+    time = datetime.fromtimestamp(recorded_at.seconds, UTC).replace(microsecond=recorded_at.nanos // 1000)
     return Message(
-        subject(shard, envelope),
+        subject,
         envelope.payload,
         {
-            EXPECTED_LAST_SEQUENCE: str(position - 1),
+            EXPECTED_LAST_SEQUENCE: str(envelope.position - 1),
             "ce-specversion": "1.0",
             ID: quote(envelope.event_id),
-            "ce-source": f"/foldline/{shard}/{tenant}/{category}",
+            "ce-source": source,
             "ce-subject": quote(envelope.aggregate_id),
-            "ce-type": quote(envelope.type),
-            "ce-time": envelope.recorded_at.ToDatetime(UTC).isoformat(),
+            "ce-type": type_,
+            "ce-time": time.isoformat(),
             "content-type": "application/protobuf",
             TRACEPARENT: quote(envelope.metadata.traceparent),
             VERSION: str(envelope.version),

@@ -97,7 +97,7 @@ async def read_event_id(connection: Connection, position: int) -> UUID | None:
 
 def envelope(event: StoredEvent) -> event_store_pb2.EventEnvelope:
     """A stored event as the message that other programs get."""
-    return event_store_pb2.EventEnvelope(
+    shown = event_store_pb2.EventEnvelope(
         position=event.position,
         event_id=str(event.event_id),
         tenant=event.tenant,
@@ -107,8 +107,9 @@ def envelope(event: StoredEvent) -> event_store_pb2.EventEnvelope:
         type=event.type,
         payload=event.payload,
         recorded_at=timestamp(event.recorded_at),
-        metadata=event_store_pb2.EventMetadata.FromString(event.metadata),
     )
+    shown.metadata.MergeFromString(event.metadata)
+    return shown
 
 
 async def read_stream(connection: Connection, key: AggregateKey, *, after: int, limit: int) -> list[StoredEvent]:

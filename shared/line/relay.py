@@ -25,12 +25,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 import nats.errors
+import orjson
 import psycopg
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -272,7 +272,7 @@ class _Window:
         checked before each publish.
         """
         self._refuse_lost()
-        await self._client.publish(message.subject, message.payload, self._inbox, message.headers)
+        await self._client.publish(message.subject, message.payload, self._inbox, message.encoded_headers())
 
     async def publish_page(self, page: bytes) -> None:
         """Sends a page to whoever listens. Raises StreamOutOfSync."""
@@ -306,7 +306,7 @@ class _Window:
     async def _on_reply(self, message: Msg) -> None:
         self._heard_at = time.monotonic()
         try:
-            reply = json.loads(message.data)
+            reply = orjson.loads(message.data)
             if "error" in reply or reply["stream"] != self._stream:
                 self._refused(str(reply))
             else:

@@ -84,3 +84,15 @@ def test_pages_hold_all_events_in_order_and_are_not_too_large(sizes: list[int], 
     assert [page.head_position for page in read] == [page.events[-1].position for page in read]
     for raw, page in zip(pages, read, strict=True):
         assert len(raw) <= bytes_max or len(page.events) == 1
+
+
+def test_headers_are_sent_as_they_are_told() -> None:
+    """nats-py takes them as one header whose value it leaves alone; on the wire they are those of the message."""
+    event = Store().deposit("acme", uid(1), uid(2), 100, 100)
+    message = broker.to_message(1, event)
+
+    ((name, value),) = message.encoded_headers().items()
+
+    assert f"{name}: {value.strip().translate({10: ' ', 13: ' '})}".split("\r\n") == [
+        f"{name}: {text}" for name, text in message.headers.items()
+    ]
