@@ -9,6 +9,7 @@ import typer
 
 from cli import local
 from cli.archive import archive
+from cli.audit import audit
 from cli.commands import commands
 from cli.delivery import delivery
 from cli.get import get
@@ -57,6 +58,7 @@ app.command()(status)
 app.command(cls=SendCommand, help=HELP)(send)
 app.add_typer(get, name="get", help="Ask for a person, an account, a transfer, a user, a command or a stream of events.")
 app.command()(history)
+app.command()(audit)
 app.add_typer(watch, name="watch", help="Follow a person, an account, a transfer or a user as they change.")
 app.add_typer(commands, name="commands", help="See the command log; cancel or move what is scheduled in it.")
 app.add_typer(schedules, name="schedules", help="Send a command again and again, at the times of a cron expression.")

@@ -33,6 +33,7 @@ from bank.v1 import (
 )
 from foldline.v1 import (
     archive_pb2_grpc,
+    audit_pb2_grpc,
     command_pb2,
     command_pb2_grpc,
     event_store_pb2,
@@ -103,6 +104,7 @@ class Bank:
         self.overrides = override_pb2_grpc.OverrideServiceStub(write)
         self.archive = archive_pb2_grpc.ArchiveServiceStub(write)
         self.history = history_pb2_grpc.HistoryServiceStub(write)
+        self.audit = audit_pb2_grpc.AuditServiceStub(write)
         self.schedules = schedule_pb2_grpc.ScheduleServiceStub(write)
         self.events = event_store_pb2_grpc.EventStoreServiceStub(write)
         self.person_queries = person_query_pb2_grpc.PersonQueryServiceStub(read)

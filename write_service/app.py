@@ -10,6 +10,7 @@ from pydantic import Field
 from bank.v1 import user_pb2_grpc
 from foldline.v1 import (
     archive_pb2_grpc,
+    audit_pb2_grpc,
     command_pb2_grpc,
     event_store_pb2_grpc,
     history_pb2_grpc,
@@ -39,6 +40,8 @@ from write_service.api import COMMANDS as MORE_COMMANDS
 from write_service.api import ROLES, SIZES_MAX, CommandService, EventStoreService, OverrideService, UserService
 from write_service.archive import ROLES as ARCHIVE_ROLES
 from write_service.archive import ArchiveService
+from write_service.audit import ROLES as AUDIT_ROLES
+from write_service.audit import AuditService
 from write_service.history import ROLES as HISTORY_ROLES
 from write_service.history import HistoryService
 from write_service.passwords import Passwords, PasswordVerifier
@@ -49,6 +52,9 @@ from write_service.schedules import ROLES as SCHEDULE_ROLES
 from write_service.schedules import ScheduleService
 from write_service.servicers import COMMANDS, add_command_services
 from write_service.tries import Tries
+
+FIXED_ROLES = ROLES | ARCHIVE_ROLES | AUDIT_ROLES | HISTORY_ROLES | RETENTION_ROLES | SCHEDULE_ROLES
+"""Which roles may call the RPCs that send no command of the registry."""
 
 
 class WriteSettings(ServerSettings):
@@ -99,7 +105,7 @@ def build(settings: WriteSettings, reads: Reads) -> Server:
     server = Server(
         settings,
         sizes_max=SIZES_MAX | dict.fromkeys(COMMANDS | MORE_COMMANDS, settings.command_size_max),
-        roles=ROLES | HISTORY_ROLES | ARCHIVE_ROLES | RETENTION_ROLES | SCHEDULE_ROLES | registry.roles(COMMANDS | MORE_COMMANDS),
+        roles=FIXED_ROLES | registry.roles(COMMANDS | MORE_COMMANDS),
         probes=Probes(settings, "write_service"),
     )
     watch_schedule(server.probes.metrics, server.probes.needs_database(database_url))
@@ -129,6 +135,7 @@ def build(settings: WriteSettings, reads: Reads) -> Server:
     sweeper.register(server.probes.metrics)
     history = HistoryService(reads, registry, committer.is_cached)
     server.add(history_pb2_grpc.add_HistoryServiceServicer_to_server, history)
+    server.add(audit_pb2_grpc.add_AuditServiceServicer_to_server, AuditService(commands, reads, registry))
     recurring = ScheduleService(commands, Recurring(reads), registry)
     server.add(schedule_pb2_grpc.add_ScheduleServiceServicer_to_server, recurring)
     server.add(override_pb2_grpc.add_OverrideServiceServicer_to_server, OverrideService(commands, reads, registry))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from google.protobuf.any_pb2 import Any as Packed
@@ -35,7 +34,6 @@ STATUSES = {
 CATCH_UP = {"none": schedule_pb2.CATCH_UP_NONE, "one": schedule_pb2.CATCH_UP_ONE, "all": schedule_pb2.CATCH_UP_ALL}
 
 _CATCH_UP_OF = {number: name for name, number in CATCH_UP.items()} | {schedule_pb2.CATCH_UP_UNSPECIFIED: "none"}
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class ScheduleService(schedule_pb2_grpc.ScheduleServiceServicer):
@@ -67,7 +65,7 @@ class ScheduleService(schedule_pb2_grpc.ScheduleServiceServicer):
             identity,
             ended=request.ended,
             hidden=self._registry.hidden_from(identity.roles),
-            after=(_EPOCH + timedelta(microseconds=keys[0]), keys[1]) if keys else None,
+            after=(pages.moment_of(keys[0]), pages.uuid_of(keys[1])) if keys else None,
             limit=size + 1,
         )
         shown, following = pages.cut(rows, size, query, _place)
@@ -116,4 +114,4 @@ class ScheduleService(schedule_pb2_grpc.ScheduleServiceServicer):
 
 
 def _place(row: StoredSchedule) -> tuple[int, str]:
-    return (row.created_at - _EPOCH) // timedelta(microseconds=1), row.schedule_id
+    return pages.moment_key(row.created_at), row.schedule_id

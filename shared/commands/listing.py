@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from foldline.v1 import command_pb2
@@ -18,7 +18,6 @@ from shared.rpc.validation import moment_of
 
 COUNTED_MAX = 1000
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _STATUSES = {number: name for name, number in STATUSES.items()}
 
 
@@ -34,7 +33,7 @@ async def list_for(
     size = request.page_size or pages.SIZE_DEFAULT
     query = ("ListCommands", identity.user_id, *map(str, (getattr(wanted, name) for name in wanted.__struct_fields__)))
     keys = pages.decode(query, request.page_token, (int, str))
-    after = (_EPOCH + timedelta(microseconds=keys[0]), keys[1]) if keys else None
+    after = (pages.moment_of(keys[0]), pages.uuid_of(keys[1])) if keys else None
     async with reads.connection() as connection:
         rows = await list_commands(connection, wanted, limit=size + 1, after=after)
         count = await count_commands(connection, wanted, limit=COUNTED_MAX) if request.counted else 0
@@ -76,4 +75,4 @@ def _moment(given: Any, field: str) -> datetime | None:
 
 
 def _place(row: StoredCommand) -> tuple[int, str]:
-    return (row.received_at - _EPOCH) // timedelta(microseconds=1), row.command_id
+    return pages.moment_key(row.received_at), row.command_id

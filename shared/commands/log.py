@@ -73,6 +73,10 @@ class Wanted(Struct, frozen=True, kw_only=True):
     causation_id: str = ""
     received_from: datetime | None = None
     received_before: datetime | None = None
+    # What the user sent, and what was sent on the user's behalf.
+    concerns: str = ""
+    # What the command or event caused, and the command itself.
+    follows: str = ""
 
 
 LISTED_BYTES_MAX = 4096
@@ -99,15 +103,32 @@ _STATUS: dict[str, LiteralString] = {
     "failed": "c.status = 'failed'",
     "cancelled": "c.status = 'cancelled'",
 }
+# What holds in one of two ways is two reads, of an index each, without a row in common. Most commands are correlated with
+# themselves alone, so the index of correlations leaves them out, and the command of that id is read besides.
+_EITHER: dict[str, tuple[LiteralString, LiteralString]] = {
+    "correlation_id": (
+        "c.correlation_id = %(correlation_id)s::uuid AND c.correlation_id <> c.command_id",
+        "c.command_id = %(correlation_id)s::uuid AND c.correlation_id = c.command_id",
+    ),
+    "concerns": (
+        "c.user_id = %(concerns)s",
+        "c.on_behalf_of = %(concerns)s AND c.on_behalf_of <> '' AND c.user_id <> %(concerns)s",
+    ),
+    "follows": (
+        "c.causation_id = %(follows)s::uuid",
+        "c.command_id = %(follows)s::uuid AND c.causation_id IS DISTINCT FROM c.command_id",
+    ),
+}
 _BEHIND: LiteralString = "(c.received_at, c.command_id) < (%(after_at)s, %(after_id)s::uuid)"
+_FROM: LiteralString = "(c.received_at, c.command_id) <= (%(after_at)s, %(after_id)s::uuid)"
 
 
 async def list_commands(
-    connection: Connection, wanted: Wanted, *, limit: int, after: tuple[datetime, str] | None = None
+    connection: Connection, wanted: Wanted, *, limit: int, after: tuple[datetime, str] | None = None, including: bool = False
 ) -> list[StoredCommand]:
-    """Up to `limit` commands, the newest first, behind `after`. A payload above LISTED_BYTES_MAX is empty."""
+    """Up to `limit` commands, the newest first, behind `after`, or from there on. A payload above LISTED_BYTES_MAX is empty."""
     columns = _COLUMNS.format(payload=f"CASE WHEN octet_length(c.payload) <= {LISTED_BYTES_MAX} THEN c.payload ELSE '' END")
-    query, parameters = listing(wanted, columns, limit=limit, after=after)
+    query, parameters = listing(wanted, columns, limit=limit, after=after, including=including)
     cursor = await connection.execute(query, parameters)
     return [StoredCommand(*row) for row in await cursor.fetchall()]
 
@@ -121,13 +142,14 @@ async def count_commands(connection: Connection, wanted: Wanted, *, limit: int) 
 
 
 def listing(
-    wanted: Wanted, columns: LiteralString, *, limit: int, after: tuple[datetime, str] | None = None
+    wanted: Wanted,
+    columns: LiteralString,
+    *,
+    limit: int,
+    after: tuple[datetime, str] | None = None,
+    including: bool = False,
 ) -> tuple[LiteralString, dict[str, Any]]:
-    """The query of a list and its parameters: one read of one index, from the newest row on.
-
-    Most commands are correlated with themselves alone, so the index of correlations leaves them out, and a list by
-    correlation id reads the command of that id as well.
-    """
+    """The query of a list and its parameters: one read of one index, from the newest row on; see _EITHER for more than one."""
     parameters = {name: getattr(wanted, name) for name in wanted.__struct_fields__} | {"limit": limit}
     conditions: list[LiteralString] = ["c.tenant = %(tenant)s"]
     conditions += [condition for name, condition in _CONDITIONS.items() if parameters[name]]
@@ -135,14 +157,16 @@ def listing(
         conditions.append(_STATUS[wanted.status])
     if after is not None:
         parameters["after_at"], parameters["after_id"] = after
-        conditions.append(_BEHIND)
-    if not wanted.correlation_id:
+        conditions.append(_FROM if including else _BEHIND)
+    ways = [conditions]
+    for name, either in _EITHER.items():
+        if parameters[name]:
+            ways = [[*way, condition] for way in ways for condition in either]
+    if len(ways) == 1:
         return _page(columns, conditions), parameters
-    others: LiteralString = "c.correlation_id = %(correlation_id)s::uuid AND c.correlation_id <> c.command_id"
-    itself: LiteralString = "c.command_id = %(correlation_id)s::uuid AND c.correlation_id = c.command_id"
-    first, second = _page("c.*", [*conditions, others]), _page("c.*", [*conditions, itself])
+    pages: list[LiteralString] = [f"({_page('c.*', way)})" for way in ways]
     query: LiteralString = (
-        f"SELECT {columns} FROM (({first}) UNION ALL ({second})) AS c"  # noqa: S608 - of literals alone
+        f"SELECT {columns} FROM ({' UNION ALL '.join(pages)}) AS c"  # noqa: S608 - of literals alone
         " ORDER BY c.received_at DESC, c.command_id DESC LIMIT %(limit)s"
     )
     return query, parameters

@@ -11,7 +11,9 @@ import base64
 import binascii
 import hashlib
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
+from uuid import UUID
 
 import orjson
 
@@ -20,6 +22,8 @@ from shared.folds.errors import Invalid
 Item = TypeVar("Item")
 
 SIZE_DEFAULT = 50
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def encode(query: Sequence[str], keys: Sequence[str | int]) -> str:
@@ -45,6 +49,27 @@ def decode(query: Sequence[str], token: str, kinds: Sequence[type]) -> list[Any]
     if [type(value) for value in values] != list(kinds) or not all(map(_storable, values)):
         raise invalid("is not a page token")
     return values
+
+
+def moment_key(moment: datetime) -> int:
+    """A sort key of a moment: microseconds since 1970."""
+    return (moment - _EPOCH) // timedelta(microseconds=1)
+
+
+def moment_of(key: int) -> datetime:
+    """The moment of a sort key. Raises Invalid for one that no row can have."""
+    try:
+        return _EPOCH + timedelta(microseconds=key)
+    except OverflowError:
+        raise invalid("is not a page token") from None
+
+
+def uuid_of(key: str) -> str:
+    """A sort key that is a UUID. Raises Invalid for one that no row can have."""
+    try:
+        return str(UUID(key))
+    except ValueError:
+        raise invalid("is not a page token") from None
 
 
 def cut(

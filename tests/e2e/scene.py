@@ -12,7 +12,16 @@ import grpc.aio
 from google.protobuf.message import Message
 
 from bank.v1 import account_query_pb2, person_query_pb2
-from foldline.v1 import archive_pb2, command_pb2, event_store_pb2, history_pb2, retention_pb2, retention_pb2_grpc, schedule_pb2
+from foldline.v1 import (
+    archive_pb2,
+    audit_pb2,
+    command_pb2,
+    event_store_pb2,
+    history_pb2,
+    retention_pb2,
+    retention_pb2_grpc,
+    schedule_pb2,
+)
 from shared.platform.identity import Role
 from tests.support.clients.bank import Bank, channels, deposit, new_id, options, packed
 from tests.support.system.stack import Stack
@@ -88,6 +97,10 @@ class Scene:
 
     async def list_schedules(self, **fields: Any) -> Any:
         return await self.bank.call(self.bank.schedules.ListSchedules, schedule_pb2.ListSchedulesRequest(**fields))
+
+    async def audit(self, *roles: Role, page_size: int = 0, page_token: str = "", **wanted: Any) -> Any:
+        request = audit_pb2.ListAuditRequest(page_size=page_size, page_token=page_token, filter=audit_pb2.AuditFilter(**wanted))
+        return await self.by(*roles).call(self.bank.audit.ListAudit, request)
 
     async def read_stream(self, aggregate_type: str, aggregate_id: str, **more: int) -> Any:
         return await self.bank.stream(aggregate_type, aggregate_id, **more)

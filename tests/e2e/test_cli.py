@@ -195,6 +195,32 @@ def test_history_shows_what_was_and_what_changed(foldline: Foldline) -> None:
     assert foldline("history", *who, "--version", "1", "--diff", "1", "2")[0] == 2
 
 
+def test_the_audit_shows_who_did_what(foldline: Foldline) -> None:
+    """Each event before its command, the newest first, also what a process did on the user's behalf; cut where it is told to."""
+    blue, red = opened(foldline, "Bill", 100), opened(foldline, "Ted", 0)
+    _, refused = foldline("send", "WithdrawMoney", f"account_id={red}", "amount_minor=9", "currency=USD")
+    _, started = foldline(
+        *("send", "StartTransfer", "transfer_id=new", f"from_account_id={blue}", f"to_account_id={red}"),
+        *("amount_minor=60", "currency=USD"),
+    )
+    ended(foldline, "transfer", started["aggregate_id"])
+    code, found = foldline("audit", "--correlation", started["command_id"])
+    told = [
+        one["event"]["type"] if "event" in one else f"{one['command']['command']['@type']} by {one['command']['on_behalf_of']}"
+        for one in found["entries"]
+    ]
+    assert (code, found["more"]) == (0, False)
+    assert told[-2:] == ["bank.v1.TransferStarted", "type.googleapis.com/bank.v1.StartTransferRequest by "]
+    assert told[:2] == ["bank.v1.TransferCompleted", "type.googleapis.com/bank.v1.CompleteTransferRequest by alice"]
+    code, found = foldline("audit", "--cause", refused["error"]["facts"]["command_id"])
+    [only] = found["entries"]
+    assert (code, only["command"]["receipt"]["error"]["reason"]) == (0, "INSUFFICIENT_FUNDS")
+    code, text = foldline("audit", "--user", "alice", "--limit", "3", output="text")
+    assert code == 0
+    assert "MoneyDeposited" in text
+    assert "more than 3" in text
+
+
 def test_a_person_goes_to_the_archive_and_comes_back(foldline: Foldline) -> None:
     """Box, list, verify, unbox; what is refused meanwhile says why."""
     _, alice = foldline("send", "RegisterPerson", "person_id=new", "name=Alice")

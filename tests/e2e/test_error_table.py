@@ -204,6 +204,28 @@ SCHEDULES = [
     *[row for action in ("Get", "Pause", "Resume", "End") for row in steering(action)],
 ]
 
+AUDIT = [
+    bad("audit: 501 a page", lambda s, p: s.audit(page_size=501), "page_size"),
+    bad(
+        "audit: ids that are none",
+        lambda s, p: s.audit(correlation_id="1", causation_id="2"),
+        "filter.correlation_id",
+        "filter.causation_id",
+    ),
+    bad("audit: a user with NUL", lambda s, p: s.audit(user_id="al\0ice"), "filter.user_id"),
+    bad("audit: a tenant that none can be", lambda s, p: s.audit(tenant="no such"), "filter.tenant"),
+    bad("audit: beyond the year 9999", lambda s, p: s.audit(received_from=BEYOND), "filter.received_from"),
+    Row(
+        "audit: a page token of nobody",
+        lambda s, p: s.audit(page_token="e30"),
+        "INVALID_ARGUMENT",
+        "PAGE_TOKEN_INVALID",
+        ("page_token",),
+    ),
+    Row("audit: as a user, of oneself", lambda s, p: s.audit(Role.USER, user_id="alice"), "PERMISSION_DENIED", "ROLE_MISSING"),
+    Row("audit: another tenant's", lambda s, p: s.audit(tenant="other"), "PERMISSION_DENIED", "ROLE_MISSING"),
+]
+
 MALFORMED = [
     bad("amount: zero", lambda s, p: s.bank.deposit(p.blue, 0), "amount_minor"),
     bad("amount: negative", lambda s, p: s.bank.deposit(p.blue, -1), "amount_minor"),
@@ -798,7 +820,7 @@ ODDITIES = [
     ),
 ]
 
-TABLE = [*MALFORMED, *SCHEDULES, *WATCHED, *ABSENT, *AGAINST_A_RULE, *PACKED, *FORBIDDEN, *TOO_MUCH, *QUERIES, *ODDITIES]
+TABLE = [*MALFORMED, *SCHEDULES, *AUDIT, *WATCHED, *ABSENT, *AGAINST_A_RULE, *PACKED, *FORBIDDEN, *TOO_MUCH, *QUERIES, *ODDITIES]
 
 
 @pytest.fixture(scope="session")

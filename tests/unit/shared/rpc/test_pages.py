@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import pytest
 
 from shared.folds.errors import Invalid
@@ -47,3 +49,19 @@ def test_keys_of_another_kind_are_refused(keys: list[str | int]) -> None:
     """A forged token with the right digest cannot put a wrong type into the query."""
     with pytest.raises(Invalid):
         pages.decode(QUERY, pages.encode(QUERY, keys), (str, str))
+
+
+def test_a_moment_and_an_id_come_back_as_they_were() -> None:
+    """To the microsecond; and a forged token with the right digest cannot name what no row has."""
+    moment = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
+    assert pages.moment_of(pages.moment_key(moment)) == moment
+    assert pages.uuid_of("0f1c2d3e-4a5b-4c6d-8e7f-001122334455") == "0f1c2d3e-4a5b-4c6d-8e7f-001122334455"
+    for forge in (
+        lambda: pages.moment_of(2**62),
+        lambda: pages.moment_of(-(2**62)),
+        lambda: pages.uuid_of("1"),
+        lambda: pages.uuid_of(""),
+    ):
+        with pytest.raises(Invalid) as refusal:
+            forge()
+        assert refusal.value.reason == "PAGE_TOKEN_INVALID"
