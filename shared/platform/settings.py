@@ -22,7 +22,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from shared.platform.certificates import read_authorities, read_pair
-from shared.platform.urls import Address, OverTls
+from shared.platform.urls import Address, KeysUrl, OverTls
 from shared.platform.variables import KNOWN
 
 PREFIX = "FOLDLINE_"
@@ -105,8 +105,16 @@ class ProcessSettings(BaseSettings):
 class ServerSettings(ProcessSettings):
     """What every process has that serves gRPC."""
 
-    jwks_file: Path
-    """The public keys that tokens are verified with, a JSON Web Key Set; the file is read again when it changes."""
+    jwks_file: Path | None = None
+    """The public keys that tokens are verified with, a JSON Web Key Set; the file is read again when it changes. Either this or
+    FOLDLINE_JWKS_URL is required."""
+    jwks_url: KeysUrl | None = None
+    """Where the key set is fetched from, https://issuer/keys: at the start, every five minutes, and when a token names a key that
+    is not in it, at most every ten seconds. While it is away the keys that are known stay valid."""
+    jwks_ca_file: Path | None = None
+    """The authorities of the certificate of that URL's server, as PEM; without it the usual public ones."""
+    jwks_private: bool = False
+    """Whether that URL may lead to private addresses, and to those by plain http: for an issuer in the same network."""
     token_issuer: str = "https://foldline.localhost"
     """The issuer that tokens must name."""
     token_audience: str = "foldline"
@@ -137,6 +145,10 @@ class ServerSettings(ProcessSettings):
 
     @model_validator(mode="after")
     def _agree(self) -> ServerSettings:
+        if (self.jwks_file is None) == (self.jwks_url is None):
+            raise ValueError(f"either {PREFIX}JWKS_FILE or {PREFIX}JWKS_URL is required")
+        if self.jwks_url is not None and self.jwks_url.startswith("http:") and not self.jwks_private:
+            raise ValueError(f"{PREFIX}JWKS_URL must begin with https:// unless {PREFIX}JWKS_PRIVATE is set")
         for less, more in (("deadline_default_s", "deadline_max_s"), ("drain_calls_s", "drain_s")):
             if getattr(self, less) > getattr(self, more):
                 raise ValueError(f"{PREFIX}{less.upper()} must not be larger than {PREFIX}{more.upper()}")

@@ -19,11 +19,12 @@ from typing import Any, TypeGuard
 
 from joserfc import jwt
 from joserfc.errors import JoseError, SecurityWarning
-from joserfc.jwk import ECKey, GuestProtocol, KeySet, OKPKey
+from joserfc.jwk import GuestProtocol, OKPKey
 
 from shared.folds.errors import Unauthenticated
 from shared.platform.identity import Identity, Role
-from shared.platform.telemetry import logger
+from shared.platform.keys import Key, KeyFile, Keys, KeyUrl
+from shared.platform.settings import ServerSettings
 
 # Nothing symmetric and no "none": a public key must never pass as a secret. "EdDSA" is the older name of "Ed25519".
 ALGORITHMS = ("Ed25519", "EdDSA", "ES256")
@@ -33,50 +34,7 @@ TOKEN_LENGTH_MAX = 4096
 _CACHE_SIZE_MAX = 10_000
 _ROLES = {role.value: role for role in Role}
 
-log = logger(__name__)
-
 Clock = Callable[[], float]
-
-
-class KeyFile:
-    """The issuer's public keys, from a file. It is read again when it changes: keys rotate without a restart."""
-
-    def __init__(self, path: Path, *, clock: Clock = time.monotonic) -> None:
-        """Raises OSError or ValueError if there is no usable set of keys at `path`."""
-        self._path = path
-        self._clock = clock
-        self._looked_at = clock()
-        self._stamp, self._keys = self._read()
-
-    def current(self) -> dict[str, ECKey | OKPKey]:
-        """The keys by id, as the same object until they change. Checks the file at most once a second.
-
-        If the file is gone or broken, the last good keys stay valid, and the log says so.
-        """
-        now = self._clock()
-        if now - self._looked_at >= 1:
-            self._looked_at = now
-            try:
-                if _stamp(self._path) != self._stamp:
-                    self._stamp, self._keys = self._read()
-                    log.info("keys_reloaded", keys=sorted(self._keys))
-            except (OSError, ValueError) as error:
-                log.warning("keys_not_reloaded", file=str(self._path), error=str(error))
-        return self._keys
-
-    def _read(self) -> tuple[tuple[int, int, int], dict[str, ECKey | OKPKey]]:
-        stamp = _stamp(self._path)
-        try:
-            key_set = KeySet.import_key_set(json.loads(self._path.read_bytes()))
-        except (JoseError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{self._path} is not a set of keys") from error
-        keys: dict[str, ECKey | OKPKey] = {}
-        for key in key_set.keys:
-            if isinstance(key, ECKey | OKPKey) and key.kid and key.curve_name in ("P-256", "Ed25519"):
-                keys[key.kid] = key
-        if not keys:
-            raise ValueError(f"{self._path} holds no key that is Ed25519 or P-256 and has a kid")
-        return stamp, keys
 
 
 class Verifier:
@@ -84,7 +42,7 @@ class Verifier:
 
     def __init__(
         self,
-        keys: KeyFile,
+        keys: Keys,
         *,
         issuer: str,
         audience: str,
@@ -94,7 +52,7 @@ class Verifier:
     ) -> None:
         """`leeway_s`: how far the issuer's clock may differ. `lifetime_s_max`: from a token's issue, or from now, to its end."""
         self._lifetime_s_max = lifetime_s_max
-        self._keys = keys
+        self.keys = keys
         self._issuer = issuer
         self._audience = audience
         self._leeway_s = leeway_s
@@ -103,8 +61,8 @@ class Verifier:
         self._known_by: object = None
 
     def verify(self, token: str) -> Identity:
-        """Raises Unauthenticated: TOKEN_MISSING, TOKEN_EXPIRED or TOKEN_INVALID."""
-        keys = self._keys.current()
+        """Raises Unauthenticated: TOKEN_MISSING, TOKEN_EXPIRED or TOKEN_INVALID; Unavailable: KEYS_AWAITED."""
+        keys = self.keys.current()
         if keys is not self._known_by:
             self._known, self._known_by = {}, keys
         if found := self._known.get(token):
@@ -114,11 +72,32 @@ class Verifier:
             del self._known[token]
         if not token:
             raise Unauthenticated("TOKEN_MISSING", "the call carries no bearer token")
-        identity, expires_at = self._identify(_claims(token, keys))
+        identity, expires_at = self._identify(self._claims(token, keys))
         if len(self._known) >= _CACHE_SIZE_MAX:
             self._known.clear()
         self._known[token] = identity, expires_at
         return identity
+
+    def _claims(self, token: str, keys: dict[str, Key]) -> dict[str, Any]:
+        """What the token says, once its signature is believed."""
+
+        def find(guest: GuestProtocol) -> Key:
+            kid = guest.headers().get("kid")
+            key = keys.get(kid) if isinstance(kid, str) else None
+            if key is None:
+                self.keys.ask_for(kid if isinstance(kid, str) else "")
+                raise _invalid("its key is unknown")
+            return key
+
+        if len(token) > TOKEN_LENGTH_MAX:
+            raise _invalid("it is too long")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", SecurityWarning)  # of the older name of Ed25519
+                return jwt.decode(token, find, algorithms=ALGORITHMS).claims
+        # A token is the caller's text: whatever trips over it, it is not believed.
+        except (JoseError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise _invalid("it is malformed, or its signature is wrong") from error
 
     def _identify(self, claims: dict[str, Any]) -> tuple[Identity, float]:
         now = self._clock()
@@ -146,6 +125,22 @@ class Verifier:
         # A role that we do not know gives nothing, and another system may know it.
         known = frozenset(_ROLES[role] for role in roles if isinstance(role, str) and role in _ROLES)
         return Identity(tenant=tenant, user_id=user_id, roles=known), expires_at
+
+
+def open_verifier(settings: ServerSettings) -> Verifier:
+    """The verifier that the settings describe. Raises OSError or ValueError if its keys cannot be read."""
+    if settings.jwks_url is not None:
+        keys: Keys = KeyUrl(settings.jwks_url, ca_file=settings.jwks_ca_file, allow_private=settings.jwks_private)
+    else:
+        assert settings.jwks_file is not None  # one of the two is required
+        keys = KeyFile(settings.jwks_file)
+    return Verifier(
+        keys,
+        issuer=settings.token_issuer,
+        audience=settings.token_audience,
+        leeway_s=settings.token_leeway_s,
+        lifetime_s_max=settings.token_lifetime_s_max,
+    )
 
 
 class DevelopmentIssuer:
@@ -196,38 +191,12 @@ class DevelopmentIssuer:
         return jwt.encode({"alg": "Ed25519", "kid": self._key.kid}, claims, self._key, algorithms=["Ed25519"])
 
 
-def _claims(token: str, keys: dict[str, ECKey | OKPKey]) -> dict[str, Any]:
-    """What the token says, once its signature is believed."""
-
-    def find(guest: GuestProtocol) -> ECKey | OKPKey:
-        kid = guest.headers().get("kid")
-        key = keys.get(kid) if isinstance(kid, str) else None
-        if key is None:
-            raise _invalid("its key is unknown")
-        return key
-
-    if len(token) > TOKEN_LENGTH_MAX:
-        raise _invalid("it is too long")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SecurityWarning)  # of the older name of Ed25519
-            return jwt.decode(token, find, algorithms=ALGORITHMS).claims
-    # A token is the caller's text: whatever trips over it, it is not believed.
-    except (JoseError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise _invalid("it is malformed, or its signature is wrong") from error
-
-
 def _invalid(why: str) -> Unauthenticated:
     return Unauthenticated("TOKEN_INVALID", f"the token is not believed: {why}")
 
 
 def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15
-
-
-def _stamp(path: Path) -> tuple[int, int, int]:
-    found = path.stat()
-    return found.st_mtime_ns, found.st_ino, found.st_size
 
 
 def _write(path: Path, content: dict[str, Any], *, replace: bool) -> None:

@@ -62,6 +62,12 @@ def nats_is_verified(value: str) -> bool:
     return all(urlsplit(one.strip()).scheme in ("tls", "wss") for one in value.split(","))
 
 
+def _keys_url(value: str) -> str:
+    if not _has_host(value, ("https", "http")) or "@" in urlsplit(value).netloc:
+        raise ValueError("must be like https://issuer/keys, without user and password")
+    return value
+
+
 def _service_address(value: str) -> str:
     try:
         if value.startswith(("http://", "https://")):
@@ -91,6 +97,8 @@ DatabaseUrl = Annotated[SecretStr, AfterValidator(_database_url), OverTls(_datab
 """A URL or a connection string of PostgreSQL that names a database."""
 NatsUrl = Annotated[SecretStr, AfterValidator(_nats_url), OverTls(nats_is_verified, "must begin with tls://")]
 """One or several URLs of NATS servers."""
+KeysUrl = Annotated[str, AfterValidator(_keys_url)]
+"""A URL of a set of keys."""
 Address = Annotated[str, AfterValidator(_address)]
 """A host and a port."""
 ServiceAddress = Annotated[

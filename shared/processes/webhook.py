@@ -8,7 +8,6 @@ refused, and the connection goes to the address that was checked, without a seco
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import socket
 import ssl
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from standardwebhooks import Webhook as Signer
 from standardwebhooks.webhooks import EmptyWebhookSecretError
 
 from shared.folds.delivery import Webhook as Content
+from shared.platform.addresses import is_public
 from shared.processes.announce import load
 from shared.processes.channels import Contact, NotDelivered
 from shared.processes.delivery_store import Delivery
@@ -123,7 +123,7 @@ class WebhookChannel:
         except OSError as error:
             raise NotDelivered("WEBHOOK_HOST_UNKNOWN", type(error).__name__) from None
         addresses = [str(each[4][0]) for each in found]
-        if not self._allow_private and not all(_is_public(address) for address in addresses):
+        if not self._allow_private and not all(is_public(address) for address in addresses):
             raise NotDelivered("WEBHOOK_ADDRESS_PRIVATE", "the host has an address that is not public", final=True)
         return addresses[0]
 
@@ -134,20 +134,6 @@ def _signer(secret: SecretStr) -> Signer:
     except (ValueError, EmptyWebhookSecretError):
         # Our own contacts' file is wrong: when it is mended, the message should still be sent.
         raise NotDelivered("WEBHOOK_SECRET_INVALID") from None
-
-
-def _is_public(address: str) -> bool:
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address):
-        inner = ip.ipv4_mapped or ip.sixtofour
-        if inner is not None:
-            ip = inner
-        elif ip in _NAT64:
-            ip = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-    return ip.is_global and not ip.is_multicast
-
-
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 async def _judge(response: httpx.Response) -> None:

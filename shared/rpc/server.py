@@ -27,7 +27,7 @@ from shared.platform.identity import Role
 from shared.platform.program import stop_requested
 from shared.platform.settings import ServerSettings
 from shared.platform.telemetry import logger
-from shared.platform.tokens import KeyFile, Verifier
+from shared.platform.tokens import open_verifier
 from shared.rpc.behaviours import (
     CallContext,
     RequestHook,
@@ -111,7 +111,9 @@ class Server:
         self.probes = probes or Probes(settings)
         self._places = Places(settings.calls_at_once_max)
         self._open_places = OpenPlaces()
-        self._behaviours = standard_behaviours(_verifier(settings), settings, self.probes.metrics, self._places)
+        verifier = open_verifier(settings)
+        self._keys = verifier.keys
+        self._behaviours = standard_behaviours(verifier, settings, self.probes.metrics, self._places)
         self._handlers: dict[str, dict[str, AnyHandler]] = {}
         calls_max = settings.calls_at_once_max * 11 // 10 + _OTHER_CALLS_MAX
         self._server = aio.server(options=OPTIONS, maximum_concurrent_rpcs=calls_max)
@@ -125,6 +127,7 @@ class Server:
         self._draining = False
         self._set_up = False
         self.probes.readiness.add("start", self._start)
+        self.probes.readiness.add("keys", self._keys.failure)
         self._refused_at = 0.0
         self.port = 0
 
@@ -172,7 +175,7 @@ class Server:
         await self.probes.open()
         await self._server.start()
         log.info("listening", address=self._settings.listen, port=self.port)
-        self._beside = [asyncio.create_task(_prepare()), asyncio.create_task(self._places.end_overdue())]
+        self._beside = [asyncio.create_task(each) for each in (_prepare(), self._places.end_overdue(), self._keys.run())]
         return self.port
 
     async def set_serving(self, serving: bool) -> None:
@@ -393,13 +396,3 @@ class _Reader:
     def takes_back(self) -> bool:
         """Whether nobody else has cancelled the task: then it goes on as if it had not been."""
         return self._cancelled and self._task.uncancel() == 0
-
-
-def _verifier(settings: ServerSettings) -> Verifier:
-    return Verifier(
-        KeyFile(settings.jwks_file),
-        issuer=settings.token_issuer,
-        audience=settings.token_audience,
-        leeway_s=settings.token_leeway_s,
-        lifetime_s_max=settings.token_lifetime_s_max,
-    )

@@ -19,7 +19,8 @@ from cli.main import ABOUT, app
 from cli.send import read_fields, read_secret
 from foldline.v1 import command_pb2
 from shared.platform.identity import Role
-from shared.platform.tokens import KeyFile, Verifier
+from shared.platform.keys import KeyFile
+from shared.platform.tokens import Verifier
 from tests.support.checks.contracts import contracts
 from write_service import servicers
 

@@ -11,6 +11,7 @@ from shared.platform.settings import ServerSettings, load, unknown_variables, us
 from shared.platform.urls import DatabaseUrl, NatsUrl
 
 URL = "postgresql://app:swordfish@db:5432/write"
+BY_URL = {"FOLDLINE_DATABASE_URL": URL, "FOLDLINE_JWKS_FILE": ""}
 
 
 class Settings(ServerSettings):
@@ -37,7 +38,7 @@ def test_what_is_missing_or_wrong_is_named_and_not_shown(monkeypatch: pytest.Mon
     monkeypatch.setenv("FOLDLINE_SLOW_CALL_MS", "swordfish")
     with pytest.raises(ValidationError) as caught:
         Settings()  # type: ignore[call-arg]
-    assert {error["loc"][0] for error in caught.value.errors()} == {"jwks_file", "database_url", "slow_call_ms"}
+    assert {error["loc"][0] for error in caught.value.errors()} == {"database_url", "slow_call_ms"}
     assert "swordfish" not in str(caught.value)
 
 
@@ -53,6 +54,14 @@ def test_a_secret_may_be_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     ("environment", "sentence"),
     [
         ({}, "FOLDLINE_DATABASE_URL is missing"),
+        ({"FOLDLINE_DATABASE_URL": URL, "FOLDLINE_JWKS_FILE": ""}, "either FOLDLINE_JWKS_FILE or FOLDLINE_JWKS_URL is required"),
+        ({"FOLDLINE_DATABASE_URL": URL, "FOLDLINE_JWKS_URL": "https://a/b"}, "either FOLDLINE_JWKS_FILE or FOLDLINE_JWKS_URL is"),
+        (
+            {**BY_URL, "FOLDLINE_JWKS_URL": "http://a/b"},
+            "FOLDLINE_JWKS_URL must begin with https:// unless FOLDLINE_JWKS_PRIVATE",
+        ),
+        ({**BY_URL, "FOLDLINE_JWKS_URL": "ftp://a/b"}, "FOLDLINE_JWKS_URL: must be like https://issuer/keys"),
+        ({**BY_URL, "FOLDLINE_JWKS_URL": "https://u:swordfish@a/b"}, "FOLDLINE_JWKS_URL: must be like https://issuer/keys"),
         ({"FOLDLINE_DATBASE_URL": "swordfish"}, "FOLDLINE_DATBASE_URL is no setting: did you mean FOLDLINE_DATABASE_URL?"),
         ({"FOLDLINE_XYZZY": "swordfish"}, "FOLDLINE_XYZZY is no setting"),
         ({"FOLDLINE_DATABASE_URL": "swordfish", "FOLDLINE_DATABASE_URL_FILE": "/x"}, "are both set: give the secret once"),
@@ -81,7 +90,10 @@ def test_a_bad_environment_is_one_sentence_and_exit_code_2(
     """The variable is named, its value never."""
     monkeypatch.setenv("FOLDLINE_JWKS_FILE", "/keys/jwks.json")
     for name, value in environment.items():
-        monkeypatch.setenv(name, value)
+        if value:
+            monkeypatch.setenv(name, value)
+        else:
+            monkeypatch.delenv(name)
     with pytest.raises(SystemExit) as caught:
         load(Settings, "a_service", arguments=[])
     printed = capsys.readouterr().err

@@ -21,7 +21,8 @@ from joserfc.jwk import ECKey, OKPKey
 from shared.folds.errors import Unauthenticated
 from shared.platform import telemetry
 from shared.platform.identity import Identity, Role
-from shared.platform.tokens import DevelopmentIssuer, KeyFile, Verifier
+from shared.platform.keys import KeyFile
+from shared.platform.tokens import DevelopmentIssuer, Verifier
 
 ISSUER, AUDIENCE = "https://foldline.localhost", "foldline"
 NOW = 1_800_000_000.0

@@ -1,0 +1,267 @@
+"""NATS over TLS: which servers are spoken to, client certificates, credentials, and several servers in one setting."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import io
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from nats import errors
+
+from deploy.engines.nats import Nats
+from shared.line.broker_access import Broker, Credentials, connect
+from shared.platform import telemetry
+from shared.platform.certificates import ClientTls
+from tests.support.system.authority import Authority, Files
+from tests.support.system.waiting import eventually
+
+YEAR = timedelta(days=365)
+
+
+class TlsNats(Nats):
+    """A NATS whose configuration has more at its end."""
+
+    def __init__(self, folder: Path, more: str, *, instead: Callable[[int, int], str] | None = None) -> None:
+        super().__init__(folder)
+        self._more, self._instead = more, instead
+
+    def _configure(self) -> None:
+        super()._configure()
+        configuration = self.folder / "nats.conf"
+        text = configuration.read_text() + self._more if self._instead is None else self._instead(self._port, self._monitor_port)
+        configuration.write_text(text)
+
+    def over_tls(self, host: str = "localhost") -> str:
+        """Its URL for TLS, by the host's name."""
+        return self.url.replace("nats://", "tls://").replace("127.0.0.1", host)
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    """Whom servers and clients trust."""
+    return Authority(tmp_path)
+
+
+def tls(files: Files, client_ca: Path | None = None) -> str:
+    """The part of a server's configuration."""
+    verify = f", ca_file: {json.dumps(str(client_ca))}, verify: true" if client_ca else ""
+    return f"tls {{ cert_file: {json.dumps(str(files.cert))}, key_file: {json.dumps(str(files.key))}{verify} }}\n"
+
+
+@pytest.fixture
+def log() -> io.BytesIO:
+    """The log of the test."""
+    stream = io.BytesIO()
+    telemetry.configure("info", service="test", stream=stream)
+    return stream
+
+
+@asynccontextmanager
+async def running(nats: TlsNats) -> AsyncIterator[TlsNats]:
+    """Runs a server."""
+    await asyncio.to_thread(nats.start)
+    try:
+        yield nats
+    finally:
+        nats.destroy()
+
+
+async def reached(broker: Broker) -> bool:
+    """Whether a connection comes about and carries a message."""
+    client = await asyncio.wait_for(connect(broker, "test"), 10)
+    try:
+        await client.flush(5)
+        return bool(client.is_connected)
+    finally:
+        await client.close()
+
+
+async def trouble(broker: Broker, log: io.BytesIO) -> str:
+    """What the log says of a server that is not reached, which is asked again and again."""
+    log.seek(0)
+    log.truncate()
+    connecting = asyncio.create_task(connect(broker, "test"))
+
+    def told() -> list[dict[str, Any]]:
+        lines = map(json.loads, log.getvalue().splitlines())
+        return [line for line in lines if line["event"] in ("broker_awaited", "broker_error")]
+
+    try:
+        await eventually(told, 10)
+        assert not connecting.done()
+        return str(told()[0]["error"])
+    finally:
+        connecting.cancel()
+        await asyncio.gather(connecting, return_exceptions=True)
+
+
+async def test_only_the_server_that_was_meant_is_spoken_to(authority: Authority, tmp_path: Path, log: io.BytesIO) -> None:
+    """With its authority a connection comes about; a foreign authority and another host are refused."""
+    async with running(TlsNats(tmp_path / "nats", tls(authority.issue()))) as nats:
+        assert await reached(Broker(nats.over_tls(), ClientTls(authority.ca)))
+        foreign = Authority(tmp_path, "foreign")
+        assert "certificate verify failed" in await trouble(Broker(nats.over_tls(), ClientTls(foreign.ca)), log)
+        assert "certificate verify failed" in await trouble(Broker(nats.over_tls()), log)
+        assert "IP address mismatch" in await trouble(Broker(nats.over_tls("127.0.0.1"), ClientTls(authority.ca)), log)
+
+
+@pytest.mark.parametrize(("begins_in", "why"), [(-YEAR, "certificate has expired"), (YEAR, "certificate is not yet valid")])
+async def test_an_untimely_certificate_is_refused_until_it_is_renewed(
+    authority: Authority, tmp_path: Path, log: io.BytesIO, begins_in: timedelta, why: str
+) -> None:
+    """A connection that waits comes about as soon as the server has a good one."""
+    async with running(TlsNats(tmp_path / "nats", tls(authority.issue(begins_in=begins_in)))) as nats:
+        broker = Broker(nats.over_tls(), ClientTls(authority.ca))
+        assert why in await trouble(broker, log)
+        nats.kill()
+        authority.issue()
+        await asyncio.to_thread(nats.start)
+        assert await reached(broker)
+
+
+async def test_a_server_that_offers_no_tls_learns_no_password(nats_server: Nats, log: io.BytesIO) -> None:
+    """nats-py would go on in plain text, whatever the URL says."""
+    url = nats_server.url.replace("nats://", "tls://")
+    assert "offers no TLS" in await trouble(Broker(url), log)
+
+
+async def test_a_client_certificate_is_shown_and_renewed_with_the_next_connection(
+    authority: Authority, tmp_path: Path, log: io.BytesIO
+) -> None:
+    """Without one the server hangs up. A connection that lives long shows the present one when it is made anew."""
+    mine = authority.issue("client")
+    async with running(TlsNats(tmp_path / "nats", tls(authority.issue(), authority.ca))) as nats:
+        assert await trouble(Broker(nats.over_tls(), ClientTls(authority.ca)), log)
+        client = await connect(Broker(nats.over_tls(), ClientTls(authority.ca, mine.cert, mine.key)), "test")
+        try:
+            nats.kill()
+            other = Authority(tmp_path, "other")
+            authority_file, new, server = authority.ca, other.issue("client"), other.issue()
+            for old, fresh in (
+                (authority_file, other.ca),
+                (mine.cert, new.cert),
+                (mine.key, new.key),
+                (authority.folder / "server.pem", server.cert),
+                (authority.folder / "server.key", server.key),
+            ):
+                old.write_bytes(fresh.read_bytes())
+            await asyncio.to_thread(nats.start)
+            await eventually(lambda: client.is_connected and client.stats["reconnects"] > 0, 20)
+            await client.flush(5)
+        finally:
+            await client.close()
+
+
+async def test_several_servers_may_be_named(nats_server: Nats, tmp_path: Path, log: io.BytesIO) -> None:
+    """One that is down is passed over."""
+    down = Nats(tmp_path / "down")
+    down.start()
+    down_url = down.url
+    down.destroy()
+    assert await reached(Broker(f"{down_url}, {nats_server.url}"))
+    assert await reached(Broker(f"{nats_server.url},{down_url}"))
+
+
+class Nkey:
+    """A key pair as NATS writes it."""
+
+    def __init__(self, prefix: int) -> None:
+        self._prefix = prefix << 3
+        self._key = Ed25519PrivateKey.generate()
+
+    @property
+    def public(self) -> str:
+        """The public key's name."""
+        raw = self._key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+        return _checked(bytes([self._prefix]) + raw)
+
+    @property
+    def seed(self) -> str:
+        """The private key."""
+        raw = self._key.private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption())
+        return _checked(bytes([18 << 3 | self._prefix >> 5, (self._prefix & 31) << 3]) + raw)
+
+    def vouch(self, subject: str, kind: str, **claims: Any) -> str:
+        """A JWT in which this key says something of another."""
+        said = {
+            "jti": subject,
+            "iat": int(time.time()),
+            "iss": self.public,
+            "name": kind,
+            "sub": subject,
+            "nats": {"type": kind, "version": 2, **claims},
+        }
+        text = ".".join(_base64(json.dumps(part).encode()) for part in ({"typ": "JWT", "alg": "ed25519-nkey"}, said))
+        return f"{text}.{_base64(self._key.sign(text.encode()))}"
+
+
+def _checked(raw: bytes) -> str:
+    return base64.b32encode(raw + binascii.crc_hqx(raw, 0).to_bytes(2, "little")).decode().rstrip("=")
+
+
+def _base64(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).decode().rstrip("=")
+
+
+OPERATOR, ACCOUNT, USER = 14, 0, 20
+UNLIMITED = {"subs": -1, "data": -1, "payload": -1}
+
+
+async def test_credentials_in_a_file_let_in_and_are_read_for_every_connection(tmp_path: Path, log: io.BytesIO) -> None:
+    """A user of a NATS with accounts, whose file is renewed; without the file, or with a stranger's, nobody is let in."""
+    operator, account, user = Nkey(OPERATOR), Nkey(ACCOUNT), Nkey(USER)
+    limits = {**UNLIMITED, "imports": -1, "exports": -1, "wildcards": True, "conn": -1, "leaf": -1}
+    known = operator.vouch(account.public, "account", limits=limits)
+
+    def configuration(port: int, monitor_port: int) -> str:
+        return (
+            f'host: "127.0.0.1"\nport: {port}\nhttp: "127.0.0.1:{monitor_port}"\n'
+            f"operator: {operator.vouch(operator.public, 'operator')}\n"
+            f"resolver: MEMORY\nresolver_preload: {{ {account.public}: {known} }}\n"
+        )
+
+    file = tmp_path / "user.creds"
+
+    def credentials(by: Nkey, of: Nkey) -> str:
+        jwt = by.vouch(of.public, "user", **UNLIMITED)
+        return (
+            f"-----BEGIN NATS USER JWT-----\n{jwt}\n------END NATS USER JWT------\n\n"
+            f"-----BEGIN USER NKEY SEED-----\n{of.seed}\n------END USER NKEY SEED------\n"
+        )
+
+    async with running(TlsNats(tmp_path / "nats", "", instead=configuration)) as nats:
+        url = nats.url.split("@")[0].split("//")[0] + "//" + nats.url.split("@")[1]
+        file.write_text(credentials(account, user))
+        assert await reached(Broker(url, credentials_file=file))
+        assert "Authorization" in await trouble(Broker(url), log)
+        file.write_text(credentials(Nkey(ACCOUNT), Nkey(USER)))
+        assert "Authorization" in await trouble(Broker(url, credentials_file=file), log)
+        file.write_text(credentials(account, Nkey(USER)))
+        assert await reached(Broker(url, credentials_file=file))
+
+
+def test_a_file_without_a_users_key_is_told(tmp_path: Path) -> None:
+    """By the file's name, without what is in it: nothing, no seed, another kind's, a damaged one."""
+    file, seed = tmp_path / "user.creds", Nkey(USER).seed
+    damaged = seed[:20] + ("A" if seed[20] != "A" else "B") + seed[21:]
+    for content, why in (
+        ("", "holds no USER NKEY SEED"),
+        ("!", "holds no seed of a user"),
+        (Nkey(ACCOUNT).seed, "holds no seed of a user"),
+        (damaged, "is damaged"),
+    ):
+        file.write_text(f"-----BEGIN USER NKEY SEED-----\n{content}\n" if content else "")
+        with pytest.raises(errors.Error, match=why) as told:
+            Credentials(file).sign("nonce")
+        assert len(content) < 2 or content not in str(told.value)
