@@ -16,7 +16,7 @@ from tests.support.clients.steady import steady
 from tests.support.clients.traffic import running
 from tests.support.system.stack import Stack
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
 WARM_S, SOAK_S = 120, 600
 GROWTH_MAX = 24 * 1024 * 1024
