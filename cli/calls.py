@@ -233,6 +233,9 @@ def _numbers(message: Message, made: dict[str, Any]) -> dict[str, Any]:
         value = made.get(field.name)
         if field.cpp_type in (field.CPPTYPE_INT64, field.CPPTYPE_UINT64) and isinstance(value, str):
             made[field.name] = int(value)
+        elif field.message_type is not None and field.message_type.GetOptions().map_entry:
+            if field.message_type.fields_by_name["value"].cpp_type == field.CPPTYPE_INT64:
+                made[field.name] = {key: int(count) for key, count in sorted((value or {}).items())}
         elif field.message_type is not None and not field.message_type.full_name.startswith("google."):
             inner = getattr(message, field.name)
             for one, data in zip(inner, value, strict=True) if isinstance(value, list) else [(inner, value)] if value else []:

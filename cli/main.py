@@ -23,6 +23,7 @@ from cli.schedules import schedules
 from cli.send import HELP, SendCommand, send
 from cli.status import projection, restored, status
 from cli.steering import add_steering
+from cli.tenant import tenant
 from cli.watch import watch
 
 ABOUT = """Foldline: commands in, events in order, answers out.
@@ -71,6 +72,7 @@ app.add_typer(delivery, name="delivery", help="See what is told to the outside, 
 add_rebuild(projection)
 app.add_typer(projection, name="projection", help="Rebuild query tables, and let them go on after a restore: for operators.")
 app.add_typer(parked, name="parked", help="See rows whose events could not be applied, and retry or skip those: for operators.")
+app.add_typer(tenant, name="tenant", help="See what is stored of a tenant, and delete it for ever: for operators.")
 app.command()(restored)
 app.command()(local.mail)
 

@@ -17,11 +17,13 @@ from foldline.v1 import (
     override_pb2_grpc,
     retention_pb2_grpc,
     schedule_pb2_grpc,
+    tenant_pb2_grpc,
 )
 from shared.commands.boxing import Boxer
 from shared.commands.bus import COMMAND_BYTES_MAX, CommandBus
 from shared.commands.committer import Committer
 from shared.commands.intake import Limits
+from shared.commands.purging import Purger
 from shared.commands.recurring import Recurring
 from shared.commands.retention_sweeper import RetentionSweeper
 from shared.commands.schedule import Schedule, Scheduler, watch_schedule
@@ -51,9 +53,11 @@ from write_service.retention import RetentionService
 from write_service.schedules import ROLES as SCHEDULE_ROLES
 from write_service.schedules import ScheduleService
 from write_service.servicers import COMMANDS, add_command_services
+from write_service.tenants import ROLES as TENANT_ROLES
+from write_service.tenants import TenantService
 from write_service.tries import Tries
 
-FIXED_ROLES = ROLES | ARCHIVE_ROLES | AUDIT_ROLES | HISTORY_ROLES | RETENTION_ROLES | SCHEDULE_ROLES
+FIXED_ROLES = ROLES | ARCHIVE_ROLES | AUDIT_ROLES | HISTORY_ROLES | RETENTION_ROLES | SCHEDULE_ROLES | TENANT_ROLES
 """Which roles may call the RPCs that send no command of the registry."""
 
 
@@ -133,11 +137,10 @@ def build(settings: WriteSettings, reads: Reads) -> Server:
     server.add(retention_pb2_grpc.add_RetentionServiceServicer_to_server, retention)
     sweeper = RetentionSweeper(boxer, reads, registry, clock=utc_now)
     sweeper.register(server.probes.metrics)
-    history = HistoryService(reads, registry, committer.is_cached)
-    server.add(history_pb2_grpc.add_HistoryServiceServicer_to_server, history)
+    server.add(history_pb2_grpc.add_HistoryServiceServicer_to_server, HistoryService(reads, registry, committer.is_cached))
     server.add(audit_pb2_grpc.add_AuditServiceServicer_to_server, AuditService(commands, reads, registry))
-    recurring = ScheduleService(commands, Recurring(reads), registry)
-    server.add(schedule_pb2_grpc.add_ScheduleServiceServicer_to_server, recurring)
+    server.add(schedule_pb2_grpc.add_ScheduleServiceServicer_to_server, ScheduleService(commands, Recurring(reads), registry))
+    server.add(tenant_pb2_grpc.add_TenantServiceServicer_to_server, TenantService(reads, shard=settings.shard))
     server.add(override_pb2_grpc.add_OverrideServiceServicer_to_server, OverrideService(commands, reads, registry))
 
     server.on_drained(passwords.close)
@@ -145,12 +148,13 @@ def build(settings: WriteSettings, reads: Reads) -> Server:
     notifying, committing = asyncio.create_task(notifier.run()), asyncio.create_task(committer.run())
 
     async def alone() -> None:
-        """Fires due commands, sweeps old ones, and boxes by the tenants' rules.
+        """Fires due commands, sweeps old ones, boxes by the tenants' rules, and purges tenants.
 
         One replica does it, which saves work; several would be correct as well.
         """
         async with asyncio.TaskGroup() as group:
             group.create_task(scheduler.run())
+            group.create_task(Purger(reads, archive).run())
             if kept is not None:
                 group.create_task(Sweeper(reads, kept, clock=utc_now).run())
             if archive is not None:

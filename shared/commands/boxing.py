@@ -27,6 +27,7 @@ from foldline.v1 import archive_pb2
 from shared.commands import states
 from shared.commands.boxes import BOX_AGGREGATE, UNBOX_AGGREGATE, Stored, StoredBox, newest_box, read_stored
 from shared.commands.bus import command_of
+from shared.commands.closed import refuse_closed
 from shared.commands.codec import MessageCodec
 from shared.commands.decide import Command, Sender, aggregate_boxed, metadata_of
 from shared.commands.fairness import Slots
@@ -175,6 +176,8 @@ class Boxer:
                 self._committed(await one(command, connection))
                 return
             except _Moved:
+                if await self._known(command) is not None:
+                    return
                 continue
             except Refusal:
                 # The same command may have been carried out by another replica meanwhile.
@@ -193,8 +196,9 @@ class Boxer:
         raise Unavailable("AGGREGATE_BUSY", "commands on the aggregate came in between; the same call may be made again")
 
     async def _known(self, command: Command) -> StoredCommand | None:
-        """The row of the command if it has been carried out. Raises Invalid (COMMAND_ID_REUSED)."""
+        """The row of the command if it has been carried out. Raises Rejected (TENANT_CLOSED) or Invalid (COMMAND_ID_REUSED)."""
         async with self._reads.connection() as connection:
+            await refuse_closed(connection, command.key[0])
             row = (await read_commands(connection, [command.key])).get(command.key)
         if row is not None and row.fingerprint != command.fingerprint:
             raise id_reused(row)

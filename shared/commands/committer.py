@@ -20,6 +20,7 @@ from shared.commands import log as command_log
 from shared.commands import states
 from shared.commands.append import AppendConflict, Appended
 from shared.commands.cache import Cache
+from shared.commands.closed import closed_among, tenant_closed
 from shared.commands.decide import BatchDecider, Command, Outcome, Plan, decide
 from shared.commands.fairness import FairQueue
 from shared.commands.intake import CommandGroup, Intake, Limits, PendingReply
@@ -117,6 +118,8 @@ class Committer:
         self._enough = asyncio.Event()
         self._wanted = 0
         self._closing = False
+        # Tenants that are known to be closed; of another one the append finds out.
+        self._closed: frozenset[str] = frozenset()
         self.observer = CommitObserver()
 
     # What callers see
@@ -132,7 +135,10 @@ class Committer:
         self._intake.refuse_if_full(groups)
         reply = PendingReply(asyncio.get_running_loop().create_future(), groups)
         for commands in groups:
-            group, is_new = self._intake.admit(commands)
+            if self._closed and any(command.key[0] in self._closed for command in commands):
+                group, is_new = self._intake.refused(commands, tenant_closed())
+            else:
+                group, is_new = self._intake.admit(commands)
             reply.taken.append(group)
             if is_new:
                 self._queue.put(group.tenant, group, len(group.commands))
@@ -324,7 +330,7 @@ class Committer:
         async with connection.transaction():
             await appending.lock(connection, self.shard)
             stored = await command_log.read_commands(connection, _keys(conflicting.groups))
-            groups = self._intake.settle_known(conflicting.groups, stored)
+            groups = await self._refuse_closed(connection, self._intake.settle_known(conflicting.groups, stored))
             if not groups:
                 return [], Plan(), Appended(0, self._clock())
             batch = _Batch(BatchDecider(self.registry, lambda key: None), self._cache, groups)
@@ -335,6 +341,16 @@ class Committer:
             except AppendConflict as conflict:
                 raise RuntimeError("a conflict under the lock: something writes without append_batch") from conflict
         return groups, plan, appended
+
+    async def _refuse_closed(self, connection: Connection, groups: list[CommandGroup]) -> list[CommandGroup]:
+        """Refuses what is for a tenant that is closed, now and from now on; returns the other groups."""
+        tenants = {command.key[0] for group in groups for command in group.commands}
+        if not (closed := await closed_among(connection, tenants)):
+            return groups
+        self._closed |= closed
+        refused = [group for group in groups if any(command.key[0] in closed for command in group.commands)]
+        self._intake.refuse(refused, tenant_closed())
+        return [group for group in groups if not group.settled]
 
     # Failures
 
@@ -401,6 +417,7 @@ class Committer:
                 await connection.close()
                 raise
             self._cache = Cache(self._limits.cached_aggregates_max)
+            self._closed = frozenset()
             self.epoch = head.epoch
             self._look_at = time.monotonic() + EPOCH_LOOK_S
             self._connection = connection

@@ -175,6 +175,10 @@ class Intake:
         self._bytes_by_tenant[group.tenant] = self._bytes_by_tenant.get(group.tenant, 0) + group.size
         return group, True
 
+    def refused(self, commands: list[Command], refusal: Refusal) -> tuple[CommandGroup, bool]:
+        """A group that is refused before anything is done for it, as `admit` returns it."""
+        return self._refused(CommandGroup(commands, 0), refusal)
+
     def _refused(self, group: CommandGroup, refusal: Refusal) -> tuple[CommandGroup, bool]:
         group.outcomes = {command.key: Outcome("rejected", 0, 0, 0, 0, refusal) for command in group.commands}
         group.settled = True

@@ -13,6 +13,7 @@ from typing import Any, LiteralString
 
 from msgspec import Struct
 
+from shared.commands.closed import refused_if_closed
 from shared.commands.cron import first_time, read_cron
 from shared.commands.decide import Command
 from shared.commands.firing import change
@@ -69,7 +70,7 @@ class Recurring:
         """Creates a schedule under the command's id; returns its row. A repeat changes nothing.
 
         Raises Invalid (HOLDS_A_SECRET, TIME_ZONE_UNKNOWN, CRON_INVALID, CRON_NEVER_FIRES, SCHEDULE_ID_REUSED, INVALID_REQUEST)
-        or OverLimit (TOO_MANY_SCHEDULES).
+        OverLimit (TOO_MANY_SCHEDULES) or Rejected (TENANT_CLOSED).
         """
         refuse_secret(command)
         if command.expected_version is not None:
@@ -77,15 +78,22 @@ class Recurring:
         times, sender = read_cron(cron, time_zone), command.sender
         async with self._database.connection() as connection:
             first = first_time(times, await _now(connection))
-            (is_there,) = await one(
-                connection,
-                "SELECT create_schedule(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s::integer)",
-                (
-                    *(sender.tenant, command.key[1], times.expression, time_zone, catch_up, first),
-                    *(command.type, command.aggregate[1], command.aggregate[2], command.fingerprint, command.payload),
-                    *(sender.user_id, texts(sorted(sender.roles)), command.correlation_id, sender.traceparent, self._live_max),
-                ),
-            )
+            with refused_if_closed():
+                (is_there,) = await one(
+                    connection,
+                    "SELECT create_schedule(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s::integer)",
+                    (
+                        *(sender.tenant, command.key[1], times.expression, time_zone, catch_up, first),
+                        *(command.type, command.aggregate[1], command.aggregate[2], command.fingerprint, command.payload),
+                        *(
+                            sender.user_id,
+                            texts(sorted(sender.roles)),
+                            command.correlation_id,
+                            sender.traceparent,
+                            self._live_max,
+                        ),
+                    ),
+                )
             if not is_there:
                 raise OverLimit("TOO_MANY_SCHEDULES", f"this tenant has {self._live_max} schedules already")
             row = await _row(connection, command.key)

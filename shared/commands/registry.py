@@ -17,6 +17,7 @@ from shared.folds.aggregate import Aggregate, Content, Decision, Event, State
 from shared.folds.errors import Forbidden
 from shared.folds.upcasting import NONE, Upcasters
 from shared.line.event_store import BOXED, UNBOXED
+from shared.line.tenant_end import CLOSED
 from shared.platform.identity import Role
 
 Prepare = Callable[[str, Content], Awaitable[Content]]
@@ -253,8 +254,8 @@ class CommandRegistry:
         return self._aggregates[category]
 
     def event_types(self) -> set[str]:
-        """The full names of all events that are stored: those of the aggregates, and the marks of the archive."""
-        return {codec.type_name for codecs in self._events.values() for codec in codecs} | {BOXED, UNBOXED}
+        """The full names of all events that are stored: those of the aggregates, of the archive, and of the end of a tenant."""
+        return {codec.type_name for codecs in self._events.values() for codec in codecs} | {BOXED, UNBOXED, CLOSED}
 
     def aggregate_or_none(self, category: str) -> Aggregate[Any, Any] | None:
         """The aggregate of a category; None if there is none."""

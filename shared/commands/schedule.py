@@ -16,6 +16,7 @@ from typing import Any, LiteralString
 from google.protobuf.message import DecodeError
 from msgspec import Struct
 
+from shared.commands.closed import refused_if_closed
 from shared.commands.committer import Committer
 from shared.commands.decide import Command, Sender
 from shared.commands.firing import release_due
@@ -74,21 +75,22 @@ class Schedule:
     async def add(self, command: Command, due_at: datetime) -> StoredCommand:
         """Schedules a command; returns its row. A repeat changes nothing and returns the row that is there.
 
-        Raises Invalid (HOLDS_A_SECRET, COMMAND_ID_REUSED) or OverLimit (TOO_MANY_SCHEDULED).
+        Raises Invalid (HOLDS_A_SECRET, COMMAND_ID_REUSED), OverLimit (TOO_MANY_SCHEDULED) or Rejected (TENANT_CLOSED).
         """
         refuse_secret(command)
         sender = command.sender
         async with self._database.connection() as connection:
             await self._refuse_if_full(connection, sender.tenant)
-            await connection.execute(
-                "SELECT schedule_command(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
-                (
-                    *(sender.tenant, command.key[1], command.type, command.aggregate[1], command.aggregate[2]),
-                    *(command.fingerprint, command.payload, sender.user_id, sender.on_behalf_of),
-                    *(command.correlation_id, sender.causation_id, sender.traceparent, command.received_at, due_at),
-                    *(texts(sorted(sender.roles)), command.expected_version),
-                ),
-            )
+            with refused_if_closed():
+                await connection.execute(
+                    "SELECT schedule_command(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+                    (
+                        *(sender.tenant, command.key[1], command.type, command.aggregate[1], command.aggregate[2]),
+                        *(command.fingerprint, command.payload, sender.user_id, sender.on_behalf_of),
+                        *(command.correlation_id, sender.causation_id, sender.traceparent, command.received_at, due_at),
+                        *(texts(sorted(sender.roles)), command.expected_version),
+                    ),
+                )
             row = await _row(connection, command.key)
         if row.fingerprint != command.fingerprint:
             raise Invalid("COMMAND_ID_REUSED", "this command id was used for another content")

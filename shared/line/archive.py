@@ -16,6 +16,7 @@ import base64
 import binascii
 import hashlib
 import os
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -38,6 +39,7 @@ from shared.line.event_store import AggregateKey, StoredEvent
 FORMAT = 1
 EVENTS, SNAPSHOT, MANIFEST = "events.jsonl", "snapshot.json", "manifest.json"
 CACHED_BYTES_MAX = 64 * 1024 * 1024
+DELETED_AT_ONCE = 500
 
 _ZERO = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -50,6 +52,9 @@ class Store(Protocol):
 
     async def read(self, path: str) -> bytes:
         """The content of a file; raises FileNotFoundError."""
+
+    async def forget(self, folder: str) -> int:
+        """Deletes all files below a folder; returns how many there were."""
 
 
 class Files(Struct, frozen=True):
@@ -67,6 +72,16 @@ class Files(Struct, frozen=True):
     async def read(self, path: str) -> bytes:
         """As in Store."""
         return bytes(await (await self.store.get_async(path)).bytes_async())
+
+    async def forget(self, folder: str) -> int:
+        """As in Store. Of a folder of this machine the empty folders go too."""
+        count = 0
+        async for page in self.store.list(folder, chunk_size=DELETED_AT_ONCE):
+            await self.store.delete_async([found["path"] for found in page])
+            count += len(page)
+        if self.folder is not None:
+            await asyncio.to_thread(shutil.rmtree, self.folder / folder, ignore_errors=True)
+        return count
 
 
 class Line(Struct, frozen=True, kw_only=True):
@@ -186,6 +201,16 @@ class Archive:
             return [by_position[position] for position in positions]
         except KeyError as error:
             raise _damaged(location, "it has other positions than those that were boxed") from error
+
+    async def forget(self, tenant: str) -> int:
+        """Deletes all boxes of a tenant, half written ones too; returns how many files. Raises Unavailable (ARCHIVE_UNAVAILABLE).
+
+        Killed anywhere: what is left goes at the next call.
+        """
+        folder = _segment(tenant)
+        self._cached = {at: found for at, found in self._cached.items() if not at.startswith(f"{folder}/")}
+        with _refusals():
+            return await self._store.forget(folder)
 
     async def _manifest(self, location: str, key: AggregateKey) -> Manifest:
         manifest = _manifest(location, await self._file(location, MANIFEST))

@@ -43,6 +43,11 @@ def pages_subject(shard: int) -> str:
     return f"foldline.pages.{shard}"
 
 
+def tenant_subjects(shard: int, tenant: str) -> str:
+    """All subjects of a tenant in a shard's stream."""
+    return f"foldline.events.{shard}.{_token(tenant)}.>"
+
+
 @lru_cache(4096)
 def _address(shard: int, tenant: str, category: str, type_: str) -> tuple[str, str, str]:
     """The subject, source and type of a kind of event."""

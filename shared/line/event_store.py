@@ -12,13 +12,27 @@ from foldline.v1 import event_store_pb2
 from shared.platform.clock import timestamp
 from shared.platform.postgres import Connection, one
 
-TABLES = ("line", "events", "commands", "snapshots", "credentials", "boxes", "boxed_events", "schedules")
+TABLES = (
+    "line",
+    "events",
+    "commands",
+    "snapshots",
+    "credentials",
+    "boxes",
+    "boxed_events",
+    "schedules",
+    "tenant_purges",
+    "purged_events",
+)
 
 BOXED = "foldline.v1.AggregateBoxed"
 """The type of the event that ends the stream of an aggregate whose other events are in the archive."""
 
 UNBOXED = "foldline.v1.AggregateUnboxed"
 """The type of the event that says that they are back."""
+
+PURGED = "foldline.v1.EventPurged"
+"""The type that `ReadAll` shows in place of an event that was purged."""
 
 
 AggregateKey = tuple[str, str, str]
@@ -84,12 +98,23 @@ async def read_places(connection: Connection, *, after: int, upto: int, limit: i
     return [Place(row[0], row[1], (row[2], row[3], row[4]), row[5], row[6]) for row in await cursor.fetchall()]
 
 
+async def read_holes(connection: Connection, *, after: int, upto: int, limit: int) -> list[StoredEvent]:
+    """What stands in place of the events behind `after` and up to `upto` that were purged: of the first `limit` of them."""
+    cursor = await connection.execute(
+        """SELECT h.position, h.event_id, h.tenant, p.closed_at FROM purged_events h JOIN tenant_purges p USING (tenant)
+           WHERE h.position > %s AND h.position <= %s ORDER BY h.position LIMIT %s""",
+        (after, upto, limit),
+    )
+    return [StoredEvent(at, id_, tenant, "", "", 0, PURGED, b"", when, b"") for at, id_, tenant, when in await cursor.fetchall()]
+
+
 async def read_event_id(connection: Connection, position: int) -> UUID | None:
-    """The id of the event at a position, also of one that is in the archive; None if there is none."""
+    """The id of the event at a position, also of one that is in the archive or was purged; None if there is none."""
     cursor = await connection.execute(
         """SELECT event_id FROM events WHERE position = %s
-           UNION ALL SELECT event_id FROM boxed_events WHERE position = %s""",
-        (position, position),
+           UNION ALL SELECT event_id FROM boxed_events WHERE position = %s
+           UNION ALL SELECT event_id FROM purged_events WHERE position = %s""",
+        (position, position, position),
     )
     row = await cursor.fetchone()
     return row[0] if row else None

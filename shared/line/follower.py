@@ -21,6 +21,7 @@ from typing import Protocol
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.upcasting import NONE, Upcasters
 from shared.line.checkpoint import DIVERGED, Checkpoint
+from shared.line.tenant_end import part
 from shared.platform.telemetry import logger
 
 log = logger(__name__)
@@ -84,7 +85,10 @@ class Feed(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EventBatch:
-    """The next events of the line, without a gap; `after` is the checkpoint when they are applied. May be empty."""
+    """The next events of the line, without a gap; `after` is the checkpoint when they are applied. May be empty.
+
+    The event that ends a tenant is in a batch of its own (`tenant_end.py`).
+    """
 
     events: Sequence[EventEnvelope]
     after: Checkpoint
@@ -194,8 +198,10 @@ class Follower:
                 pages = await feed.fetch(self._silence_s)
                 if pages:
                     events, doubt = take(self._cursor, pages)
-                    for begin in range(0, len(events), self._batch_max):
-                        yield self._batch(self._cursor.epoch, events[begin : begin + self._batch_max])
+                    while events:
+                        size = part(events, self._batch_max)
+                        yield self._batch(self._cursor.epoch, events[:size])
+                        del events[:size]
                     if doubt:
                         return
                     continue
@@ -232,13 +238,18 @@ class Follower:
                         )
                     proven = True
                 while len(waiting) >= self._batch_max:
-                    yield self._batch(page.epoch, waiting[: self._batch_max])
-                    del waiting[: self._batch_max]
+                    size = part(waiting, self._batch_max)
+                    yield self._batch(page.epoch, waiting[:size])
+                    del waiting[:size]
                 epoch = page.epoch
         if not proven:
             raise HistoryDiverged(f"the store shows no event at position {cursor.position}")
-        if waiting or epoch != self._cursor.epoch:
+        if not waiting and epoch != self._cursor.epoch:
             yield self._batch(epoch, waiting)
+        while waiting:
+            size = part(waiting, self._batch_max)
+            yield self._batch(epoch, waiting[:size])
+            del waiting[:size]
 
     def _batch(self, epoch: str, events: Sequence[EventEnvelope]) -> EventBatch:
         """The next batch. Raises LineAway if the answer has a gap: then it is not from an event store of ours."""

@@ -1,4 +1,4 @@
-"""Reads the whole line: what is in the archive is read from there, so nobody sees a gap."""
+"""Reads the whole line: what is in the archive is read from there, and what was purged shows as holes, so nobody sees a gap."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from time import monotonic
 
 from shared.folds.errors import Rejected, Unavailable
 from shared.line.archive import Archive
-from shared.line.event_store import Place, StoredEvent, read_line, read_places
+from shared.line.event_store import Place, StoredEvent, read_holes, read_line, read_places
 from shared.platform.postgres import Reads
 
 TRIES = 5
@@ -19,18 +19,22 @@ async def read_through(reads: Reads, archive: Archive | None, *, after: int, lim
     """Up to `limit` events with the positions after + 1, after + 2 …; none only if there is none behind `after`.
 
     There may be fewer than there are on the line: reading the archive ends with the boxes that are read after READING_S_MAX.
-    An aggregate may be boxed or unboxed between the two queries, and an event then be missed by both: a page ends before a gap.
+    An aggregate may be boxed, unboxed or purged between the queries, and be missed by all of them: a page ends before a gap.
     The events that are in the archive are read while no connection is held. Raises Rejected (ARCHIVE_NOT_CONFIGURED,
     ARCHIVE_DAMAGED) or Unavailable (ARCHIVE_UNAVAILABLE, LINE_CHANGING).
     """
     for _ in range(TRIES):
         async with reads.connection() as connection:
             found = await read_line(connection, after=after, limit=limit)
-            # The newest event of a boxed aggregate stays online, so no boxed one is behind the last that was found.
+            # The newest event of a boxed aggregate, and of a purged tenant, stays online: none is behind the last that was found.
             if not found or found[-1].position - after == len(found):
                 return found
             places = await read_places(connection, after=after, upto=found[-1].position, limit=limit)
+            holes = await read_holes(connection, after=after, upto=found[-1].position, limit=limit)
+        # An event may have been purged since it was found by one of the queries before.
         online = {event.position for event in found}
+        found += [hole for hole in holes if hole.position not in online]
+        online.update(hole.position for hole in holes)
         found += await _boxed([place for place in places if place.position not in online], archive)
         # Positions are distinct, so all before a gap, and none behind one, are where they would be without gaps.
         ordered = enumerate(sorted(found, key=lambda event: event.position)[:limit], after + 1)

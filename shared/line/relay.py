@@ -39,9 +39,10 @@ from nats.js.errors import NotFoundError
 
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.line import broker
-from shared.line.event_store import TABLES, Head, envelope, read_event_id, read_head, read_line
+from shared.line.event_store import TABLES, Head, StoredEvent, envelope, read_event_id, read_head, read_line
 from shared.line.notifier import CHANNEL
 from shared.line.spans import sent
+from shared.line.tenant_end import CLOSED, part
 from shared.platform.postgres import Connection, connect, refuse_unsafe
 from shared.platform.telemetry import logger
 
@@ -138,8 +139,11 @@ class Relay:
                     events = [event for nth, event in enumerate(events, sent + 1) if event.position == nth]
                     if not events:
                         raise StreamOutOfSync("the next events of the line were boxed")
+                events = events[: part(events, BATCH_EVENTS_MAX)]
                 if events:
                     async with asyncio.timeout(ACK_TIMEOUT_S):
+                        if events[0].type == CLOSED:
+                            await self._forget(window, events[0])
                         await self._publish(window, epoch, [envelope(event) for event in events])
                     sent = events[-1].position
                     pause_s = BUSY_POLL_S
@@ -158,6 +162,16 @@ class Relay:
                     await asyncio.wait_for(hint.wait(), pause_s)
                 pause_s = min(2 * pause_s, IDLE_POLL_S)
             self.published += await window.acknowledged(sent)
+
+    async def _forget(self, window: _Window, end: StoredEvent) -> None:
+        """Deletes a tenant's messages, before the event that ends the tenant is published. Their sequences stay taken.
+
+        Killed before that event is in the stream: the next relay does it again.
+        """
+        self.published += await window.acknowledged(end.position - 1)
+        streams = self.client.jetstream(timeout=API_TIMEOUT_S)
+        await streams.purge_stream(broker.stream_name(self.shard), subject=broker.tenant_subjects(self.shard, end.tenant))
+        log.info("relay_forgot_tenant", shard=self.shard, tenant=end.tenant, position=end.position)
 
     async def _publish(self, window: _Window, epoch: str, events: Sequence[EventEnvelope]) -> None:
         """Publishes events that follow each other, as pages and as messages of the stream."""

@@ -36,10 +36,11 @@ from shared.line import checkpoint as checkpoints
 from shared.line.checkpoint import Checkpoint, Fenced
 from shared.line.consumer import Consumer, ConsumerFailed
 from shared.line.follower import EventBatch
+from shared.line.tenant_end import closed_in
 from shared.platform.clock import utc_now
 from shared.platform.postgres import Connection
 from shared.platform.telemetry import logger, trace_id
-from shared.processes import one_statement, parked, store
+from shared.processes import forget, one_statement, parked, store
 from shared.processes.announce import of_event
 from shared.processes.dispatcher import Dispatcher, Told
 from shared.processes.inputs import Inputs, refused_mandatory
@@ -54,6 +55,8 @@ from shared.processes.spans import round_of
 log = logger(__name__)
 
 CHECKPOINT = "processes"
+TENANT_CLOSED = "TENANT_CLOSED"
+"""What commands for a tenant that is gone are refused as."""
 
 # A command that the dispatcher has not answered is sent again after this time.
 ASKED_AGAIN_S = 60.0
@@ -175,8 +178,14 @@ class ProcessRunner(Consumer):
             self._route(inputs)
             if self._announcements:
                 inputs.deliveries = [made for envelope in batch.events for made in of_event(self._announcements, envelope)]
+            if (tenant := closed_in(batch.events)) is not None:
+                await forget.forget(connection, self.name, self.shard, self.at, tenant)
+                self._parked = await parked.load(connection, self.name, self.shard)
+                self._memory.clear()
             self._seen = batch.after
         for told in map(self._unless_refused, dispatcher.take()):
+            if isinstance(told, CommandResult) and told.reason == TENANT_CLOSED:
+                continue  # it goes with its process, at the event that ends the tenant
             if isinstance(told, DeliveryFailure):
                 inputs.troubles.append(told)
                 self._look_by(told.due_at)

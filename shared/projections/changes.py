@@ -34,6 +34,11 @@ async def write(connection: Connection, group: str, shard: int, rows: Collection
     await connection.execute(_WRITE, (group, shard, changed))
 
 
+async def forget(connection: Connection, group: str, shard: int) -> None:
+    """Replaces what earlier transactions changed by "perhaps every row": their rows may be of a tenant that is gone."""
+    await connection.execute("UPDATE row_changes SET changed = NULL WHERE group_name = %s AND shard = %s", (group, shard))
+
+
 async def head(connection: Connection, group: str, shard: int) -> int:
     """The number of the last change; 0 if there was none."""
     cursor = await connection.execute("SELECT seq FROM row_change_heads WHERE group_name = %s AND shard = %s", (group, shard))

@@ -170,3 +170,20 @@ async def drop_events(connection: Connection, parked_id: UUID, up_to: int) -> No
 async def delete_all(connection: Connection, consumer: str, shard: int) -> None:
     """Forgets all keys of a consumer, with their events."""
     await connection.execute("DELETE FROM parked_keys WHERE consumer = %s AND shard = %s", (consumer, shard))
+
+
+async def forget(connection: Connection, consumer: str, shard: int, tenant: str, limit: int) -> int:
+    """Deletes events that wait, and then keys, of a tenant, up to `limit` each; returns how many."""
+    mine = "k.consumer = %s AND k.shard = %s AND k.tenant = %s"
+    cursor = await connection.execute(
+        f"""DELETE FROM parked_events WHERE ctid = ANY (ARRAY(
+              SELECT e.ctid FROM parked_events e JOIN parked_keys k USING (parked_id) WHERE {mine} LIMIT %s))""",  # noqa: S608
+        (consumer, shard, tenant, limit),
+    )
+    if cursor.rowcount == limit:
+        return limit
+    keys = await connection.execute(
+        f"DELETE FROM parked_keys WHERE parked_id = ANY (ARRAY(SELECT k.parked_id FROM parked_keys k WHERE {mine} LIMIT %s))",  # noqa: S608
+        (consumer, shard, tenant, limit),
+    )
+    return cursor.rowcount + keys.rowcount

@@ -11,6 +11,7 @@ from shared.line.checkpoint import Checkpoint
 from shared.line.consumer import Consumer
 from shared.line.follower import EventBatch
 from shared.line.spans import consumed
+from shared.line.tenant_end import closed_in
 from shared.platform.postgres import Connection
 from shared.platform.telemetry import logger
 from shared.projections import replay
@@ -57,6 +58,8 @@ class Projector(Consumer):
                 asks = bool(self._tables.parked)
                 batch = await coming(ASKED_S if asks else None)
                 if batch is not None:
+                    if (tenant := closed_in(batch.events)) is not None:
+                        await self._tables.forget(connection, self.shard, self.at, tenant)
                     with consumed(self.name, self.shard, filter(self._tables.takes, batch.events)):
                         await self._tables.apply(connection, self.shard, self.at, batch)
                     self._moved(batch.after)

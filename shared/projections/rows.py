@@ -54,6 +54,9 @@ class Rows:
         self._select = f"SELECT {', '.join(read)} FROM {wanted} JOIN {target} t ON {same}"  # noqa: S608 (names of ours)
         self._delete_all = f"DELETE FROM {target}"  # noqa: S608
         self._any = f"SELECT EXISTS (SELECT FROM {target})"  # noqa: S608
+        self._target = target
+        some = f"SELECT ctid FROM {target} WHERE tenant = %s LIMIT %s"  # noqa: S608
+        self._forget = f"DELETE FROM {target} WHERE ctid = ANY (ARRAY({some}))"  # noqa: S608
         self._delete = f"DELETE FROM {target} t USING {wanted} WHERE {same}"  # noqa: S608
         self._upsert = (
             f"INSERT INTO {target} ({', '.join(names)}) SELECT {', '.join(write)} "  # noqa: S608
@@ -93,6 +96,14 @@ class Rows:
     async def delete_all(self, connection: Connection) -> None:
         """Deletes every row, of all tenants."""
         await connection.execute(self._delete_all)
+
+    async def forget(self, connection: Connection, tenant: str, limit: int) -> int:
+        """Deletes rows of a tenant, up to `limit`; returns how many."""
+        return (await connection.execute(self._forget, (tenant, limit))).rowcount
+
+    async def is_there(self, connection: Connection) -> bool:
+        """Whether the table exists."""
+        return await (await connection.execute("SELECT to_regclass(%s) IS NOT NULL", (self._target,))).fetchone() == (True,)
 
     async def any_there(self, connection: Connection) -> bool:
         """Whether there is a row, of any tenant."""

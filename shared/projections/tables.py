@@ -35,6 +35,10 @@ log = logger(__name__)
 
 ROWS_KEPT_MAX = 10_000
 """For each table, of those touched last."""
+FORGET_MAX = 2000
+"""Rows of each table that one transaction deletes when a tenant is gone."""
+FORMER = "__old"
+"""What is behind the names of tables that a rebuild has replaced."""
 LONG_S = 600
 """So long a transaction may take that is not a batch."""
 
@@ -192,6 +196,31 @@ class Tables:
                 return False
             await self._delete_all(connection, shard)
         return True
+
+    async def forget(self, connection: Connection, shard: int, at: Checkpoint, tenant: str) -> int:
+        """Deletes all rows of a tenant whose last event is the next one, FORGET_MAX of each table in a transaction.
+
+        Those of tables that a rebuild has replaced go too. Returns how many there were. Killed anywhere: the checkpoint is still
+        before that event, so the next leader deletes the others. Raises Fenced.
+        """
+        total = 0
+        replaced = [Rows(projection, FORMER) for projection in self.group.projections] if self._announced else []
+        former = [rows for rows in replaced if await rows.is_there(connection)]
+        while True:
+            async with connection.transaction():
+                await checkpoints.hold(connection, self.consumer, shard, at)
+                gone = await parking_store.forget(connection, self.consumer, shard, tenant, FORGET_MAX)
+                for rows in (*self._rows, *former):
+                    gone += await rows.forget(connection, tenant, FORGET_MAX)
+                if not gone and self._announced:
+                    await changes.forget(connection, self.group.name, shard)
+                    await changes.write(connection, self.group.name, shard, None)
+            total += gone
+            if not gone:
+                break
+        await self.load_parked(connection, shard)
+        log.info("tenant_forgotten", projection=self.consumer, tenant=tenant, rows=total)
+        return total
 
     async def _delete_all(self, connection: Connection, shard: int) -> None:
         for rows in self._rows:

@@ -21,6 +21,8 @@ from foldline.v1 import (
     retention_pb2,
     retention_pb2_grpc,
     schedule_pb2,
+    tenant_pb2,
+    tenant_pb2_grpc,
 )
 from shared.platform.identity import Role
 from tests.support.clients.bank import Bank, channels, deposit, new_id, options, packed
@@ -154,6 +156,12 @@ class Scene:
 
     async def plan_retention(self, *roles: Role, **fields: Any) -> Any:
         return await self.by(*roles).call(self.retention.PlanRetention, retention_pb2.PlanRetentionRequest(**fields))
+
+    async def tenants(self, rpc: str, tenant: str, *roles: Role, **more: Any) -> Any:
+        """An RPC of TenantService, for an operator unless roles are given."""
+        request = getattr(tenant_pb2, f"{rpc}Request")(tenant=tenant, **more)
+        stub = tenant_pb2_grpc.TenantServiceStub(self.write)
+        return await self.by(*roles or (Role.OPERATOR,)).call(getattr(stub, rpc), request)
 
     async def read_all(self, bank: Bank, **more: int) -> Any:
         return await bank.collect(bank.events.ReadAll, event_store_pb2.ReadAllRequest(**more))

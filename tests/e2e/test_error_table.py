@@ -357,6 +357,25 @@ MALFORMED = [
         "PAGE_TOKEN_INVALID",
         ("page_token",),
     ),
+    *(
+        bad(f"{rpc}: {what}", lambda s, p, rpc=rpc, name=name: s.tenants(rpc, name), "tenant")  # type: ignore[misc]
+        for rpc in ("DescribeTenant", "PurgeTenant", "GetTenantPurge")
+        for what, name in (("no name", ""), ("a name of 64 characters", "t" * 64))
+    ),
+    Row(
+        "purge: not confirmed",
+        lambda s, p: s.tenants("PurgeTenant", p.tenant),
+        "INVALID_ARGUMENT",
+        "TENANT_NOT_CONFIRMED",
+        ("confirmed_tenant",),
+    ),
+    Row(
+        "purge: confirmed with another name",
+        lambda s, p: s.tenants("PurgeTenant", p.tenant, confirmed_tenant=p.other_tenant),
+        "INVALID_ARGUMENT",
+        "TENANT_NOT_CONFIRMED",
+        ("confirmed_tenant",),
+    ),
     bad("verify: a negative version", lambda s, p: s.verify_box("account", p.blue, -1), "version"),
     bad("line: negative position", lambda s, p: s.read_all(s.by(Role.READER), from_position=-1), "from_position"),
     bad("line: negative count", lambda s, p: s.read_all(s.by(Role.READER), events_max=-1), "events_max"),
@@ -447,6 +466,14 @@ ABSENT = [
         "NOT_FOUND",
         "AGGREGATE_TYPE_NOT_FOUND",
     ),
+    Row("tenant: nobody's", lambda s, p: s.tenants("DescribeTenant", "no-such"), "NOT_FOUND", "TENANT_NOT_FOUND"),
+    Row(
+        "purge: nobody's",
+        lambda s, p: s.tenants("PurgeTenant", "no-such", confirmed_tenant="no-such"),
+        "NOT_FOUND",
+        "TENANT_NOT_FOUND",
+    ),
+    Row("purge: none", lambda s, p: s.tenants("GetTenantPurge", p.tenant), "NOT_FOUND", "TENANT_PURGE_NOT_FOUND"),
     Row("unbox: unknown aggregate", lambda s, p: s.unbox("account", NIL), "NOT_FOUND", "AGGREGATE_NOT_FOUND"),
     Row("unbox: another tenant's", lambda s, p: s.unbox("account", p.theirs), "NOT_FOUND", "AGGREGATE_NOT_FOUND"),
     Row("verify: no box", lambda s, p: s.verify_box("account", p.blue, 0), "NOT_FOUND", "BOX_NOT_FOUND"),
@@ -648,6 +675,15 @@ FORBIDDEN = [
     Row("a user sets a rule", lambda s, p: s.set_retention("person", 1, Role.USER), "PERMISSION_DENIED", "ROLE_MISSING"),
     Row("a user lists rules", lambda s, p: s.retention_rules(Role.USER), "PERMISSION_DENIED", "ROLE_MISSING"),
     Row("a user plans", lambda s, p: s.plan_retention(Role.USER), "PERMISSION_DENIED", "ROLE_MISSING"),
+    *(
+        Row(
+            f"an administrator of a tenant calls {rpc}",
+            lambda s, p, rpc=rpc: s.tenants(rpc, p.tenant, Role.TENANT_ADMIN),  # type: ignore[misc]
+            "PERMISSION_DENIED",
+            "ROLE_MISSING",
+        )
+        for rpc in ("DescribeTenant", "PurgeTenant", "GetTenantPurge")
+    ),
     Row("a user freezes", lambda s, p: s.by(Role.USER).freeze(p.blue), "PERMISSION_DENIED", "ROLE_MISSING"),
     Row("a user unfreezes", lambda s, p: s.by(Role.USER).unfreeze(p.ice), "PERMISSION_DENIED", "ROLE_MISSING"),
     Row("a reader describes", lambda s, p: s.describe("person", p.alice, Role.READER), "PERMISSION_DENIED", "ROLE_MISSING"),

@@ -29,6 +29,7 @@ SERVICES = {
         "foldline.v1.HistoryService",
         "foldline.v1.OverrideService",
         "foldline.v1.RetentionService",
+        "foldline.v1.TenantService",
     },
     READ: {
         "bank.v1.AccountQueryService",

@@ -27,7 +27,7 @@ from psycopg.rows import dict_row
 
 from bank.v1 import account_pb2, person_pb2, transfer_pb2, user_pb2
 from deploy.local.system import System
-from foldline.v1 import archive_pb2, command_pb2, override_pb2, retention_pb2
+from foldline.v1 import archive_pb2, command_pb2, override_pb2, retention_pb2, tenant_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.line.broker import stream_name
 from tests.support.clients.bank import auditor, read_status
@@ -39,6 +39,7 @@ Tables = dict[str, list[Row]]
 INT64_MAX = 2**63 - 1
 # Whose events were taken over from another system: no command of ours made them.
 IMPORTER = "import"
+PURGED, CLOSED = (kind.DESCRIPTOR.full_name for kind in (tenant_pb2.EventPurged, tenant_pb2.TenantClosed))
 KINDS: dict[str, type[Message]] = {
     kind.DESCRIPTOR.full_name: kind
     for kind in (
@@ -46,6 +47,8 @@ KINDS: dict[str, type[Message]] = {
         archive_pb2.AggregateUnboxed,
         override_pb2.OverrideSwitched,
         retention_pb2.RetentionSet,
+        tenant_pb2.TenantClosed,
+        tenant_pb2.EventPurged,
         person_pb2.PersonRegistered,
         person_pb2.PersonRenamed,
         person_pb2.AccountAttached,
@@ -132,7 +135,10 @@ async def _look(system: System) -> Picture | None:
     return None if picture.position != head or picture.stored[-1:] > [head] else picture
 
 
-_STORED = "SELECT position FROM events UNION ALL SELECT position FROM boxed_events ORDER BY position"
+_STORED = """
+SELECT position FROM events UNION ALL SELECT position FROM boxed_events UNION ALL SELECT position FROM purged_events
+ORDER BY position
+"""
 _POSITION = "SELECT coalesce(min(position), 0) AS position FROM checkpoints WHERE serves"
 
 
@@ -151,10 +157,17 @@ def dense(picture: Picture) -> None:
     assert [event.position for event in picture.line] == list(range(1, len(picture.line) + 1))
     assert picture.stored == [event.position for event in picture.line], "ReadAll is not what is stored"
     assert len({event.event_id for event in picture.line}) == len(picture.line)
-    moments = [event.recorded_at.ToNanoseconds() for event in picture.line]
+    moments = [event.recorded_at.ToNanoseconds() for event in picture.line if event.type != PURGED]
     assert moments == sorted(moments), "recorded_at decreases"
     versions: dict[tuple[str, str, str], int] = defaultdict(int)
+    ended: set[str] = set()
     for event in picture.line:
+        if event.type == PURGED:
+            assert (event.aggregate_type, event.aggregate_id, event.version, event.payload) == ("", "", 0, b"")
+            continue
+        assert event.tenant not in ended, f"{event.tenant} was used after its end"
+        if event.type == CLOSED:
+            ended.add(event.tenant)
         stream = (event.tenant, event.aggregate_type, event.aggregate_id)
         versions[stream] += 1
         assert event.version == versions[stream], f"{stream} jumps from {versions[stream] - 1} to {event.version}"
@@ -337,7 +350,7 @@ def commands_are_whole(picture: Picture) -> None:
     """2: a command's events are all there, together, under one row of the log; a refused one has none."""
     events: dict[tuple[str, str], list[EventEnvelope]] = defaultdict(list)
     for event in picture.line:
-        if event.metadata.user_id != IMPORTER:
+        if event.metadata.user_id != IMPORTER and event.type not in (PURGED, CLOSED):
             events[event.tenant, event.metadata.command_id].append(event)
     log = {(row["tenant"], str(row["command_id"])): row for row in picture.commands}
     assert len(log) == len(picture.commands), "a command is in the log twice"
@@ -356,7 +369,10 @@ def commands_are_whole(picture: Picture) -> None:
 def acknowledged_are_kept(picture: Picture, acknowledged: Iterable[Acknowledged]) -> None:
     """2: the answers that callers got are those in the log."""
     log = {(row["tenant"], str(row["command_id"])): row for row in picture.commands}
+    ended = {event.tenant for event in picture.line if event.type == CLOSED}
     for told in acknowledged:
+        if told.tenant in ended:
+            continue
         row = log.get((told.tenant, told.command_id))
         assert row is not None, f"{told.command_id} was acknowledged and is lost"
         if told.receipt is None:
@@ -413,6 +429,13 @@ class Fold:
     def read(self, envelope: EventEnvelope) -> None:
         """One event."""
         event = decoded(envelope)
+        if isinstance(event, tenant_pb2.TenantClosed):
+            for rows in self.tables.values():
+                for key in [key for key in rows if key[0] == envelope.tenant]:
+                    del rows[key]
+            return
+        if isinstance(event, tenant_pb2.EventPurged):
+            return
         match envelope.aggregate_type:
             case "person":
                 self._person(envelope, event)
@@ -543,7 +566,10 @@ def decoded(envelope: EventEnvelope) -> Message:
 
 
 async def published(nats_url: str, line: Sequence[EventEnvelope], *, within_s: float = 20) -> None:
-    """The broker's stream is a copy of the line: the same events at the same positions, from its first one on."""
+    """The broker's stream is a copy of the line: the same events at the same positions, from its first one on.
+
+    Of a tenant that is gone it has the last event alone.
+    """
     client = await nats.connect(nats_url)
     try:
         streams = client.jetstream()
@@ -559,7 +585,7 @@ async def published(nats_url: str, line: Sequence[EventEnvelope], *, within_s: f
 
         await eventually(caught_up, within_s, every_s=0.02)
         state = (await streams.stream_info(stream_name(1))).state
-        expected = line[state.first_seq - 1 :]
+        expected = [event for event in line[state.first_seq - 1 :] if event.type != PURGED]
         inbox = await streams.pull_subscribe_bind(
             stream=stream_name(1),
             consumer=(await streams.add_consumer(stream_name(1), ConsumerConfig(ack_policy=AckPolicy.NONE))).name,

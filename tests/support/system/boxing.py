@@ -99,6 +99,10 @@ class SteppedStore:
         await self._store.write(path, data)
         self._step()
 
+    async def forget(self, folder: str) -> int:
+        """As in Store."""
+        return await self._store.forget(folder)
+
     async def read(self, path: str) -> bytes:
         """As in Store."""
         self._step()

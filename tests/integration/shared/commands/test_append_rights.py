@@ -38,6 +38,8 @@ COLUMNS = {
     "boxes": "chain",
     "boxed_events": "event_id",
     "schedules": "cron",
+    "tenant_purges": "stage",
+    "purged_events": "event_id",
 }
 
 

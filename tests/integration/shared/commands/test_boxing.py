@@ -178,6 +178,10 @@ class BadStore:
         if self._room < 0:
             raise OSError(errno.ENOSPC, "No space left on device")
 
+    async def forget(self, folder: str) -> int:
+        """As in Store."""
+        return await self._store.forget(folder)
+
     async def read(self, path: str) -> bytes:
         """A byte is another one, if told so."""
         data = await self._store.read(path)

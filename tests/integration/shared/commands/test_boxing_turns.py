@@ -33,6 +33,10 @@ class ShutStore:
         """As in Store."""
         await self._store.write(path, data)
 
+    async def forget(self, folder: str) -> int:
+        """As in Store."""
+        return await self._store.forget(folder)
+
     async def read(self, path: str) -> bytes:
         """As in Store, once it is open."""
         self.inside += 1

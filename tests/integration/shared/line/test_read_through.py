@@ -30,6 +30,10 @@ class SeenStore:
         """As in Store."""
         await self._store.write(path, data)
 
+    async def forget(self, folder: str) -> int:
+        """As in Store."""
+        return await self._store.forget(folder)
+
     async def read(self, path: str) -> bytes:
         """As in Store."""
         self.names.add(path.rpartition("/")[2])

@@ -1,0 +1,64 @@
+"""The calls behind `foldline tenant`. Every function returns plain data, as `-o json` prints it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from typing import Any
+
+from cli.calls import plain, unary
+from cli.endpoints import Endpoints
+from cli.status_calls import status
+from foldline.v1 import tenant_pb2, tenant_pb2_grpc
+from shared.rpc.client import channel
+
+LOOK_S = 0.5
+DONE = "TENANT_PURGE_STAGE_DONE"
+
+
+async def describe(endpoints: Endpoints, tenant: str) -> dict[str, Any]:
+    """What is stored of a tenant. Raises Refused."""
+    async with channel(endpoints.write) as write:
+        stub = tenant_pb2_grpc.TenantServiceStub(write)
+        request = tenant_pb2.DescribeTenantRequest(tenant=tenant)
+        return plain(await unary(stub.DescribeTenant, request, endpoints.token("operator")))
+
+
+async def purge(endpoints: Endpoints, tenant: str) -> dict[str, Any]:
+    """Closes a tenant and begins to delete it; returns how far that is. Raises Refused."""
+    async with channel(endpoints.write) as write:
+        stub = tenant_pb2_grpc.TenantServiceStub(write)
+        request = tenant_pb2.PurgeTenantRequest(tenant=tenant, confirmed_tenant=tenant)
+        return plain((await unary(stub.PurgeTenant, request, endpoints.token("operator"))).purge)
+
+
+async def purged(endpoints: Endpoints, tenant: str) -> dict[str, Any]:
+    """How far the purge of a tenant is, everywhere. Raises Refused.
+
+    `consumers` has those that have not passed the tenant's end yet, with the position where they are. When the write service is
+    done and there are none, `sha256` is there: over the other fields as JSON with sorted keys and no spaces.
+    """
+    async with channel(endpoints.write) as write:
+        stub = tenant_pb2_grpc.TenantServiceStub(write)
+        request = tenant_pb2.GetTenantPurgeRequest(tenant=tenant)
+        found = plain((await unary(stub.GetTenantPurge, request, endpoints.token("operator"))).purge)
+    seen = await status(endpoints)
+    consumers = {f"read {one['name']}": one["position"] for one in seen["projections"]}
+    consumers |= {f"saga {one['name']}": one["position"] for one in seen["runners"]}
+    unknown = [name for name in ("projections_error", "processes_error") if name in seen]
+    behind = {name: at for name, at in consumers.items() if at < found["position"]} | dict.fromkeys(unknown, 0)
+    if found["stage"] != DONE or behind:
+        return {**found, "consumers": behind}
+    found["passed_by"] = sorted(consumers)
+    text = json.dumps(found, sort_keys=True, separators=(",", ":"))
+    return {**found, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+async def until_purged(endpoints: Endpoints, tenant: str) -> dict[str, Any]:
+    """As `purged`, when all is gone. Raises Refused."""
+    while True:
+        found = await purged(endpoints, tenant)
+        if "sha256" in found:
+            return found
+        await asyncio.sleep(LOOK_S)

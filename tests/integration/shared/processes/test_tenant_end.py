@@ -1,0 +1,117 @@
+"""At the event that ends a tenant its processes go, with all that belongs to them, whatever they wait for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from deploy.bootstrap import Database
+from foldline.v1 import tenant_pb2
+from shared.folds.errors import Rejected, Unavailable
+from shared.processes import forget as forget_module
+from shared.processes import runner as runner_module
+from tests.support.domains import gifts
+from tests.support.domains.gifts import TENANT, World
+from tests.support.fakes.line import uid
+from tests.support.system.waiting import eventually
+
+TABLES = ("processes", "process_commands", "process_timers", "process_history", "process_inputs", "deliveries", "parked_events")
+
+
+@pytest.fixture
+def world(saga_db: Database, tmp_path: Path) -> World:
+    """A line, a write service, a saga database."""
+    file = tmp_path / "saga.token"
+    file.write_text("t0ken\n")
+    gifts.DEFECTS.accounts.clear()
+    return World(saga_db, file)
+
+
+def end(world: World) -> int:
+    """Ends the tenant; returns the position."""
+    return world.store.append(TENANT, "tenant", tenant_pb2.TenantClosed(), category="tenant").position
+
+
+async def rows(world: World, tenant: str = TENANT) -> dict[str, int]:
+    """How many rows each table has of a tenant, where there are any."""
+    found = {}
+    for table in TABLES:
+        [(count,)] = await world.query(f"SELECT count(*) FROM {table} WHERE tenant = '{tenant}'")
+        if count:
+            found[table] = count
+    return found
+
+
+async def passed(world: World, runner: Any, position: int) -> None:
+    """Waits until a runner has taken the event at a position."""
+    await eventually(lambda: runner._seen.position >= position, 20)
+    assert runner.stopped is None
+
+
+async def test_processes_in_every_state_go(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ended, waiting for an answer, parked; and a parked stream. What was begun before comes to nothing."""
+    monkeypatch.setattr(forget_module, "FORGET_MAX", 2)
+    world.open(1, 2, 3)
+    async with world.running() as runner:
+        await eventually(lambda: _statuses(world, ended=3), 20)
+        world.write.decide = lambda command: Unavailable("AWAY", "away")
+        world.open(4, 5)
+        await eventually(lambda: _statuses(world, ended=3, running=2), 20)
+        broken = world.store.append(TENANT, uid(6), tenant_pb2.TenantClosed())
+        broken.type, broken.payload = "bank.v1.AccountOpened", b"\xff"
+        await passed(world, runner, broken.position)
+        assert {"processes", "process_commands", "process_history", "parked_events"} <= (await rows(world)).keys()
+        at = end(world)
+        await passed(world, runner, at)
+        await eventually(lambda: _none(world), 20)
+        assert runner._parked.streams == set()
+    async with world.running() as again:
+        await passed(world, again, at)
+        assert await rows(world) == {}
+
+
+async def test_many_commands_that_are_refused_at_once_park_nothing(world: World) -> None:
+    """Between the tenant's end on the line and the runner's sight of it every command is refused: that is no bad release."""
+    world.write.decide = lambda command: Rejected("TENANT_CLOSED", "the tenant is closed")
+    many = range(1, 3 * runner_module.PARKED_MAX)
+    world.open(*many)
+    async with world.running() as runner:
+        await eventually(lambda: _statuses(world, running=len(many)), 20)
+        await passed(world, runner, end(world))
+        await eventually(lambda: _none(world), 20)
+        assert runner.stopped is None
+
+
+async def test_ended_between_two_deletions_the_next_goes_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checkpoint is still before the end of the tenant."""
+    world.open(1, 2, 3, 4)
+    async with world.running():
+        await eventually(lambda: _statuses(world, ended=4), 20)
+    at = end(world)
+    forget, died = forget_module.forget, 0
+
+    async def dying(connection: Any, *more: Any) -> int:
+        nonlocal died
+        died += 1
+        if died == 1:
+            async with connection.transaction():
+                await connection.execute("DELETE FROM process_history WHERE process_id = %s", (uid(1),))
+            raise psycopg.OperationalError("killed here")
+        return await forget(connection, *more)
+
+    monkeypatch.setattr(forget_module, "forget", dying)
+    async with world.running() as runner:
+        await passed(world, runner, at)
+        await eventually(lambda: _none(world), 20)
+    assert died == 2
+
+
+async def _statuses(world: World, **counts: int) -> bool:
+    return dict(await world.statuses()) == counts
+
+
+async def _none(world: World) -> bool:
+    return await rows(world) == {}

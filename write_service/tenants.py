@@ -1,0 +1,74 @@
+"""The RPCs that delete tenants. ROLES says which roles may call them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from foldline.v1 import tenant_pb2, tenant_pb2_grpc
+from shared.commands import purging
+from shared.commands.closed import closed_among
+from shared.commands.purging import Purge
+from shared.folds.errors import Invalid, NotFound
+from shared.folds.moments import timestamp_or_none
+from shared.platform.clock import timestamp
+from shared.platform.identity import Role, current_call
+from shared.platform.postgres import Reads
+
+OPERATORS = frozenset({Role.OPERATOR})
+
+ROLES: dict[str, frozenset[Role]] = {
+    "foldline.v1.TenantService/DescribeTenant": OPERATORS,
+    "foldline.v1.TenantService/PurgeTenant": OPERATORS,
+    "foldline.v1.TenantService/GetTenantPurge": OPERATORS,
+}
+
+STAGES = {
+    "closed": tenant_pb2.TENANT_PURGE_STAGE_CLOSED,
+    "events": tenant_pb2.TENANT_PURGE_STAGE_EVENTS,
+    "rows": tenant_pb2.TENANT_PURGE_STAGE_ROWS,
+    "archive": tenant_pb2.TENANT_PURGE_STAGE_ARCHIVE,
+    "done": tenant_pb2.TENANT_PURGE_STAGE_DONE,
+}
+
+
+class TenantService(tenant_pb2_grpc.TenantServiceServicer):
+    """foldline.v1.TenantService."""
+
+    def __init__(self, reads: Reads, *, shard: int) -> None:
+        self._reads = reads
+        self._shard = shard
+
+    async def DescribeTenant(self, request: tenant_pb2.DescribeTenantRequest, context: Any) -> tenant_pb2.DescribeTenantResponse:
+        async with self._reads.connection() as connection:
+            closed = bool(await closed_among(connection, [request.tenant]))
+        rows = await purging.counts(self._reads, request.tenant)
+        return tenant_pb2.DescribeTenantResponse(tenant=request.tenant, rows=rows, closed=closed)
+
+    async def PurgeTenant(self, request: tenant_pb2.PurgeTenantRequest, context: Any) -> tenant_pb2.PurgeTenantResponse:
+        if request.confirmed_tenant != request.tenant:
+            violation = ("confirmed_tenant", "must be the same name")
+            raise Invalid("TENANT_NOT_CONFIRMED", "a purge names its tenant twice", violations=(violation,))
+        await purging.close(self._reads, self._shard, request.tenant, current_call.get().identity.user_id)
+        return tenant_pb2.PurgeTenantResponse(purge=await self._purge(request.tenant))
+
+    async def GetTenantPurge(self, request: tenant_pb2.GetTenantPurgeRequest, context: Any) -> tenant_pb2.GetTenantPurgeResponse:
+        return tenant_pb2.GetTenantPurgeResponse(purge=await self._purge(request.tenant))
+
+    async def _purge(self, tenant: str) -> tenant_pb2.TenantPurge:
+        found = await purging.read(self._reads, tenant)
+        if found is None:
+            raise NotFound("TENANT_PURGE_NOT_FOUND", "the tenant is not being purged")
+        return _shown(found)
+
+
+def _shown(purge: Purge) -> tenant_pb2.TenantPurge:
+    return tenant_pb2.TenantPurge(
+        tenant=purge.tenant,
+        asked_by=purge.asked_by,
+        closed_at=timestamp(purge.closed_at),
+        position=purge.position,
+        stage=STAGES[purge.stage],
+        gone=purge.gone,
+        chain=purge.chain,
+        done_at=timestamp_or_none(purge.done_at),
+    )
