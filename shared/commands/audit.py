@@ -18,7 +18,7 @@ from shared.commands.log import StoredCommand, Wanted, list_commands
 from shared.commands.registry import CommandRegistry
 from shared.folds.errors import Forbidden
 from shared.folds.moments import timestamp_or_none
-from shared.platform.identity import Identity, Role
+from shared.platform.identity import Identity, Role, seen_position
 from shared.platform.packing import int8s
 from shared.platform.postgres import Connection, Reads
 from shared.rpc import pages
@@ -26,10 +26,15 @@ from shared.rpc.validation import moment_of
 
 
 class Place(Struct, frozen=True):
-    """An entry: an event of a command by its position, or the command itself by position 0, which comes behind its events."""
+    """An entry: the event of a command by its number among those, from 1 on, or the command itself by 0, behind its events."""
 
     command: StoredCommand
-    position: int
+    nth: int
+
+    @property
+    def position(self) -> int:
+        """The event's position on the line."""
+        return self.command.position - self.command.events_appended + self.nth
 
 
 class AuditedRow(Struct, frozen=True):
@@ -55,7 +60,7 @@ async def list_audit(
     async with reads.connection() as connection:
         after = (pages.moment_of(keys[0]), pages.uuid_of(keys[1]), keys[2]) if keys else None
         found = await places(connection, wanted, size + 1, after)
-        events = await read_events(connection, [place.position for place in found if place.position])
+        events = await read_events(connection, [place.position for place in found if place.nth])
     shown, following = pages.cut(found, size, query, _key)
     entries = [_entry(place, commands, events) for place in shown]
     told = [entry for entry in entries if not (entry.HasField("event") and entry.event.aggregate_type in ("", *hidden))]
@@ -65,14 +70,14 @@ async def list_audit(
 async def places(
     connection: Connection, wanted: Wanted, limit: int, after: tuple[datetime, str, int] | None = None
 ) -> list[Place]:
-    """Up to `limit` entries, the newest first, behind `after`: a command's time, its id, and a position."""
+    """Up to `limit` entries, the newest first, behind `after`: a command's time, its id, and the number of an event."""
     if after is None:
         rows = await list_commands(connection, wanted, limit=limit)
         return list(islice(chain.from_iterable(map(_places, rows)), limit))
     moment, command_id, below = after
     rows = await list_commands(connection, wanted, limit=limit, after=(moment, command_id), including=below != 0)
     found = chain.from_iterable(map(_places, rows))
-    left = (place for place in found if place.command.command_id != command_id or place.position < below)
+    left = (place for place in found if place.command.command_id != command_id or place.nth < below)
     return list(islice(left, limit))
 
 
@@ -92,8 +97,7 @@ async def read_events(connection: Connection, positions: Sequence[int]) -> Mappi
 
 
 def _places(command: StoredCommand) -> list[Place]:
-    last = command.position
-    return [Place(command, position) for position in (*range(last, last - command.events_appended, -1), 0)]
+    return [Place(command, nth) for nth in range(command.events_appended, -1, -1)]
 
 
 def _wanted(identity: Identity, given: audit_pb2.AuditFilter, hidden: list[str]) -> Wanted:
@@ -113,7 +117,7 @@ def _wanted(identity: Identity, given: audit_pb2.AuditFilter, hidden: list[str])
 def _entry(place: Place, commands: CommandBus, events: Mapping[int, AuditedRow]) -> audit_pb2.AuditEntry:
     """The entry of a place; an event that is gone has no aggregate."""
     command = place.command
-    if not place.position:
+    if not place.nth:
         return audit_pb2.AuditEntry(command=commands.record(command))
     event = events.get(place.position, AuditedRow("", "", "", "", 0, False))
     return audit_pb2.AuditEntry(
@@ -123,7 +127,7 @@ def _entry(place: Place, commands: CommandBus, events: Mapping[int, AuditedRow])
             aggregate_id=event.aggregate_id,
             type=event.type,
             version=event.version,
-            position=place.position,
+            position=seen_position(place.position),
             recorded_at=timestamp_or_none(command.finished_at),
             command_id=command.command_id,
             user_id=command.user_id,
@@ -136,4 +140,4 @@ def _entry(place: Place, commands: CommandBus, events: Mapping[int, AuditedRow])
 
 
 def _key(place: Place) -> tuple[int, str, int]:
-    return pages.moment_key(place.command.received_at), place.command.command_id, place.position
+    return pages.moment_key(place.command.received_at), place.command.command_id, place.nth

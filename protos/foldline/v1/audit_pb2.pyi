@@ -145,6 +145,7 @@ class AuditedEvent(_message.Message):
     """Empty, as the version is 0, while the event is in the archive."""
     version: _builtins.int
     position: _builtins.int
+    """In the line of all tenants, for callers with role `reader`, `operator` or `process`; 0 for others."""
     command_id: _builtins.str
     user_id: _builtins.str
     on_behalf_of: _builtins.str

@@ -35,7 +35,7 @@ async def pages(connection: Connection, wanted: Wanted, size: int) -> list[Place
     while page := await places(connection, wanted, size, after):
         found += page
         last = page[-1]
-        after = last.command.received_at, last.command.command_id, last.position
+        after = last.command.received_at, last.command.command_id, last.nth
     return found
 
 
@@ -106,15 +106,15 @@ async def test_the_events_found_are_those_whose_metadata_say_so(
         whole = await places(connection, Wanted(tenant="acme", **wanted), 1000)
         for size in (1, 3, 500):
             assert await pages(connection, Wanted(tenant="acme", **wanted), size) == whole
-    positions = [place.position for place in whole if place.position]
+    positions = [place.position for place in whole if place.nth]
     assert sorted(positions) == expected
-    commands = [place.command for place in whole if not place.position]
+    commands = [place.command for place in whole if not place.nth]
     assert len({command.command_id for command in commands}) == len(commands)
     assert sorted(commands, key=lambda row: (row.received_at, row.command_id), reverse=True) == commands
     by_position = {event.position: metadata(event).command_id for event in events}
-    assert all(by_position[place.position] == place.command.command_id for place in whole if place.position)
+    assert all(by_position[place.position] == place.command.command_id for place in whole if place.nth)
     for command in commands:
-        own = [place.position for place in whole if place.command == command]
+        own = [place.nth for place in whole if place.command == command]
         assert own == sorted(own, reverse=True)
         assert len(own) == command.events_appended + 1
     if not wanted:
