@@ -71,20 +71,47 @@ def command_table() -> str:
 
 def summary(name: str, key: str, consistency_token: str) -> tuple[str, Message, type[Message]]:
     """How to get a summary by its id: the RPC's path, the request and the type of the answer."""
-    file: FileDescriptor = import_module(f"bank.v1.{name}_query_pb2").DESCRIPTOR
-    (service,) = file.services_by_name.values()
-    (method,) = (each for each in service.methods if each.name.startswith("Get"))
-    request = GetMessageClass(method.input_type)(**{f"{name}_id": key, "consistency_token": consistency_token})
-    return f"/{service.full_name}/{method.name}", request, GetMessageClass(method.output_type)
+    rpc, request, answer_type = _asked(name, f"Get{name.title()}")
+    setattr(request, f"{name}_id", key)
+    request.consistency_token = consistency_token
+    return rpc, request, answer_type
 
 
 def watch(name: str, key: str) -> tuple[str, Any, type[Any]]:
     """How to watch a summary by its id: the RPC's path, the request and the type of the answers."""
+    rpc, request, answer_type = _asked(name, f"Watch{name.title()}")
+    setattr(request, f"{name}_id", key)
+    return rpc, request, answer_type
+
+
+def watch_list(name: str, wanted: Mapping[str, str]) -> tuple[str, Any, type[Any]]:
+    """How to watch a list: the RPC's path, the request and the type of the answers. Raises UsageError for no such filter.
+
+    `wanted` has fields of the filter, without `_id` if one likes, and values of enums without their common prefix.
+    """
+    rpc, request, answer_type = _asked(name, f"Watch{name.title()}s")
+    fields = request.filter.DESCRIPTOR.fields_by_name
+    values = {}
+    for given, text in wanted.items():
+        field = fields.get(given) or fields.get(f"{given}_id")
+        if field is None:
+            raise UsageError(f"{name}s have no filter {given!r}; there are: {', '.join(fields)}")
+        values[field.name] = text
+        if field.enum_type is not None:
+            named = [each for each in field.enum_type.values_by_name if each.endswith(f"_{text.upper()}")]
+            values[field.name] = named[0] if named else text
+    try:
+        json_format.ParseDict({"filter": values}, request)
+    except json_format.ParseError as error:
+        raise UsageError(str(error)) from None
+    return rpc, request, answer_type
+
+
+def _asked(name: str, rpc: str) -> tuple[str, Any, type[Any]]:
     file: FileDescriptor = import_module(f"bank.v1.{name}_query_pb2").DESCRIPTOR
     (service,) = file.services_by_name.values()
-    (method,) = (each for each in service.methods if each.name.startswith("Watch"))
-    request = GetMessageClass(method.input_type)(**{f"{name}_id": key})
-    return f"/{service.full_name}/{method.name}", request, GetMessageClass(method.output_type)
+    method = service.methods_by_name[rpc]
+    return f"/{service.full_name}/{rpc}", GetMessageClass(method.input_type)(), GetMessageClass(method.output_type)
 
 
 def decoded(type_name: str, payload: bytes) -> Message | None:

@@ -20,7 +20,8 @@ from shared.platform.seal import Seal, SealKeys
 from shared.platform.settings import ServerSettings
 from shared.platform.urls import DatabaseUrl
 from shared.projections.admin import watch_parked
-from shared.projections.summary import SummaryServicer, roles_of, watch_limits
+from shared.projections.summary import SummaryServicer
+from shared.projections.summary_rpcs import roles_of, watch_limits
 from shared.projections.watch import WatchLimits
 from shared.rpc.probes import Probes
 from shared.rpc.server import Server
@@ -50,6 +51,10 @@ class ReadSettings(ServerSettings):
     """How many watches this instance serves at once; keep it below FOLDLINE_CALLS_AT_ONCE_MAX."""
     watches_per_tenant_max: int = Field(500, ge=1)
     """How many of them may be of one tenant."""
+    watched_lists_max: int = Field(150, ge=1)
+    """How many lists are watched at once at this instance, each by any number of watches; each takes up to 200 KB."""
+    watched_lists_per_tenant_max: int = Field(50, ge=1)
+    """How many of them may be of one tenant."""
     watch_s_max: float = Field(3600, gt=0)
     """The longest that a watch may last, in seconds; its caller then goes on with the resume token."""
 
@@ -76,9 +81,10 @@ def build(settings: ReadSettings, reads: Reads) -> Server:
     watch_consumers(server.probes.metrics, probe, LockClass.PROJECTOR, settings.shard, gates)
     watch_parked(server.probes.metrics, probe, settings.shard)
     limits = WatchLimits(settings.watches_per_tenant_max, settings.watches_max)
+    lists = WatchLimits(settings.watched_lists_per_tenant_max, settings.watched_lists_max, "watched lists")
     for row in RPCS:
         made = SERVICERS.get(row.summary.name, SummaryServicer)
-        servicer = made(row, reads, gates[row.group.name], settings.shard, limits)
+        servicer = made(row, reads, gates[row.group.name], settings.shard, limits, lists)
         server.add(row.add_to_server, servicer)
         server.on_draining(servicer.watches.end)
     server.add(add_ProjectionServiceServicer_to_server, ProjectionService(reads, settings.shard, tuple(gates)))

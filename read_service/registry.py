@@ -15,7 +15,7 @@ from read_service.projections.transfers import TRANSFER, TRANSFERS
 from read_service.projections.users import USER, USERS
 from shared.folds.projection import Group
 from shared.platform.identity import Role
-from shared.projections.summary import SummaryRpcs
+from shared.projections.summary_rpcs import SummaryRpcs
 
 CALLERS = frozenset({Role.USER, Role.TENANT_ADMIN, Role.OPERATOR})
 ADMINISTRATORS = frozenset({Role.TENANT_ADMIN, Role.OPERATOR})

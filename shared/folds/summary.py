@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from operator import attrgetter
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from google.protobuf.message import Message
 
@@ -15,11 +16,17 @@ from shared.folds.table import Table
 
 Row = TypeVar("Row", bound=tuple[Any, ...])
 
-Condition = tuple[str | tuple[str, ...], Any]
-"""SQL about a row `p`, with {} for a value, and the value.
 
-Several texts are alternatives, of which a row meets one at the most: a page is then merged from a query for each.
-"""
+class Condition(NamedTuple):
+    """What a row must be: `sql` about a row `p`, with {} for the value, and the same about a row in memory.
+
+    Several texts are alternatives, of which a row meets one at the most: a page is then merged from a query for each.
+    """
+
+    sql: tuple[str, ...]
+    value: Any
+    holds: Callable[[Any], bool]
+
 
 Filter = Callable[[Any], Sequence[Condition]]
 """The conditions of a list for what the request's filter has in one field; none for an empty field.
@@ -53,18 +60,24 @@ def rows_of(table: Table) -> str:
 
 def equals(column: str, of: Callable[[Any], Any] = lambda given: given) -> Filter:
     """Rows whose column has the value that `of` makes of the field."""
+    get = attrgetter(column)
 
     def conditions(given: Any) -> Sequence[Condition]:
-        return [(f"p.{column} = {{}}", value)] if (value := of(given)) else []
+        if not (value := of(given)):
+            return []
+        return [Condition((f"p.{column} = {{}}",), value, lambda row: bool(get(row) == value))]
 
     return conditions
 
 
 def has(column: str) -> Filter:
     """Rows whose column is not null, if the field is true; an index on such rows alone can serve it."""
+    get = attrgetter(column)
 
     def conditions(given: bool) -> Sequence[Condition]:
-        return [(f"p.{column} IS NOT NULL AND {{}}", given)] if given else []
+        if not given:
+            return []
+        return [Condition((f"p.{column} IS NOT NULL AND {{}}",), given, lambda row: get(row) is not None)]
 
     return conditions
 
@@ -76,19 +89,24 @@ def is_id(*columns: str) -> Filter:
         # In each alternative the columns before are another's, so no row is found twice.
         others = ["".join(f" AND p.{column} <> {{0}}" for column in columns[:nth]) for nth in range(len(columns))]
         texts = tuple(f"p.{column} = {{0}}{other}" for column, other in zip(columns, others, strict=True))
-        return [(texts, given.lower())] if given else []
+        if not (value := given.lower()):
+            return []
+        return [Condition(texts, value, lambda row: any(getattr(row, column) == value for column in columns))]
 
     return conditions
 
 
 def begins_with(column: str, fold: Callable[[str], str]) -> Filter:
     """Rows whose column begins with the field as `fold` changes it; the column's collation is C."""
+    get = attrgetter(column)
 
     def conditions(given: str) -> Sequence[Condition]:
         if not (prefix := fold(given)):
             return []
-        end = prefix_end(prefix)
-        return [(f"p.{column} >= {{}}", prefix), *([(f"p.{column} < {{}}", end)] if end else [])]
+        found = [Condition((f"p.{column} >= {{}}",), prefix, lambda row: bool(get(row) >= prefix))]
+        if end := prefix_end(prefix):  # Python orders texts by code points, as PostgreSQL does by bytes
+            found.append(Condition((f"p.{column} < {{}}",), end, lambda row: bool(get(row) < end)))
+        return found
 
     return conditions
 

@@ -9,11 +9,17 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 
-from shared.platform.postgres import Connection
+from msgspec import Struct
+
+from shared.line.consistency import Token
+from shared.platform.postgres import Connection, one
 
 ROWS_MAX = 1000
 """More rows of one transaction are not named: then all may have changed. A full batch of 500 events may name two for each. The
 names take up to 35 KB of the database, and a group's ring 18 MB."""
+
+BYTES_MAX = 1_000_000
+"""More than that of named rows is not read for one who resumes."""
 
 RowId = tuple[str, str]
 """Tenant and id of a summary's row."""
@@ -24,7 +30,7 @@ WITH head AS (
   ON CONFLICT (group_name, shard) DO UPDATE SET seq = h.seq + 1 RETURNING group_name, shard, seq)
 INSERT INTO row_changes (group_name, shard, slot, seq, changed)
 SELECT group_name, shard, seq %% 512, seq, %s::text FROM head
-ON CONFLICT (group_name, shard, slot) DO UPDATE SET seq = excluded.seq, changed = excluded.changed
+ON CONFLICT (group_name, shard, slot) DO UPDATE SET seq = excluded.seq, changed = excluded.changed, mark = excluded.mark
 """
 
 
@@ -57,3 +63,28 @@ async def since(connection: Connection, group: str, shard: int, seq: int) -> tup
     if len(found) != last - seq or None in changed:
         return last, None
     return last, {(tenant, id_) for rows in changed for tenant, id_ in json.loads(rows)}
+
+
+class Place(Struct, frozen=True):
+    """The last change of a group as a transaction sees it, with its mark, and where the group's tables are on the line."""
+
+    seq: int
+    mark: str
+    at: Token
+
+
+async def place(connection: Connection, group: str, shard: int) -> Place:
+    """Where the group is."""
+    seq, mark, position, epoch = await one(connection, "SELECT * FROM row_changes_place(%s, %s)", (group, shard))
+    return Place(seq, mark, Token(shard, epoch, position))
+
+
+async def of_tenant(connection: Connection, group: str, tenant: str, behind: Place) -> set[str] | None:
+    """The ids of a tenant's rows that changed behind a place, up to now.
+
+    None if that is not known: there were too many changes, one that did not name its rows, or the place is of another history,
+    as after a restore of the read database.
+    """
+    asked = (group, behind.at.shard, tenant, behind.seq, behind.mark, BYTES_MAX)
+    (ids,) = await one(connection, "SELECT row_changes_of(%s, %s, %s, %s, %s, %s)", asked)
+    return None if ids is None else set(ids)

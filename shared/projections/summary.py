@@ -7,25 +7,23 @@ another tenant. Names, never values, are put into the text of a query.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
-from types import ModuleType
 from typing import Any, Generic, get_type_hints
 
-from buf.validate import validate_pb2
 from google.protobuf import message_factory
-from google.protobuf.descriptor import Descriptor, FieldDescriptor, ServiceDescriptor
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
-from grpc import aio
 
 from shared.folds.errors import NotFound, Rejected
-from shared.folds.projection import Group
-from shared.folds.summary import Row, Summary
+from shared.folds.summary import Condition, Row
 from shared.line.consistency import ConsistencyGate, Token
-from shared.platform.identity import Role, current_call
-from shared.platform.postgres import Reads
+from shared.platform.identity import current_call
+from shared.platform.postgres import Connection, Reads
+from shared.projections import watched_lists
+from shared.projections.summary_rpcs import SummaryRpcs, orders_of, shown_field
 from shared.projections.watch import Shown, Watches, WatchLimits, digest_of, serve
+from shared.projections.watched_list import Change, Found
 from shared.rpc import pages
 
 # Whether events wait for this row: none do, as a rule, and the index is empty.
@@ -37,106 +35,46 @@ _PLACE = """coalesce((SELECT h.seq FROM row_change_heads h WHERE h.group_name = 
   coalesce((SELECT c.epoch FROM checkpoints c WHERE c.group_name = '{group}' AND c.shard = {shard} AND c.serves), '')"""
 STALE_TRAILER = ("foldline-stale", "true")
 
-_RULES: Any = validate_pb2.DESCRIPTOR.extensions_by_name["field"]
-
-
-@dataclass(frozen=True, slots=True)
-class SummaryRpcs(Generic[Row]):
-    """A row of a service's table: a summary, the group of its tables, the contract of its one service, and who may ask.
-
-    Raises TypeError if the contract and the summary do not fit each other: another id, message, filter or order.
-    """
-
-    summary: Summary[Row]
-    group: Group
-    contract: ModuleType
-    add_to_server: Callable[[Any, aio.Server], None]
-    roles: frozenset[Role]
-
-    def __post_init__(self) -> None:
-        name, shown = self.summary.name, get_type_hints(self.summary.view)["return"].DESCRIPTOR
-        _check("stale" in shown.fields_by_name, f"{shown.full_name} has no field stale")
-        asked, answered = self.get_rpc.input_type, self.get_rpc.output_type
-        _check(f"{name}_id" in asked.fields_by_name, f"{asked.full_name} has no {name}_id")
-        _check(_shown_field(answered).message_type is shown, f"{answered.full_name} has no {shown.name}")
-        asked, answered = self.watch_rpc.input_type, self.watch_rpc.output_type
-        _check(f"{name}_id" in asked.fields_by_name, f"{asked.full_name} has no {name}_id")
-        _check(_shown_field(answered).message_type is shown, f"{answered.full_name} has no {shown.name}")
-        asked, answered = self.list_rpc.input_type, self.list_rpc.output_type
-        _check(_shown_field(answered).message_type is shown, f"{answered.full_name} has no {shown.name}")
-        filters = [field.name for field in asked.fields_by_name["filter"].message_type.fields]
-        _check(filters == list(self.summary.filters), f"{asked.full_name} filters by {filters}")
-        rules = asked.fields_by_name["order_by"].GetOptions().Extensions[_RULES]
-        orders = set(getattr(rules.string, "in"))
-        _check(orders == set(_orders(self.summary)), f"{asked.full_name} is ordered by {sorted(orders)}")
-
-    @property
-    def service(self) -> ServiceDescriptor:
-        """The service that shows the summary."""
-        [service] = self.contract.DESCRIPTOR.services_by_name.values()
-        return service  # type: ignore[no-any-return]
-
-    @property
-    def get_rpc(self) -> Any:
-        """The RPC that shows one: GetAccount of an account."""
-        return self._rpc("Get", self.summary.name.title().replace("_", ""))
-
-    @property
-    def list_rpc(self) -> Any:
-        """The RPC that shows many: ListAccounts."""
-        return self._rpc("List", self.summary.name.title().replace("_", "") + "s")
-
-    @property
-    def watch_rpc(self) -> Any:
-        """The RPC that shows one whenever it changes: WatchAccount."""
-        return self._rpc("Watch", self.summary.name.title().replace("_", ""))
-
-    def _rpc(self, verb: str, noun: str) -> Any:
-        if (rpc := self.service.methods_by_name.get(verb + noun)) is None:
-            raise TypeError(f"{self.service.full_name} has no {verb}{noun}")
-        return rpc
-
-
-def roles_of(rows: Iterable[SummaryRpcs[Any]]) -> dict[str, frozenset[Role]]:
-    """The roles that may call the Get, List and Watch RPCs of summaries."""
-    rpcs = ((row, rpc) for row in rows for rpc in (row.get_rpc, row.list_rpc, row.watch_rpc))
-    return {f"{row.service.full_name}/{rpc.name}": row.roles for row, rpc in rpcs}
-
-
-def watch_limits(rows: Iterable[SummaryRpcs[Any]], seconds: float) -> dict[str, float]:
-    """How long the calls of the Watch RPCs may take."""
-    return {f"{row.service.full_name}/{row.watch_rpc.name}": seconds for row in rows}
-
 
 class SummaryServicer(Generic[Row]):
-    """The servicer of a summary: `get`, `list` and `watch` under the names of their RPCs."""
+    """The servicer of a summary: `get`, `list`, `watch` and `watch_list` under the names of their RPCs."""
 
     def __init__(
-        self, rpcs: SummaryRpcs[Row], reads: Reads, gate: ConsistencyGate, shard: int = 1, limits: WatchLimits | None = None
+        self,
+        rpcs: SummaryRpcs[Row],
+        reads: Reads,
+        gate: ConsistencyGate,
+        shard: int = 1,
+        limits: WatchLimits | None = None,
+        lists: WatchLimits | None = None,
     ) -> None:
+        """`limits` and `lists`: how many watches there may be, and how many lists that are watched."""
         summary = rpcs.summary
         self._summary = summary
         self.reads = reads
         self.gate = gate
         self._id = f"{summary.name}_id"
-        self._orders = _orders(summary)
+        self._orders = orders_of(summary)
         self._kinds = {column: _key_kind(summary.row, column) for column in summary.orders.values()}
         columns = ", ".join(summary.row._fields)  # type: ignore[attr-defined]
         self._group = rpcs.group.name
         stale = _STALE.format(row=f"p.{self._id}", group=self._group)
         self._select = f"SELECT {columns}, {stale} FROM {summary.source} WHERE p.tenant = %(tenant)s"  # noqa: S608 - names of ours
         self._list_name = rpcs.list_rpc.name
-        self._one, self._got = _shown_field(rpcs.get_rpc.output_type).name, _made(rpcs.get_rpc.output_type)
-        self._many, self._listed = _shown_field(rpcs.list_rpc.output_type).name, _made(rpcs.list_rpc.output_type)
+        self._one, self._got = shown_field(rpcs.get_rpc.output_type).name, _made(rpcs.get_rpc.output_type)
+        self._many, self._listed = shown_field(rpcs.list_rpc.output_type).name, _made(rpcs.list_rpc.output_type)
         self._watched = _made(rpcs.watch_rpc.output_type)
         self._shard = shard
         self._limits = limits or WatchLimits(100, 1000)
         place = _PLACE.format(group=self._group, shard=shard)
         self._select_placed = f"SELECT {columns}, {stale}, {place} FROM {summary.source} WHERE p.tenant = %(tenant)s"  # noqa: S608
-        self.watches = Watches(reads, self._group, shard, self._placed)
+        self._watched_list = _made(rpcs.watch_list_rpc.output_type)
+        self._change = _made(rpcs.watch_list_rpc.output_type.fields_by_name["changes"].message_type)
+        self.watches = Watches(reads, self._group, shard, self._placed, self, lists or WatchLimits(50, 150, "watched lists"))
         setattr(self, rpcs.get_rpc.name, self.get)
         setattr(self, rpcs.watch_rpc.name, self.watch)
         setattr(self, rpcs.list_rpc.name, self.list)
+        setattr(self, rpcs.watch_list_rpc.name, self.watch_list)
 
     async def get(self, request: Any, context: Any) -> Any:
         """The answer of the Get RPC. Raises NotFound for an id that the tenant does not have."""
@@ -197,17 +135,50 @@ class SummaryServicer(Generic[Row]):
             found[getattr(message, self._id)] = Shown(seq, at, message, digest_of(message))
         return found
 
+    async def watch_list(self, request: Any, context: Any) -> None:
+        """Writes the answers of the RPC that watches a list: see `shared.projections.watched_lists`."""
+        found, bound = self._conditions(request.filter)
+        key = "\0".join((self._list_name, *bound))
+        conditions = [condition for conditions in found.values() for condition in conditions]
+
+        async def write(changes: Sequence[tuple[str, Change]], begins_anew: bool, token: str) -> None:
+            told = [self._change(**{"kind": kind, self._id: id_, self._one: message}) for id_, (kind, message) in changes]
+            await context.write(self._watched_list(changes=told, begins_anew=begins_anew, resume_token=token))
+
+        with self._limits.taken(tenant()):
+            query, tokens = (tenant(), key, conditions), (request.resume_token, request.consistency_token)
+            await watched_lists.serve(self.watches.lists, self.gate, query, tokens, write, self.watches.started)
+
+    async def rows(self, connection: Connection, tenant: str, ids: Collection[str]) -> Sequence[Found]:
+        """The rows of a tenant with these ids, in an open transaction."""
+        return await self._found(connection, tenant, f"{self._select} AND p.{self._id} = ANY(%(ids)s)", {"ids": [*ids]})
+
+    async def listed(self, connection: Connection, tenant: str, conditions: Sequence[Condition], limit: int) -> Sequence[Found]:
+        """The first rows of a tenant that meet all conditions, in an open transaction."""
+        values: dict[str, Any] = {"limit": limit}
+        parts = [f"({sql} LIMIT %(limit)s)" for sql in self._branches({"watched": conditions}, values)]
+        merged = parts[0] if len(parts) == 1 else f"SELECT * FROM ({' UNION ALL '.join(parts)}) AS p LIMIT %(limit)s"  # noqa: S608
+        return await self._found(connection, tenant, merged, values)
+
+    async def _found(self, connection: Connection, tenant: str, sql: str, values: Mapping[str, Any]) -> Sequence[Found]:
+        await connection.execute("SELECT set_config('app.tenant', %s, true)", [tenant])
+        cursor = await connection.execute(sql, {"tenant": tenant, **values})
+        found = []
+        for row in await cursor.fetchall():
+            message = self._shown(row)
+            digest = int(digest_of(message), 16)
+            found.append(Found(getattr(message, self._id), self._summary.row(*row[:-1]), message, digest))
+        return found
+
     async def list(self, request: Any, context: Any) -> Any:
         """The answer of the List RPC: a page of the tenant's rows that pass all filters."""
-        summary, column, descending = self._summary, *self._orders[request.order_by]
+        column, descending = self._orders[request.order_by]
         size = request.page_size or pages.SIZE_DEFAULT
-        given = {name: getattr(request.filter, name) for name in summary.filters}
-        found = {name: conditions(given[name]) for name, conditions in summary.filters.items()}
-        bound = [str(conditions[0][1]) if conditions else "" for conditions in found.values()]
+        found, bound = self._conditions(request.filter)
         query = (self._list_name, tenant(), column, str(descending), *bound)
         after = self._after(query, request.page_token, column)
         await self.gate.wait(request.consistency_token, tenant(), context.time_remaining())
-        sql, values = self.page_query(request.order_by, given, after, size + 1)
+        sql, values = self.page_query(request.order_by, found, after, size + 1)
         rows = await in_tenant(self.reads, tenant(), sql, values)
         cut, following = pages.cut(rows, size, query, lambda row: self._keys(row, column))
         shown = [self._shown(row) for row in cut]
@@ -215,17 +186,28 @@ class SummaryServicer(Generic[Row]):
             tell_stale(context)
         return self._listed(**{self._many: shown, "next_page_token": following})
 
-    def page_query(self, order_by: str, filters: Mapping[str, Any], after: Any, limit: int) -> tuple[str, dict[str, Any]]:
+    def _conditions(self, asked: Any) -> tuple[Mapping[str, Sequence[Condition]], Sequence[str]]:
+        """The conditions of each filter, and what binds a token to them."""
+        found = {name: conditions(getattr(asked, name)) for name, conditions in self._summary.filters.items()}
+        return found, [str(conditions[0].value) if conditions else "" for conditions in found.values()]
+
+    def _branches(self, found: Mapping[str, Sequence[Condition]], values: dict[str, Any]) -> Sequence[str]:
+        """The queries that find the rows which meet all conditions, each row in one; adds the conditions' values."""
+        branches = [self._select]
+        for name, conditions in found.items():
+            for nth, condition in enumerate(conditions):
+                values[f"{name}_{nth}"] = condition.value
+                branches = [f"{sql} AND {text.format(f'%({name}_{nth})s')}" for sql in branches for text in condition.sql]
+        return branches
+
+    def page_query(
+        self, order_by: str, found: Mapping[str, Sequence[Condition]], after: Any, limit: int
+    ) -> tuple[str, dict[str, Any]]:
         """The query for a page, and its values without the tenant's. `after` has the sort keys of the last row before it."""
         column, descending = self._orders[order_by]
         direction, beyond = ("DESC", "<") if descending else ("ASC", ">")
         values: dict[str, Any] = {"limit": limit}
-        branches = [self._select]
-        for name, conditions in self._summary.filters.items():
-            for nth, (texts, value) in enumerate(conditions(filters.get(name, ""))):
-                values[f"{name}_{nth}"] = value
-                either = (texts,) if isinstance(texts, str) else texts
-                branches = [f"{sql} AND {text.format(f'%({name}_{nth})s')}" for sql in branches for text in either]
+        branches = self._branches(found, values)
         ordered = f" ORDER BY p.{column} {direction}, p.{self._id} {direction} LIMIT %(limit)s"
         if after is not None:
             ordered = f" AND (p.{column}, p.{self._id}) {beyond} (%(after)s, %(after_id)s)" + ordered
@@ -273,12 +255,6 @@ def tenant() -> str:
     return current_call.get().identity.tenant
 
 
-def _orders(summary: Summary[Any]) -> dict[str, tuple[str, bool]]:
-    """The column, and whether it is descending, of each value that `order_by` may have."""
-    orders = {name: (column, False) for name, column in summary.orders.items()}
-    return {"": next(iter(orders.values())), **orders, **{f"{name} desc": (column, True) for name, (column, _) in orders.items()}}
-
-
 def _key_kind(row: type[Any], column: str) -> type:
     """The type of a column that a list is ordered by; raises TypeError for one that a page token cannot hold."""
     kind = get_type_hints(row)[column]
@@ -295,15 +271,5 @@ def _sortable(row: Any, column: str) -> str | int:
     return value
 
 
-def _shown_field(answer: Descriptor) -> FieldDescriptor:
-    """The field of an answer that holds what is shown: the first."""
-    return answer.fields[0]
-
-
 def _made(answer: Descriptor) -> type[Any]:
     return message_factory.GetMessageClass(answer)
-
-
-def _check(fits: bool, text: str) -> None:
-    if not fits:
-        raise TypeError(text)

@@ -22,24 +22,20 @@ from contextlib import asynccontextmanager, contextmanager
 from google.protobuf.message import Message
 from msgspec import Struct
 
-from shared.folds.errors import Invalid, OverLimit, Refusal, Unavailable
+from shared.folds.errors import OverLimit, Refusal, Unavailable
 from shared.line.consistency import ConsistencyGate, Token, packed, unpacked
 from shared.platform.postgres import Reads
 from shared.platform.seal import NotOurs, Seal
 from shared.platform.telemetry import logger
-from shared.projections import changes
+from shared.projections import changes, resume
 from shared.projections.changes import RowId
+from shared.projections.watched_lists import Lists, Source
 
 PURPOSE = "foldline.resume-token.1"
 DIGEST_CHARACTERS = 16
 POLL_MIN_S, POLL_MAX_S = 0.01, 0.05
 ALL_READ_S = 0.25
 """The pause after every watched row had to be read, because the change does not name its rows."""
-HEARTBEAT_S = 10.0
-WRITE_S = 5.0
-"""So long a reader may take nothing; what is on its way to it, 64 KiB and more, it need not have taken."""
-WAIT_MAX_S = 10.0
-"""So long a watch waits until the tables are where its tokens say."""
 ROWS_MAX = 500
 """So many rows are read at once."""
 
@@ -60,11 +56,12 @@ Read = Callable[[str, Collection[str]], Awaitable[dict[str, Shown]]]
 
 
 class WatchLimits:
-    """How many watches there may be at once in this process: of each tenant, and in all."""
+    """How many watches there may be at once in this process: of each tenant, and in all. Or of what `noun` says."""
 
-    def __init__(self, tenant_max: int, total_max: int) -> None:
+    def __init__(self, tenant_max: int, total_max: int, noun: str = "watches") -> None:
         self._tenant_max = tenant_max
         self._total_max = total_max
+        self._noun = noun
         self.by_tenant: Counter[str] = Counter()
 
     @contextmanager
@@ -72,10 +69,10 @@ class WatchLimits:
         """Counts a watch while it lasts. Raises OverLimit TOO_MANY_WATCHES."""
         if self.by_tenant[tenant] >= self._tenant_max:
             raise OverLimit(
-                "TOO_MANY_WATCHES", f"a tenant may have {self._tenant_max} watches at one instance", retry_after_s=1.0
+                "TOO_MANY_WATCHES", f"a tenant may have {self._tenant_max} {self._noun} at one instance", retry_after_s=1.0
             )
         if self.by_tenant.total() >= self._total_max:
-            raise OverLimit("TOO_MANY_WATCHES", f"this instance serves {self._total_max} watches", retry_after_s=1.0)
+            raise OverLimit("TOO_MANY_WATCHES", f"this instance serves {self._total_max} {self._noun}", retry_after_s=1.0)
         self.by_tenant[tenant] += 1
         try:
             yield
@@ -113,9 +110,11 @@ class Watcher:
 
 
 class Watches:
-    """All who watch rows of one summary in this process, and the poller that serves them."""
+    """All who watch rows and lists of one summary in this process, and the poller that serves them."""
 
-    def __init__(self, reads: Reads, group: str, shard: int, read: Read) -> None:
+    def __init__(self, reads: Reads, group: str, shard: int, read: Read, source: Source, lists: WatchLimits) -> None:
+        """`read` and `source` read rows; `lists` limits how many lists are watched."""
+        self.lists = Lists(reads, group, shard, source, lists.taken)
         self._reads = reads
         self._group = group
         self._shard = shard
@@ -132,10 +131,7 @@ class Watches:
         watcher = Watcher()
         self._watchers.setdefault(row, set()).add(watcher)
         try:
-            if self._poller is None or self._poller.done():
-                self._ready = asyncio.Event()
-                self._poller = asyncio.create_task(self._poll(self._ready))
-            await self._ready.wait()
+            await self.started()
             if watcher.failure is not None:
                 raise watcher.failure
             yield watcher
@@ -145,8 +141,16 @@ class Watches:
             if not watchers:
                 del self._watchers[row]
 
+    async def started(self) -> None:
+        """Lets the poller run; returns when it knows where the changes begin, or has ended."""
+        if self._poller is None or self._poller.done():
+            self._ready = asyncio.Event()
+            self._poller = asyncio.create_task(self._poll(self._ready))
+        await self._ready.wait()
+
     def end(self, why: Refusal) -> None:
         """Ends all watches."""
+        self.lists.end(why)
         for watchers in self._watchers.values():
             for watcher in watchers:
                 watcher.tell(None, why)
@@ -157,13 +161,15 @@ class Watches:
                 seq = await changes.head(connection, self._group, self._shard)
             ready.set()
             pause_s = POLL_MIN_S
-            while self._watchers:
+            while self._watchers or self.lists:
                 async with self._reads.connection() as connection:
                     before = seq
                     seq, changed = await changes.since(connection, self._group, self._shard, seq)
                 if seq != before:
                     wanted = self._watchers if changed is None else changed & self._watchers.keys()
                     await self._tell(set(wanted))
+                if self.lists and (self.lists.waits or seq != self.lists.place.seq):
+                    await self.lists.follow()
                 pause_s = POLL_MIN_S if seq != before else min(pause_s * 1.2, POLL_MAX_S)
                 await asyncio.sleep(pause_s if changed is not None else ALL_READ_S)
         except Refusal as error:
@@ -200,35 +206,25 @@ async def serve(
     `first` reads the row and raises NotFound; `write` sends a message, or a heartbeat if that is None, with a resume token.
     Raises Invalid RESUME_TOKEN_INVALID, what the gate raises, OverLimit WATCH_TOO_SLOW, Unavailable.
     """
-    resume, consistent = tokens
+    token, consistent = tokens
     digest = ""
-    if resume:
-        place, digest = decode(gate.seal, row, resume)
-        await gate.reach(place, WAIT_MAX_S)
-    await gate.wait(consistent, row[0], WAIT_MAX_S)
+    if token:
+        place, digest = decode(gate.seal, row, token)
+        await gate.reach(place, resume.WAIT_MAX_S)
+    await gate.wait(consistent, row[0], resume.WAIT_MAX_S)
     async with watches.watching(row) as watcher:
-        seq, token = -1, resume
+        seq = -1
         state: Shown | None = await first()
         while True:
             if state is None:
-                await _in_time(write(None, token))
+                await resume.in_time(write(None, token))
             elif state.seq > seq and state.digest != digest:
                 seq, digest, token = state.seq, state.digest, encode(gate.seal, row, state)
-                await _in_time(write(state.message, token))
+                await resume.in_time(write(state.message, token))
             elif seq < 0:  # as it was shown before: the caller learns at once that it is followed
                 seq = state.seq
-                await _in_time(write(None, token))
-            state = await watcher.next(HEARTBEAT_S)
-
-
-async def _in_time(writing: Awaitable[None]) -> None:
-    try:
-        async with asyncio.timeout(WRITE_S):
-            await writing
-    except TimeoutError:
-        raise OverLimit(
-            "WATCH_TOO_SLOW", "the caller took none of the changes for too long; go on with the last resume token"
-        ) from None
+                await resume.in_time(write(None, token))
+            state = await watcher.next(resume.HEARTBEAT_S)
 
 
 def digest_of(message: Message) -> str:
@@ -246,9 +242,5 @@ def decode(seal: Seal, row: RowId, token: str) -> tuple[Token, str]:
     try:
         content = seal.open(token, PURPOSE, *row)
     except NotOurs:
-        raise Invalid(
-            "RESUME_TOKEN_INVALID",
-            "the resume token is not one of this row",
-            violations=(("resume_token", "must be that of an answer about the same row, unchanged"),),
-        ) from None
+        raise resume.invalid("this row") from None
     return unpacked(content[DIGEST_CHARACTERS:]), content[:DIGEST_CHARACTERS].decode()

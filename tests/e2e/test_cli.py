@@ -274,6 +274,22 @@ def test_an_account_is_watched(foldline: Foldline) -> None:
     assert (code, refused["error"]["reason"]) == (1, "ACCOUNT_NOT_FOUND")
 
 
+def test_a_list_is_watched(foldline: Foldline) -> None:
+    """The accounts of an owner, and after the last line that was printed only what has changed."""
+    _, person = foldline("send", "RegisterPerson", "person_id=new", "name=Alice")
+    owner = person["aggregate_id"]
+    _, opened = foldline("send", "OpenAccount", "account_id=new", f"owner_id={owner}", "currency=USD", "name=blue")
+    account_id = opened["aggregate_id"]
+    foldline("get", "account", account_id, "--after", opened["consistency_token"])
+    asked = ("watch", "accounts", "--owner", owner, "--status", "active", "--count", "1")
+    code, first = foldline(*asked)
+    assert (code, first["change"], first["account"]["balance_minor"]) == (0, "entered", 0)
+    foldline("send", "FreezeAccount", f"account_id={account_id}")
+    code, change = foldline(*asked, "--resume", first["resume_token"])
+    assert (code, change["change"], change["account_id"]) == (0, "left", account_id)
+    assert foldline("watch", "accounts", "--colour", "blue")[0] == 2
+
+
 def test_parked_keys_are_listed(foldline: Foldline) -> None:
     """There are none, and one that is not there is refused by name."""
     assert foldline("parked", "list") == (0, [])

@@ -73,9 +73,9 @@ def bad(situation: str, call: Callable[[Scene, Place], Awaitable[object]], *fiel
     return Row(situation, call, "INVALID_ARGUMENT", "INVALID_REQUEST", fields)
 
 
-async def watch(scene: Scene, rpc: str, **fields: str) -> object:
+async def watch(scene: Scene, rpc: str, **fields: Any) -> object:
     """The first answer of a Watch RPC, or how it was refused."""
-    name = rpc.removeprefix("Watch").lower()
+    name = rpc.removeprefix("Watch").lower().removesuffix("s")
     module = import_module(f"bank.v1.{name}_query_pb2")
     stub = getattr(scene.bank, f"{name}_queries")
     return await getattr(stub, rpc)(getattr(module, f"{rpc}Request")(**fields), metadata=scene.bank.who, timeout=20).read()
@@ -85,6 +85,12 @@ def watched(name: str, situation: str, code: str, reason: str, *fields: str, **a
     """A row of a watch; of what is not there unless an id is given."""
     rpc, asked = f"Watch{name.title()}", {f"{name}_id": NIL, **asked}
     return Row(f"{rpc}: {situation}", lambda s, p: watch(s, rpc, **asked), code, reason, fields)
+
+
+def watched_list(name: str, situation: str, reason: str, *fields: str, **asked: Any) -> Row:
+    """A row of a watch of a list."""
+    rpc = f"Watch{name.title()}s"
+    return Row(f"{rpc}: {situation}", lambda s, p: watch(s, rpc, **asked), "INVALID_ARGUMENT", reason, fields)
 
 
 WATCHED = [
@@ -98,6 +104,15 @@ WATCHED = [
             name,
             "a consistency token of nobody",
             "INVALID_ARGUMENT",
+            "CONSISTENCY_TOKEN_MALFORMED",
+            "consistency_token",
+            consistency_token="e30",
+        ),
+        watched_list(name, "an absurd filter", "INVALID_REQUEST", "filter.status", filter={"status": 99}),
+        watched_list(name, "nobody's token", "RESUME_TOKEN_INVALID", "resume_token", resume_token="e30"),
+        watched_list(
+            name,
+            "a consistency token of nobody",
             "CONSISTENCY_TOKEN_MALFORMED",
             "consistency_token",
             consistency_token="e30",

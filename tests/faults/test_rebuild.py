@@ -1,4 +1,4 @@
-"""A rebuild in the running system, over kill -9 of the projector: queries and watches notice nothing."""
+"""A rebuild in the running system, over kill -9 of the projector: queries and watches of a row and of a list notice nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.system.waiting import eventually
 
 
 async def test_a_rebuild_is_invisible_over_kills(stack: Stack) -> None:
-    """Under load, the projector killed again and again: no query fails or goes back, a watch goes on, the new tables serve."""
+    """Under load, the projector killed again and again: no query fails or goes back, watches go on, the new tables serve."""
     await stack.start_all()
     known = Endpoints(
         write=stack.programs[WRITE].address,
@@ -35,6 +35,7 @@ async def test_a_rebuild_is_invisible_over_kills(stack: Stack) -> None:
             receipt = await bank.deposit(account_id, 5)
         shown: list[int] = []
         watched: list[int] = []
+        listed: list[tuple[str, int]] = []
         done, deposits = asyncio.Event(), 20
 
         async def load() -> None:
@@ -59,8 +60,14 @@ async def test_a_rebuild_is_invisible_over_kills(stack: Stack) -> None:
                 if done.is_set() and watched[-1] == deposits + 1:
                     return
 
+        async def follow_list() -> None:
+            async for change in watch_calls.watch_list(known, "acme", "account", {"owner": person_id}, ""):
+                listed.append((change["change"], change["account"]["version"]))
+                if done.is_set() and listed[-1][1] == deposits + 1:
+                    return
+
         tasks = [asyncio.create_task(each) for each in (load(), ask(), ask())]
-        following = asyncio.create_task(follow())
+        following = asyncio.gather(follow(), follow_list())
         await rebuild_calls.start(known, "accounts", only_if_same=True)
         with pytest.raises(Refused) as twice:
             await rebuild_calls.start(known, "accounts", only_if_same=True)
@@ -83,6 +90,9 @@ async def test_a_rebuild_is_invisible_over_kills(stack: Stack) -> None:
         assert (account.version, account.balance_minor) == (deposits + 1, 5 * deposits)
         await asyncio.wait_for(following, 30)
         assert watched == sorted(set(watched))
+        versions = [version for _, version in listed]
+        assert versions == sorted(set(versions))
+        assert {change for change, _ in listed[1:]} == {"changed"}
         assert len(shown) > 20
         await rebuild_calls.steer(known, "drop", "accounts")
 

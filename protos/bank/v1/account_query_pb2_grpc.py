@@ -50,6 +50,11 @@ class AccountQueryServiceStub:
                 request_serializer=bank_dot_v1_dot_account__query__pb2.WatchAccountRequest.SerializeToString,
                 response_deserializer=bank_dot_v1_dot_account__query__pb2.WatchAccountResponse.FromString,
                 _registered_method=True)
+        self.WatchAccounts = channel.unary_stream(
+                '/bank.v1.AccountQueryService/WatchAccounts',
+                request_serializer=bank_dot_v1_dot_account__query__pb2.WatchAccountsRequest.SerializeToString,
+                response_deserializer=bank_dot_v1_dot_account__query__pb2.WatchAccountsResponse.FromString,
+                _registered_method=True)
         self.ListMovements = channel.unary_unary(
                 '/bank.v1.AccountQueryService/ListMovements',
                 request_serializer=bank_dot_v1_dot_account__query__pb2.ListMovementsRequest.SerializeToString,
@@ -82,6 +87,16 @@ class AccountQueryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchAccounts(self, request, context):
+        """All accounts that pass the filter, at most 1000, then again what enters, changes and leaves, until the caller ends the call. Answers
+        without a resume token belong to the next that has one: together they are what the tables say at one place of the line. The
+        server ends a watch as it does that of one account. Behind a resume token the answers go on; if too much has happened for that, the
+        list begins anew and says so. Refusals: LIST_TOO_LONG, RESUME_TOKEN_INVALID, TOO_MANY_WATCHES, WATCH_TOO_SLOW.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListMovements(self, request, context):
         """The account's statement: what moved, the newest first.
         """
@@ -106,6 +121,11 @@ def add_AccountQueryServiceServicer_to_server(servicer, server):
                     servicer.WatchAccount,
                     request_deserializer=bank_dot_v1_dot_account__query__pb2.WatchAccountRequest.FromString,
                     response_serializer=bank_dot_v1_dot_account__query__pb2.WatchAccountResponse.SerializeToString,
+            ),
+            'WatchAccounts': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchAccounts,
+                    request_deserializer=bank_dot_v1_dot_account__query__pb2.WatchAccountsRequest.FromString,
+                    response_serializer=bank_dot_v1_dot_account__query__pb2.WatchAccountsResponse.SerializeToString,
             ),
             'ListMovements': grpc.unary_unary_rpc_method_handler(
                     servicer.ListMovements,
@@ -195,6 +215,33 @@ class AccountQueryService:
             '/bank.v1.AccountQueryService/WatchAccount',
             bank_dot_v1_dot_account__query__pb2.WatchAccountRequest.SerializeToString,
             bank_dot_v1_dot_account__query__pb2.WatchAccountResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchAccounts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/bank.v1.AccountQueryService/WatchAccounts',
+            bank_dot_v1_dot_account__query__pb2.WatchAccountsRequest.SerializeToString,
+            bank_dot_v1_dot_account__query__pb2.WatchAccountsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -23,6 +23,12 @@ class AccountQueryServiceStub:
     each other may come as one change. The server ends a watch after an hour, when it is stopped and when the database is away:
     go on with the last resume token. Refusals: ACCOUNT_NOT_FOUND, RESUME_TOKEN_INVALID, TOO_MANY_WATCHES, WATCH_TOO_SLOW.
     """
+    WatchAccounts: _aio.UnaryStreamMultiCallable[_account_query_pb2.WatchAccountsRequest, _account_query_pb2.WatchAccountsResponse]
+    """All accounts that pass the filter, at most 1000, then again what enters, changes and leaves, until the caller ends the call. Answers
+    without a resume token belong to the next that has one: together they are what the tables say at one place of the line. The
+    server ends a watch as it does that of one account. Behind a resume token the answers go on; if too much has happened for that, the
+    list begins anew and says so. Refusals: LIST_TOO_LONG, RESUME_TOKEN_INVALID, TOO_MANY_WATCHES, WATCH_TOO_SLOW.
+    """
     ListMovements: _aio.UnaryUnaryMultiCallable[_account_query_pb2.ListMovementsRequest, _account_query_pb2.ListMovementsResponse]
     """The account's statement: what moved, the newest first."""
 
@@ -52,6 +58,18 @@ class AccountQueryServiceServicer(metaclass=_abc_1.ABCMeta):
         """The account as it is now, then again whenever it changes, until the caller ends the call. What several commits change shortly after
         each other may come as one change. The server ends a watch after an hour, when it is stopped and when the database is away:
         go on with the last resume token. Refusals: ACCOUNT_NOT_FOUND, RESUME_TOKEN_INVALID, TOO_MANY_WATCHES, WATCH_TOO_SLOW.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchAccounts(
+        self,
+        request: _account_query_pb2.WatchAccountsRequest,
+        context: _aio.ServicerContext[_account_query_pb2.WatchAccountsRequest, _abc.AsyncIterator[_account_query_pb2.WatchAccountsResponse]],
+    ) -> _abc.AsyncIterator[_account_query_pb2.WatchAccountsResponse]:
+        """All accounts that pass the filter, at most 1000, then again what enters, changes and leaves, until the caller ends the call. Answers
+        without a resume token belong to the next that has one: together they are what the tables say at one place of the line. The
+        server ends a watch as it does that of one account. Behind a resume token the answers go on; if too much has happened for that, the
+        list begins anew and says so. Refusals: LIST_TOO_LONG, RESUME_TOKEN_INVALID, TOO_MANY_WATCHES, WATCH_TOO_SLOW.
         """
 
     @_abc_1.abstractmethod

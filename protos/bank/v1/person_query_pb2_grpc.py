@@ -50,6 +50,11 @@ class PersonQueryServiceStub:
                 request_serializer=bank_dot_v1_dot_person__query__pb2.WatchPersonRequest.SerializeToString,
                 response_deserializer=bank_dot_v1_dot_person__query__pb2.WatchPersonResponse.FromString,
                 _registered_method=True)
+        self.WatchPersons = channel.unary_stream(
+                '/bank.v1.PersonQueryService/WatchPersons',
+                request_serializer=bank_dot_v1_dot_person__query__pb2.WatchPersonsRequest.SerializeToString,
+                response_deserializer=bank_dot_v1_dot_person__query__pb2.WatchPersonsResponse.FromString,
+                _registered_method=True)
 
 
 class PersonQueryServiceServicer:
@@ -77,6 +82,16 @@ class PersonQueryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchPersons(self, request, context):
+        """All persons that pass the filter, at most 1000, then again what enters, changes and leaves, until the caller ends the call. Answers
+        without a resume token belong to the next that has one: together they are what the tables say at one place of the line. The
+        server ends a watch as it does that of one person. Behind a resume token the answers go on; if too much has happened for that, the
+        list begins anew and says so. Refusals: LIST_TOO_LONG, RESUME_TOKEN_INVALID, TOO_MANY_WATCHES, WATCH_TOO_SLOW.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PersonQueryServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +109,11 @@ def add_PersonQueryServiceServicer_to_server(servicer, server):
                     servicer.WatchPerson,
                     request_deserializer=bank_dot_v1_dot_person__query__pb2.WatchPersonRequest.FromString,
                     response_serializer=bank_dot_v1_dot_person__query__pb2.WatchPersonResponse.SerializeToString,
+            ),
+            'WatchPersons': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchPersons,
+                    request_deserializer=bank_dot_v1_dot_person__query__pb2.WatchPersonsRequest.FromString,
+                    response_serializer=bank_dot_v1_dot_person__query__pb2.WatchPersonsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -178,6 +198,33 @@ class PersonQueryService:
             '/bank.v1.PersonQueryService/WatchPerson',
             bank_dot_v1_dot_person__query__pb2.WatchPersonRequest.SerializeToString,
             bank_dot_v1_dot_person__query__pb2.WatchPersonResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchPersons(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/bank.v1.PersonQueryService/WatchPersons',
+            bank_dot_v1_dot_person__query__pb2.WatchPersonsRequest.SerializeToString,
+            bank_dot_v1_dot_person__query__pb2.WatchPersonsResponse.FromString,
             options,
             channel_credentials,
             insecure,

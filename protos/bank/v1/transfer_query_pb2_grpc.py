@@ -50,6 +50,11 @@ class TransferQueryServiceStub:
                 request_serializer=bank_dot_v1_dot_transfer__query__pb2.WatchTransferRequest.SerializeToString,
                 response_deserializer=bank_dot_v1_dot_transfer__query__pb2.WatchTransferResponse.FromString,
                 _registered_method=True)
+        self.WatchTransfers = channel.unary_stream(
+                '/bank.v1.TransferQueryService/WatchTransfers',
+                request_serializer=bank_dot_v1_dot_transfer__query__pb2.WatchTransfersRequest.SerializeToString,
+                response_deserializer=bank_dot_v1_dot_transfer__query__pb2.WatchTransfersResponse.FromString,
+                _registered_method=True)
 
 
 class TransferQueryServiceServicer:
@@ -77,6 +82,16 @@ class TransferQueryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchTransfers(self, request, context):
+        """All transfers that pass the filter, at most 1000, then again what enters, changes and leaves, until the caller ends the call. Answers
+        without a resume token belong to the next that has one: together they are what the tables say at one place of the line. The
+        server ends a watch as it does that of one transfer. Behind a resume token the answers go on; if too much has happened for that, the
+        list begins anew and says so. Refusals: LIST_TOO_LONG, RESUME_TOKEN_INVALID, TOO_MANY_WATCHES, WATCH_TOO_SLOW.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TransferQueryServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +109,11 @@ def add_TransferQueryServiceServicer_to_server(servicer, server):
                     servicer.WatchTransfer,
                     request_deserializer=bank_dot_v1_dot_transfer__query__pb2.WatchTransferRequest.FromString,
                     response_serializer=bank_dot_v1_dot_transfer__query__pb2.WatchTransferResponse.SerializeToString,
+            ),
+            'WatchTransfers': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchTransfers,
+                    request_deserializer=bank_dot_v1_dot_transfer__query__pb2.WatchTransfersRequest.FromString,
+                    response_serializer=bank_dot_v1_dot_transfer__query__pb2.WatchTransfersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -178,6 +198,33 @@ class TransferQueryService:
             '/bank.v1.TransferQueryService/WatchTransfer',
             bank_dot_v1_dot_transfer__query__pb2.WatchTransferRequest.SerializeToString,
             bank_dot_v1_dot_transfer__query__pb2.WatchTransferResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchTransfers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/bank.v1.TransferQueryService/WatchTransfers',
+            bank_dot_v1_dot_transfer__query__pb2.WatchTransfersRequest.SerializeToString,
+            bank_dot_v1_dot_transfer__query__pb2.WatchTransfersResponse.FromString,
             options,
             channel_credentials,
             insecure,

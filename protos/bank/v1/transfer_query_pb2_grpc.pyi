@@ -23,6 +23,12 @@ class TransferQueryServiceStub:
     each other may come as one change. The server ends a watch after an hour, when it is stopped and when the database is away:
     go on with the last resume token. Refusals: TRANSFER_NOT_FOUND, RESUME_TOKEN_INVALID, TOO_MANY_WATCHES, WATCH_TOO_SLOW.
     """
+    WatchTransfers: _aio.UnaryStreamMultiCallable[_transfer_query_pb2.WatchTransfersRequest, _transfer_query_pb2.WatchTransfersResponse]
+    """All transfers that pass the filter, at most 1000, then again what enters, changes and leaves, until the caller ends the call. Answers
+    without a resume token belong to the next that has one: together they are what the tables say at one place of the line. The
+    server ends a watch as it does that of one transfer. Behind a resume token the answers go on; if too much has happened for that, the
+    list begins anew and says so. Refusals: LIST_TOO_LONG, RESUME_TOKEN_INVALID, TOO_MANY_WATCHES, WATCH_TOO_SLOW.
+    """
 
 class TransferQueryServiceServicer(metaclass=_abc_1.ABCMeta):
     """Questions about transfers. Answers come from tables that follow the line of events."""
@@ -50,6 +56,18 @@ class TransferQueryServiceServicer(metaclass=_abc_1.ABCMeta):
         """The transfer as it is now, then again whenever it changes, until the caller ends the call. What several commits change shortly after
         each other may come as one change. The server ends a watch after an hour, when it is stopped and when the database is away:
         go on with the last resume token. Refusals: TRANSFER_NOT_FOUND, RESUME_TOKEN_INVALID, TOO_MANY_WATCHES, WATCH_TOO_SLOW.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchTransfers(
+        self,
+        request: _transfer_query_pb2.WatchTransfersRequest,
+        context: _aio.ServicerContext[_transfer_query_pb2.WatchTransfersRequest, _abc.AsyncIterator[_transfer_query_pb2.WatchTransfersResponse]],
+    ) -> _abc.AsyncIterator[_transfer_query_pb2.WatchTransfersResponse]:
+        """All transfers that pass the filter, at most 1000, then again what enters, changes and leaves, until the caller ends the call. Answers
+        without a resume token belong to the next that has one: together they are what the tables say at one place of the line. The
+        server ends a watch as it does that of one transfer. Behind a resume token the answers go on; if too much has happened for that, the
+        list begins anew and says so. Refusals: LIST_TOO_LONG, RESUME_TOKEN_INVALID, TOO_MANY_WATCHES, WATCH_TOO_SLOW.
         """
 
 def add_TransferQueryServiceServicer_to_server(servicer: TransferQueryServiceServicer, server: _aio.Server) -> None: ...

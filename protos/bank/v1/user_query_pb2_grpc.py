@@ -50,6 +50,11 @@ class UserQueryServiceStub:
                 request_serializer=bank_dot_v1_dot_user__query__pb2.WatchUserRequest.SerializeToString,
                 response_deserializer=bank_dot_v1_dot_user__query__pb2.WatchUserResponse.FromString,
                 _registered_method=True)
+        self.WatchUsers = channel.unary_stream(
+                '/bank.v1.UserQueryService/WatchUsers',
+                request_serializer=bank_dot_v1_dot_user__query__pb2.WatchUsersRequest.SerializeToString,
+                response_deserializer=bank_dot_v1_dot_user__query__pb2.WatchUsersResponse.FromString,
+                _registered_method=True)
 
 
 class UserQueryServiceServicer:
@@ -77,6 +82,16 @@ class UserQueryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchUsers(self, request, context):
+        """All users that pass the filter, at most 1000, then again what enters, changes and leaves, until the caller ends the call. Answers
+        without a resume token belong to the next that has one: together they are what the tables say at one place of the line. The
+        server ends a watch as it does that of one user. Behind a resume token the answers go on; if too much has happened for that, the
+        list begins anew and says so. Refusals: LIST_TOO_LONG, RESUME_TOKEN_INVALID, TOO_MANY_WATCHES, WATCH_TOO_SLOW.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_UserQueryServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +109,11 @@ def add_UserQueryServiceServicer_to_server(servicer, server):
                     servicer.WatchUser,
                     request_deserializer=bank_dot_v1_dot_user__query__pb2.WatchUserRequest.FromString,
                     response_serializer=bank_dot_v1_dot_user__query__pb2.WatchUserResponse.SerializeToString,
+            ),
+            'WatchUsers': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchUsers,
+                    request_deserializer=bank_dot_v1_dot_user__query__pb2.WatchUsersRequest.FromString,
+                    response_serializer=bank_dot_v1_dot_user__query__pb2.WatchUsersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -178,6 +198,33 @@ class UserQueryService:
             '/bank.v1.UserQueryService/WatchUser',
             bank_dot_v1_dot_user__query__pb2.WatchUserRequest.SerializeToString,
             bank_dot_v1_dot_user__query__pb2.WatchUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchUsers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/bank.v1.UserQueryService/WatchUsers',
+            bank_dot_v1_dot_user__query__pb2.WatchUsersRequest.SerializeToString,
+            bank_dot_v1_dot_user__query__pb2.WatchUsersResponse.FromString,
             options,
             channel_credentials,
             insecure,

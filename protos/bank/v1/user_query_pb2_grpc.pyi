@@ -23,6 +23,12 @@ class UserQueryServiceStub:
     each other may come as one change. The server ends a watch after an hour, when it is stopped and when the database is away:
     go on with the last resume token. Refusals: USER_NOT_FOUND, RESUME_TOKEN_INVALID, TOO_MANY_WATCHES, WATCH_TOO_SLOW.
     """
+    WatchUsers: _aio.UnaryStreamMultiCallable[_user_query_pb2.WatchUsersRequest, _user_query_pb2.WatchUsersResponse]
+    """All users that pass the filter, at most 1000, then again what enters, changes and leaves, until the caller ends the call. Answers
+    without a resume token belong to the next that has one: together they are what the tables say at one place of the line. The
+    server ends a watch as it does that of one user. Behind a resume token the answers go on; if too much has happened for that, the
+    list begins anew and says so. Refusals: LIST_TOO_LONG, RESUME_TOKEN_INVALID, TOO_MANY_WATCHES, WATCH_TOO_SLOW.
+    """
 
 class UserQueryServiceServicer(metaclass=_abc_1.ABCMeta):
     """Questions about users. Answers come from tables that follow the line of events."""
@@ -50,6 +56,18 @@ class UserQueryServiceServicer(metaclass=_abc_1.ABCMeta):
         """The user as it is now, then again whenever it changes, until the caller ends the call. What several commits change shortly after
         each other may come as one change. The server ends a watch after an hour, when it is stopped and when the database is away:
         go on with the last resume token. Refusals: USER_NOT_FOUND, RESUME_TOKEN_INVALID, TOO_MANY_WATCHES, WATCH_TOO_SLOW.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchUsers(
+        self,
+        request: _user_query_pb2.WatchUsersRequest,
+        context: _aio.ServicerContext[_user_query_pb2.WatchUsersRequest, _abc.AsyncIterator[_user_query_pb2.WatchUsersResponse]],
+    ) -> _abc.AsyncIterator[_user_query_pb2.WatchUsersResponse]:
+        """All users that pass the filter, at most 1000, then again what enters, changes and leaves, until the caller ends the call. Answers
+        without a resume token belong to the next that has one: together they are what the tables say at one place of the line. The
+        server ends a watch as it does that of one user. Behind a resume token the answers go on; if too much has happened for that, the
+        list begins anew and says so. Refusals: LIST_TOO_LONG, RESUME_TOKEN_INVALID, TOO_MANY_WATCHES, WATCH_TOO_SLOW.
         """
 
 def add_UserQueryServiceServicer_to_server(servicer: UserQueryServiceServicer, server: _aio.Server) -> None: ...

@@ -14,7 +14,8 @@ import pytest
 from deploy.bootstrap import Database
 from read_service.registry import RPCS
 from shared.platform.postgres import SETTINGS
-from shared.projections.summary import SummaryRpcs, SummaryServicer
+from shared.projections.summary import SummaryServicer
+from shared.projections.summary_rpcs import SummaryRpcs
 from tests.support.system.engines import Engines
 
 ROWS = int(os.environ.get("FOLDLINE_TEST_ROWS", "60000"))
@@ -86,7 +87,8 @@ def test_a_page_is_read_from_an_index_in_order(
 ) -> None:
     """No sort of more than a page, and few blocks, under the query role's policies and with the plan of any value."""
     servicer: SummaryServicer[Any] = SummaryServicer(rpcs, None, None)  # type: ignore[arg-type]
-    sql, values = servicer.page_query(order, filters, None, PAGE)
+    found = {name: conditions(filters.get(name, "")) for name, conditions in rpcs.summary.filters.items()}
+    sql, values = servicer.page_query(order, found, None, PAGE)
     assert filled.query
     with psycopg.connect(filled.query) as connection:
         for name, value in SETTINGS.items():

@@ -21,7 +21,7 @@ from shared.line.consistency import ConsistencyGate, Reached, Token, encode
 from shared.line.follower import BATCH_MAX
 from shared.platform.postgres import Reads
 from shared.platform.tokens import DevelopmentIssuer
-from shared.projections import changes, watch
+from shared.projections import changes, resume, watch
 from shared.projections.projector import Projector
 from shared.projections.summary import SummaryServicer
 from shared.rpc.server import Server
@@ -173,7 +173,7 @@ async def test_a_row_that_is_parked_is_shown_as_stale(service: Service) -> None:
 
 async def test_heartbeats_come_while_nothing_changes(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the last resume token."""
-    monkeypatch.setattr(watch, "HEARTBEAT_S", 0.05)
+    monkeypatch.setattr(resume, "HEARTBEAT_S", 0.05)
     store = bank()
     async with following(service, store):
         call = account(service)
@@ -189,7 +189,7 @@ async def test_heartbeats_come_while_nothing_changes(service: Service, monkeypat
 )
 async def test_what_cannot_be_watched_is_refused_by_name(service: Service, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """At once, but for a place that the tables have not reached."""
-    monkeypatch.setattr(watch, "WAIT_MAX_S", 0.3)
+    monkeypatch.setattr(resume, "WAIT_MAX_S", 0.3)
     store = bank()
     async with following(service, store):
 
@@ -248,11 +248,11 @@ async def test_a_tenants_watches_are_limited_and_others_go_on(read_db: Database,
 
 async def test_a_reader_that_takes_nothing_is_cut_off_by_name(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """When what is on its way is full; who reads meanwhile has every change, and the server holds one state for each."""
-    monkeypatch.setattr(watch, "WRITE_S", 0.2)
+    monkeypatch.setattr(resume, "WRITE_S", 0.2)
     monkeypatch.setattr(watch, "POLL_MIN_S", 0.001)
     store = bank()
     cut: list[str] = []
-    in_time = watch._in_time
+    in_time = resume.in_time
 
     async def noted(writing: Any) -> None:
         try:
@@ -261,7 +261,7 @@ async def test_a_reader_that_takes_nothing_is_cut_off_by_name(service: Service, 
             cut.append(getattr(error, "reason", type(error).__name__))
             raise
 
-    monkeypatch.setattr(watch, "_in_time", noted)
+    monkeypatch.setattr(resume, "in_time", noted)
     small = (("grpc.http2.lookahead_bytes", 16_384), ("grpc.http2.bdp_probe", 0))
     request = person_query_pb2.WatchPersonRequest(person_id=ALICE)
     async with following(service, store, PERSON_TABLES), aio.insecure_channel(service.address, options=small) as channel:

@@ -13,7 +13,7 @@ from read_service.projections.accounts import ACCOUNT
 from read_service.projections.users import view as view_of_a_user
 from read_service.registry import ACCOUNT_TABLES, ADMINISTRATORS, CALLERS, RPCS
 from shared.folds.summary import equals
-from shared.projections.summary import SummaryRpcs, roles_of
+from shared.projections.summary_rpcs import SummaryRpcs, roles_of
 
 
 def add(servicer: Any, server: Any) -> None:
@@ -53,4 +53,4 @@ def test_the_roles_of_a_summary_are_those_of_its_row() -> None:
     roles = roles_of(RPCS)
     assert set(roles).isdisjoint(ROLES)
     assert roles["bank.v1.UserQueryService/GetUser"] == roles["bank.v1.UserQueryService/ListUsers"] == ADMINISTRATORS
-    assert len(roles) == 3 * len(RPCS)
+    assert len(roles) == 4 * len(RPCS)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.folds.summary import begins_with, equals, is_id, prefix_end
+from shared.folds.summary import Condition, begins_with, equals, has, is_id, prefix_end
 
 
 @pytest.mark.parametrize(
@@ -35,8 +38,31 @@ def test_an_empty_field_filters_nothing() -> None:
 
 def test_a_filter_names_columns_and_never_values() -> None:
     """Values travel beside the text of the query; ids and prefixes are compared as they are stored."""
-    assert equals("status", {1: "active"}.get)(1) == [("p.status = {}", "active")]
-    assert is_id("owner_id")("ABC") == [(("p.owner_id = {0}",), "abc")]
-    assert is_id("from_id", "to_id")("a'b") == [(("p.from_id = {0}", "p.to_id = {0} AND p.from_id <> {0}"), "a'b")]
-    assert begins_with("name", str.casefold)("Al") == [("p.name >= {}", "al"), ("p.name < {}", "am")]
-    assert begins_with("name", str)("\U0010ffff") == [("p.name >= {}", "\U0010ffff")]
+
+    def told(conditions: Sequence[Condition]) -> list[tuple[tuple[str, ...], Any]]:
+        return [(condition.sql, condition.value) for condition in conditions]
+
+    assert told(equals("status", {1: "active"}.get)(1)) == [(("p.status = {}",), "active")]
+    assert told(is_id("owner_id")("ABC")) == [(("p.owner_id = {0}",), "abc")]
+    assert told(is_id("from_id", "to_id")("a'b")) == [(("p.from_id = {0}", "p.to_id = {0} AND p.from_id <> {0}"), "a'b")]
+    assert told(begins_with("name", str.casefold)("Al")) == [(("p.name >= {}",), "al"), (("p.name < {}",), "am")]
+    assert told(begins_with("name", str)("\U0010ffff")) == [(("p.name >= {}",), "\U0010ffff")]
+
+
+def test_a_condition_says_the_same_of_a_row_in_memory() -> None:
+    """What a watch of a list takes is what a list shows."""
+
+    class Row(NamedTuple):
+        owner_id: str
+        name: str
+        left_at: int | None
+
+    def taken(conditions: Sequence[Condition]) -> list[str]:
+        rows = [Row("a", "al", None), Row("b", "al-", 0), Row("c", "am", 1), Row("a", "ak\U0010ffff", None)]
+        return [row.name for row in rows if all(condition.holds(row) for condition in conditions)]
+
+    assert taken(equals("owner_id")("a")) == ["al", "ak\U0010ffff"]
+    assert taken(is_id("owner_id", "name")("B")) == ["al-"]
+    assert taken(is_id("owner_id", "name")("AM")) == ["am"]
+    assert taken(has("left_at")(True)) == ["al-", "am"]
+    assert taken(begins_with("name", str.casefold)("Al")) == ["al", "al-"]

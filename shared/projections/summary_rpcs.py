@@ -1,0 +1,114 @@
+"""How a summary and the contract of its service belong together: the Get, List and Watch RPCs, and who may call them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Generic, get_type_hints
+
+from buf.validate import validate_pb2
+from google.protobuf.descriptor import Descriptor, FieldDescriptor, ServiceDescriptor
+from grpc import aio
+
+from shared.folds.projection import Group
+from shared.folds.summary import Row, Summary
+from shared.platform.identity import Role
+
+_RULES: Any = validate_pb2.DESCRIPTOR.extensions_by_name["field"]
+
+
+@dataclass(frozen=True, slots=True)
+class SummaryRpcs(Generic[Row]):
+    """A row of a service's table: a summary, the group of its tables, the contract of its one service, and who may ask.
+
+    Raises TypeError if the contract and the summary do not fit each other: another id, message, filter or order.
+    """
+
+    summary: Summary[Row]
+    group: Group
+    contract: ModuleType
+    add_to_server: Callable[[Any, aio.Server], None]
+    roles: frozenset[Role]
+
+    def __post_init__(self) -> None:
+        name, shown = self.summary.name, get_type_hints(self.summary.view)["return"].DESCRIPTOR
+        _check("stale" in shown.fields_by_name, f"{shown.full_name} has no field stale")
+        asked, answered = self.get_rpc.input_type, self.get_rpc.output_type
+        _check(f"{name}_id" in asked.fields_by_name, f"{asked.full_name} has no {name}_id")
+        _check(shown_field(answered).message_type is shown, f"{answered.full_name} has no {shown.name}")
+        asked, answered = self.watch_rpc.input_type, self.watch_rpc.output_type
+        _check(f"{name}_id" in asked.fields_by_name, f"{asked.full_name} has no {name}_id")
+        _check(shown_field(answered).message_type is shown, f"{answered.full_name} has no {shown.name}")
+        asked, answered = self.watch_list_rpc.input_type, self.watch_list_rpc.output_type
+        change = answered.fields_by_name["changes"].message_type.fields_by_name
+        _check({f"{name}_id", "kind"} <= set(change), f"{answered.full_name} has changes without {name}_id and kind")
+        _check(change[name].message_type is shown, f"{answered.full_name} has changes without {shown.name}")
+        its_filter = asked.fields_by_name["filter"].message_type
+        asked, answered = self.list_rpc.input_type, self.list_rpc.output_type
+        _check(shown_field(answered).message_type is shown, f"{answered.full_name} has no {shown.name}")
+        filters = [field.name for field in asked.fields_by_name["filter"].message_type.fields]
+        _check(asked.fields_by_name["filter"].message_type is its_filter, f"{self.watch_list_rpc.name} has another filter")
+        _check(filters == list(self.summary.filters), f"{asked.full_name} filters by {filters}")
+        rules = asked.fields_by_name["order_by"].GetOptions().Extensions[_RULES]
+        orders = set(getattr(rules.string, "in"))
+        _check(orders == set(orders_of(self.summary)), f"{asked.full_name} is ordered by {sorted(orders)}")
+
+    @property
+    def service(self) -> ServiceDescriptor:
+        """The service that shows the summary."""
+        [service] = self.contract.DESCRIPTOR.services_by_name.values()
+        return service  # type: ignore[no-any-return]
+
+    @property
+    def get_rpc(self) -> Any:
+        """The RPC that shows one: GetAccount of an account."""
+        return self._rpc("Get", self.summary.name.title().replace("_", ""))
+
+    @property
+    def list_rpc(self) -> Any:
+        """The RPC that shows many: ListAccounts."""
+        return self._rpc("List", self.summary.name.title().replace("_", "") + "s")
+
+    @property
+    def watch_rpc(self) -> Any:
+        """The RPC that shows one whenever it changes: WatchAccount."""
+        return self._rpc("Watch", self.summary.name.title().replace("_", ""))
+
+    @property
+    def watch_list_rpc(self) -> Any:
+        """The RPC that shows many whenever they change: WatchAccounts."""
+        return self._rpc("Watch", self.summary.name.title().replace("_", "") + "s")
+
+    def _rpc(self, verb: str, noun: str) -> Any:
+        if (rpc := self.service.methods_by_name.get(verb + noun)) is None:
+            raise TypeError(f"{self.service.full_name} has no {verb}{noun}")
+        return rpc
+
+
+def roles_of(rows: Iterable[SummaryRpcs[Any]]) -> dict[str, frozenset[Role]]:
+    """The roles that may call the Get, List and Watch RPCs of summaries."""
+    rpcs = ((row, rpc) for row in rows for rpc in (row.get_rpc, row.list_rpc, row.watch_rpc, row.watch_list_rpc))
+    return {f"{row.service.full_name}/{rpc.name}": row.roles for row, rpc in rpcs}
+
+
+def watch_limits(rows: Iterable[SummaryRpcs[Any]], seconds: float) -> dict[str, float]:
+    """How long the calls of the Watch RPCs may take."""
+    rpcs = ((row, rpc) for row in rows for rpc in (row.watch_rpc, row.watch_list_rpc))
+    return {f"{row.service.full_name}/{rpc.name}": seconds for row, rpc in rpcs}
+
+
+def orders_of(summary: Summary[Any]) -> dict[str, tuple[str, bool]]:
+    """The column, and whether it is descending, of each value that `order_by` may have."""
+    orders = {name: (column, False) for name, column in summary.orders.items()}
+    return {"": next(iter(orders.values())), **orders, **{f"{name} desc": (column, True) for name, (column, _) in orders.items()}}
+
+
+def shown_field(answer: Descriptor) -> FieldDescriptor:
+    """The field of an answer that holds what is shown: the first."""
+    return answer.fields[0]
+
+
+def _check(fits: bool, text: str) -> None:
+    if not fits:
+        raise TypeError(text)
