@@ -6,7 +6,7 @@ not the one that it followed. Then the process stays up, writes nothing, and sav
 operator reads it and lets it go on.
 
 Every other error may pass: a database that is away, read-only or full, a missing right, a table that changed under a prepared
-statement, a row that the database refuses, another leader that was faster. The consumer logs it and tries again on a fresh
+statement, another leader that was faster. The consumer logs it and tries again on a fresh
 connection, with longer and longer pauses. If the error lasts, its reason is saved in the checkpoint's row as well.
 """
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from uuid import UUID, uuid4
 
 from foldline.v1.event_store_pb2 import EventEnvelope
-from shared.folds.projection import RowKey
+from shared.folds.projection import RowKey, storable
 from shared.platform.postgres import Connection
 
 KEYS_PER_MINUTE_MAX = 20
@@ -128,7 +128,7 @@ async def load(connection: Connection, consumer: str, shard: int) -> dict[Place,
 async def insert_key(connection: Connection, consumer: str, shard: int, parked: Parked) -> None:
     """Parks a key."""
     table, (tenant, *own) = parked.place
-    row_id = str(own[0] if table else own[1])
+    row_id = storable(str(own[0] if table else own[1]))
     await connection.execute(
         """INSERT INTO parked_keys (parked_id, consumer, shard, serves, tenant, table_name, key, row_id, error, behind)
            VALUES (%s, %s, %s, coalesce((SELECT serves FROM checkpoints WHERE name = %s AND shard = %s), false),

@@ -16,16 +16,15 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID, uuid4
 
-import psycopg
-
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.projection import RowKey
 from shared.line import checkpoint as checkpoints
 from shared.line.checkpoint import Checkpoint
-from shared.platform.postgres import Connection, describe, is_trouble, take_time
+from shared.platform.postgres import Connection, describe, take_time
 from shared.platform.telemetry import logger
 from shared.projections import changes, parking
 from shared.projections.parking import Parked, Place, aggregate_of, cause_of
+from shared.projections.rows import refuses
 from shared.projections.tables import LONG_S, Tables
 
 log = logger(__name__)
@@ -140,8 +139,8 @@ class _Replay:
         try:
             async with self._connection.transaction():
                 await (rows.delete(self._connection, [key]) if row is None else rows.upsert(self._connection, [row]))
-        except psycopg.Error as refused:
-            if is_trouble(refused):
+        except Exception as refused:
+            if not refuses(refused):
                 raise
             self._done.applied, self._done.skipped, self._done.shown = 0, 0, []
             await self._note(parked, f"the database refuses the row: {describe(refused)}")

@@ -5,13 +5,16 @@ Rows are sent as one packed array for each column, through `unnest`.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
+
+import psycopg
 
 from shared.folds.projection import Projection, RowKey
 from shared.folds.table import Type
 from shared.platform.packing import Packed, int4s, int8s, texts, timestamps
-from shared.platform.postgres import Connection
+from shared.platform.postgres import Connection, is_trouble
 
 
 def _numerics(values: Sequence[int]) -> Packed:
@@ -27,6 +30,13 @@ _PACKS: dict[Type, Callable[[Any], Packed]] = {
     Type.NUMERIC: _numerics,
 }
 """How the values of a column are packed into one array."""
+
+
+def refuses(error: BaseException) -> bool:
+    """Whether an error says that a row cannot be stored as it is, however often it is tried: a value is out of range, for one."""
+    if isinstance(error, psycopg.Error):
+        return not is_trouble(error)
+    return isinstance(error, struct.error | ArithmeticError | ValueError | TypeError)  # it cannot even be packed
 
 
 class Rows:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+import psycopg
 from google.protobuf.message import Message
 
 from foldline.v1.event_store_pb2 import EventEnvelope
@@ -23,13 +24,13 @@ from shared.line import checkpoint as checkpoints
 from shared.line.checkpoint import Checkpoint, Fenced
 from shared.line.consumer import ConsumerFailed
 from shared.line.follower import EventBatch
-from shared.platform.postgres import Connection, take_time
+from shared.platform.postgres import Connection, describe, take_time
 from shared.platform.telemetry import logger
 from shared.projections import changes
 from shared.projections import parking as parking_store
 from shared.projections.changes import RowId
 from shared.projections.parking import KEYS_PER_MINUTE_MAX, Parked, Parking, Place, aggregate_of, cause_of, event_name
-from shared.projections.rows import Rows
+from shared.projections.rows import Rows, refuses
 
 log = logger(__name__)
 
@@ -51,6 +52,14 @@ class TooManyParked(ProjectionFailed):
     """More keys failed within a minute than bad events would explain: the release is bad."""
 
     reason = "TOO_MANY_PARKED"
+
+
+class RowRefused(Exception):
+    """A row of a batch cannot be stored, and nothing of the batch was written."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(str(type(cause)))
+        self.cause = cause
 
 
 class EventWithoutKey(ProjectionFailed):
@@ -106,8 +115,27 @@ class Tables:
     async def apply(self, connection: Connection, shard: int, before: Checkpoint, batch: EventBatch) -> None:
         """Moves the tables and their checkpoint by one batch, in one transaction.
 
-        Raises Fenced, TooManyParked or EventWithoutKey; then nothing is written. After any other exception, including a
-        cancellation, the connection is closed, so that nobody commits half a transaction.
+        If a row cannot be stored, the events are applied one by one, a transaction each, and the first event whose row is refused
+        parks the row's key. Raises as `_apply` does.
+        """
+        try:
+            await self._apply(connection, shard, before, batch)
+            return
+        except RowRefused as error:
+            log.warning("batch_refused", projection=self.consumer, behind=before.position, error=describe(error.cause))
+        for nth, envelope in enumerate(batch.events, 1):
+            last = nth == len(batch.events)
+            after = batch.after if last else Checkpoint(batch.after.epoch, envelope.position, envelope.event_id)
+            await self._apply(connection, shard, before, EventBatch([envelope], after), alone=envelope)
+            before = after
+
+    async def _apply(
+        self, connection: Connection, shard: int, before: Checkpoint, batch: EventBatch, *, alone: EventEnvelope | None = None
+    ) -> None:
+        """Moves the tables and their checkpoint by one batch. `alone` is its one event: then a row that is refused is parked.
+
+        Raises RowRefused unless `alone`, Fenced, TooManyParked or EventWithoutKey; then nothing is written. After any other
+        exception, including a cancellation, the connection is closed, so that nobody commits half a transaction.
         """
         if before != self._kept_at:
             self._kept = [{} for _ in self._rows]
@@ -116,22 +144,40 @@ class Tables:
         try:
             work, touched = self._route(batch.events, parking)
             self._recall(touched)
-            answers = await self._begin(connection, shard, before, batch.after, touched)
+            try:
+                answers = await self._begin(connection, shard, before, batch.after, touched)
+            except Exception as error:
+                if alone is None or not refuses(error):
+                    raise
+                # Not even its keys can be looked up.
+                await connection.execute("ROLLBACK")
+                for _, _, at, key, _ in work:
+                    parking.fail(alone, (self._names[at], key), refusal_of(alone, error))
+                work, touched = [], [_Touched({}, {}, []) for _ in self._rows]
+                answers = await self._begin(connection, shard, before, batch.after, touched)
             for rows, part, answer in zip(self._rows, touched, answers, strict=True):
                 if answer is not None:
                     await rows.load(answer, part.rows)
             self._fold(work, touched, parking)
-            if parking.new and (recent := parking.recent) > KEYS_PER_MINUTE_MAX:
-                first = parking.queue[0][1]
-                raise TooManyParked(f"{recent} keys failed within a minute; the last batch began to fail at {event_name(first)}")
+            if alone is not None:
+                await self._try_rows(connection, touched, parking, alone)
+            _refuse_too_many(parking)
             await self._write(connection, shard, touched, parking)
         except (Fenced, ProjectionFailed):
             await connection.execute("ROLLBACK")
             raise
-        except BaseException:
+        except BaseException as error:
+            if alone is None and isinstance(error, Exception) and refuses(error) and not connection.closed:
+                await connection.execute("ROLLBACK")
+                raise RowRefused(error) from error
             await connection.close()
             raise
         self._keep(touched)
+        self._note(parking)
+        self._kept_at = batch.after
+
+    def _note(self, parking: Parking) -> None:
+        """Logs and notes what a batch has parked, and drops those rows from the cache."""
         for (table, key), parked in parking.new.items():
             if parked.error:
                 facts = {"projection": self.consumer, "table": table, "parked_id": str(parked.parked_id)}
@@ -139,7 +185,6 @@ class Tables:
             if table:
                 self._kept[self._at[table]].pop(key, None)
         self.parked |= parking.new
-        self._kept_at = batch.after
 
     async def load_parked(self, connection: Connection, shard: int) -> None:
         """Reads what is parked, and drops the cached rows: somebody else may have changed both."""
@@ -262,6 +307,20 @@ class Tables:
             raise Fenced(f"{self.consumer} is not at position {before.position}")
         return answers
 
+    async def _try_rows(self, connection: Connection, touched: list[_Touched], parking: Parking, envelope: EventEnvelope) -> None:
+        """Writes the rows of one event, each behind a savepoint, and parks the keys of those that are refused."""
+        for name, rows, part in zip(self._names, self._rows, touched, strict=True):
+            for key, row in list(part.rows.items()):
+                try:
+                    async with connection.transaction():
+                        await (rows.delete(connection, [key]) if row is None else rows.upsert(connection, [row]))
+                        raise psycopg.Rollback  # `_write` writes them all
+                except Exception as error:
+                    if not refuses(error):
+                        raise
+                    del part.rows[key]
+                    parking.fail(envelope, (name, key), refusal_of(envelope, error))
+
     async def _write(self, connection: Connection, shard: int, touched: list[_Touched], parking: Parking) -> None:
         """Writes each row once, and what was parked, and commits."""
         async with connection.pipeline():
@@ -310,8 +369,19 @@ class Tables:
                 parking.fail(envelope, (self._names[at], key), cause_of(envelope, error))
 
 
+def _refuse_too_many(parking: Parking) -> None:
+    if parking.new and (recent := parking.recent) > KEYS_PER_MINUTE_MAX:
+        first = parking.queue[0][1]
+        raise TooManyParked(f"{recent} keys failed within a minute; the last batch began to fail at {event_name(first)}")
+
+
 def _changed(touched: list[_Touched], parking: Parking) -> set[RowId]:
     """Tenant and id of the rows that a batch changes or parks."""
     rows = {(key[0], key[1]) for part in touched for key in part.keys}
     rows.update((key[0], str(key[1] if table else key[2])) for table, key in parking.new)
     return rows
+
+
+def refusal_of(envelope: EventEnvelope, error: Exception) -> str:
+    """Why a key is parked whose row is refused, for operators, without contents of the row."""
+    return f"{event_name(envelope)}: the database refuses its row: {describe(error)}"

@@ -436,3 +436,71 @@ async def test_a_stopped_group_holds_up_no_other(read_db: Database) -> None:
         await asyncio.gather(task, return_exceptions=True)
     wanted = folded([event for event in store.events if event.aggregate_id], groups[1])
     assert dump(read_db, ["people"]) == wanted
+
+
+huge: dict[int, int] = {}
+"""What the fold of accounts makes of a balance."""
+
+
+def inflated(row: AccountRow | None, event: account_pb2.MoneyDeposited, envelope: EventEnvelope) -> AccountRow:
+    """As the bank's, but for the balances that become something else."""
+    moved = money_moved(row, event, envelope)
+    return moved._replace(balance_minor=huge.get(moved.balance_minor, moved.balance_minor))
+
+
+@pytest.mark.parametrize("limit", [2**63, 100], ids=["cannot be packed", "refused by the database"])
+async def test_a_value_out_of_range_parks_its_key_at_its_event(read_db: Database, limit: int) -> None:
+    """Earlier events and other keys of the batch are applied, later ones wait; when the cause is mended, a retry applies all."""
+    store = bank()
+    store.deposit("acme", BLUE, ALICE, 5, 105)
+    bad = store.deposit("acme", BLUE, ALICE, 6, 111)
+    store.deposit("acme", BLUE, ALICE, 7, 118)
+    store.deposit("acme", RED, ALICE, 8, 8)
+    folds = {**ACCOUNTS.on, account_pb2.MoneyDeposited: inflated}
+    tables = Tables(Group("accounts", (replace(ACCOUNTS, on=folds), MOVEMENTS, PERSON_TOTALS)))
+    huge.clear()
+    if limit == 2**63:
+        huge.update({111: limit, 118: limit + 1})
+    else:
+        with psycopg.connect(read_db.owner) as owner:
+            owner.execute("ALTER TABLE accounts ADD CONSTRAINT small CHECK (balance_minor NOT IN (111, 118))")
+    async with await connect(read_db.app, application_name="test") as connection:
+        await checkpoint.load(connection, "accounts", SHARD)
+        await apply(tables, connection, store)
+        with psycopg.connect(read_db.app) as app:
+            [(table, error, first, events)] = app.execute(
+                """SELECT table_name, error, min(position), count(*) FROM parked_keys JOIN parked_events USING (parked_id)
+                   GROUP BY parked_id"""
+            ).fetchall()
+        assert (table, first, events) == ("accounts", bad.position, 2)
+        assert "the database refuses its row" in error
+        balances = {row[1]: row[5] for row in dump(read_db, ["accounts"])["accounts"]}
+        assert balances == {BLUE: 105, RED: 8}
+        wanted = folded(store.events, GROUP)
+        others = ["movements", "person_totals"]
+        assert dump(read_db, others) == {name: wanted[name] for name in others}
+        huge.clear()
+        with psycopg.connect(read_db.owner) as owner:
+            owner.execute("ALTER TABLE accounts DROP CONSTRAINT IF EXISTS small")
+        with psycopg.connect(read_db.app) as app:
+            app.execute(
+                """INSERT INTO parked_requests (request_id, parked_id, action, all_events, asked_by)
+                   SELECT gen_random_uuid(), parked_id, 'retry', false, 'olga' FROM parked_keys"""
+            )
+        at = await checkpoint.load(connection, "accounts", SHARD)
+        await replay.carry_out(tables, connection, SHARD, at)
+    assert dump(read_db, NAMES) == folded(store.events, GROUP)
+
+
+async def test_many_refused_rows_stop_the_group(read_db: Database) -> None:
+    """As many as a bad release makes, however they come; nothing behind them is applied."""
+    store = bank()
+    for number in range(30):
+        store.account("acme", uid(100 + number), ALICE, currency="USD")
+    with psycopg.connect(read_db.owner) as owner:
+        owner.execute("ALTER TABLE accounts ADD CONSTRAINT none CHECK (name <> 'blue')")
+    tables = Tables(GROUP)
+    async with await connect(read_db.app, application_name="test") as connection:
+        await checkpoint.load(connection, GROUP.name, SHARD)
+        with pytest.raises(TooManyParked):
+            await apply(tables, connection, store)
