@@ -12,7 +12,7 @@ from bank.v1 import account_pb2, account_query_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.moments import timestamp
 from shared.folds.projection import MARKS, Projection, existing, key_of, recorded_at, storable
-from shared.folds.summary import Summary, equals, is_id, rows_of
+from shared.folds.summary import Summary, equals, is_id, moment_between, rows_of, whole_between
 from shared.folds.table import Code, table_of
 
 ACTIVE = "active"
@@ -191,5 +191,12 @@ ACCOUNT = Summary(
     source=rows_of(accounts),
     view=view,
     orders={"opened_at": "opened_at", "balance_minor": "balance_minor"},
-    filters={"owner_id": is_id("owner_id"), "status": equals("status", STATUSES.get), "currency": equals("currency")},
+    filters={
+        "owner_id": is_id("owner_id"),
+        "status": equals("status", STATUSES.get),
+        "currency": equals("currency"),
+        "balance_minor": whole_between("balance_minor"),
+        "opened_at": moment_between("opened_at"),
+    },
+    only_in={"balance_minor": ["balance_minor"], "opened_at": ["opened_at"]},
 )

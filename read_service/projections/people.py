@@ -13,7 +13,7 @@ from bank.v1 import account_pb2, person_pb2, person_query_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.moments import timestamp, timestamp_or_none
 from shared.folds.projection import MARKS, Projection, existing, key_of, recorded_at, storable
-from shared.folds.summary import Summary, begins_with, equals
+from shared.folds.summary import Summary, begins_with, equals, moment_between
 from shared.folds.table import BigNumber, Code, Int32, table_of
 
 ACTIVE, CLOSED = "active", "closed"
@@ -185,5 +185,10 @@ PERSON = Summary(
       FROM person_totals WHERE tenant = p.tenant AND person_id = p.person_id) t""",
     view=view,
     orders={"name": "name_folded", "registered_at": "registered_at"},
-    filters={"name_prefix": begins_with("name_folded", fold_name), "status": equals("status", STATUSES.get)},
+    filters={
+        "name_prefix": begins_with("name_folded", fold_name),
+        "status": equals("status", STATUSES.get),
+        "registered_at": moment_between("registered_at"),
+    },
+    only_in={"name_prefix": ["name"], "registered_at": ["registered_at"]},
 )

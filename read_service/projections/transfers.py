@@ -12,7 +12,7 @@ from bank.v1 import account_pb2, transfer_pb2, transfer_query_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.moments import timestamp, timestamp_or_none
 from shared.folds.projection import Projection, RowKey, existing, recorded_at, storable
-from shared.folds.summary import Summary, equals, is_id, rows_of
+from shared.folds.summary import Summary, equals, is_id, moment_between, rows_of, whole_between
 from shared.folds.table import Code, Int32, table_of
 
 STARTED, COMPLETED, FAILED = "started", "completed", "failed"
@@ -163,6 +163,17 @@ TRANSFER = Summary(
     row=TransferRow,
     source=rows_of(transfers),
     view=view,
-    orders={"started_at": "started_at"},
-    filters={"account_id": is_id("from_account_id", "to_account_id"), "status": equals("status", STATUSES.get)},
+    orders={"started_at": "started_at", "amount_minor": "amount_minor"},
+    filters={
+        "account_id": is_id("from_account_id", "to_account_id"),
+        "status": equals("status", STATUSES.get),
+        "amount_minor": whole_between("amount_minor"),
+        "started_at": moment_between("started_at"),
+    },
+    only_in={
+        "account_id": ["started_at"],
+        "status": ["started_at"],
+        "amount_minor": ["amount_minor"],
+        "started_at": ["started_at"],
+    },
 )

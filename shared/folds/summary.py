@@ -6,12 +6,14 @@ A summary is plain data and pure functions. `shared.projections.summary` answers
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC
 from operator import attrgetter
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from google.protobuf.message import Message
 
+from foldline.v1 import range_pb2
 from shared.folds.table import Table
 
 Row = TypeVar("Row", bound=tuple[Any, ...])
@@ -41,8 +43,8 @@ class Summary(Generic[Row]):
 
     `name` names the id's column and the refusal: `account` has `account_id` and ACCOUNT_NOT_FOUND. `orders` has the column
     for each name that `order_by` may have, with or without ` desc`; the first is the default. `filters` has a filter for
-    each field of the List request's filter. `source` is what follows FROM, with the table as `p`; the row's fields are
-    its columns.
+    each field of the List request's filter; one that indexes serve in some orders alone has those in `only_in`. `source` is
+    what follows FROM, with the table as `p`; the row's fields are its columns.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Summary(Generic[Row]):
     view: Callable[[Row], Message]
     orders: Mapping[str, str]
     filters: Mapping[str, Filter]
+    only_in: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def rows_of(table: Table) -> str:
@@ -106,6 +109,40 @@ def begins_with(column: str, fold: Callable[[str], str]) -> Filter:
         found = [Condition((f"p.{column} >= {{}}",), prefix, lambda row: bool(get(row) >= prefix))]
         if end := prefix_end(prefix):  # Python orders texts by code points, as PostgreSQL does by bytes
             found.append(Condition((f"p.{column} < {{}}",), end, lambda row: bool(get(row) < end)))
+        return found
+
+    return conditions
+
+
+def whole_between(column: str) -> Filter:
+    """Rows whose column is a whole number in the field's foldline.v1.WholeRange."""
+    get = attrgetter(column)
+
+    def conditions(given: range_pb2.WholeRange) -> Sequence[Condition]:
+        found = []
+        if given.HasField("min"):
+            least = given.min
+            found.append(Condition((f"p.{column} >= {{}}",), least, lambda row: bool(get(row) >= least)))
+        if given.HasField("max"):
+            most = given.max
+            found.append(Condition((f"p.{column} <= {{}}",), most, lambda row: bool(get(row) <= most)))
+        return found
+
+    return conditions
+
+
+def moment_between(column: str) -> Filter:
+    """Rows whose column is a moment in the field's foldline.v1.TimeRange. Raises ValueError for what is no moment."""
+    get = attrgetter(column)
+
+    def conditions(given: range_pb2.TimeRange) -> Sequence[Condition]:
+        found = []
+        if given.HasField("since"):
+            since = given.since.ToDatetime(tzinfo=UTC)
+            found.append(Condition((f"p.{column} >= {{}}",), since, lambda row: bool(get(row) >= since)))
+        if given.HasField("before"):
+            before = given.before.ToDatetime(tzinfo=UTC)
+            found.append(Condition((f"p.{column} < {{}}",), before, lambda row: bool(get(row) < before)))
         return found
 
     return conditions

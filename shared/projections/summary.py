@@ -15,7 +15,7 @@ from google.protobuf import message_factory
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
-from shared.folds.errors import NotFound, Rejected
+from shared.folds.errors import Invalid, NotFound, Rejected
 from shared.folds.summary import Condition, Row
 from shared.line.consistency import ConsistencyGate, Token
 from shared.platform.identity import current_call
@@ -25,6 +25,7 @@ from shared.projections.summary_rpcs import SummaryRpcs, orders_of, shown_field
 from shared.projections.watch import Shown, Watches, WatchLimits, digest_of, serve
 from shared.projections.watched_list import Change, Found
 from shared.rpc import pages
+from shared.rpc.bounds import rules_broken
 
 # Whether events wait for this row: none do, as a rule, and the index is empty.
 _STALE = """EXISTS (SELECT FROM parked_keys k WHERE k.tenant = p.tenant AND k.row_id = {row} AND k.group_name = '{group}'
@@ -138,6 +139,7 @@ class SummaryServicer(Generic[Row]):
     async def watch_list(self, request: Any, context: Any) -> None:
         """Writes the answers of the RPC that watches a list: see `shared.projections.watched_lists`."""
         found, bound = self._conditions(request.filter)
+        self._order("", found)
         key = "\0".join((self._list_name, *bound))
         conditions = [condition for conditions in found.values() for condition in conditions]
 
@@ -172,13 +174,14 @@ class SummaryServicer(Generic[Row]):
 
     async def list(self, request: Any, context: Any) -> Any:
         """The answer of the List RPC: a page of the tenant's rows that pass all filters."""
-        column, descending = self._orders[request.order_by]
-        size = request.page_size or pages.SIZE_DEFAULT
         found, bound = self._conditions(request.filter)
+        order_by = self._order(request.order_by, found)
+        column, descending = self._orders[order_by]
+        size = request.page_size or pages.SIZE_DEFAULT
         query = (self._list_name, tenant(), column, str(descending), *bound)
         after = self._after(query, request.page_token, column)
         await self.gate.wait(request.consistency_token, tenant(), context.time_remaining())
-        sql, values = self.page_query(request.order_by, found, after, size + 1)
+        sql, values = self.page_query(order_by, found, after, size + 1)
         rows = await in_tenant(self.reads, tenant(), sql, values)
         cut, following = pages.cut(rows, size, query, lambda row: self._keys(row, column))
         shown = [self._shown(row) for row in cut]
@@ -188,8 +191,22 @@ class SummaryServicer(Generic[Row]):
 
     def _conditions(self, asked: Any) -> tuple[Mapping[str, Sequence[Condition]], Sequence[str]]:
         """The conditions of each filter, and what binds a token to them."""
-        found = {name: conditions(getattr(asked, name)) for name, conditions in self._summary.filters.items()}
-        return found, [str(conditions[0].value) if conditions else "" for conditions in found.values()]
+        found = {}
+        for name, conditions in self._summary.filters.items():
+            try:
+                found[name] = conditions(getattr(asked, name))
+            except (ValueError, OverflowError):
+                raise rules_broken((f"filter.{name}", "must have moments of the years 1 to 9999")) from None
+        return found, [" ".join(f"{it.sql[0]} {it.value}" for it in conditions) for conditions in found.values()]
+
+    def _order(self, asked: str, found: Mapping[str, Sequence[Condition]]) -> str:
+        """The order of a list: as asked, or the first that an index gives with all filters. Raises Invalid FILTER_NEEDS_ORDER."""
+        served = [self._summary.only_in[name] for name, given in found.items() if given and name in self._summary.only_in]
+        fit = [order for order in self._summary.orders if all(order in orders for orders in served)]
+        if fit and (not asked or asked.removesuffix(" desc") in fit):
+            return asked or fit[0]
+        text = f"with these filters it must be {' or '.join(fit)}" if fit else "no order goes with all of these filters"
+        raise Invalid("FILTER_NEEDS_ORDER", f"order_by: {text}", violations=(("order_by", text),))
 
     def _branches(self, found: Mapping[str, Sequence[Condition]], values: dict[str, Any]) -> Sequence[str]:
         """The queries that find the rows which meet all conditions, each row in one; adds the conditions' values."""

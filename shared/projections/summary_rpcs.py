@@ -53,6 +53,9 @@ class SummaryRpcs(Generic[Row]):
         rules = asked.fields_by_name["order_by"].GetOptions().Extensions[_RULES]
         orders = set(getattr(rules.string, "in"))
         _check(orders == set(orders_of(self.summary)), f"{asked.full_name} is ordered by {sorted(orders)}")
+        served = {order for names in self.summary.only_in.values() for order in names}
+        known = self.summary.only_in.keys() <= set(filters) and served <= set(self.summary.orders)
+        _check(known, f"{name}: only_in names other filters or orders")
 
     @property
     def service(self) -> ServiceDescriptor:

@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from collections import abc as _abc
+from foldline.v1 import range_pb2 as _range_pb2
 from foldline.v1 import watch_pb2 as _watch_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -174,19 +175,31 @@ class AccountFilter(_message.Message):
     OWNER_ID_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
     CURRENCY_FIELD_NUMBER: _builtins.int
+    BALANCE_MINOR_FIELD_NUMBER: _builtins.int
+    OPENED_AT_FIELD_NUMBER: _builtins.int
     owner_id: _builtins.str
     status: Global___AccountStatus.ValueType
     currency: _builtins.str
+    @_builtins.property
+    def balance_minor(self) -> _range_pb2.WholeRange:
+        """Listed in the order of `balance_minor` alone."""
+
+    @_builtins.property
+    def opened_at(self) -> _range_pb2.TimeRange:
+        """Listed in the order of `opened_at` alone."""
+
     def __init__(
         self,
         *,
         owner_id: _builtins.str = ...,
         status: Global___AccountStatus.ValueType = ...,
         currency: _builtins.str = ...,
+        balance_minor: _range_pb2.WholeRange | None = ...,
+        opened_at: _range_pb2.TimeRange | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["balance_minor", b"balance_minor", "opened_at", b"opened_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["currency", b"currency", "owner_id", b"owner_id", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["balance_minor", b"balance_minor", "currency", b"currency", "opened_at", b"opened_at", "owner_id", b"owner_id", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

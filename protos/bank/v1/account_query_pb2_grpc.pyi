@@ -18,6 +18,7 @@ class AccountQueryServiceStub:
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetAccount: _aio.UnaryUnaryMultiCallable[_account_query_pb2.GetAccountRequest, _account_query_pb2.GetAccountResponse]
     ListAccounts: _aio.UnaryUnaryMultiCallable[_account_query_pb2.ListAccountsRequest, _account_query_pb2.ListAccountsResponse]
+    """Refusals: FILTER_NEEDS_ORDER, PAGE_TOKEN_INVALID."""
     WatchAccount: _aio.UnaryStreamMultiCallable[_account_query_pb2.WatchAccountRequest, _account_query_pb2.WatchAccountResponse]
     """The account as it is now, then again whenever it changes, until the caller ends the call. What several commits change shortly after
     each other may come as one change. The server ends a watch after an hour, when it is stopped and when the database is away:
@@ -47,7 +48,8 @@ class AccountQueryServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _account_query_pb2.ListAccountsRequest,
         context: _aio.ServicerContext[_account_query_pb2.ListAccountsRequest, _abc.Awaitable[_account_query_pb2.ListAccountsResponse]],
-    ) -> _abc.Awaitable[_account_query_pb2.ListAccountsResponse]: ...
+    ) -> _abc.Awaitable[_account_query_pb2.ListAccountsResponse]:
+        """Refusals: FILTER_NEEDS_ORDER, PAGE_TOKEN_INVALID."""
 
     @_abc_1.abstractmethod
     def WatchAccount(

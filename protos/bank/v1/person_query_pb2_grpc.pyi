@@ -18,6 +18,7 @@ class PersonQueryServiceStub:
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetPerson: _aio.UnaryUnaryMultiCallable[_person_query_pb2.GetPersonRequest, _person_query_pb2.GetPersonResponse]
     ListPersons: _aio.UnaryUnaryMultiCallable[_person_query_pb2.ListPersonsRequest, _person_query_pb2.ListPersonsResponse]
+    """Refusals: FILTER_NEEDS_ORDER, PAGE_TOKEN_INVALID."""
     WatchPerson: _aio.UnaryStreamMultiCallable[_person_query_pb2.WatchPersonRequest, _person_query_pb2.WatchPersonResponse]
     """The person as it is now, then again whenever it changes, until the caller ends the call. What several commits change shortly after
     each other may come as one change. The server ends a watch after an hour, when it is stopped and when the database is away:
@@ -45,7 +46,8 @@ class PersonQueryServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _person_query_pb2.ListPersonsRequest,
         context: _aio.ServicerContext[_person_query_pb2.ListPersonsRequest, _abc.Awaitable[_person_query_pb2.ListPersonsResponse]],
-    ) -> _abc.Awaitable[_person_query_pb2.ListPersonsResponse]: ...
+    ) -> _abc.Awaitable[_person_query_pb2.ListPersonsResponse]:
+        """Refusals: FILTER_NEEDS_ORDER, PAGE_TOKEN_INVALID."""
 
     @_abc_1.abstractmethod
     def WatchPerson(

@@ -24,11 +24,12 @@ _sym_db = _symbol_database.Default()
 
 from bank.v1 import transfer_pb2 as bank_dot_v1_dot_transfer__pb2
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
+from foldline.v1 import range_pb2 as foldline_dot_v1_dot_range__pb2
 from foldline.v1 import watch_pb2 as foldline_dot_v1_dot_watch__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x62\x61nk/v1/transfer_query.proto\x12\x07\x62\x61nk.v1\x1a\x16\x62\x61nk/v1/transfer.proto\x1a\x1b\x62uf/validate/validate.proto\x1a\x17\x66oldline/v1/watch.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"M\n\x0cTransferStep\x12\x0c\n\x04name\x18\x01 \x01(\t\x12/\n\x0bhappened_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xf7\x02\n\x0fTransferSummary\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\x12\x17\n\x0f\x66rom_account_id\x18\x02 \x01(\t\x12\x15\n\rto_account_id\x18\x03 \x01(\t\x12\x14\n\x0c\x61mount_minor\x18\x04 \x01(\x03\x12\x10\n\x08\x63urrency\x18\x05 \x01(\t\x12\'\n\x06status\x18\x06 \x01(\x0e\x32\x17.bank.v1.TransferStatus\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12+\n\x0c\x63ompensation\x18\x08 \x01(\x0e\x32\x15.bank.v1.Compensation\x12$\n\x05steps\x18\t \x03(\x0b\x32\x15.bank.v1.TransferStep\x12.\n\nstarted_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nded_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05stale\x18\x0c \x01(\x08\"X\n\x12GetTransferRequest\x12\x1d\n\x0btransfer_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12#\n\x11\x63onsistency_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"A\n\x13GetTransferResponse\x12*\n\x08transfer\x18\x01 \x01(\x0b\x32\x18.bank.v1.TransferSummary\"d\n\x0eTransferFilter\x12\x1f\n\naccount_id\x18\x01 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x31\n\x06status\x18\x02 \x01(\x0e\x32\x17.bank.v1.TransferStatusB\x08\xbaH\x05\x82\x01\x02\x10\x01\"\xd9\x01\n\x14ListTransfersRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x10\x12\'\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x17.bank.v1.TransferFilter\x12\x36\n\x08order_by\x18\x04 \x01(\tB$\xbaH!r\x1fR\x00R\nstarted_atR\x0fstarted_at desc\x12#\n\x11\x63onsistency_token\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"]\n\x15ListTransfersResponse\x12+\n\ttransfers\x18\x01 \x03(\x0b\x32\x18.bank.v1.TransferSummary\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"z\n\x14WatchTransferRequest\x12\x1d\n\x0btransfer_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1e\n\x0cresume_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12#\n\x11\x63onsistency_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"Y\n\x15WatchTransferResponse\x12*\n\x08transfer\x18\x01 \x01(\x0b\x32\x18.bank.v1.TransferSummary\x12\x14\n\x0cresume_token\x18\x02 \x01(\t\"\x85\x01\n\x15WatchTransfersRequest\x12\'\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x17.bank.v1.TransferFilter\x12\x1e\n\x0cresume_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12#\n\x11\x63onsistency_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"m\n\x16WatchTransfersResponse\x12(\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x17.bank.v1.TransferChange\x12\x13\n\x0b\x62\x65gins_anew\x18\x02 \x01(\x08\x12\x14\n\x0cresume_token\x18\x03 \x01(\t\"x\n\x0eTransferChange\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.foldline.v1.ListChange\x12\x13\n\x0btransfer_id\x18\x02 \x01(\t\x12*\n\x08transfer\x18\x03 \x01(\x0b\x32\x18.bank.v1.TransferSummary*\x89\x01\n\x0eTransferStatus\x12\x1f\n\x1bTRANSFER_STATUS_UNSPECIFIED\x10\x00\x12\x1b\n\x17TRANSFER_STATUS_STARTED\x10\x01\x12\x1d\n\x19TRANSFER_STATUS_COMPLETED\x10\x02\x12\x1a\n\x16TRANSFER_STATUS_FAILED\x10\x03\x32\xd7\x02\n\x14TransferQueryService\x12H\n\x0bGetTransfer\x12\x1b.bank.v1.GetTransferRequest\x1a\x1c.bank.v1.GetTransferResponse\x12N\n\rListTransfers\x12\x1d.bank.v1.ListTransfersRequest\x1a\x1e.bank.v1.ListTransfersResponse\x12P\n\rWatchTransfer\x12\x1d.bank.v1.WatchTransferRequest\x1a\x1e.bank.v1.WatchTransferResponse0\x01\x12S\n\x0eWatchTransfers\x12\x1e.bank.v1.WatchTransfersRequest\x1a\x1f.bank.v1.WatchTransfersResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x62\x61nk/v1/transfer_query.proto\x12\x07\x62\x61nk.v1\x1a\x16\x62\x61nk/v1/transfer.proto\x1a\x1b\x62uf/validate/validate.proto\x1a\x17\x66oldline/v1/range.proto\x1a\x17\x66oldline/v1/watch.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"M\n\x0cTransferStep\x12\x0c\n\x04name\x18\x01 \x01(\t\x12/\n\x0bhappened_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xf7\x02\n\x0fTransferSummary\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\x12\x17\n\x0f\x66rom_account_id\x18\x02 \x01(\t\x12\x15\n\rto_account_id\x18\x03 \x01(\t\x12\x14\n\x0c\x61mount_minor\x18\x04 \x01(\x03\x12\x10\n\x08\x63urrency\x18\x05 \x01(\t\x12\'\n\x06status\x18\x06 \x01(\x0e\x32\x17.bank.v1.TransferStatus\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12+\n\x0c\x63ompensation\x18\x08 \x01(\x0e\x32\x15.bank.v1.Compensation\x12$\n\x05steps\x18\t \x03(\x0b\x32\x15.bank.v1.TransferStep\x12.\n\nstarted_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nded_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05stale\x18\x0c \x01(\x08\"X\n\x12GetTransferRequest\x12\x1d\n\x0btransfer_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12#\n\x11\x63onsistency_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"A\n\x13GetTransferResponse\x12*\n\x08transfer\x18\x01 \x01(\x0b\x32\x18.bank.v1.TransferSummary\"\xbf\x01\n\x0eTransferFilter\x12\x1f\n\naccount_id\x18\x01 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x31\n\x06status\x18\x02 \x01(\x0e\x32\x17.bank.v1.TransferStatusB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12-\n\x0c\x61mount_minor\x18\x03 \x01(\x0b\x32\x17.foldline.v1.WholeRange\x12*\n\nstarted_at\x18\x04 \x01(\x0b\x32\x16.foldline.v1.TimeRange\"\xfa\x01\n\x14ListTransfersRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x10\x12\'\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x17.bank.v1.TransferFilter\x12W\n\x08order_by\x18\x04 \x01(\tBE\xbaHBr@R\x00R\nstarted_atR\x0fstarted_at descR\x0c\x61mount_minorR\x11\x61mount_minor desc\x12#\n\x11\x63onsistency_token\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"]\n\x15ListTransfersResponse\x12+\n\ttransfers\x18\x01 \x03(\x0b\x32\x18.bank.v1.TransferSummary\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"z\n\x14WatchTransferRequest\x12\x1d\n\x0btransfer_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1e\n\x0cresume_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12#\n\x11\x63onsistency_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"Y\n\x15WatchTransferResponse\x12*\n\x08transfer\x18\x01 \x01(\x0b\x32\x18.bank.v1.TransferSummary\x12\x14\n\x0cresume_token\x18\x02 \x01(\t\"\x85\x01\n\x15WatchTransfersRequest\x12\'\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x17.bank.v1.TransferFilter\x12\x1e\n\x0cresume_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12#\n\x11\x63onsistency_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"m\n\x16WatchTransfersResponse\x12(\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x17.bank.v1.TransferChange\x12\x13\n\x0b\x62\x65gins_anew\x18\x02 \x01(\x08\x12\x14\n\x0cresume_token\x18\x03 \x01(\t\"x\n\x0eTransferChange\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.foldline.v1.ListChange\x12\x13\n\x0btransfer_id\x18\x02 \x01(\t\x12*\n\x08transfer\x18\x03 \x01(\x0b\x32\x18.bank.v1.TransferSummary*\x89\x01\n\x0eTransferStatus\x12\x1f\n\x1bTRANSFER_STATUS_UNSPECIFIED\x10\x00\x12\x1b\n\x17TRANSFER_STATUS_STARTED\x10\x01\x12\x1d\n\x19TRANSFER_STATUS_COMPLETED\x10\x02\x12\x1a\n\x16TRANSFER_STATUS_FAILED\x10\x03\x32\xd7\x02\n\x14TransferQueryService\x12H\n\x0bGetTransfer\x12\x1b.bank.v1.GetTransferRequest\x1a\x1c.bank.v1.GetTransferResponse\x12N\n\rListTransfers\x12\x1d.bank.v1.ListTransfersRequest\x1a\x1e.bank.v1.ListTransfersResponse\x12P\n\rWatchTransfer\x12\x1d.bank.v1.WatchTransferRequest\x1a\x1e.bank.v1.WatchTransferResponse0\x01\x12S\n\x0eWatchTransfers\x12\x1e.bank.v1.WatchTransfersRequest\x1a\x1f.bank.v1.WatchTransfersResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,7 +49,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTTRANSFERSREQUEST'].fields_by_name['page_token']._loaded_options = None
   _globals['_LISTTRANSFERSREQUEST'].fields_by_name['page_token']._serialized_options = b'\272H\005r\003\030\200\020'
   _globals['_LISTTRANSFERSREQUEST'].fields_by_name['order_by']._loaded_options = None
-  _globals['_LISTTRANSFERSREQUEST'].fields_by_name['order_by']._serialized_options = b'\272H!r\037R\000R\nstarted_atR\017started_at desc'
+  _globals['_LISTTRANSFERSREQUEST'].fields_by_name['order_by']._serialized_options = b'\272HBr@R\000R\nstarted_atR\017started_at descR\014amount_minorR\021amount_minor desc'
   _globals['_LISTTRANSFERSREQUEST'].fields_by_name['consistency_token']._loaded_options = None
   _globals['_LISTTRANSFERSREQUEST'].fields_by_name['consistency_token']._serialized_options = b'\272H\005r\003\030\200\004'
   _globals['_WATCHTRANSFERREQUEST'].fields_by_name['transfer_id']._loaded_options = None
@@ -61,32 +62,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WATCHTRANSFERSREQUEST'].fields_by_name['resume_token']._serialized_options = b'\272H\005r\003\030\200\004'
   _globals['_WATCHTRANSFERSREQUEST'].fields_by_name['consistency_token']._loaded_options = None
   _globals['_WATCHTRANSFERSREQUEST'].fields_by_name['consistency_token']._serialized_options = b'\272H\005r\003\030\200\004'
-  _globals['_TRANSFERSTATUS']._serialized_start=1768
-  _globals['_TRANSFERSTATUS']._serialized_end=1905
-  _globals['_TRANSFERSTEP']._serialized_start=152
-  _globals['_TRANSFERSTEP']._serialized_end=229
-  _globals['_TRANSFERSUMMARY']._serialized_start=232
-  _globals['_TRANSFERSUMMARY']._serialized_end=607
-  _globals['_GETTRANSFERREQUEST']._serialized_start=609
-  _globals['_GETTRANSFERREQUEST']._serialized_end=697
-  _globals['_GETTRANSFERRESPONSE']._serialized_start=699
-  _globals['_GETTRANSFERRESPONSE']._serialized_end=764
-  _globals['_TRANSFERFILTER']._serialized_start=766
-  _globals['_TRANSFERFILTER']._serialized_end=866
-  _globals['_LISTTRANSFERSREQUEST']._serialized_start=869
-  _globals['_LISTTRANSFERSREQUEST']._serialized_end=1086
-  _globals['_LISTTRANSFERSRESPONSE']._serialized_start=1088
-  _globals['_LISTTRANSFERSRESPONSE']._serialized_end=1181
-  _globals['_WATCHTRANSFERREQUEST']._serialized_start=1183
-  _globals['_WATCHTRANSFERREQUEST']._serialized_end=1305
-  _globals['_WATCHTRANSFERRESPONSE']._serialized_start=1307
-  _globals['_WATCHTRANSFERRESPONSE']._serialized_end=1396
-  _globals['_WATCHTRANSFERSREQUEST']._serialized_start=1399
-  _globals['_WATCHTRANSFERSREQUEST']._serialized_end=1532
-  _globals['_WATCHTRANSFERSRESPONSE']._serialized_start=1534
-  _globals['_WATCHTRANSFERSRESPONSE']._serialized_end=1643
-  _globals['_TRANSFERCHANGE']._serialized_start=1645
-  _globals['_TRANSFERCHANGE']._serialized_end=1765
-  _globals['_TRANSFERQUERYSERVICE']._serialized_start=1908
-  _globals['_TRANSFERQUERYSERVICE']._serialized_end=2251
+  _globals['_TRANSFERSTATUS']._serialized_start=1918
+  _globals['_TRANSFERSTATUS']._serialized_end=2055
+  _globals['_TRANSFERSTEP']._serialized_start=177
+  _globals['_TRANSFERSTEP']._serialized_end=254
+  _globals['_TRANSFERSUMMARY']._serialized_start=257
+  _globals['_TRANSFERSUMMARY']._serialized_end=632
+  _globals['_GETTRANSFERREQUEST']._serialized_start=634
+  _globals['_GETTRANSFERREQUEST']._serialized_end=722
+  _globals['_GETTRANSFERRESPONSE']._serialized_start=724
+  _globals['_GETTRANSFERRESPONSE']._serialized_end=789
+  _globals['_TRANSFERFILTER']._serialized_start=792
+  _globals['_TRANSFERFILTER']._serialized_end=983
+  _globals['_LISTTRANSFERSREQUEST']._serialized_start=986
+  _globals['_LISTTRANSFERSREQUEST']._serialized_end=1236
+  _globals['_LISTTRANSFERSRESPONSE']._serialized_start=1238
+  _globals['_LISTTRANSFERSRESPONSE']._serialized_end=1331
+  _globals['_WATCHTRANSFERREQUEST']._serialized_start=1333
+  _globals['_WATCHTRANSFERREQUEST']._serialized_end=1455
+  _globals['_WATCHTRANSFERRESPONSE']._serialized_start=1457
+  _globals['_WATCHTRANSFERRESPONSE']._serialized_end=1546
+  _globals['_WATCHTRANSFERSREQUEST']._serialized_start=1549
+  _globals['_WATCHTRANSFERSREQUEST']._serialized_end=1682
+  _globals['_WATCHTRANSFERSRESPONSE']._serialized_start=1684
+  _globals['_WATCHTRANSFERSRESPONSE']._serialized_end=1793
+  _globals['_TRANSFERCHANGE']._serialized_start=1795
+  _globals['_TRANSFERCHANGE']._serialized_end=1915
+  _globals['_TRANSFERQUERYSERVICE']._serialized_start=2058
+  _globals['_TRANSFERQUERYSERVICE']._serialized_end=2401
 # @@protoc_insertion_point(module_scope)

@@ -5,6 +5,7 @@ isort:skip_file
 
 from bank.v1 import transfer_pb2 as _transfer_pb2
 from collections import abc as _abc
+from foldline.v1 import range_pb2 as _range_pb2
 from foldline.v1 import watch_pb2 as _watch_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -177,18 +178,28 @@ class TransferFilter(_message.Message):
 
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
+    AMOUNT_MINOR_FIELD_NUMBER: _builtins.int
+    STARTED_AT_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     """Transfers from or to this account."""
     status: Global___TransferStatus.ValueType
+    @_builtins.property
+    def amount_minor(self) -> _range_pb2.WholeRange:
+        """Listed in the order of `amount_minor` alone, and not with the other filters."""
+
+    @_builtins.property
+    def started_at(self) -> _range_pb2.TimeRange: ...
     def __init__(
         self,
         *,
         account_id: _builtins.str = ...,
         status: Global___TransferStatus.ValueType = ...,
+        amount_minor: _range_pb2.WholeRange | None = ...,
+        started_at: _range_pb2.TimeRange | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["amount_minor", b"amount_minor", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "amount_minor", b"amount_minor", "started_at", b"started_at", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -208,7 +219,7 @@ class ListTransfersRequest(_message.Message):
     page_token: _builtins.str
     """From the answer before; every other field must be the same as then."""
     order_by: _builtins.str
-    """`started_at` (the default), with ` desc` behind it for the other direction."""
+    """`started_at` (the default) or `amount_minor`, with ` desc` behind it for the other direction."""
     consistency_token: _builtins.str
     @_builtins.property
     def filter(self) -> Global___TransferFilter: ...

@@ -18,6 +18,7 @@ class TransferQueryServiceStub:
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetTransfer: _aio.UnaryUnaryMultiCallable[_transfer_query_pb2.GetTransferRequest, _transfer_query_pb2.GetTransferResponse]
     ListTransfers: _aio.UnaryUnaryMultiCallable[_transfer_query_pb2.ListTransfersRequest, _transfer_query_pb2.ListTransfersResponse]
+    """Refusals: FILTER_NEEDS_ORDER, PAGE_TOKEN_INVALID."""
     WatchTransfer: _aio.UnaryStreamMultiCallable[_transfer_query_pb2.WatchTransferRequest, _transfer_query_pb2.WatchTransferResponse]
     """The transfer as it is now, then again whenever it changes, until the caller ends the call. What several commits change shortly after
     each other may come as one change. The server ends a watch after an hour, when it is stopped and when the database is away:
@@ -45,7 +46,8 @@ class TransferQueryServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _transfer_query_pb2.ListTransfersRequest,
         context: _aio.ServicerContext[_transfer_query_pb2.ListTransfersRequest, _abc.Awaitable[_transfer_query_pb2.ListTransfersResponse]],
-    ) -> _abc.Awaitable[_transfer_query_pb2.ListTransfersResponse]: ...
+    ) -> _abc.Awaitable[_transfer_query_pb2.ListTransfersResponse]:
+        """Refusals: FILTER_NEEDS_ORDER, PAGE_TOKEN_INVALID."""
 
     @_abc_1.abstractmethod
     def WatchTransfer(

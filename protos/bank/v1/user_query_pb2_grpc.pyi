@@ -18,6 +18,7 @@ class UserQueryServiceStub:
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetUser: _aio.UnaryUnaryMultiCallable[_user_query_pb2.GetUserRequest, _user_query_pb2.GetUserResponse]
     ListUsers: _aio.UnaryUnaryMultiCallable[_user_query_pb2.ListUsersRequest, _user_query_pb2.ListUsersResponse]
+    """Refusals: FILTER_NEEDS_ORDER, PAGE_TOKEN_INVALID."""
     WatchUser: _aio.UnaryStreamMultiCallable[_user_query_pb2.WatchUserRequest, _user_query_pb2.WatchUserResponse]
     """The user as it is now, then again whenever it changes, until the caller ends the call. What several commits change shortly after
     each other may come as one change. The server ends a watch after an hour, when it is stopped and when the database is away:
@@ -45,7 +46,8 @@ class UserQueryServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _user_query_pb2.ListUsersRequest,
         context: _aio.ServicerContext[_user_query_pb2.ListUsersRequest, _abc.Awaitable[_user_query_pb2.ListUsersResponse]],
-    ) -> _abc.Awaitable[_user_query_pb2.ListUsersResponse]: ...
+    ) -> _abc.Awaitable[_user_query_pb2.ListUsersResponse]:
+        """Refusals: FILTER_NEEDS_ORDER, PAGE_TOKEN_INVALID."""
 
     @_abc_1.abstractmethod
     def WatchUser(

@@ -17,7 +17,7 @@ from psycopg.pq import TransactionStatus
 
 from bank.v1 import account_pb2, account_query_pb2, account_query_pb2_grpc, person_query_pb2, person_query_pb2_grpc
 from deploy.bootstrap import Database
-from foldline.v1 import projection_pb2, projection_pb2_grpc
+from foldline.v1 import projection_pb2, projection_pb2_grpc, range_pb2
 from read_service.app import TABLES as WATCHED
 from read_service.app import ReadSettings, build
 from read_service.registry import PERSON_TABLES
@@ -487,3 +487,41 @@ async def test_it_refuses_to_serve_as_anybody_else(read_db: Database, role: str)
             await until_safe(reads, tables=WATCHED)
     finally:
         await reads.close()
+
+
+async def test_ranges_of_amounts_and_moments(service: Service) -> None:
+    """Both ends, one end and none; in the order that an index gives, which an empty order means; another is refused by name."""
+    store = bank()
+    for number, balance in enumerate((10, 20, 30), 1):
+        store.account("acme", uid(number), NOBODY)
+        store.deposit("acme", uid(number), NOBODY, balance, balance)
+    await service.holds(store)
+    opened = {it.aggregate_id: it.recorded_at for it in store.events if it.type == "bank.v1.AccountOpened"}
+
+    async def listed(order_by: str = "", **asked: Any) -> list[str]:
+        wanted = account_query_pb2.AccountFilter(owner_id=NOBODY, **asked)
+        request = account_query_pb2.ListAccountsRequest(filter=wanted, order_by=order_by, page_size=2)
+        found: list[str] = []
+        while True:
+            answer = await service.accounts.ListAccounts(request, metadata=service.of())
+            found += [it.account_id for it in answer.accounts]
+            request.page_token = answer.next_page_token
+            if not request.page_token:
+                return found
+
+    assert await listed(balance_minor=range_pb2.WholeRange(min=20)) == [uid(2), uid(3)]
+    assert await listed("balance_minor desc", balance_minor=range_pb2.WholeRange(max=20)) == [uid(2), uid(1)]
+    assert await listed(balance_minor=range_pb2.WholeRange(min=11, max=19)) == []
+    assert await listed(balance_minor=range_pb2.WholeRange()) == [uid(1), uid(2), uid(3)]
+    since = range_pb2.TimeRange(since=opened[uid(2)])
+    assert await listed("opened_at desc", opened_at=since) == [uid(3), uid(2)]
+    assert await listed(opened_at=range_pb2.TimeRange(since=opened[uid(1)], before=opened[uid(2)])) == [uid(1)]
+    for order_by, asked in (
+        ("opened_at", {"balance_minor": {"min": 1}}),
+        ("", {"balance_minor": {"min": 1}, "opened_at": since}),
+    ):
+        error = await refused(listed(order_by, **asked))
+        assert (error.reason, error.violations[0][0]) == ("FILTER_NEEDS_ORDER", "order_by")
+    beyond = range_pb2.TimeRange(since={"seconds": 2**62})  # type: ignore[arg-type]
+    error = await refused(listed(opened_at=beyond))
+    assert (error.reason, error.violations[0][0]) == ("INVALID_REQUEST", "filter.opened_at")

@@ -267,7 +267,8 @@ async def test_a_token_of_something_else_is_refused_by_name(service: Service, ki
             return reader.token
 
         place = changes.Place(1, "x", Token(1, store.epoch, 2**62))
-        name = "\0".join(("ListAccounts", ALICE, "active", ""))
+        texts = (f"p.owner_id = {{0}} {ALICE}", "p.status = {} active", "", "", "")
+        name = "\0".join(("ListAccounts", *texts))
         at = watch.Shown(0, Token(1, store.epoch, 1), account_query_pb2.AccountSummary(), "0" * 16)
         token = {
             "no token": "nonsense",

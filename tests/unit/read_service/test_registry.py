@@ -34,6 +34,7 @@ def test_a_summary_fits_its_contract() -> None:
         ({"filters": {"owner_id": equals("owner_id")}}, "filters by"),
         ({"orders": {"opened_at": "opened_at"}}, "is ordered by"),
         ({"orders": {**ACCOUNT.orders, "name": "name"}}, "is ordered by"),
+        ({"only_in": {"owner_id": ["name"]}}, "other filters or orders"),
     ],
 )
 def test_what_does_not_fit_raises(changed: dict[str, Any], told: str) -> None:
