@@ -770,6 +770,14 @@ QUERIES = [
     bad("filter: currency of two letters", lambda s, p: s.accounts(filter={"currency": "US"}), "filter.currency"),
     bad("filter: currency of NULs", lambda s, p: s.accounts(filter={"currency": "\0" * 3}), "filter.currency"),
     bad("filter: prefix of 201", lambda s, p: s.persons(filter={"name_prefix": "x" * 201}), "filter.name_prefix"),
+    bad("filter: no moment", lambda s, p: s.persons(filter={"registered_at": {"since": BEYOND}}), "filter.registered_at"),
+    Row(
+        "filter: in an order that no index gives",
+        lambda s, p: s.persons(filter={"name_prefix": "a"}, order_by="registered_at"),
+        "INVALID_ARGUMENT",
+        "FILTER_NEEDS_ORDER",
+        ("order_by",),
+    ),
     bad("page token: 17 KB", lambda s, p: s.persons(page_token="x" * 17_000), "page_token"),
     bad("page token of accounts: 3 KB", lambda s, p: s.accounts(page_token="x" * 3000), "page_token"),
     Row(

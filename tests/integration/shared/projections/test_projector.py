@@ -304,10 +304,6 @@ MOMENTS = {
     "no right to the rows": ("REVOKE UPDATE, INSERT ON accounts FROM {app}", "GRANT UPDATE, INSERT ON accounts TO {app}"),
     "no right to the checkpoint": ("REVOKE UPDATE ON checkpoints FROM {app}", "GRANT UPDATE ON checkpoints TO {app}"),
     "a changed type": ("ALTER TABLE people ALTER COLUMN name TYPE varchar(5000)", ""),
-    "a constraint": (
-        "ALTER TABLE accounts ADD CONSTRAINT none CHECK (balance_minor < 0) NOT VALID",
-        "ALTER TABLE accounts DROP CONSTRAINT none",
-    ),
     "a table that is not there": ("ALTER TABLE people RENAME TO elsewhere", "ALTER TABLE elsewhere RENAME TO people"),
 }
 
