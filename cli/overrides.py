@@ -16,7 +16,7 @@ overrides = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 
 @overrides.callback()
 def list_overrides(context: typer.Context, tenant: Tenant = "acme", data: Data = DATA, output: Format = Output.TEXT) -> None:
-    """Print what runs otherwise for the tenant: decisions that are replaced and reactions that are added.
+    """Print what runs otherwise for the tenant: decisions that are replaced, reactions that are added, announcements.
 
     \b
     Example:
@@ -67,4 +67,5 @@ def _switch(name: str, on: bool, tenant: str, data: Any, output: Output) -> None
 
 def _what(override: dict[str, Any]) -> str:
     kind = str(override["kind"]).removeprefix("OVERRIDE_KIND_").lower()
-    return f"{kind} {'on' if kind == 'decision' else 'to'} {override['type'].rpartition('.')[2]}"
+    preposition = {"decision": "on", "reaction": "to", "announcement": "of"}[kind]
+    return f"{kind} {preposition} {override['type'].rpartition('.')[2]}"

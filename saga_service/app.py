@@ -7,10 +7,9 @@ from collections.abc import Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import Field, SecretStr, field_validator
-from pydantic_settings import NoDecode
 
 from foldline.v1.command_pb2_grpc import CommandServiceStub
 from foldline.v1.delivery_pb2_grpc import add_DeliveryServiceServicer_to_server
@@ -19,7 +18,6 @@ from saga_service.api import ROLES, ProcessService
 from saga_service.delivery_api import DeliveryService
 from saga_service.overrides import ANNOUNCEMENTS
 from saga_service.registry import PROCESSES
-from shared.folds.delivery import Announcements
 from shared.folds.process import ProcessDefinition
 from shared.line.broker_access import Broker
 from shared.line.consumer_metrics import watch_consumers
@@ -61,8 +59,6 @@ class SagaSettings(ServerSettings, WriteServicePeer, BrokerPeer):
     """The shard whose events are followed."""
     connections_max: int = Field(4, ge=1)
     """The largest number of pooled connections for the operator's API."""
-    overrides_off: Annotated[tuple[str, ...], NoDecode] = ()
-    """Names of tenants' announcements (saga_service/overrides.py) that are switched off, separated by commas."""
     contacts_file: Path | None = None
     """A JSON file of the contacts of tenants, by tenant and name, each with `email`, or with `url`, `secret` and `mode`
     (structured or binary) of a webhook. It is read again when it changes. Without it nothing is delivered."""
@@ -79,17 +75,6 @@ class SagaSettings(ServerSettings, WriteServicePeer, BrokerPeer):
     """Sent and discarded deliveries are deleted after so many days."""
     process_retention_days: float = Field(90, gt=0)
     """Processes are deleted so many days after their end, with their histories, unless an operator should look at them."""
-
-    @field_validator("overrides_off", mode="before")
-    @classmethod
-    def _names(cls, value: object) -> object:
-        return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
-
-    @field_validator("overrides_off")
-    @classmethod
-    def _are_registered(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        ANNOUNCEMENTS.without(value)
-        return value
 
     @field_validator("smtp_url")
     @classmethod
@@ -136,7 +121,7 @@ class Leading:
                     CommandServiceStub(write).SendBatch, settings.token_file, clock=utc_now, news=news
                 ),
                 clock=utc_now,
-                announcements=announcements(settings),
+                announcements=ANNOUNCEMENTS,
                 upcasters=UPCASTERS,
                 on_deliveries=lambda: self._sender.wake() if self._sender is not None else None,
             )
@@ -201,19 +186,14 @@ def build(
         settings.shard,
         clock=clock,
         wake=wake,
-        announcements=announcements(settings),
+        announcements=ANNOUNCEMENTS,
         line=StoreLine(events, settings.token_file, settings.shard),
         upcasters=UPCASTERS,
     )
     server.add(add_ProcessServiceServicer_to_server, ProcessService(admin, Steering(admin.turns, wake=wake)))
-    deliveries = DeliveryAdmin(reads, announcements(settings), settings.shard, clock=clock, wake=wake)
+    deliveries = DeliveryAdmin(reads, ANNOUNCEMENTS, settings.shard, clock=clock, wake=wake)
     server.add(add_DeliveryServiceServicer_to_server, DeliveryService(deliveries))
     return server
-
-
-def announcements(settings: SagaSettings) -> Announcements:
-    """The announcements that are switched on."""
-    return ANNOUNCEMENTS.without(settings.overrides_off)
 
 
 def _webhooks(settings: SagaSettings) -> Channel:

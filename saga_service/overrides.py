@@ -1,4 +1,7 @@
-"""The announcements of all tenants, in one place. Each line can be switched off by its name (FOLDLINE_OVERRIDES_OFF)."""
+"""The announcements of all tenants, in one place. Each is switched by its name, like the write service's overrides.
+
+`write_service/overrides.py` names each of them too, so that `foldline overrides` lists and switches them.
+"""
 
 from __future__ import annotations
 

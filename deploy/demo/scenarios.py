@@ -203,7 +203,7 @@ class Scenarios:
         self._see("the stream of events is", _names(await self._neighbour.stream("person", alice)), ["PersonRegistered"])
         self._see("the name is", (await self._neighbour.person(alice)).name, "Alice Abernathy")
         overrides = [(override.name, override.on) for override in await self._neighbour.list_overrides()]
-        self._see("what runs otherwise for Umbrella", overrides, [("renaming-disabled", True)])
+        self._see("what runs otherwise for Umbrella", overrides, [("large-transfer-notice", True), ("renaming-disabled", True)])
 
     async def refusals(self) -> None:
         """An account for nobody, the closing of somebody who holds money: nothing is saved."""

@@ -1,9 +1,10 @@
 """Overrides: what runs otherwise for one tenant, switched on and off at run time.
 
-An override is a row of the registration table with a tenant and a name: a decision that replaces the default one, or a
-reaction. Which of a tenant's overrides are off is the state of an aggregate of that tenant, changed by a command. Whoever
-decides a command that an override concerns reads that aggregate in the same transaction, so a switch takes effect between
-two commands of the line, in all replicas at once. Tenants without overrides read nothing.
+An override is a row of the registration table with a tenant and a name: a decision that replaces the default one, a reaction, or
+what a process announces, which goes by the switch when it reads of it on the line (`shared/processes/switches.py`). Which of a
+tenant's overrides are off is the state of an aggregate of that tenant, changed by a command. Whoever decides a command that an
+override concerns reads that aggregate in the same transaction, so a switch takes effect between two commands of the line, in all
+replicas at once. Tenants without overrides read nothing.
 
 Two switches at once: they are commands on one aggregate, decided one after the other. Killed: a switch is on the line or not.
 """
@@ -94,13 +95,16 @@ def overrides_of(registry: CommandRegistry, tenant: str) -> list[override_pb2.Ov
 
 def _overrides(registry: CommandRegistry, tenant: str) -> Iterator[override_pb2.Override]:
     for route in registry.routes.values():
-        if (own := route.overrides.get(tenant)) is not None:
-            yield _described(own.name, override_pb2.OVERRIDE_KIND_DECISION, route.codec.type_name, own.decide)
+        if (other := route.overrides.get(tenant)) is not None:
+            yield _described(other.name, override_pb2.OVERRIDE_KIND_DECISION, route.codec.type_name, other.decide)
     for event, reactions in registry.reactions_by_event.items():
         for reaction in reactions:
             if reaction.tenant == tenant:
                 type_name = registry.codecs.by_struct(event).type_name
                 yield _described(reaction.name, override_pb2.OVERRIDE_KIND_REACTION, type_name, reaction.decide)
+    for own in registry.announcements.get(tenant, ()):
+        kind = override_pb2.OVERRIDE_KIND_ANNOUNCEMENT
+        yield override_pb2.Override(name=own.name, kind=kind, type=own.about, description=own.description, on=True)
 
 
 def _described(name: str, kind: override_pb2.OverrideKind.ValueType, type_name: str, decide: object) -> override_pb2.Override:

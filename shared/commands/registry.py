@@ -177,6 +177,15 @@ class AggregateRows(Generic[State, Event]):
         route.overrides[tenant] = Override(name, decide)
 
 
+@dataclass(frozen=True, slots=True)
+class Announced:
+    """What a process tells a tenant's contacts; another service does it, and goes by the switch on the line."""
+
+    name: str
+    about: str
+    description: str
+
+
 class CommandRegistry:
     """The table of one service, filled by plain calls at start-up. A second registration of anything raises TypeError."""
 
@@ -184,6 +193,8 @@ class CommandRegistry:
         self.codecs = Codecs(upcasters)
         self.routes: dict[str, Route] = {}
         self.reactions_by_event: dict[type, list[Reaction]] = {}
+        # What other services do otherwise for a tenant, by tenant.
+        self.announcements: dict[str, list[Announced]] = {}
         # The aggregate of a tenant's switches, and whether its state has an override on. Without it all are on.
         self.switches: tuple[Aggregate[Any, Any], Callable[[Any, str], bool]] | None = None
         # Events between two snapshots, by category.
@@ -193,6 +204,13 @@ class CommandRegistry:
         self._boxed_with: dict[str, dict[str, BoxedWith]] = {}
         self._never_boxed: set[str] = set()
         self._events: dict[str, tuple[MessageCodec[Any], ...]] = {}
+
+    def announcement(self, tenant: str, name: str, *, about: str, description: str) -> None:
+        """Lets a tenant switch what another service announces: `about` names the event, or process type and notice."""
+        own = self.announcements.setdefault(tenant, [])
+        if name in {announced.name for announced in own}:
+            raise TypeError(f"the announcement {name} is registered twice for {tenant}")
+        own.append(Announced(name, about, description))
 
     def aggregate(
         self,

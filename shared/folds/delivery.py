@@ -104,6 +104,10 @@ class OnNotice(NamedTuple):
     fold: NoticeFold
 
 
+SwitchedOff = tuple[str, str]
+"""A tenant and the name of an announcement that is switched off for it."""
+
+
 class Announcements:
     """Which messages each tenant wants sent: one table of folds, filled in one place."""
 
@@ -111,6 +115,7 @@ class Announcements:
         self._names: set[tuple[str, str]] = set()
         self._events: dict[tuple[str, str], list[OnEvent]] = {}
         self._notices: dict[tuple[str, str, str], list[OnNotice]] = {}
+        self._off: frozenset[SwitchedOff] = frozenset()
 
     def event(self, tenant: str, name: str, message: type[Message], fold: EventFold) -> None:
         """Calls `fold` for each event of this type of the tenant; EVERY_TENANT for all tenants. Raises TypeError."""
@@ -125,29 +130,27 @@ class Announcements:
     def on_event(self, tenant: str, event_type: str) -> Sequence[OnEvent]:
         """The folds for an event: two look-ups, because most events have none."""
         every, own = self._events.get((EVERY_TENANT, event_type), ()), self._events.get((tenant, event_type), ())
-        return (*every, *own) if every or own else ()
+        return [it for it in (*every, *own) if (tenant, it.name) not in self._off] if every or own else ()
 
     def on_notice(self, tenant: str, process_type: str, notice: str) -> Sequence[OnNotice]:
         """The folds for a notice."""
-        return (
-            *self._notices.get((EVERY_TENANT, process_type, notice), ()),
-            *self._notices.get((tenant, process_type, notice), ()),
-        )
+        every = self._notices.get((EVERY_TENANT, process_type, notice), ())
+        own = self._notices.get((tenant, process_type, notice), ())
+        return [it for it in (*every, *own) if (tenant, it.name) not in self._off]
 
     def __bool__(self) -> bool:
         return bool(self._names)
 
-    def without(self, names: Sequence[str]) -> Announcements:
-        """A copy without the folds of these names. Raises ValueError for a name that is not registered."""
-        if unknown := set(names) - {name for _, name in self._names}:
-            raise ValueError(f"no announcement is registered as {', '.join(sorted(unknown))}")
-        kept = Announcements()
-        kept._names = {(tenant, name) for tenant, name in self._names if name not in names}
-        for event, hears in self._events.items():
-            kept._events[event] = [it for it in hears if it.name not in names]
-        for notice, told in self._notices.items():
-            kept._notices[notice] = [it for it in told if it.name not in names]
-        return kept
+    @property
+    def names(self) -> frozenset[tuple[str, str]]:
+        """The tenant, or EVERY_TENANT, and the name of each."""
+        return frozenset(self._names)
+
+    def without(self, off: frozenset[SwitchedOff]) -> Announcements:
+        """The same table, in which these are switched off."""
+        view = Announcements()
+        view._names, view._events, view._notices, view._off = self._names, self._events, self._notices, off
+        return view
 
     def _register(self, tenant: str, name: str) -> None:
         _check_name("name", name)

@@ -21,7 +21,7 @@ from shared.line.standing import State
 from shared.platform.clock import utc_now
 from shared.platform.packing import texts, timestamps
 from shared.platform.postgres import Reads, take_time
-from shared.processes import history, parked, pending, runners, store
+from shared.processes import history, parked, pending, runners, store, switches
 from shared.processes.history import Revision
 from shared.processes.pending import Acknowledgement, Pending
 from shared.processes.process_type import process_types
@@ -181,6 +181,7 @@ class ProcessAdmin:
                 done = Round(self._kinds, self._clock(), processes, self._announcements)
                 revised, commands = await history.revise(connection, done, found, user_id)
                 await parked.delete_behind(connection, CHECKPOINT, self._shard, found.common.at.position)
+                await switches.delete_behind(connection, self._shard, found.common.at.position)
                 await store.write(connection, done, due_at=done.now, handed_out=False)
         self._wake()
         return Revision(before, found.common, revised, commands)

@@ -23,6 +23,7 @@ TABLES: tuple[LiteralString, ...] = (
     "process_history",
     "processes",
     "notices",
+    "switched_off",
 )
 
 log = logger(__name__)

@@ -31,6 +31,7 @@ from shared.processes.records import (
     WaitingInput,
 )
 from shared.processes.routes import RoutedEvent
+from shared.processes.switches import Switched
 
 
 @dataclass(slots=True)
@@ -46,9 +47,12 @@ class Inputs:
     timers: list[DueTimer] = field(default_factory=list)
     # Deliveries that events cause directly, without a process.
     deliveries: list[NewDelivery] = field(default_factory=list)
+    # Announcements that the batch switches on or off.
+    switches: list[Switched] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.events or self.parked or self.answers or self.troubles or self.timers or self.deliveries)
+        inputs = (self.events, self.parked, self.answers, self.troubles, self.timers, self.deliveries, self.switches)
+        return any(inputs)
 
     def keys(self) -> dict[ProcessKey, None]:
         """The processes that the inputs belong to."""

@@ -29,7 +29,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from shared.folds.delivery import Announcements
+from shared.folds.delivery import Announcements, SwitchedOff
 from shared.folds.process import ProcessDefinition
 from shared.folds.upcasting import NONE, Upcasters
 from shared.line import checkpoint as checkpoints
@@ -40,7 +40,7 @@ from shared.line.tenant_end import closed_in
 from shared.platform.clock import utc_now
 from shared.platform.postgres import Connection
 from shared.platform.telemetry import logger, trace_id
-from shared.processes import forget, one_statement, parked, store
+from shared.processes import forget, one_statement, parked, store, switches
 from shared.processes.announce import of_event
 from shared.processes.dispatcher import Dispatcher, Told
 from shared.processes.inputs import Inputs, refused_mandatory
@@ -51,6 +51,7 @@ from shared.processes.records import CommandIdTaken, CommandResult, DeliveryFail
 from shared.processes.round import NO_ANNOUNCEMENTS, Round
 from shared.processes.routes import Routes
 from shared.processes.spans import round_of
+from shared.processes.switches import OVERRIDE_SWITCHED, after, switched
 
 log = logger(__name__)
 
@@ -112,7 +113,10 @@ class ProcessRunner(Consumer):
         self._follow = follow
         self._make_dispatcher = dispatcher
         self._clock = clock
+        # As registered; those that are off for a tenant are left out of `_announced`.
         self._announcements = announcements
+        self._announced = announcements
+        self._off: frozenset[SwitchedOff] = frozenset()
         self._on_deliveries = on_deliveries
         self.follows = asyncio.Event()
         """Set while the event store is known to hold the history that our tables follow. Nothing is sent before that."""
@@ -138,6 +142,8 @@ class ProcessRunner(Consumer):
         self._news, self._seen, self._look_at = asyncio.Event(), self.at, 0.0
         self._memory.clear()
         self._paused, self._parked = frozenset(), await parked.load(connection, self.name, self.shard)
+        self._off = await switches.load(connection, self.shard)
+        self._announced = self._announcements.without(self._off)
         dispatcher = self._make_dispatcher(self._news)
         async with aclosing(self._follow(self.at)) as batches:
             # Nothing is sent before the event store has shown that it holds the history that our processes follow.
@@ -177,7 +183,7 @@ class ProcessRunner(Consumer):
             inputs.batch = batch.events
             self._route(inputs)
             if self._announcements:
-                inputs.deliveries = [made for envelope in batch.events for made in of_event(self._announcements, envelope)]
+                self._announce(inputs)
             if (tenant := closed_in(batch.events)) is not None:
                 await forget.forget(connection, self.name, self.shard, self.at, tenant)
                 self._parked = await parked.load(connection, self.name, self.shard)
@@ -242,6 +248,15 @@ class ProcessRunner(Consumer):
                 inputs.parked.append(ParkedEvent(envelope, str(error)))
                 streams.add(stream_of(envelope))
 
+    def _announce(self, inputs: Inputs) -> None:
+        """Adds the deliveries of the batch's events, each as announcements are switched at its place of the line."""
+        for envelope in inputs.batch:
+            if envelope.type == OVERRIDE_SWITCHED:
+                inputs.switches.append(switch := switched(envelope))
+                self._off = after(self._off, switch)
+                self._announced = self._announcements.without(self._off)
+            inputs.deliveries += of_event(self._announced, envelope)
+
     async def _round(self, connection: Connection, inputs: Inputs) -> list[PendingCommand]:
         """Takes the inputs, in one transaction; returns the commands to be sent. Raises Fenced or ProcessesFailed."""
         done = await self._from_memory(connection, inputs) or await self._from_tables(connection, inputs)
@@ -257,13 +272,13 @@ class ProcessRunner(Consumer):
 
     async def _from_memory(self, connection: Connection, inputs: Inputs) -> Round | None:
         """A round on the processes that we remember, saved in one statement; None if it has to read, and nothing was saved."""
-        if inputs.parked or inputs.troubles or inputs.timers or self._paused:
+        if inputs.parked or inputs.troubles or inputs.timers or inputs.switches or self._paused:
             return None
         answers = {(it.command.key, it.command.command_id): it for it in inputs.answers if isinstance(it, CommandResult)}
         keys, known = inputs.keys(), self._memory.recall(inputs.keys())
         if len(answers) < len(inputs.answers) or any(it.command.key not in known for it in answers.values()):
             return None
-        done = Round(self.kinds, self._clock(), known, self._announcements)
+        done = Round(self.kinds, self._clock(), known, self._announced)
         self._fold(done, inputs, dict.fromkeys(answers, False), [])
         # A process that did not change has no new history, which would prove that it is as we remember it.
         if any(key not in done.changed for key in keys):
@@ -297,7 +312,7 @@ class ProcessRunner(Consumer):
             self._route(inputs)
             inputs.timers = [timer for timer in inputs.timers if timer.type not in paused]
         self._paused = paused
-        done = Round(self.kinds, self._clock(), {} if processes is None else await store.read(processes), self._announcements)
+        done = Round(self.kinds, self._clock(), {} if processes is None else await store.read(processes), self._announced)
         done.deliveries += inputs.deliveries
         # Each command once: an answer that arrives twice counts once.
         rows = [row for cursor in (answered, troubled) if cursor is not None for row in await cursor.fetchall()]
@@ -309,6 +324,7 @@ class ProcessRunner(Consumer):
             await store.write(connection, done, due_at=due_at, handed_out=True, paused=paused)
             if inputs.parked:
                 await parked.insert(connection, self.shard, inputs.parked, done.now)
+            await switches.save(connection, self.shard, inputs.switches)
             await connection.execute("COMMIT")
         return done
 

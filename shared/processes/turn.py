@@ -14,7 +14,7 @@ from datetime import datetime
 from shared.folds.delivery import Announcements
 from shared.folds.errors import NotFound, Rejected
 from shared.platform.postgres import Connection, Reads
-from shared.processes import pending, store
+from shared.processes import pending, store, switches
 from shared.processes.pending import Pending
 from shared.processes.process_type import ProcessType
 from shared.processes.records import FOLD_FAILED, Process, ProcessKey
@@ -38,7 +38,8 @@ class Turns:
         async with self.reads.connection() as connection, connection.transaction():
             await store.lock(connection, CHECKPOINT, self.shard)
             processes = await store.read(await store.select(connection, keys)) if keys else {}
-            done = Round(self.kinds, self.clock(), processes, self.announcements)
+            announced = self.announcements.without(await switches.load(connection, self.shard))
+            done = Round(self.kinds, self.clock(), processes, announced)
             yield connection, done
             await store.write(connection, done, due_at=done.now, handed_out=False)
 

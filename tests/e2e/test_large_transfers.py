@@ -10,7 +10,7 @@ import grpc.aio
 import pytest
 
 from deploy.local.system import SAGA
-from foldline.v1 import delivery_pb2, delivery_pb2_grpc
+from foldline.v1 import delivery_pb2, delivery_pb2_grpc, override_pb2
 from shared.platform.identity import Role
 from shared.rpc.client import bearer
 from tests.e2e.conftest import Caller
@@ -88,6 +88,29 @@ async def test_only_umbrellas_owner_is_told_and_only_of_more_than_ten_thousand(
     assert message["Message-ID"] == f"<{found[1].delivery_id}@localhost>"
     assert [str(it["Subject"]) for it in about(shared_mailbox, just)] == ["Large transfer: 10,000.01 USD"]
     assert about(shared_mailbox, exactly) == about(shared_mailbox, foreign) == []
+
+
+async def test_switched_off_nobody_is_told_until_it_is_switched_on(shared_stack: Stack, caller: Caller) -> None:
+    """By a command of the tenant's administrator, beside the overrides of the write service, and without a restart."""
+    umbrella = caller(tenant="umbrella", user_id="ada")
+    listed = {each.name: each for each in await umbrella.list_overrides()}
+    notice = listed["large-transfer-notice"]
+    assert (notice.on, notice.kind) == (True, override_pb2.OVERRIDE_KIND_ANNOUNCEMENT)
+    hers, his = await ada_and_albert(umbrella)
+    assert (await umbrella.switch_override("large-transfer-notice", False)).events_appended == 1
+    try:
+        unheard = await completed(umbrella, hers, his, 18_000_00)
+        assert {each.name: each.on for each in await umbrella.list_overrides()}["large-transfer-notice"] is False
+    finally:
+        await umbrella.switch_override("large-transfer-notice", True)
+    heard = await completed(umbrella, hers, his, 18_000_00)
+    async with shared_stack.channel(SAGA) as channel:
+        operator = Operator(shared_stack, channel, OPERATOR)
+
+        async def told() -> list[str]:
+            return [it.source for it in await operator.find(tenant="umbrella") if it.source in (unheard, heard)]
+
+        assert await eventually(told) == [heard]
 
 
 async def test_killed_between_acceptance_and_commit_there_is_a_second_copy_of_the_same_id(stack: Stack, mailbox: Mailbox) -> None:

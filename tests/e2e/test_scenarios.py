@@ -167,12 +167,12 @@ async def test_renaming_is_disabled_for_umbrella(caller: Caller) -> None:
     assert [event.type for event in await ada.stream("person", alice)] == ["bank.v1.PersonRegistered"]
     assert (await ada.person(alice, refusal.facts["consistency_token"])).name == "Alice Abernathy"
 
-    [override] = await ada.list_overrides()
+    override = {each.name: each for each in await ada.list_overrides()}["renaming-disabled"]
     assert (override.name, override.type, override.on) == ("renaming-disabled", "bank.v1.RenamePersonRequest", True)
     switched = await ada.switch_override("renaming-disabled", False)
     assert (switched.aggregate_type, switched.events_appended) == ("overrides", 1)
     try:
-        assert [each.on for each in await ada.list_overrides()] == [False]
+        assert {each.name: each.on for each in await ada.list_overrides()}["renaming-disabled"] is False
         renamed = await ada.rename(alice, "Alice Parks")
         assert (await ada.person(alice, renamed.consistency_token)).name == "Alice Parks"
     finally:

@@ -26,7 +26,7 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from foldline.v1 import command_pb2 as foldline_dot_v1_dot_command__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66oldline/v1/override.proto\x12\x0b\x66oldline.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x19\x66oldline/v1/command.proto\"\x85\x01\n\x15SwitchOverrideRequest\x12\x34\n\x07options\x18\x01 \x01(\x0b\x32\x1b.foldline.v1.CommandOptionsB\x06\xbaH\x03\xc8\x01\x01\x12*\n\x04name\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17\x10\x01\x18?2\x11^[a-z][a-z0-9-]*$\x12\n\n\x02on\x18\x03 \x01(\x08\",\n\x10OverrideSwitched\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\n\n\x02on\x18\x02 \x01(\x08\"p\n\x08Override\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x04kind\x18\x02 \x01(\x0e\x32\x19.foldline.v1.OverrideKind\x12\x0c\n\x04type\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\x12\n\n\x02on\x18\x05 \x01(\x08\"\x16\n\x14ListOverridesRequest\"A\n\x15ListOverridesResponse\x12(\n\toverrides\x18\x01 \x03(\x0b\x32\x15.foldline.v1.Override*e\n\x0cOverrideKind\x12\x1d\n\x19OVERRIDE_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16OVERRIDE_KIND_DECISION\x10\x01\x12\x1a\n\x16OVERRIDE_KIND_REACTION\x10\x02\x32\xbc\x01\n\x0fOverrideService\x12Q\n\x0eSwitchOverride\x12\".foldline.v1.SwitchOverrideRequest\x1a\x1b.foldline.v1.CommandReceipt\x12V\n\rListOverrides\x12!.foldline.v1.ListOverridesRequest\x1a\".foldline.v1.ListOverridesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66oldline/v1/override.proto\x12\x0b\x66oldline.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x19\x66oldline/v1/command.proto\"\x85\x01\n\x15SwitchOverrideRequest\x12\x34\n\x07options\x18\x01 \x01(\x0b\x32\x1b.foldline.v1.CommandOptionsB\x06\xbaH\x03\xc8\x01\x01\x12*\n\x04name\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17\x10\x01\x18?2\x11^[a-z][a-z0-9-]*$\x12\n\n\x02on\x18\x03 \x01(\x08\",\n\x10OverrideSwitched\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\n\n\x02on\x18\x02 \x01(\x08\"p\n\x08Override\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x04kind\x18\x02 \x01(\x0e\x32\x19.foldline.v1.OverrideKind\x12\x0c\n\x04type\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\x12\n\n\x02on\x18\x05 \x01(\x08\"\x16\n\x14ListOverridesRequest\"A\n\x15ListOverridesResponse\x12(\n\toverrides\x18\x01 \x03(\x0b\x32\x15.foldline.v1.Override*\x85\x01\n\x0cOverrideKind\x12\x1d\n\x19OVERRIDE_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16OVERRIDE_KIND_DECISION\x10\x01\x12\x1a\n\x16OVERRIDE_KIND_REACTION\x10\x02\x12\x1e\n\x1aOVERRIDE_KIND_ANNOUNCEMENT\x10\x03\x32\xbc\x01\n\x0fOverrideService\x12Q\n\x0eSwitchOverride\x12\".foldline.v1.SwitchOverrideRequest\x1a\x1b.foldline.v1.CommandReceipt\x12V\n\rListOverrides\x12!.foldline.v1.ListOverridesRequest\x1a\".foldline.v1.ListOverridesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,8 +37,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SWITCHOVERRIDEREQUEST'].fields_by_name['options']._serialized_options = b'\272H\003\310\001\001'
   _globals['_SWITCHOVERRIDEREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_SWITCHOVERRIDEREQUEST'].fields_by_name['name']._serialized_options = b'\272H\031r\027\020\001\030?2\021^[a-z][a-z0-9-]*$'
-  _globals['_OVERRIDEKIND']._serialized_start=486
-  _globals['_OVERRIDEKIND']._serialized_end=587
+  _globals['_OVERRIDEKIND']._serialized_start=487
+  _globals['_OVERRIDEKIND']._serialized_end=620
   _globals['_SWITCHOVERRIDEREQUEST']._serialized_start=100
   _globals['_SWITCHOVERRIDEREQUEST']._serialized_end=233
   _globals['_OVERRIDESWITCHED']._serialized_start=235
@@ -49,6 +49,6 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTOVERRIDESREQUEST']._serialized_end=417
   _globals['_LISTOVERRIDESRESPONSE']._serialized_start=419
   _globals['_LISTOVERRIDESRESPONSE']._serialized_end=484
-  _globals['_OVERRIDESERVICE']._serialized_start=590
-  _globals['_OVERRIDESERVICE']._serialized_end=778
+  _globals['_OVERRIDESERVICE']._serialized_start=623
+  _globals['_OVERRIDESERVICE']._serialized_end=811
 # @@protoc_insertion_point(module_scope)

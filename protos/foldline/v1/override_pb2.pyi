@@ -31,6 +31,8 @@ class _OverrideKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Override
     """Replaces the decision on a command."""
     OVERRIDE_KIND_REACTION: _OverrideKind.ValueType  # 2
     """Follows an event in its transaction."""
+    OVERRIDE_KIND_ANNOUNCEMENT: _OverrideKind.ValueType  # 3
+    """Tells somebody outside."""
 
 class OverrideKind(_OverrideKind, metaclass=_OverrideKindEnumTypeWrapper): ...
 
@@ -39,6 +41,8 @@ OVERRIDE_KIND_DECISION: OverrideKind.ValueType  # 1
 """Replaces the decision on a command."""
 OVERRIDE_KIND_REACTION: OverrideKind.ValueType  # 2
 """Follows an event in its transaction."""
+OVERRIDE_KIND_ANNOUNCEMENT: OverrideKind.ValueType  # 3
+"""Tells somebody outside."""
 Global___OverrideKind: _TypeAlias = OverrideKind  # noqa: Y015
 
 @_typing.final
@@ -103,7 +107,9 @@ class Override(_message.Message):
     name: _builtins.str
     kind: Global___OverrideKind.ValueType
     type: _builtins.str
-    """The full name of the command that is decided otherwise, or of the event that is reacted to."""
+    """The full name of the command that is decided otherwise, or of the event that is reacted to or announced; of a step that is
+    announced, the type of its process and the notice: transfer/transfer_completed.
+    """
     description: _builtins.str
     """What it does, in a sentence."""
     on: _builtins.bool

@@ -27,8 +27,8 @@ if _version_not_supported:
 
 
 class OverrideServiceStub:
-    """What runs otherwise for the caller's tenant: decisions that are replaced, and reactions that are added. The service's code
-    declares them, each with a name; they are on until they are switched off.
+    """What runs otherwise for the caller's tenant: decisions that are replaced, reactions that are added, and what processes announce.
+    The code of the services declares them, each with a name; they are on until they are switched off.
     """
 
     def __init__(self, channel):
@@ -50,12 +50,13 @@ class OverrideServiceStub:
 
 
 class OverrideServiceServicer:
-    """What runs otherwise for the caller's tenant: decisions that are replaced, and reactions that are added. The service's code
-    declares them, each with a name; they are on until they are switched off.
+    """What runs otherwise for the caller's tenant: decisions that are replaced, reactions that are added, and what processes announce.
+    The code of the services declares them, each with a name; they are on until they are switched off.
     """
 
     def SwitchOverride(self, request, context):
-        """Switches an override of the caller's tenant on or off, for every command that is decided from then on, in all replicas.
+        """Switches an override of the caller's tenant on or off, for every command that is decided from then on, in all replicas; an
+        announcement, for every event and step that processes take behind the switch.
         A command like any other: it is in the command log, and its event on the line.
         Refusals: OVERRIDE_NOT_FOUND.
         """
@@ -92,8 +93,8 @@ def add_OverrideServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class OverrideService:
-    """What runs otherwise for the caller's tenant: decisions that are replaced, and reactions that are added. The service's code
-    declares them, each with a name; they are on until they are switched off.
+    """What runs otherwise for the caller's tenant: decisions that are replaced, reactions that are added, and what processes announce.
+    The code of the services declares them, each with a name; they are on until they are switched off.
     """
 
     @staticmethod

@@ -14,13 +14,14 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class OverrideServiceStub:
-    """What runs otherwise for the caller's tenant: decisions that are replaced, and reactions that are added. The service's code
-    declares them, each with a name; they are on until they are switched off.
+    """What runs otherwise for the caller's tenant: decisions that are replaced, reactions that are added, and what processes announce.
+    The code of the services declares them, each with a name; they are on until they are switched off.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     SwitchOverride: _aio.UnaryUnaryMultiCallable[_override_pb2.SwitchOverrideRequest, _command_pb2.CommandReceipt]
-    """Switches an override of the caller's tenant on or off, for every command that is decided from then on, in all replicas.
+    """Switches an override of the caller's tenant on or off, for every command that is decided from then on, in all replicas; an
+    announcement, for every event and step that processes take behind the switch.
     A command like any other: it is in the command log, and its event on the line.
     Refusals: OVERRIDE_NOT_FOUND.
     """
@@ -28,8 +29,8 @@ class OverrideServiceStub:
     """All overrides of the caller's tenant, by name."""
 
 class OverrideServiceServicer(metaclass=_abc_1.ABCMeta):
-    """What runs otherwise for the caller's tenant: decisions that are replaced, and reactions that are added. The service's code
-    declares them, each with a name; they are on until they are switched off.
+    """What runs otherwise for the caller's tenant: decisions that are replaced, reactions that are added, and what processes announce.
+    The code of the services declares them, each with a name; they are on until they are switched off.
     """
 
     @_abc_1.abstractmethod
@@ -38,7 +39,8 @@ class OverrideServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _override_pb2.SwitchOverrideRequest,
         context: _aio.ServicerContext[_override_pb2.SwitchOverrideRequest, _abc.Awaitable[_command_pb2.CommandReceipt]],
     ) -> _abc.Awaitable[_command_pb2.CommandReceipt]:
-        """Switches an override of the caller's tenant on or off, for every command that is decided from then on, in all replicas.
+        """Switches an override of the caller's tenant on or off, for every command that is decided from then on, in all replicas; an
+        announcement, for every event and step that processes take behind the switch.
         A command like any other: it is in the command log, and its event on the line.
         Refusals: OVERRIDE_NOT_FOUND.
         """

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from bank.v1 import account_pb2, transfer_pb2
 from foldline.v1 import command_pb2
+from saga_service.overrides import ANNOUNCEMENTS
 from shared.commands.codec import OPTIONS, Codecs, EventCodecs, MessageCodec
 from shared.commands.history import personal_fields
 from shared.commands.registry import CommandRegistry
@@ -327,6 +328,14 @@ def test_an_override_is_for_its_tenant_alone() -> None:
     }
     assert add.decide is trial.add
     assert chain.overrides == {}
+
+
+def test_all_that_the_saga_service_announces_can_be_switched() -> None:
+    """Each of its announcements is named here for its tenant, and nothing else is; two of a name are one switch too few."""
+    named = {(tenant, own.name) for tenant, announced in BUS.announcements.items() for own in announced}
+    assert named == ANNOUNCEMENTS.names
+    with pytest.raises(TypeError, match="registered twice"):
+        build_registry(Passwords()).announcement("umbrella", "large-transfer-notice", about="", description="")
 
 
 @pytest.mark.parametrize("category", ["account", "login", "person", "suspense", "transfer", "user"])

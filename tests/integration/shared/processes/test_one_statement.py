@@ -14,7 +14,6 @@ from deploy.bootstrap import Database
 from shared.folds.delivery import Announcements, Email
 from shared.platform.postgres import connect
 from shared.processes import one_statement
-from shared.processes.announce import of_event
 from shared.processes.dispatcher import Dispatcher
 from shared.processes.dispatcher import Told as Answered
 from shared.processes.inputs import Inputs
@@ -246,5 +245,5 @@ def process_inputs(runner: ProcessRunner, world: World) -> Any:
     """The line's events as the inputs of a round of this runner."""
     inputs = Inputs(batch=world.store.events)
     runner._route(inputs)
-    inputs.deliveries = [made for envelope in inputs.batch for made in of_event(runner._announcements, envelope)]
+    runner._announce(inputs)
     return inputs
