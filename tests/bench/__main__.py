@@ -11,14 +11,24 @@ from pathlib import Path
 import psycopg
 from rich.console import Console
 
-from tests.bench import aggregate_load, crowds, healing, lone_append, lone_round, pipeline, report
+from tests.bench import aggregate_load, crowds, healing, lone_append, lone_round, pipeline, queries, report
 from tests.bench.rows import ROWS as CEILINGS
 from tests.bench.rows import Row, Sample
 from tests.bench.stage import Stage, on_stage, own_engines, own_folder
 from tests.bench.versus_dbos import ROW as VERSUS_DBOS
 from tests.support.system.engines import Engines
 
-ROWS = (*CEILINGS, *crowds.ROWS, aggregate_load.ROW, lone_append.ROW, lone_round.ROW, healing.ROW, pipeline.ROW, VERSUS_DBOS)
+ROWS = (
+    *CEILINGS,
+    *crowds.ROWS,
+    aggregate_load.ROW,
+    lone_append.ROW,
+    lone_round.ROW,
+    healing.ROW,
+    pipeline.ROW,
+    *queries.ROWS,
+    VERSUS_DBOS,
+)
 
 
 def _arguments() -> argparse.Namespace:

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import cycle
+from typing import Any
 
 import psycopg
 
@@ -65,7 +66,7 @@ class Row:
         return self.floor is None or (ratio <= self.floor if self.less_is_better else ratio >= self.floor)
 
 
-async def _in_turn(nth: int, *measures: Callable[[], Awaitable[Answer]]) -> list[Answer]:
+async def in_turn(nth: int, *measures: Callable[[], Awaitable[Any]]) -> list[Any]:
     """Takes each, one after another; every second time from the last to the first."""
     answers = [await measure() for measure in (measures if nth % 2 == 0 else reversed(measures))]
     return answers if nth % 2 == 0 else answers[::-1]
@@ -101,7 +102,7 @@ def unary(callers: int, accounts: int) -> Measure:
         systems = await stage.write_services()
         load: dict[str, float] = {"callers": callers, "accounts": accounts, "seconds": 2.0 * scale}
         for nth, system in enumerate(cycle(systems)):
-            ours, bare = await _in_turn(
+            ours, bare = await in_turn(
                 nth,
                 partial(_loaded, stage, system, "unary", workload.DEPOSIT, **load),
                 partial(_echoed, stage, "unary", echo.UNARY, **load),
@@ -120,7 +121,7 @@ async def lone_caller(stage: Stage, scale: float) -> AsyncGenerator[Sample, None
     writer = await stage.child("bare_write", stage.engines.clone("write").owner)
     load: dict[str, float] = {"callers": 1, "accounts": 1000, "seconds": 1.2 * scale}
     for nth, system in enumerate(cycle(systems)):
-        ours, bare, commit = await _in_turn(
+        ours, bare, commit = await in_turn(
             nth,
             partial(_loaded, stage, system, "unary", workload.DEPOSIT, **load),
             partial(_echoed, stage, "unary", echo.UNARY, **load),
@@ -144,7 +145,7 @@ async def batches(stage: Stage, scale: float) -> AsyncGenerator[Sample, None]:
     writer = await stage.child("bare_write", stage.engines.clone("write").owner)
     load: dict[str, float] = {"callers": 4, "accounts": 1000, "batch": 100, "seconds": 1.5 * scale}
     for nth, system in enumerate(cycle(systems)):
-        ours, bare = await _in_turn(
+        ours, bare = await in_turn(
             nth,
             partial(_loaded, stage, system, "batch", workload.SEND_BATCH, **load),
             partial(_bare_append, stage, system, writer, seconds=1.5 * scale),
@@ -169,7 +170,7 @@ async def streams(stage: Stage, scale: float) -> AsyncGenerator[Sample, None]:
     systems = await stage.write_services()
     load: dict[str, float] = {"callers": 8, "window": 8, "accounts": 1000, "seconds": 1.5 * scale}
     for nth, system in enumerate(cycle(systems)):
-        ours, bare = await _in_turn(
+        ours, bare = await in_turn(
             nth,
             partial(_loaded, stage, system, "stream", workload.SEND_STREAM, **load),
             partial(_echoed, stage, "stream", echo.STREAM, **load),
@@ -184,7 +185,7 @@ def gathering(callers: int) -> Measure:
         waits, hurries = await stage.write_services(), await stage.write_services(gather_wait_s_max="0")
         load: dict[str, float] = {"callers": callers, "accounts": 1000, "seconds": 0.7 * scale}
         for nth, (waiting, hurrying) in enumerate(cycle(zip(waits, hurries, strict=True))):
-            with_wait, without = await _in_turn(
+            with_wait, without = await in_turn(
                 nth,
                 partial(_loaded, stage, waiting, "unary", workload.DEPOSIT, **load),
                 partial(_loaded, stage, hurrying, "unary", workload.DEPOSIT, **load),
@@ -211,7 +212,7 @@ async def catching_up(stage: Stage, scale: float) -> AsyncGenerator[Sample, None
         await stage.order(system, "batch", method=workload.SEND_BATCH, callers=4, batch=250, seconds=0.3, warm_s=0.0)
     end, nth = await head(system.databases.write), 0
     while True:
-        ours, bare = await _in_turn(nth, lambda: _projected(stage, system, end), lambda: _bare_catch_up(stage, system))
+        ours, bare = await in_turn(nth, lambda: _projected(stage, system, end), lambda: bare_catch_up(stage, system))
         if bare["done"] != end:
             raise RuntimeError(f"the bare loop ended at {bare['done']}, the line at {end}")
         yield Sample(
@@ -260,7 +261,8 @@ async def _until(watch: psycopg.AsyncConnection, position: int) -> int:
     raise RuntimeError(f"the projector did not reach position {position} within 60 s")
 
 
-async def _bare_catch_up(stage: Stage, system: System) -> Answer:
+async def bare_catch_up(stage: Stage, system: System) -> Answer:
+    """The line of a system by a bare loop, into a read database of its own."""
     database: Database = stage.engines.clone("read")
     try:
         meter = Meter(stage.pids(system))
@@ -283,7 +285,7 @@ async def whole_system(stage: Stage, scale: float) -> AsyncGenerator[Sample, Non
     load: dict[str, float] = {"callers": 64, "accounts": 1000, "seconds": 2.0 * scale}
     nth = 0
     while True:
-        ours, bare = await _in_turn(
+        ours, bare = await in_turn(
             nth,
             lambda: _with_consumers(stage, system, programs, load),
             lambda: _echoed(stage, "unary", echo.UNARY, **load),
@@ -317,6 +319,9 @@ GATED = (
     "unary_1_p50_vs_echo_plus_commit",
     "send_batch_100_vs_append",
     "catch_up_vs_raw",
+    "get_vs_echo",
+    "list_50_vs_select",
+    "rebuild_vs_raw",
     "transfers_vs_dbos",
 )
 """The rows whose ratios are in the report's `ratios`."""

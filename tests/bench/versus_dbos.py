@@ -17,7 +17,7 @@ from deploy.local.system import PROJECTOR, READ, RELAY, SAGA, WRITE, System
 from shared.platform.identity import Role
 from tests.bench import workload
 from tests.bench.children import Answer, Child, Meter, memory_mib
-from tests.bench.rows import Row, Sample, _costs, _in_turn
+from tests.bench.rows import Row, Sample, _costs, in_turn
 from tests.bench.stage import Stage
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,12 +85,12 @@ async def transfers(stage: Stage, scale: float) -> AsyncGenerator[Sample, None]:
     many, few, paced = int(900 * scale), int(150 * scale), int(150 * scale)
     nth = 0
     while True:
-        ours, theirs = await _in_turn(
+        ours, theirs = await in_turn(
             nth,
             lambda: _foldline(stage, system, caller, "sustained", many),
             lambda: _dbos(stage, system, peer, "sustained", few),
         )
-        ours_paced, theirs_paced = await _in_turn(
+        ours_paced, theirs_paced = await in_turn(
             nth,
             lambda: _foldline(stage, system, caller, "paced", paced),
             lambda: _dbos(stage, system, peer, "paced", paced),
