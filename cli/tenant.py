@@ -1,4 +1,4 @@
-"""`foldline tenant`: what is stored of a tenant, and its end."""
+"""`foldline tenant`: what is stored of a tenant, its export, and its end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from cli.endpoints import Endpoints
 from cli.invoke import call
 from cli.options import DATA, Data, Format, Output
-from cli.output import USAGE, complain, show
+from cli.output import REFUSED, USAGE, complain, print_json, show
 
 tenant = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -23,6 +23,56 @@ Certificate = Annotated[Path | None, typer.Option("--certificate", metavar="FILE
 def describe(name: Name, data: Data = DATA, output: Format = Output.TEXT) -> None:
     """Print how many rows of a tenant the write database has, counted up to 100,000 each."""
     show(_described(name, data, output), output)
+
+
+@tenant.command("export")
+def export(
+    name: Name,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Must not be there yet.")],
+    data: Data = DATA,
+    output: Format = Output.TEXT,
+) -> None:
+    """Write all that is stored of a tenant into a folder, as of one position of the line: events, boxed ones too, and commands.
+
+    The folder is there when it is whole. Password hashes are no part of it.
+
+    \b
+    Example:
+      foldline tenant export umbrella ./umbrella
+      foldline tenant verify ./umbrella
+    """
+    if folder.exists():
+        complain(f"{folder} is there already")
+        raise typer.Exit(USAGE)
+
+    async def ask(known: Endpoints) -> dict[str, Any]:
+        from cli import tenant_calls
+
+        return await tenant_calls.export(known, name, folder)
+
+    show(call(ask, data, output), output)
+
+
+@tenant.command("verify")
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="As `export` has written it.")],
+    output: Format = Output.TEXT,
+) -> None:
+    """Read an export and check every byte of it. Needs no service."""
+    from cli import tenant_export
+
+    try:
+        manifest = tenant_export.verify(folder)
+    except tenant_export.Damaged as damage:
+        if output is Output.JSON:
+            print_json({"error": {"reason": "EXPORT_DAMAGED", "text": str(damage)}})
+        else:
+            complain(f"damaged: {damage}")
+        raise typer.Exit(REFUSED) from None
+    if output is Output.JSON:
+        print_json(manifest)
+    else:
+        print(f"whole: {manifest['events']} events and {manifest['commands']} commands, up to position {manifest['position']}")
 
 
 @tenant.command("purge")

@@ -5,15 +5,22 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
-from cli.calls import plain, unary
+from grpc.aio import AioRpcError
+
+from cli.calls import Refused, plain, unary
 from cli.endpoints import Endpoints
 from cli.status_calls import status
+from cli.tenant_export import ExportWriter
 from foldline.v1 import tenant_pb2, tenant_pb2_grpc
-from shared.rpc.client import channel
+from shared.folds.errors import Unavailable
+from shared.rpc.client import bearer, channel
+from shared.rpc.status import from_rpc_error
 
 LOOK_S = 0.5
+EXPORT_TIMEOUT_S = 600
 DONE = "TENANT_PURGE_STAGE_DONE"
 
 
@@ -62,3 +69,32 @@ async def until_purged(endpoints: Endpoints, tenant: str) -> dict[str, Any]:
         if "sha256" in found:
             return found
         await asyncio.sleep(LOOK_S)
+
+
+async def export(endpoints: Endpoints, tenant: str, folder: Path) -> dict[str, Any]:
+    """Writes all that is stored of a tenant into a new folder; returns the manifest. Raises Refused or FileExistsError."""
+    writer = ExportWriter(folder, tenant)
+    try:
+        async with channel(endpoints.write) as write:
+            stub = tenant_pb2_grpc.TenantServiceStub(write)
+            request = tenant_pb2.ExportTenantRequest(tenant=tenant)
+            call = stub.ExportTenant(request, metadata=bearer(endpoints.token("operator")), timeout=EXPORT_TIMEOUT_S)
+            events = commands = 0
+            last = tenant_pb2.ExportTenantResponse()
+            try:
+                async for last in call:
+                    for envelope in last.events:
+                        writer.event(envelope)
+                    for row in last.commands:
+                        writer.command(row)
+                    events, commands = events + len(last.events), commands + len(last.commands)
+            except AioRpcError as error:
+                raise Refused(from_rpc_error(error)) from None
+            finally:
+                call.cancel()
+        if not last.HasField("event_count") or (last.event_count, last.command_count) != (events, commands):
+            raise Refused(Unavailable("EXPORT_INCOMPLETE", "the export ended too early; the same command may be given again"))
+        return writer.end(position=last.position, epoch=last.epoch, shard=last.shard)
+    except BaseException:
+        writer.discard()
+        raise

@@ -140,7 +140,7 @@ def build(settings: WriteSettings, reads: Reads) -> Server:
     server.add(history_pb2_grpc.add_HistoryServiceServicer_to_server, HistoryService(reads, registry, committer.is_cached))
     server.add(audit_pb2_grpc.add_AuditServiceServicer_to_server, AuditService(commands, reads, registry))
     server.add(schedule_pb2_grpc.add_ScheduleServiceServicer_to_server, ScheduleService(commands, Recurring(reads), registry))
-    server.add(tenant_pb2_grpc.add_TenantServiceServicer_to_server, TenantService(reads, shard=settings.shard))
+    server.add(tenant_pb2_grpc.add_TenantServiceServicer_to_server, TenantService(commands, reads, archive, shard=settings.shard))
     server.add(override_pb2_grpc.add_OverrideServiceServicer_to_server, OverrideService(commands, reads, registry))
 
     server.on_drained(passwords.close)

@@ -1,26 +1,35 @@
-"""The RPCs that delete tenants. ROLES says which roles may call them."""
+"""The RPCs that export and delete tenants. ROLES says which roles may call them."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from foldline.v1 import tenant_pb2, tenant_pb2_grpc
-from shared.commands import purging
-from shared.commands.closed import closed_among
+from shared.commands import export, purging
+from shared.commands.bus import CommandBus
+from shared.commands.closed import closed_among, refuse_closed
 from shared.commands.purging import Purge
 from shared.folds.errors import Invalid, NotFound
 from shared.folds.moments import timestamp_or_none
+from shared.line import event_store
+from shared.line.archive import Archive
 from shared.platform.clock import timestamp
 from shared.platform.identity import Role, current_call
 from shared.platform.postgres import Reads
+from shared.platform.telemetry import logger
 
 OPERATORS = frozenset({Role.OPERATOR})
 
 ROLES: dict[str, frozenset[Role]] = {
     "foldline.v1.TenantService/DescribeTenant": OPERATORS,
+    "foldline.v1.TenantService/ExportTenant": OPERATORS,
     "foldline.v1.TenantService/PurgeTenant": OPERATORS,
     "foldline.v1.TenantService/GetTenantPurge": OPERATORS,
 }
+
+log = logger(__name__)
 
 STAGES = {
     "closed": tenant_pb2.TENANT_PURGE_STAGE_CLOSED,
@@ -34,8 +43,10 @@ STAGES = {
 class TenantService(tenant_pb2_grpc.TenantServiceServicer):
     """foldline.v1.TenantService."""
 
-    def __init__(self, reads: Reads, *, shard: int) -> None:
+    def __init__(self, commands: CommandBus, reads: Reads, archive: Archive | None, *, shard: int) -> None:
+        self._commands = commands
         self._reads = reads
+        self._archive = archive
         self._shard = shard
 
     async def DescribeTenant(self, request: tenant_pb2.DescribeTenantRequest, context: Any) -> tenant_pb2.DescribeTenantResponse:
@@ -43,6 +54,32 @@ class TenantService(tenant_pb2_grpc.TenantServiceServicer):
             closed = bool(await closed_among(connection, [request.tenant]))
         rows = await purging.counts(self._reads, request.tenant)
         return tenant_pb2.DescribeTenantResponse(tenant=request.tenant, rows=rows, closed=closed)
+
+    async def ExportTenant(
+        self, request: tenant_pb2.ExportTenantRequest, context: Any
+    ) -> AsyncIterator[tenant_pb2.ExportTenantResponse]:
+        async with self._reads.connection() as connection:
+            await refuse_closed(connection, request.tenant)
+            head = await event_store.read_head(connection)
+        await purging.counts(self._reads, request.tenant)  # refuses a tenant of which nothing is stored
+        events = commands = 0
+
+        def part(**more: Any) -> tenant_pb2.ExportTenantResponse:
+            return tenant_pb2.ExportTenantResponse(position=head.position, epoch=head.epoch, shard=head.shard, **more)
+
+        async with aclosing(export.events_of(self._reads, self._archive, request.tenant, head.position)) as pages:
+            async for page in pages:
+                events += len(page)
+                yield part(events=map(event_store.envelope, page))
+        async with aclosing(export.commands_of(self._reads, request.tenant, head.position)) as rows:
+            async for found in rows:
+                commands += len(found)
+                yield part(commands=map(self._commands.record, found))
+        # Closed meanwhile, some of it was gone already.
+        async with self._reads.connection() as connection:
+            await refuse_closed(connection, request.tenant)
+        log.info("tenant_exported", exported_tenant=request.tenant, position=head.position, events=events, commands=commands)
+        yield part(event_count=events, command_count=commands)
 
     async def PurgeTenant(self, request: tenant_pb2.PurgeTenantRequest, context: Any) -> tenant_pb2.PurgeTenantResponse:
         if request.confirmed_tenant != request.tenant:

@@ -98,6 +98,17 @@ async def read_places(connection: Connection, *, after: int, upto: int, limit: i
     return [Place(row[0], row[1], (row[2], row[3], row[4]), row[5], row[6]) for row in await cursor.fetchall()]
 
 
+async def read_tenant(connection: Connection, tenant: str, *, after: int, upto: int) -> tuple[list[StoredEvent], list[Place]]:
+    """The events of a tenant behind `after` and up to `upto`: those in the tables, and where those in the archive are."""
+    cursor = await connection.execute(
+        f"SELECT {_EVENT_COLUMNS} FROM events WHERE position > %s AND position <= %s AND tenant = %s",  # noqa: S608
+        (after, upto, tenant),
+    )
+    online = [StoredEvent(*row) for row in await cursor.fetchall()]
+    places = await read_places(connection, after=after, upto=upto, limit=upto - after)
+    return online, [place for place in places if place.key[0] == tenant]
+
+
 async def read_holes(connection: Connection, *, after: int, upto: int, limit: int) -> list[StoredEvent]:
     """What stands in place of the events behind `after` and up to `upto` that were purged: of the first `limit` of them."""
     cursor = await connection.execute(

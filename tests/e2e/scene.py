@@ -160,8 +160,8 @@ class Scene:
     async def tenants(self, rpc: str, tenant: str, *roles: Role, **more: Any) -> Any:
         """An RPC of TenantService, for an operator unless roles are given."""
         request = getattr(tenant_pb2, f"{rpc}Request")(tenant=tenant, **more)
-        stub = tenant_pb2_grpc.TenantServiceStub(self.write)
-        return await self.by(*roles or (Role.OPERATOR,)).call(getattr(stub, rpc), request)
+        stub, bank = tenant_pb2_grpc.TenantServiceStub(self.write), self.by(*roles or (Role.OPERATOR,))
+        return await (bank.collect if rpc == "ExportTenant" else bank.call)(getattr(stub, rpc), request)
 
     async def read_all(self, bank: Bank, **more: int) -> Any:
         return await bank.collect(bank.events.ReadAll, event_store_pb2.ReadAllRequest(**more))

@@ -374,7 +374,7 @@ MALFORMED = [
     ),
     *(
         bad(f"{rpc}: {what}", lambda s, p, rpc=rpc, name=name: s.tenants(rpc, name), "tenant")  # type: ignore[misc]
-        for rpc in ("DescribeTenant", "PurgeTenant", "GetTenantPurge")
+        for rpc in ("DescribeTenant", "ExportTenant", "PurgeTenant", "GetTenantPurge")
         for what, name in (("no name", ""), ("a name of 64 characters", "t" * 64))
     ),
     Row(
@@ -482,6 +482,7 @@ ABSENT = [
         "AGGREGATE_TYPE_NOT_FOUND",
     ),
     Row("tenant: nobody's", lambda s, p: s.tenants("DescribeTenant", "no-such"), "NOT_FOUND", "TENANT_NOT_FOUND"),
+    Row("export: nobody's", lambda s, p: s.tenants("ExportTenant", "no-such"), "NOT_FOUND", "TENANT_NOT_FOUND"),
     Row(
         "purge: nobody's",
         lambda s, p: s.tenants("PurgeTenant", "no-such", confirmed_tenant="no-such"),
@@ -697,7 +698,7 @@ FORBIDDEN = [
             "PERMISSION_DENIED",
             "ROLE_MISSING",
         )
-        for rpc in ("DescribeTenant", "PurgeTenant", "GetTenantPurge")
+        for rpc in ("DescribeTenant", "ExportTenant", "PurgeTenant", "GetTenantPurge")
     ),
     Row("a user freezes", lambda s, p: s.by(Role.USER).freeze(p.blue), "PERMISSION_DENIED", "ROLE_MISSING"),
     Row("a user unfreezes", lambda s, p: s.by(Role.USER).unfreeze(p.ice), "PERMISSION_DENIED", "ROLE_MISSING"),

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import nats
 import psycopg
 from nats.js.api import StreamInfo
 
+from foldline.v1 import archive_pb2
 from shared.line.broker import stream_name, tenant_subjects
 from tests.e2e.conftest import Caller, Foldline, ProcessAdmin
 from tests.support.checks.invariants import CLOSED, PURGED, check, look
-from tests.support.clients.bank import Bank, refused
+from tests.support.clients.bank import Bank, options, refused
 from tests.support.system.stack import Stack
 
 TABLES = {
@@ -34,7 +36,15 @@ async def history(bank: Bank) -> tuple[str, str]:
     gone, _ = await bank.register("Boxed")
     for nth in range(12):
         await bank.rename(gone, f"Boxed {nth}")
+    request = archive_pb2.BoxAggregateRequest(options=options(), aggregate_type="person", aggregate_id=gone)
+    await bank.call(bank.archive.BoxAggregate, request)
     return blue, started[0]
+
+
+def names_in(file: Path) -> set[str]:
+    """The names in the readable contents of events."""
+    contents = [json.loads(line)["content"] for line in file.read_text().splitlines()]
+    return {content["name"] for content in contents if "name" in content}
 
 
 def rows(stack: Stack, tenant: str) -> dict[str, int]:
@@ -63,7 +73,7 @@ async def messages(stack: Stack, tenant: str) -> int:
 async def test_a_tenant_is_purged_everywhere(
     shared_stack: Stack, caller: Caller, tenant: str, foldline: Foldline, desk: ProcessAdmin, tmp_path: Path
 ) -> None:
-    """First only shown; then all rows and messages go, the certificate says what, and the other tenant's data is the same."""
+    """Shown, exported; then all rows and messages go, the certificate says what, and the other tenant's data is the same."""
     mine, other = caller(), caller(tenant=f"{tenant}-o")
     blue, transfer = await history(mine)
     their_blue, _ = await history(other)
@@ -74,6 +84,15 @@ async def test_a_tenant_is_purged_everywhere(
     assert (await mine.deposit(blue, 1)).events_appended == 1
     assert foldline("tenant", "purge", tenant, "--yes-purge", "acme", output="text")[0] == 2
 
+    folder = str(tmp_path / "export")
+    code, exported = foldline("tenant", "export", tenant, folder)
+    assert (code, exported["tenant"]) == (0, tenant)
+    assert exported["events"] == shown["rows"]["events"] + shown["rows"]["boxed_events"] + 1
+    assert exported["commands"] == shown["rows"]["commands"] + 1
+    assert foldline("tenant", "verify", folder) == (0, exported)
+    assert foldline("tenant", "export", tenant, folder, output="text")[0] == 2
+    assert names_in(tmp_path / "export" / "events.jsonl") >= {"Alice", "Boxed 11"}
+
     file = tmp_path / "certificate.json"
     code, told = foldline("tenant", "purge", tenant, "--yes-purge", tenant, "--certificate", str(file))
     assert code == 0
@@ -82,6 +101,10 @@ async def test_a_tenant_is_purged_everywhere(
     assert json.loads(file.read_text()) == told
     assert {"read accounts", "saga processes"} <= set(told["passed_by"])
     assert foldline("tenant", "purged", tenant) == (0, told)
+
+    code, refusal = foldline("tenant", "export", tenant, str(tmp_path / "late"))
+    assert (code, refusal["error"]["reason"]) == (1, "TENANT_CLOSED")
+    assert sorted(os.listdir(tmp_path)) == ["certificate.json", "endpoints.json", "export"]
 
     assert rows(shared_stack, tenant) == {}
     assert await messages(shared_stack, tenant) == 1

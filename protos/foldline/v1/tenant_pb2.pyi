@@ -4,6 +4,8 @@ isort:skip_file
 """
 
 from collections import abc as _abc
+from foldline.v1 import command_pb2 as _command_pb2
+from foldline.v1 import event_store_pb2 as _event_store_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
@@ -148,6 +150,74 @@ class DescribeTenantResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DescribeTenantResponse: _TypeAlias = DescribeTenantResponse  # noqa: Y015
+
+@_typing.final
+class ExportTenantRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportTenantRequest: _TypeAlias = ExportTenantRequest  # noqa: Y015
+
+@_typing.final
+class ExportTenantResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POSITION_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    COMMANDS_FIELD_NUMBER: _builtins.int
+    EVENT_COUNT_FIELD_NUMBER: _builtins.int
+    COMMAND_COUNT_FIELD_NUMBER: _builtins.int
+    position: _builtins.int
+    """The position that the export is of, in every message."""
+    epoch: _builtins.str
+    """The history that the position belongs to."""
+    shard: _builtins.int
+    event_count: _builtins.int
+    """In the last message alone."""
+    command_count: _builtins.int
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[_event_store_pb2.EventEnvelope]: ...
+    @_builtins.property
+    def commands(self) -> _containers.RepeatedCompositeFieldContainer[_command_pb2.CommandRecord]: ...
+    def __init__(
+        self,
+        *,
+        position: _builtins.int = ...,
+        epoch: _builtins.str = ...,
+        shard: _builtins.int = ...,
+        events: _abc.Iterable[_event_store_pb2.EventEnvelope] | None = ...,
+        commands: _abc.Iterable[_command_pb2.CommandRecord] | None = ...,
+        event_count: _builtins.int | None = ...,
+        command_count: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_command_count", b"_command_count", "_event_count", b"_event_count", "command_count", b"command_count", "event_count", b"event_count"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_command_count", b"_command_count", "_event_count", b"_event_count", "command_count", b"command_count", "commands", b"commands", "epoch", b"epoch", "event_count", b"event_count", "events", b"events", "position", b"position", "shard", b"shard"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__command_count: _TypeAlias = _typing.Literal["command_count"]  # noqa: Y015
+    _WhichOneofArgType__command_count: _TypeAlias = _typing.Literal["_command_count", b"_command_count"]  # noqa: Y015
+    _WhichOneofReturnType__event_count: _TypeAlias = _typing.Literal["event_count"]  # noqa: Y015
+    _WhichOneofArgType__event_count: _TypeAlias = _typing.Literal["_event_count", b"_event_count"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__command_count) -> _WhichOneofReturnType__command_count | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__event_count) -> _WhichOneofReturnType__event_count | None: ...
+
+Global___ExportTenantResponse: _TypeAlias = ExportTenantResponse  # noqa: Y015
 
 @_typing.final
 class PurgeTenantRequest(_message.Message):

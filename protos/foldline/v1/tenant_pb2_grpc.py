@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class TenantServiceStub:
-    """Deletes tenants, for operators.
+    """Exports and deletes tenants, for operators.
     """
 
     def __init__(self, channel):
@@ -39,6 +39,11 @@ class TenantServiceStub:
                 '/foldline.v1.TenantService/DescribeTenant',
                 request_serializer=foldline_dot_v1_dot_tenant__pb2.DescribeTenantRequest.SerializeToString,
                 response_deserializer=foldline_dot_v1_dot_tenant__pb2.DescribeTenantResponse.FromString,
+                _registered_method=True)
+        self.ExportTenant = channel.unary_stream(
+                '/foldline.v1.TenantService/ExportTenant',
+                request_serializer=foldline_dot_v1_dot_tenant__pb2.ExportTenantRequest.SerializeToString,
+                response_deserializer=foldline_dot_v1_dot_tenant__pb2.ExportTenantResponse.FromString,
                 _registered_method=True)
         self.PurgeTenant = channel.unary_unary(
                 '/foldline.v1.TenantService/PurgeTenant',
@@ -53,11 +58,20 @@ class TenantServiceStub:
 
 
 class TenantServiceServicer:
-    """Deletes tenants, for operators.
+    """Exports and deletes tenants, for operators.
     """
 
     def DescribeTenant(self, request, context):
         """What is stored of a tenant in the write database. Nothing is changed. Refusals: TENANT_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportTenant(self, request, context):
+        """All that is stored of a tenant as of one position of the line: first its events, also those in the archive, in the order of the
+        line and as they were stored, then its commands. Password hashes are no part of it. The last message says how many there were.
+        Refusals: TENANT_NOT_FOUND, TENANT_CLOSED, ARCHIVE_NOT_CONFIGURED, ARCHIVE_UNAVAILABLE, ARCHIVE_DAMAGED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -88,6 +102,11 @@ def add_TenantServiceServicer_to_server(servicer, server):
                     request_deserializer=foldline_dot_v1_dot_tenant__pb2.DescribeTenantRequest.FromString,
                     response_serializer=foldline_dot_v1_dot_tenant__pb2.DescribeTenantResponse.SerializeToString,
             ),
+            'ExportTenant': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportTenant,
+                    request_deserializer=foldline_dot_v1_dot_tenant__pb2.ExportTenantRequest.FromString,
+                    response_serializer=foldline_dot_v1_dot_tenant__pb2.ExportTenantResponse.SerializeToString,
+            ),
             'PurgeTenant': grpc.unary_unary_rpc_method_handler(
                     servicer.PurgeTenant,
                     request_deserializer=foldline_dot_v1_dot_tenant__pb2.PurgeTenantRequest.FromString,
@@ -107,7 +126,7 @@ def add_TenantServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class TenantService:
-    """Deletes tenants, for operators.
+    """Exports and deletes tenants, for operators.
     """
 
     @staticmethod
@@ -127,6 +146,33 @@ class TenantService:
             '/foldline.v1.TenantService/DescribeTenant',
             foldline_dot_v1_dot_tenant__pb2.DescribeTenantRequest.SerializeToString,
             foldline_dot_v1_dot_tenant__pb2.DescribeTenantResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportTenant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/foldline.v1.TenantService/ExportTenant',
+            foldline_dot_v1_dot_tenant__pb2.ExportTenantRequest.SerializeToString,
+            foldline_dot_v1_dot_tenant__pb2.ExportTenantResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -13,11 +13,16 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class TenantServiceStub:
-    """Deletes tenants, for operators."""
+    """Exports and deletes tenants, for operators."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     DescribeTenant: _aio.UnaryUnaryMultiCallable[_tenant_pb2.DescribeTenantRequest, _tenant_pb2.DescribeTenantResponse]
     """What is stored of a tenant in the write database. Nothing is changed. Refusals: TENANT_NOT_FOUND."""
+    ExportTenant: _aio.UnaryStreamMultiCallable[_tenant_pb2.ExportTenantRequest, _tenant_pb2.ExportTenantResponse]
+    """All that is stored of a tenant as of one position of the line: first its events, also those in the archive, in the order of the
+    line and as they were stored, then its commands. Password hashes are no part of it. The last message says how many there were.
+    Refusals: TENANT_NOT_FOUND, TENANT_CLOSED, ARCHIVE_NOT_CONFIGURED, ARCHIVE_UNAVAILABLE, ARCHIVE_DAMAGED.
+    """
     PurgeTenant: _aio.UnaryUnaryMultiCallable[_tenant_pb2.PurgeTenantRequest, _tenant_pb2.PurgeTenantResponse]
     """Closes a tenant for ever, and begins to delete all that is stored of it. From then on its commands are refused as
     TENANT_CLOSED. The line keeps its positions: ReadAll gives EventPurged where the tenant's events were. Goes on by itself
@@ -28,7 +33,7 @@ class TenantServiceStub:
     """How far the purge of a tenant is; when it is done, what went. Refusals: TENANT_PURGE_NOT_FOUND."""
 
 class TenantServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Deletes tenants, for operators."""
+    """Exports and deletes tenants, for operators."""
 
     @_abc_1.abstractmethod
     def DescribeTenant(
@@ -37,6 +42,17 @@ class TenantServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_tenant_pb2.DescribeTenantRequest, _abc.Awaitable[_tenant_pb2.DescribeTenantResponse]],
     ) -> _abc.Awaitable[_tenant_pb2.DescribeTenantResponse]:
         """What is stored of a tenant in the write database. Nothing is changed. Refusals: TENANT_NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def ExportTenant(
+        self,
+        request: _tenant_pb2.ExportTenantRequest,
+        context: _aio.ServicerContext[_tenant_pb2.ExportTenantRequest, _abc.AsyncIterator[_tenant_pb2.ExportTenantResponse]],
+    ) -> _abc.AsyncIterator[_tenant_pb2.ExportTenantResponse]:
+        """All that is stored of a tenant as of one position of the line: first its events, also those in the archive, in the order of the
+        line and as they were stored, then its commands. Password hashes are no part of it. The last message says how many there were.
+        Refusals: TENANT_NOT_FOUND, TENANT_CLOSED, ARCHIVE_NOT_CONFIGURED, ARCHIVE_UNAVAILABLE, ARCHIVE_DAMAGED.
+        """
 
     @_abc_1.abstractmethod
     def PurgeTenant(
