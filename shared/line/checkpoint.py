@@ -41,6 +41,9 @@ UPDATE checkpoints SET epoch = %s, position = %s, event_id = %s, state = 'runnin
 WHERE name = %s AND shard = %s AND epoch = %s AND position = %s AND event_id = %s
 """
 
+MOVE_OR_FAIL = f"WITH moved AS ({MOVE.strip()} RETURNING 1) SELECT 1 / count(*) FROM moved"  # noqa: S608 (it is ours)
+"""The same as a statement that fails unless it changes a row (DivisionByZero): nothing that is sent behind it is carried out."""
+
 
 def move(name: str, shard: int, old: Checkpoint, new: Checkpoint) -> tuple[object, ...]:
     """The parameters of MOVE. Unless it changes exactly one row, the caller must roll back and raise Fenced."""

@@ -1,8 +1,8 @@
 """Keeps the tables of a group up to date: folds batches of events in memory and writes each changed row once.
 
 A batch is one transaction: the fence, one query for the rows, the folds, one upsert for each table, commit. Statements are
-sent together (pipelined), so a batch waits for the database twice. A fold that raises parks its key (see `parking`), in the
-same transaction.
+sent together (pipelined), so a batch waits for the database twice; once if all rows are cached. A batch that changes no row
+moves the checkpoint with one statement. A fold that raises parks its key (see `parking`), in the same transaction.
 
 Killed anywhere, what is left? The checkpoint and the rows change in one transaction, so the tables are always the fold of the
 line up to the checkpoint, but for the parked keys. The next leader goes on from there.
@@ -17,6 +17,7 @@ from typing import Any
 
 import psycopg
 from google.protobuf.message import Message
+from psycopg.errors import DivisionByZero
 
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.projection import Fold, Group, Projection, RowKey
@@ -78,6 +79,8 @@ class _Touched:
     """The keys whose rows must be read."""
 
 
+Fence = tuple[object, ...]
+"""The parameters of MOVE_OR_FAIL."""
 Item = tuple[int, RowKey, Fold[Any]]
 """What an event does to one row: table, key, fold."""
 Work = list[tuple[EventEnvelope, Message, int, RowKey, Fold[Any]]]
@@ -144,8 +147,11 @@ class Tables:
         try:
             work, touched = self._route(batch.events, parking)
             self._recall(touched)
+            fence = checkpoints.move(self.consumer, shard, before, batch.after)
+            begun = alone is not None or any(part.wanted for part in touched)
             try:
-                answers = await self._begin(connection, shard, before, batch.after, touched)
+                if begun:
+                    await self._begin(connection, fence, touched)
             except Exception as error:
                 if alone is None or not refuses(error):
                     raise
@@ -154,18 +160,21 @@ class Tables:
                 for _, _, at, key, _ in work:
                     parking.fail(alone, (self._names[at], key), refusal_of(alone, error))
                 work, touched = [], [_Touched({}, {}, []) for _ in self._rows]
-                answers = await self._begin(connection, shard, before, batch.after, touched)
-            for rows, part, answer in zip(self._rows, touched, answers, strict=True):
-                if answer is not None:
-                    await rows.load(answer, part.rows)
+                await self._begin(connection, fence, touched)
             self._fold(work, touched, parking)
             if alone is not None:
                 await self._try_rows(connection, touched, parking, alone)
             _refuse_too_many(parking)
-            await self._write(connection, shard, touched, parking)
-        except (Fenced, ProjectionFailed):
+            if begun or work or parking.queue:
+                await self._write(connection, shard, touched, parking, None if begun else fence)
+            else:
+                await connection.execute(checkpoints.MOVE_OR_FAIL, fence)
+        except ProjectionFailed:
             await connection.execute("ROLLBACK")
             raise
+        except DivisionByZero as error:
+            await connection.execute("ROLLBACK")
+            raise Fenced(f"{self.consumer} is not at position {before.position}") from error
         except BaseException as error:
             if alone is None and isinstance(error, Exception) and refuses(error) and not connection.closed:
                 await connection.execute("ROLLBACK")
@@ -292,20 +301,18 @@ class Tables:
             for key in list(islice(kept, max(len(kept) - ROWS_KEPT_MAX, 0))):
                 del kept[key]
 
-    async def _begin(
-        self, connection: Connection, shard: int, before: Checkpoint, after: Checkpoint, touched: list[_Touched]
-    ) -> list[Any]:
-        """Passes the fence and reads the rows. Raises Fenced."""
+    async def _begin(self, connection: Connection, fence: Fence, touched: list[_Touched]) -> None:
+        """Begins, passes the fence and reads the rows."""
         async with connection.pipeline():
             await connection.execute("BEGIN")
-            moved = await connection.execute(checkpoints.MOVE, checkpoints.move(self.consumer, shard, before, after))
+            await connection.execute(checkpoints.MOVE_OR_FAIL, fence)
             answers = [
                 await rows.select(connection, part.wanted) if part.wanted else None
                 for rows, part in zip(self._rows, touched, strict=True)
             ]
-        if moved.rowcount != 1:
-            raise Fenced(f"{self.consumer} is not at position {before.position}")
-        return answers
+        for rows, part, answer in zip(self._rows, touched, answers, strict=True):
+            if answer is not None:
+                await rows.load(answer, part.rows)
 
     async def _try_rows(self, connection: Connection, touched: list[_Touched], parking: Parking, envelope: EventEnvelope) -> None:
         """Writes the rows of one event, each behind a savepoint, and parks the keys of those that are refused."""
@@ -321,9 +328,14 @@ class Tables:
                     del part.rows[key]
                     parking.fail(envelope, (name, key), refusal_of(envelope, error))
 
-    async def _write(self, connection: Connection, shard: int, touched: list[_Touched], parking: Parking) -> None:
-        """Writes each row once, and what was parked, and commits."""
+    async def _write(
+        self, connection: Connection, shard: int, touched: list[_Touched], parking: Parking, fence: Fence | None
+    ) -> None:
+        """Writes each row once, and what was parked, and commits. Begins and passes the fence before, if it is given."""
         async with connection.pipeline():
+            if fence is not None:
+                await connection.execute("BEGIN")
+                await connection.execute(checkpoints.MOVE_OR_FAIL, fence)
             for rows, part in zip(self._rows, touched, strict=True):
                 if kept := [row for row in part.rows.values() if row is not None]:
                     await rows.upsert(connection, kept)

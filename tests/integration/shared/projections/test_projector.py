@@ -186,14 +186,37 @@ async def test_a_paused_projector_that_wakes_up_is_refused(read_db: Database) ->
     assert dump(read_db) == folded(store.events)
 
 
+@pytest.mark.parametrize("changes", [True, False], ids=["cached rows", "no row"])
+async def test_the_fence_holds_where_nothing_is_read(read_db: Database, changes: bool) -> None:
+    """A replaced projector that has all rows in its cache, or has none to change, finds out by its write, which does nothing."""
+    store, tables = bank(), Tables(SUMMARIES)
+    if not changes:
+        store.append("acme", BLUE, account_pb2.AccountFrozen()).type = "bank.v1.Unknown"
+    begin = await stands_at(read_db, tables, store, 5 if changes else len(store.events) - 1)
+    batch = batch_of(store, begin.position + 1, begin.position + 1)
+    older = await connect(read_db.app, application_name="older")
+    newer = await connect(read_db.app, application_name="newer")
+    async with older, newer:
+        await Tables(SUMMARIES).apply(newer, SHARD, begin, batch)
+        after_newer = dump(read_db)
+        with pytest.raises(Fenced):
+            await tables.apply(older, SHARD, begin, batch)
+        assert dump(read_db) == after_newer == folded(store.events[: batch.after.position])
+        at = await checkpoint.load(older, SUMMARIES.name, SHARD)
+        assert at == batch.after
+        if changes:
+            await tables.apply(older, SHARD, at, batch_of(store, 7, 20))
+            assert dump(read_db) == folded(store.events)
+
+
 async def test_without_the_fence_the_same_write_would_have_doubled(read_db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """The control: with a fence that matches any position, the older projector adds the money a second time."""
     store, tables = bank(), Tables(SUMMARIES)
     begin = await stands_at(read_db, tables, store, 5)
     monkeypatch.setattr(
         checkpoint,
-        "MOVE",
-        checkpoint.MOVE.replace("AND position = %s", "AND position >= 0 * %s").replace(
+        "MOVE_OR_FAIL",
+        checkpoint.MOVE_OR_FAIL.replace("AND position = %s", "AND position >= 0 * %s").replace(
             "AND event_id = %s", "AND event_id <> %s || '!'"
         ),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import aclosing
 
 import pytest
@@ -10,8 +11,9 @@ import pytest
 from bank.legacy.v1.person_pb2 import PersonAdded
 from bank.v1.person_pb2 import PersonRegistered
 from foldline.v1.event_store_pb2 import EventEnvelope
+from shared.line import follower as follower_module
 from shared.line.checkpoint import Checkpoint
-from shared.line.follower import FeedPage, Follower, HistoryDiverged, take
+from shared.line.follower import GATHER_EVENTS, FeedPage, Follower, HistoryDiverged, take
 from tests.support.fakes.line import EPOCH, ScriptedFeed, Store, StoreLine, delivery, uid
 from tests.support.system.waiting import eventually
 from upcasters import UPCASTERS
@@ -98,6 +100,24 @@ async def test_the_broker_is_not_needed() -> None:
             else:
                 break
     assert seen == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(("events", "gathers"), [(GATHER_EVENTS - 1, False), (GATHER_EVENTS, True), (500, False)])
+async def test_under_load_events_come_together(events: int, gathers: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind a batch of many events more are awaited, but not if it was full; and few events are handed out at once."""
+    monkeypatch.setattr(follower_module, "GATHER_S", 0.3)
+    store = store_of(events + 1)
+    behind = Store()
+    feed = ScriptedFeed([[delivery(*store.events[:-1])], [delivery(store.events[-1])]])
+    handed_out: list[tuple[int, float]] = []
+    async with asyncio.timeout(30), aclosing(Follower(StoreLine(behind), feed).follow(Checkpoint(EPOCH))) as batches:
+        async for batch in batches:
+            handed_out.append((len(batch.events), time.monotonic()))
+            if batch.after.position == events + 1:
+                break
+    (_, _), (first, first_at), (second, second_at) = handed_out
+    assert (first, second) == (events, 1)
+    assert (second_at - first_at >= 0.3) == gathers
 
 
 async def test_a_gap_is_filled_from_the_store() -> None:
