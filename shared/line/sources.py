@@ -88,6 +88,9 @@ class PageFeed:
             if not self._subscribed:
                 await client.subscribe(pages_subject(self._shard), cb=self._receive)
                 self._subscribed = True  # the client subscribes again by itself when it has reconnected
+                # nats-py writes a flush's PING ahead of commands that wait (seen in 2.16), so the first may overtake the
+                # subscription. While its answer comes that is written, and the second follows it.
+                await client.flush(ANSWER_S)
             await client.flush(ANSWER_S)
         except (nats.errors.Error, TimeoutError, OSError) as error:
             raise FeedAway(repr(error)) from error

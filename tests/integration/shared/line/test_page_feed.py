@@ -39,6 +39,7 @@ async def publish(client: Client, *envelopes: EventEnvelope, epoch: str = EPOCH)
     for page in broker.to_pages(1, epoch, envelopes, client.max_payload):
         await client.publish(broker.pages_subject(1), page)
     await client.flush()
+    await client.flush()  # nats-py's PING may overtake what was published; the second does not
 
 
 @pytest.fixture
