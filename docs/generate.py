@@ -17,6 +17,7 @@ from read_service.projector import ProjectorSettings
 from saga_service.app import SagaSettings
 from shared.platform.settings import ProcessSettings, rows
 from upcasters import UPCASTERS
+from upcasters.stored_types import STORED_TYPES
 from write_service.app import WriteSettings
 from write_service.passwords import Passwords
 from write_service.registry import build_registry
@@ -31,7 +32,7 @@ PROCESSES: dict[str, type[ProcessSettings]] = {
     "read_service.projector": ProjectorSettings,
     "saga_service": SagaSettings,
 }
-STORED_TYPES = ROOT / "upcasters/stored_types.txt"
+STORED_TYPES_MODULE = ROOT / "upcasters/stored_types.py"
 # What the command line, the embedded engines and the bootstrap are told; a process of ours ignores them.
 OTHERS = {
     "FOLDLINE_CA_FILE",
@@ -96,16 +97,23 @@ def variables_module() -> str:
     )
 
 
-def stored_types() -> str:
-    """upcasters/stored_types.txt: the type of every event that was ever stored. None is ever taken out."""
-    known = set(STORED_TYPES.read_text().split()) if STORED_TYPES.exists() else set()
-    return "\n".join(sorted({*known, *build_registry(Passwords()).event_types()})) + "\n"
+def stored_types() -> set[str]:
+    """The type of every event that was ever stored: those of before, and of the registry."""
+    return {*STORED_TYPES, *build_registry(Passwords()).event_types()}
+
+
+def stored_types_module() -> str:
+    """upcasters/stored_types.py."""
+    return (
+        '"""The type of every event that was ever stored: `make docs` adds to it, and none is ever taken out. Not edited."""\n\n'
+        "STORED_TYPES = frozenset(\n    {\n" + "".join(f'        "{name}",\n' for name in sorted(stored_types())) + "    }\n)\n"
+    )
 
 
 def unread_types() -> list[str]:
     """The types of events that were stored once and that nothing reads any more."""
     readable = build_registry(Passwords()).event_types()
-    return [name for name in stored_types().split() if UPCASTERS.newest(name) not in readable]
+    return sorted(name for name in stored_types() if UPCASTERS.newest(name) not in readable)
 
 
 def pages() -> dict[Path, str]:
@@ -115,7 +123,7 @@ def pages() -> dict[Path, str]:
         ROOT / "docs/refusals.md": refusals.page(build_registry(Passwords()), COMMANDS),
         ROOT / "docs/processes.md": process_diagrams.page(),
         ROOT / "shared/platform/variables.py": variables_module(),
-        STORED_TYPES: stored_types(),
+        STORED_TYPES_MODULE: stored_types_module(),
     }
 
 

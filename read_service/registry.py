@@ -16,14 +16,15 @@ from read_service.projections.users import USER, USERS
 from shared.folds.projection import Group
 from shared.platform.identity import Role
 from shared.projections.summary_rpcs import SummaryRpcs
+from upcasters import UPCASTERS
 
 CALLERS = frozenset({Role.USER, Role.TENANT_ADMIN, Role.OPERATOR})
 ADMINISTRATORS = frozenset({Role.TENANT_ADMIN, Role.OPERATOR})
 
-PERSON_TABLES = Group("people", (PEOPLE, PERSON_TOTALS))
-ACCOUNT_TABLES = Group("accounts", (ACCOUNTS, MOVEMENTS))
-TRANSFER_TABLES = Group("transfers", (TRANSFERS,))
-USER_TABLES = Group("users", (USERS,))
+PERSON_TABLES = Group("people", (PEOPLE, PERSON_TOTALS), UPCASTERS)
+ACCOUNT_TABLES = Group("accounts", (ACCOUNTS, MOVEMENTS), UPCASTERS)
+TRANSFER_TABLES = Group("transfers", (TRANSFERS,), UPCASTERS)
+USER_TABLES = Group("users", (USERS,), UPCASTERS)
 
 GROUPS = (PERSON_TABLES, ACCOUNT_TABLES, TRANSFER_TABLES, USER_TABLES)
 """Each follows the line on its own, with a checkpoint; a slow or stopped one holds up no other."""

@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 from foldline.v1 import archive_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.table import Table
+from shared.folds.upcasting import NONE, Upcasters
 
 Row = TypeVar("Row", bound=tuple[Any, ...])
 RowKey = tuple[Any, ...]
@@ -59,10 +60,14 @@ class Projection(Generic[Row]):
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Tables that share one checkpoint, and so are always at the same position of the line."""
+    """Tables that share one checkpoint, and so are always at the same position of the line.
+
+    An event that `upcasters` does not know parks its aggregate; one that it knows and no projection has a fold for is skipped.
+    """
 
     name: str
     projections: Sequence[Projection[Any]]
+    upcasters: Upcasters = NONE
 
 
 def key_of(category: str, key: Callable[[Any], str]) -> Callable[[Any, EventEnvelope], RowKey | None]:

@@ -6,7 +6,7 @@ message to the one that followed it; steps are chained until the message is of t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from google.protobuf.message import Message
@@ -25,10 +25,19 @@ class Step(NamedTuple, Generic[Old, New]):
     up: Callable[[Old], New]
 
 
-class Upcasters:
-    """The steps of all events, in any order. Raises TypeError for two steps from one message, and for a circle."""
+class UnknownEvent(Exception):
+    """A release that is newer than this one wrote the event: what it means here is not known."""
 
-    def __init__(self, *steps: Step[Any, Any]) -> None:
+
+class Upcasters:
+    """The steps of all events, in any order. Raises TypeError for two steps from one message, and for a circle.
+
+    `known` has the types of all events that this release knows, also of those that a reader has no use for: one that passed
+    over an event of a newer release, as if it had no use for it, would lack it for good. None: all are known.
+    """
+
+    def __init__(self, *steps: Step[Any, Any], known: Collection[str] | None = None) -> None:
+        self.known = None if known is None else frozenset(known)
         self._steps = {step.old.DESCRIPTOR.full_name: step for step in steps}
         if len(self._steps) < len(steps):
             raise TypeError("two steps begin with the same message")
@@ -43,6 +52,10 @@ class Upcasters:
     def __contains__(self, type_name: str) -> bool:
         """Whether a message's full name is that of an old one."""
         return type_name in self._steps
+
+    def knows(self, type_name: str) -> bool:
+        """Whether this release knows events of that type."""
+        return self.known is None or type_name in self.known
 
     def newest(self, type_name: str) -> str:
         """The full name of the message that a stored one becomes; its own if it is of today."""

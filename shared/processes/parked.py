@@ -1,7 +1,8 @@
-"""Parked events: those for which no process can be found, because their content cannot be decoded or names none.
+"""Parked events: those for which no process can be found.
 
-Such an event parks its stream, the events of its aggregate, at the runner; other streams go on. Later events of the stream
-wait behind it, in order, until an operator lets them be routed again (retry) or gives the first one up (discard).
+A newer release wrote them, or their content cannot be decoded or names no process. Such an event parks its stream, the events
+of its aggregate, at the runner; other streams go on. Later events of the stream wait behind it, in order, until an operator
+lets them be routed again (retry) or gives the first one up (discard).
 
 The runner knows the parked streams by heart. An operator's action raises the counter `parked` in the checkpoint's row, which the
 runner reads with its fence: if that is not the counter it knows, it reads the streams again before it folds anything. So an event
@@ -21,6 +22,8 @@ from shared.platform.postgres import Connection
 StreamKey = tuple[str, str, str]
 """Names a stream: tenant, aggregate type, aggregate id."""
 
+EVENT_UNKNOWN = "EVENT_UNKNOWN"
+"""A newer release wrote the event."""
 EVENT_UNREADABLE = "EVENT_UNREADABLE"
 """The event's content is not what its type declares."""
 NO_PROCESS_NAMED = "NO_PROCESS_NAMED"

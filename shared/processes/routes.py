@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.process import ProcessKeys
 from shared.folds.upcasting import NONE
-from shared.processes.parked import EVENT_UNREADABLE, NO_PROCESS_NAMED, Unroutable
+from shared.processes.parked import EVENT_UNKNOWN, EVENT_UNREADABLE, NO_PROCESS_NAMED, Unroutable
 from shared.processes.process_type import ProcessType
 
 PROCESS_ID_CHARS_MAX = 128
@@ -39,15 +39,19 @@ class Routes:
         self._upcasters = next((kind.upcasters for kind in self._kinds), NONE)
 
     def concern(self, envelope: EventEnvelope) -> bool:
-        """Whether any type of process reacts to events of this type, or to what they have become."""
-        return envelope.type in self._routes or (
-            envelope.type in self._upcasters and self._upcasters.newest(envelope.type) in self._routes
+        """Whether any type of process reacts to events of this type, or to what they have become, or may in a newer release."""
+        return (
+            envelope.type in self._routes
+            or (envelope.type in self._upcasters and self._upcasters.newest(envelope.type) in self._routes)
+            or not self._upcasters.knows(envelope.type)
         )
 
     def route(self, envelope: EventEnvelope) -> list[RoutedEvent]:
         """The event, once for each type of process that reacts to it. Raises Unroutable."""
         if envelope.type in self._upcasters:  # the follower could not upcast it
             envelope = self._upcast(envelope)
+        if not self._upcasters.knows(envelope.type):
+            raise Unroutable(EVENT_UNKNOWN, "")
         routed = []
         for kind, message, key in self._routes.get(envelope.type, ()):
             try:

@@ -21,6 +21,7 @@ from psycopg.errors import DivisionByZero
 
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.projection import Fold, Group, Projection, RowKey
+from shared.folds.upcasting import UnknownEvent
 from shared.line import checkpoint as checkpoints
 from shared.line.checkpoint import Checkpoint, Fenced
 from shared.line.consumer import ConsumerFailed
@@ -210,8 +211,13 @@ class Tables:
         return envelope.type in self._routes
 
     def items_of(self, envelope: EventEnvelope) -> tuple[Message, list[Item]] | None:
-        """The event and what it does to each row; None for an event of another group. Raises what reading it raises."""
+        """The event and what it does to each row; None for an event of another group.
+
+        Raises what reading it raises; UnknownEvent for one of a newer release, which may be for this group.
+        """
         if (route := self._routes.get(envelope.type)) is None:
+            if not self.group.upcasters.knows(envelope.type):
+                raise UnknownEvent(envelope.type)
             return None
         event = route[0].FromString(envelope.payload)
         keyed = ((at, projection.key(event, envelope), fold) for at, projection, fold in route[1])

@@ -1146,7 +1146,7 @@ class ParkedStream(_message.Message):
     event_id: _builtins.str
     type: _builtins.str
     reason: _builtins.str
-    """Why it is parked: EVENT_UNREADABLE or NO_PROCESS_NAMED, and the kind of error."""
+    """Why it is parked: EVENT_UNKNOWN (a newer release wrote it), EVENT_UNREADABLE or NO_PROCESS_NAMED, and the kind of error."""
     events: _builtins.int
     """So many events wait, the first included."""
     @_builtins.property

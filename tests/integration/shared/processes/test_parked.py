@@ -115,6 +115,27 @@ async def test_a_garbage_event_parks_its_stream_and_no_other(world: World) -> No
         assert await steering.find_parked(9, found.key, "") == await steering.find_parked(9, ("", "", ""), "umbrella") == []
 
 
+async def test_an_event_of_a_newer_release_parks_its_stream_until_that_release_runs(world: World) -> None:
+    """It may be one that a process should react to; known events that no process reacts to pass by, as ever."""
+    world.open(1)
+    world.store.events[-1].type = "bank.v9.AccountOpened"
+    world.open(2)
+    world.store.append(TENANT, uid(2), account_pb2.AccountClosed(account_id=uid(2)))
+    world.freeze(1)
+    known = {event.type for event in world.store.events} - {"bank.v9.AccountOpened"}
+    async with world.running(world.runner(upcasters=Upcasters(known=known))), world.desk() as desk:
+        await ended(world, 1)
+        assert await positions(world) == [(1, "EVENT_UNKNOWN"), (4, "")]
+        old, new = (
+            Steering(dataclasses.replace(desk.turns, kinds=process_types([GIFT], Upcasters(known=types))))
+            for types in (known, {*known, "bank.v9.AccountOpened"})
+        )
+        still = await old.retry_parked(stream(1))
+        assert (still.events, still.stream is not None and still.stream.reason) == (0, "EVENT_UNKNOWN")
+        assert await new.retry_parked(stream(1)) == (2, None)
+        assert await positions(world) == []
+
+
 async def test_an_event_that_names_no_process_is_parked_until_a_release_that_can(world: World) -> None:
     """A key that raises or gives none; retried, all its events are taken in order, and the process runs."""
     nameless.add(uid(1))

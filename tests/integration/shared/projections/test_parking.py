@@ -20,6 +20,7 @@ from foldline.v1.event_store_pb2 import EventEnvelope
 from read_service.projections.accounts import ACCOUNTS, MOVEMENTS, AccountRow, money_moved
 from read_service.projections.people import PERSON_TOTALS
 from shared.folds.projection import Group
+from shared.folds.upcasting import Upcasters
 from shared.line import checkpoint
 from shared.line.checkpoint import Fenced
 from shared.line.fanout import FanOut
@@ -92,9 +93,9 @@ def bank() -> Store:
 
 
 @asynccontextmanager
-async def at_begin(database: Database) -> AsyncIterator[tuple[Tables, Connection]]:
+async def at_begin(database: Database, group: Group = GROUP) -> AsyncIterator[tuple[Tables, Connection]]:
     """Tables and a connection that is at the begin of the line."""
-    tables = Reader(GROUP)
+    tables = Reader(group)
     async with await connect(database.app, application_name="test") as connection:
         await checkpoint.load(connection, GROUP.name, SHARD)
         await tables.load_parked(connection, SHARD)
@@ -234,6 +235,32 @@ async def test_an_event_that_cannot_be_read_parks_its_aggregate(read_db: Databas
     wanted = folded([event for event in store.events if event.tenant == "acme"], GROUP)
     now = {name: [row for row in rows if row[0] == "acme"] for name, rows in dump(read_db, NAMES).items()}
     assert now == wanted
+
+
+async def test_an_event_of_a_newer_release_parks_its_aggregate_until_that_release_runs(read_db: Database) -> None:
+    """It is not passed over as one that no table has a fold for: rows of the aggregate wait, those of others go on."""
+    store = bank()
+    newer = store.deposit("acme", BLUE, ALICE, 13, 113)
+    newer.type = "bank.v9.MoneyCharged"
+    store.deposit("acme", BLUE, ALICE, 5, 118)
+    store.deposit("acme", RED, ALICE, 7, 7)
+    known = {event.type for event in store.events} - {newer.type}
+    async with at_begin(read_db, replace(GROUP, upcasters=Upcasters(known=known))) as (tables, connection):
+        await apply(tables, connection, store)
+        told = f"event {newer.event_id} (bank.v9.MoneyCharged) at position 7 raised UnknownEvent"
+        assert parked(read_db)[0] == ("", f'["account", "{BLUE}"]', told, [7])
+        assert [row[5] for row in dump(read_db, NAMES)["accounts"]] == [100, 7]
+        request_id = ask(read_db, "")
+        at = await checkpoint.load(connection, GROUP.name, SHARD)
+        await replay.carry_out(tables, connection, SHARD, at)
+        assert answered(read_db, request_id) == (replay.STILL_PARKED, 0, 0)
+    async with at_begin(read_db, replace(GROUP, upcasters=Upcasters(known={*known, newer.type}))) as (tables, connection):
+        request_id = ask(read_db, "")
+        await replay.carry_out(tables, connection, SHARD, at)
+        assert answered(read_db, request_id)[0] == replay.RELEASED
+    assert parked(read_db) == []
+    store.events.remove(newer)
+    assert dump(read_db, NAMES) == folded(store.events, GROUP)
 
 
 async def test_a_row_behind_its_aggregate_is_not_folded_alone(read_db: Database) -> None:

@@ -1,0 +1,37 @@
+"""The type of every event that was ever stored: `make docs` adds to it, and none is ever taken out. Not edited."""
+
+STORED_TYPES = frozenset(
+    {
+        "bank.legacy.v1.PersonAdded",
+        "bank.legacy.v1.PersonEnrolled",
+        "bank.v1.AccountAttached",
+        "bank.v1.AccountClosed",
+        "bank.v1.AccountDetached",
+        "bank.v1.AccountFrozen",
+        "bank.v1.AccountOpened",
+        "bank.v1.AccountUnfrozen",
+        "bank.v1.LoginConfirmed",
+        "bank.v1.LoginReleased",
+        "bank.v1.LoginReserved",
+        "bank.v1.MoneyDeposited",
+        "bank.v1.MoneySuspended",
+        "bank.v1.MoneyWithdrawn",
+        "bank.v1.PersonClosed",
+        "bank.v1.PersonRegistered",
+        "bank.v1.PersonRenamed",
+        "bank.v1.TransferCompleted",
+        "bank.v1.TransferFailed",
+        "bank.v1.TransferStarted",
+        "bank.v1.UserDeactivated",
+        "bank.v1.UserEmailChanged",
+        "bank.v1.UserRegistrationFailed",
+        "bank.v1.UserRegistrationStarted",
+        "bank.v1.UserRegistrationSucceeded",
+        "bank.v1.UserRolesChanged",
+        "foldline.v1.AggregateBoxed",
+        "foldline.v1.AggregateUnboxed",
+        "foldline.v1.OverrideSwitched",
+        "foldline.v1.RetentionSet",
+        "foldline.v1.TenantClosed",
+    }
+)
