@@ -48,7 +48,7 @@ def mounted(tmp_path: Path) -> Path:
         "tls/tls.key": files.key.read_text(),
         "tls/ca.crt": authority.ca.read_text(),
         "postgres/ca.crt": authority.ca.read_text(),
-        "seal/keys": "00" * 32,
+        "secrets/seal/keys": "00" * 32,
         **{f"secrets/foldline/{role}": databases for role in ("write_app", "read_app", "read_query", "saga_app")},
     }.items():
         file = run / name

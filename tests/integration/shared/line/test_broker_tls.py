@@ -8,7 +8,7 @@ import binascii
 import io
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -23,40 +23,17 @@ from deploy.engines.nats import Nats
 from shared.line.broker_access import Broker, Credentials, connect
 from shared.platform import telemetry
 from shared.platform.certificates import ClientTls
-from tests.support.system.authority import Authority, Files
+from tests.support.system.authority import Authority
+from tests.support.system.tls_engines import TlsNats, tls
 from tests.support.system.waiting import eventually
 
 YEAR = timedelta(days=365)
-
-
-class TlsNats(Nats):
-    """A NATS whose configuration has more at its end."""
-
-    def __init__(self, folder: Path, more: str, *, instead: Callable[[int, int], str] | None = None) -> None:
-        super().__init__(folder)
-        self._more, self._instead = more, instead
-
-    def _configure(self) -> None:
-        super()._configure()
-        configuration = self.folder / "nats.conf"
-        text = configuration.read_text() + self._more if self._instead is None else self._instead(self._port, self._monitor_port)
-        configuration.write_text(text)
-
-    def over_tls(self, host: str = "localhost") -> str:
-        """Its URL for TLS, by the host's name."""
-        return self.url.replace("nats://", "tls://").replace("127.0.0.1", host)
 
 
 @pytest.fixture
 def authority(tmp_path: Path) -> Authority:
     """Whom servers and clients trust."""
     return Authority(tmp_path)
-
-
-def tls(files: Files, client_ca: Path | None = None) -> str:
-    """The part of a server's configuration."""
-    verify = f", ca_file: {json.dumps(str(client_ca))}, verify: true" if client_ca else ""
-    return f"tls {{ cert_file: {json.dumps(str(files.cert))}, key_file: {json.dumps(str(files.key))}{verify} }}\n"
 
 
 @pytest.fixture

