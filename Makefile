@@ -47,6 +47,7 @@ lint: $(DEV_STAMP)  ## style, types, imports, contracts
 	@$(BIN)/python protos/generate.py --image $(IMAGE)
 	$(BIN)/buf lint $(IMAGE)
 	$(BIN)/buf breaking $(IMAGE) --against protos/baseline.binpb
+	$(BIN)/python -m tests.support.checks.migrations
 	$(BIN)/hadolint deploy/Dockerfile
 	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec deploy/compose.yaml
 	@for overlay in single production; do \

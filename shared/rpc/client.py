@@ -19,7 +19,8 @@ _MESSAGE_SIZE_MAX = 8 * 1024 * 1024
 # Calls that began under a former certificate may go on for so long; the longest of ours, a reading of the line, is shorter.
 _FORMER_CALLS_S = 900.0
 
-# gRPC itself repeats a call that is UNAVAILABLE: commands are idempotent by their ids, and queries change nothing. The pauses
+# gRPC itself repeats a call that is UNAVAILABLE: commands are idempotent by their ids, and queries change nothing. So it does one
+# that the server cancelled, which is what gRPC says of a call that reaches a server in the moment in which it stops. The pauses
 # come to three seconds, longer than a channel needs to notice that a replica is back, so one that ends meanwhile is not missed.
 _SERVICE_CONFIG = json.dumps(
     {
@@ -32,7 +33,7 @@ _SERVICE_CONFIG = json.dumps(
                     "initialBackoff": "0.1s",
                     "maxBackoff": "2s",
                     "backoffMultiplier": 3,
-                    "retryableStatusCodes": ["UNAVAILABLE"],
+                    "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
                 },
             }
         ],

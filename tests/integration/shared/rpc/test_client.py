@@ -1,0 +1,61 @@
+"""Channels of ours: what they try again."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import pytest
+from grpc import aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from shared.rpc.client import channel
+
+REQUEST = health_pb2.HealthCheckRequest()
+ANSWER = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
+
+
+@asynccontextmanager
+async def failing(code: grpc.StatusCode) -> AsyncIterator[tuple[str, list[int]]]:
+    """A server whose first answer is that code; its address, and the attempts that it saw."""
+    attempts: list[int] = []
+
+    async def check(request: Any, context: aio.ServicerContext[Any, Any]) -> health_pb2.HealthCheckResponse:
+        attempts.append(1)
+        if len(attempts) == 1:
+            await context.abort(code, "")
+        return ANSWER
+
+    handler = grpc.unary_unary_rpc_method_handler(
+        check,
+        request_deserializer=health_pb2.HealthCheckRequest.FromString,
+        response_serializer=health_pb2.HealthCheckResponse.SerializeToString,
+    )
+    server = aio.server()
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("grpc.health.v1.Health", {"Check": handler}),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    yield f"127.0.0.1:{port}", attempts
+    await server.stop(0)
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED])
+async def test_a_call_that_met_a_stopping_server_is_repeated(code: grpc.StatusCode) -> None:
+    """Unless the caller sees to that: then the first answer comes through."""
+    async with failing(code) as (address, attempts), channel(address) as through:
+        assert await health_pb2_grpc.HealthStub(through).Check(REQUEST, timeout=10) == ANSWER
+        assert len(attempts) == 2
+    async with failing(code) as (address, attempts), channel(address, retries=False) as through:
+        with pytest.raises(aio.AioRpcError) as refused:
+            await health_pb2_grpc.HealthStub(through).Check(REQUEST, timeout=10)
+        assert (refused.value.code(), len(attempts)) == (code, 1)
+
+
+async def test_a_refusal_is_not_repeated() -> None:
+    """The server has answered."""
+    async with failing(grpc.StatusCode.FAILED_PRECONDITION) as (address, attempts), channel(address) as through:
+        with pytest.raises(aio.AioRpcError):
+            await health_pb2_grpc.HealthStub(through).Check(REQUEST, timeout=10)
+        assert len(attempts) == 1
