@@ -43,6 +43,7 @@ class Composed:
             "FOLDLINE_IMAGE": images.foldline,
             "POSTGRES_IMAGE": images.postgres,
             "NATS_IMAGE": images.nats,
+            "PROMETHEUS_IMAGE": images.prometheus,
             **{f"{name.upper()}_PORT": str(port) for name, port in self.ports.items()},
         }
 
@@ -52,7 +53,7 @@ class Composed:
 
     def down(self) -> None:
         """Stops everything and deletes it, data included. Nothing to do is no error."""
-        self("down", "--volumes", "--timeout", "15", within_s=UP_S)
+        self("--profile", "observe", "down", "--volumes", "--timeout", "15", within_s=UP_S)
 
     def __call__(self, *arguments: str, within_s: float = 120) -> str:
         """What the compose program prints."""
@@ -105,6 +106,15 @@ class Composed:
         """The tokens that `keys` made, by whose they are."""
         made: dict[str, Any] = json.loads(self.podman("exec", self.container("write"), "cat", "/run/foldline/endpoints.json"))
         return dict(made["tokens"])
+
+    def watch(self) -> None:
+        """Starts Prometheus, as the profile `observe` does."""
+        self("--profile", "observe", "up", "--detach", "--no-build", "prometheus", within_s=UP_S)
+
+    def asked(self, path: str) -> Any:
+        """What Prometheus answers at a path of its API, asked from a container beside it."""
+        program = f"import urllib.request as u; print(u.urlopen('http://prometheus:9090{path}', timeout=5).read().decode())"
+        return json.loads(self.podman("exec", self.container("write"), "python", "-c", program))["data"]
 
     def cli(self, *arguments: str) -> str:
         """What the `foldline` command prints, run in a container of its own as operations.md says."""

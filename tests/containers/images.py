@@ -22,6 +22,7 @@ OFFICIAL = {
     "build": "python:3.13-bookworm",
     "postgres": "postgres:18",
     "nats": "nats:2.12",
+    "prometheus": "prom/prometheus:v3.8.0",
 }
 PACKAGES = "python3,python3-venv,ca-certificates,tzdata"
 FOLDLINE = "localhost/foldline:test"
@@ -36,6 +37,7 @@ class Images:
     python: str
     postgres: str
     nats: str
+    prometheus: str
 
 
 def prepare(podman: Podman, folder: Path) -> Images:
@@ -51,7 +53,7 @@ def prepare(podman: Podman, folder: Path) -> Images:
         run(["make", "wheels", f"VENV={Path(sys.executable).parent.parent}"], cwd=ROOT, within_s=LONG_S)
     given = {"PYTHON_IMAGE": names["python"], "BUILD_IMAGE": names["build"]}
     _build(podman, FOLDLINE, ROOT, ROOT / "deploy/Dockerfile", given)
-    return Images(FOLDLINE, names["python"], names["postgres"], names["nats"])
+    return Images(FOLDLINE, names["python"], names["postgres"], names["nats"], names["prometheus"])
 
 
 def _pulled(podman: Podman, name: str) -> bool:
@@ -75,7 +77,7 @@ def _stand_ins(podman: Podman, folder: Path) -> dict[str, str]:
     context = folder / "stand_ins"
     shutil.copytree(STAND_INS, context)
     _copy_engines(context)
-    for name in ("build", "postgres", "nats"):
+    for name in ("build", "postgres", "nats", "prometheus"):
         _build(podman, names[name], context, context / f"{name}.Dockerfile", {"BASE": base})
     return names
 
