@@ -12,6 +12,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from google.protobuf.message import Message
 
 from foldline.v1.event_store_pb2 import EventEnvelope
+from foldline.v1.tenant_pb2 import EventPurged
 
 Old = TypeVar("Old", bound=Message)
 New = TypeVar("New", bound=Message)
@@ -33,11 +34,12 @@ class Upcasters:
     """The steps of all events, in any order. Raises TypeError for two steps from one message, and for a circle.
 
     `known` has the types of all events that this release knows, also of those that a reader has no use for: one that passed
-    over an event of a newer release, as if it had no use for it, would lack it for good. None: all are known.
+    over an event of a newer release, as if it had no use for it, would lack it for good. None: all are known. What stands in
+    place of purged events is always known, and never stored.
     """
 
     def __init__(self, *steps: Step[Any, Any], known: Collection[str] | None = None) -> None:
-        self.known = None if known is None else frozenset(known)
+        self.known = None if known is None else frozenset({*known, EventPurged.DESCRIPTOR.full_name})
         self._steps = {step.old.DESCRIPTOR.full_name: step for step in steps}
         if len(self._steps) < len(steps):
             raise TypeError("two steps begin with the same message")

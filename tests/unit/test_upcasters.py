@@ -8,6 +8,7 @@ from bank.legacy.v1.person_pb2 import PersonAdded, PersonEnrolled
 from bank.v1.person_pb2 import PersonRegistered
 from docs import generate
 from read_service.registry import GROUPS
+from shared.line.event_store import PURGED
 from upcasters import UPCASTERS
 
 
@@ -41,5 +42,6 @@ def test_a_stored_type_without_a_reader_is_found(monkeypatch: pytest.MonkeyPatch
 def test_every_event_of_this_release_is_known_to_all_services() -> None:
     """Another is of a newer release, and parks its aggregate at whoever meets it."""
     assert all(UPCASTERS.knows(name) for name in generate.stored_types())
+    assert UPCASTERS.knows(PURGED)
     assert not UPCASTERS.knows("bank.v9.Unheard")
     assert all(group.upcasters is UPCASTERS for group in GROUPS)
