@@ -49,8 +49,9 @@ person_totals = table_of("person_totals", PersonTotalRow, keys=3)
 
 
 def fold_name(name: str) -> str:
-    """The form in which names are compared and searched: without regard to case and to ways of writing a letter."""
-    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", storable(name)).casefold())
+    """The form in which names are compared and searched: without regard to case, accents and ways of writing a letter."""
+    parts = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", storable(name)).casefold())
+    return unicodedata.normalize("NFKC", "".join(each for each in parts if not unicodedata.combining(each)))
 
 
 def registered(row: PersonRow | None, event: person_pb2.PersonRegistered, envelope: EventEnvelope) -> PersonRow:

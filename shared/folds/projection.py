@@ -63,11 +63,15 @@ class Group:
     """Tables that share one checkpoint, and so are always at the same position of the line.
 
     An event that `upcasters` does not know parks its aggregate; one that it knows and no projection has a fold for is skipped.
+    `version` is raised with every change of a fold, a key or a table that makes other rows of the same events. The first
+    projector of such a release fills new tables beside those that serve, and switches; until then the new folds go on with the
+    old rows.
     """
 
     name: str
     projections: Sequence[Projection[Any]]
     upcasters: Upcasters = NONE
+    version: int = 1
 
 
 def key_of(category: str, key: Callable[[Any], str]) -> Callable[[Any, EventEnvelope], RowKey | None]:

@@ -165,7 +165,7 @@ class PersonFilter(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     REGISTERED_AT_FIELD_NUMBER: _builtins.int
     name_prefix: _builtins.str
-    """Compared without regard to case."""
+    """Compared without regard to case and accents."""
     status: Global___PersonStatus.ValueType
     @_builtins.property
     def registered_at(self) -> _range_pb2.TimeRange:

@@ -93,14 +93,16 @@ def test_what_cannot_be_is_raised() -> None:
         ("ALICE", "alice"),
         ("Straße", "strasse"),
         ("\ufb01nn", "finn"),  # the ligature fi
-        ("Å", "å"),
-        ("A\u030a", "å"),  # A and a combining ring
+        ("Å", "a"),
+        ("A\u030a", "a"),
+        ("André Ångström", "andre angstrom"),
+        ("Ελλάδα", "ελλαδα"),  # A and a combining ring
         ("\u0345", "\u03b9"),  # changes under NFKC only after casefold
         ("a\0b", "a\ufffdb"),
     ],
 )
 def test_names_are_folded_for_search(name: str, folded: str) -> None:
-    """Neither case nor the way of writing a letter matters, and no name stops the tables."""
+    """Neither case, accents nor the way of writing a letter matter, and no name stops the tables."""
     assert people.fold_name(name) == folded
 
 
