@@ -23,6 +23,15 @@ ASKED_S = 0.2
 """How often a projector with parked keys looks for what operators have asked."""
 
 
+_NOTE_FOLDS = "UPDATE checkpoints SET folds = %s WHERE name = %s AND shard = %s AND position = 0"
+
+
+class ReleaseTooOld(ProjectionFailed):
+    """A newer release has made the tables; folds of this one would spoil them."""
+
+    reason = "RELEASE_TOO_OLD"
+
+
 class Projector(Consumer):
     """Follows the line for one group, as long as it leads."""
 
@@ -40,6 +49,15 @@ class Projector(Consumer):
         self._tables = tables
         self._follow = follow
 
+    async def _refuse_newer_tables(self, connection: Connection) -> None:
+        """Notes whose folds make the tables, if they are empty. Raises ReleaseTooOld."""
+        version = self._tables.group.version
+        await connection.execute(_NOTE_FOLDS, (version, self.name, self.shard))
+        cursor = await connection.execute("SELECT folds FROM checkpoints WHERE name = %s AND shard = %s", (self.name, self.shard))
+        row = await cursor.fetchone()
+        if row is not None and row[0] > version:
+            raise ReleaseTooOld(f"the tables are of version {row[0]} of the group, and this release is of version {version}")
+
     async def _heed(self, connection: Connection) -> None:
         """Empties the tables if they follow a lost history and an operator asked to fill them from the present line."""
         cursor = await connection.execute(
@@ -49,6 +67,7 @@ class Projector(Consumer):
             log.warning("projection_emptied", projection=self.name, epoch=self.at.epoch, position=self.at.position)
 
     async def _consume(self, connection: Connection) -> None:
+        await self._refuse_newer_tables(connection)
         if self.at.position == 0 and await self._tables.clear_unaccounted(connection, self.shard, self.at):
             log.warning("projection_emptied", projection=self.name, epoch=self.at.epoch, position=0)
         await self._tables.load_parked(connection, self.shard)

@@ -67,7 +67,7 @@ class _Rebuild:
 
 
 class Rebuilder:
-    """Rebuilds the tables of one group when an operator asks."""
+    """Rebuilds the tables of one group when an operator asks, and when a release has a newer version of the group."""
 
     def __init__(self, group: Group, shard: int, connect: Connect, projector: Callable[[Tables], Projector]) -> None:
         """`projector` makes the one that fills the new tables."""
@@ -77,10 +77,15 @@ class Rebuilder:
         self._projector = projector
 
     async def until_replaced(self, consumer: str) -> None:
-        """Rebuilds when asked to. Returns when other tables serve than those of `consumer`."""
+        """Rebuilds when asked to, or when this release is newer than the tables.
+
+        Returns when other tables serve than those of `consumer`.
+        """
         async with await self._connect() as connection, AsyncExitStack() as filling:
             filled: int | None = None
+            behind = True
             while await serving(connection, self._group.name, self._shard) == consumer:
+                behind = behind and await self._ask_for_release(connection)
                 rebuild = await self._asked(connection)
                 if rebuild is None or rebuild.state not in ("filling", "waiting", "switching") or rebuild.version != filled:
                     await filling.aclose()
@@ -104,6 +109,15 @@ class Rebuilder:
                     if await self._step(connection, rebuild, place):
                         return
                 await asyncio.sleep(STEP_S)
+
+    async def _ask_for_release(self, connection: Connection) -> bool:
+        """Asks for a rebuild if the tables that serve are of older folds than this release's. Whether they are."""
+        asked = (self._group.name, self._shard, self._group.version)
+        row = await (await connection.execute("SELECT ask_release_rebuild(%s, %s, %s)", asked)).fetchone()
+        answer = None if row is None else row[0]
+        if answer not in ("NOT_NEEDED", "UNDER_WAY"):
+            log.warning("release_rebuilds", projection=self._group.name, version=self._group.version, step=answer)
+        return answer != "NOT_NEEDED"
 
     async def _asked(self, connection: Connection) -> _Rebuild | None:
         row = await (await connection.execute(_ASKED, (self._group.name, self._shard))).fetchone()
