@@ -201,13 +201,14 @@ class Follower:
                 pages = await feed.fetch(self._silence_s)
                 if pages:
                     events, doubt = take(self._cursor, pages)
+                    came = len(events)
                     while events:
                         size = part(events, self._batch_max)
                         yield self._batch(self._cursor.epoch, events[:size])
                         del events[:size]
                     if doubt:
                         return
-                    if GATHER_EVENTS <= len(events) < self._batch_max:
+                    if GATHER_EVENTS <= came < self._batch_max:
                         await asyncio.sleep(GATHER_S)
                     continue
                 missed = False
