@@ -52,7 +52,7 @@ BATCH_EVENTS_MAX = 250  # two fill a consumer's batch; an event is at most 256 K
 WINDOW_EVENTS_MAX = 2048
 ACK_TIMEOUT_S = 5.0
 API_TIMEOUT_S = 5.0
-BUSY_POLL_S, IDLE_POLL_S = 0.002, 0.2
+POLL_S = 0.1
 CHECK_S = 1.0  # how often an idle relay looks whether its stream is still there and its own
 RETRY_MIN_S, RETRY_MAX_S = 0.02, 1.0
 REPEAT_LOG_S = 10.0
@@ -128,11 +128,12 @@ class Relay:
         self.position = sent
         log.info("relay_follows", shard=self.shard, position=sent, epoch=epoch)
         async with _Window(self.client, self.shard, sent) as window:
-            pause_s, checked_at = BUSY_POLL_S, time.monotonic()
+            checked_at = time.monotonic()
             while not stopping.is_set():
                 # 2. Publish the next events of the line. The stream accepts each only directly behind its predecessor.
                 hint.clear()
                 events = await read_line(store, after=sent, limit=BATCH_EVENTS_MAX)
+                found = len(events)
                 if events and events[-1].position - sent != len(events):
                     # Events that were not published yet were boxed. The stream is filled up to there, then created anew at
                     # the head: consumers read from the store what it does not bring.
@@ -146,12 +147,12 @@ class Relay:
                             await self._forget(window, events[0])
                         await self._publish(window, epoch, [envelope(event) for event in events])
                     sent = events[-1].position
-                    pause_s = BUSY_POLL_S
                     # 3. At most one window of publishes waits for acknowledgements.
                     self.published += await window.acknowledged(sent - WINDOW_EVENTS_MAX)
                     self.position = max(self.position, sent - WINDOW_EVENTS_MAX)
-                    continue
-                # 4. Nothing new: wait a short time for a notification. From time to time check that the stream is still ours.
+                if found == BATCH_EVENTS_MAX or len(events) < found or hint.is_set():
+                    continue  # there is more to read
+                # 4. Nothing more: wait for a notification, which may be lost. Now and then check that the stream is still ours.
                 self.published += await window.acknowledged(sent)
                 self.position = sent
                 if time.monotonic() - checked_at > CHECK_S:
@@ -159,8 +160,7 @@ class Relay:
                     if await self._fit(store) != (epoch, sent):
                         raise StreamOutOfSync("the stream does not end where we left it")
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(hint.wait(), pause_s)
-                pause_s = min(2 * pause_s, IDLE_POLL_S)
+                    await asyncio.wait_for(hint.wait(), POLL_S)
             self.published += await window.acknowledged(sent)
 
     async def _forget(self, window: _Window, end: StoredEvent) -> None:

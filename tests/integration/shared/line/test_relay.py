@@ -460,8 +460,7 @@ async def test_a_hint_wakes_an_idle_relay(
     nats_server: Nats, write_db: Database, streams: JetStreamContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a notification an event is out at once, however seldom the relay polls. (The other tests send none.)"""
-    monkeypatch.setattr(relay_module, "BUSY_POLL_S", 60.0)
-    monkeypatch.setattr(relay_module, "IDLE_POLL_S", 60.0)
+    monkeypatch.setattr(relay_module, "POLL_S", 60.0)
     async with relaying(write_db, nats_server.url) as relay:
         await in_step(streams, write_db)
         with psycopg.connect(write_db.admin, autocommit=True) as connection:
