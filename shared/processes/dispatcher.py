@@ -70,8 +70,10 @@ class RetryPolicy:
     # While the write service is away or overloaded.
     away_longest_s: float = 5.0
     failures_max: int = 8
+    # Up to so many commands are sent at once, each in a call of its own if need be. While more are under way, the next gather: a
+    # further call is made when `call_commands_min` wait, up to `calls_max` at a time.
+    few: int = 8
     calls_max: int = 4
-    # While a call is under way, a second one is made only when this many commands wait.
     call_commands_min: int = 64
 
     def wait_s(self, tries: int, *, away: bool) -> float:
@@ -81,7 +83,7 @@ class RetryPolicy:
 
 
 class Dispatcher:
-    """Sends batches with a few calls under way at most. While they are, further commands gather for the next batch."""
+    """Sends a few commands at once. While many are under way, in a few calls at most, further ones gather for the next batch."""
 
     def __init__(
         self,
@@ -104,7 +106,8 @@ class Dispatcher:
         # Commands that wait or are under way: `send` ignores a command that is in here.
         self._known: set[tuple[ProcessKey, UUID]] = set()
         self._told: list[Told] = []
-        self._calls: set[asyncio.Task[None]] = set()
+        # The calls under way, with the number of their commands.
+        self._calls: dict[asyncio.Task[None], int] = {}
         self._work = asyncio.Event()
         self._refused_in_a_row = 0
 
@@ -143,8 +146,9 @@ class Dispatcher:
                 await self._work.wait()
                 self._work.clear()
                 while self._may_call():
-                    call = asyncio.create_task(self._call(self._next()))
-                    self._calls.add(call)
+                    batch = self._next()
+                    call = asyncio.create_task(self._call(batch))
+                    self._calls[call] = len(batch)
                     call.add_done_callback(self._done)
         finally:
             for call in self._calls:
@@ -153,13 +157,16 @@ class Dispatcher:
 
     def _may_call(self) -> bool:
         calls, patience = len(self._calls), self._patience
-        if not self.backlog or calls >= patience.calls_max:
+        if not self.backlog or not calls:
+            return self.backlog > 0
+        if self._refused_in_a_row:  # one call at a time is enough to find out when they are accepted again
             return False
-        # While calls are refused, one call at a time is enough to find out when they are accepted again.
-        return not calls or (self._refused_in_a_row == 0 and len(self._queue) >= patience.call_commands_min)
+        if sum(self._calls.values()) + self.backlog <= patience.few:
+            return True
+        return calls < patience.calls_max and len(self._queue) >= patience.call_commands_min
 
     def _done(self, call: asyncio.Task[None]) -> None:
-        self._calls.discard(call)
+        del self._calls[call]
         self._work.set()
 
     def _next(self) -> list[PendingCommand]:

@@ -212,8 +212,25 @@ async def test_what_the_other_side_asks_to_wait_is_waited(tmp_path: Path) -> Non
     assert trouble.due_at == NOW + timedelta(seconds=9)
 
 
+async def test_few_commands_wait_for_no_call(tmp_path: Path) -> None:
+    """Each is sent at once while up to eight are under way; the next ones gather until one of the calls has returned."""
+    service = Service()
+    service.gate.clear()
+    async with dispatching(service, tmp_path) as dispatcher:
+        for number in range(8):
+            dispatcher.send([command(number)])
+            await eventually(lambda: not dispatcher.backlog)
+        await eventually(lambda: service.sizes == [1] * 8)
+        dispatcher.send(command(number) for number in range(8, 12))
+        await asyncio.sleep(0.02)
+        assert service.sizes == [1] * 8
+        service.gate.set()
+        await gathered(dispatcher, 12)
+    assert sum(service.sizes) == 12
+
+
 async def test_while_calls_are_under_way_the_next_gathers(tmp_path: Path) -> None:
-    """One call for a few commands, more beside it for many, four at the most; 256 commands in a call."""
+    """One call for many commands, more beside it for more, four at the most; 256 commands in a call."""
     service = Service()
     service.gate.clear()
     async with dispatching(service, tmp_path) as dispatcher:
