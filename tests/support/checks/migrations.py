@@ -40,6 +40,7 @@ ALLOWED = {
     ): "older than this check: a projector of the release before adds no rows",
     ("read_0005", "ban-drop-default"): "as 0004",
     ("read_0007", "adding-field-with-default"): "a generated column of a table that holds a row for each consumer",
+    ("read_0012", "adding-field-with-default"): "a ring of 512 rows for each group",
     ("saga_0003", "ban-drop-constraint"): "the constraint is made anew at once, with one more value",
     ("write_0005", "adding-not-nullable-field"): "a table of one row",
     ("write_0006", "constraint-missing-not-valid"): "no row can break it, for the status is new",
