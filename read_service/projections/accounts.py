@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from bank.v1 import account_pb2, account_query_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
-from shared.folds.moments import timestamp
-from shared.folds.projection import MARKS, Projection, existing, key_of, recorded_at, storable
+from shared.folds.moments import timestamp, timestamp_or_none
+from shared.folds.projection import MARKS, Projection, boxed_at, existing, key_of, recorded_at, storable
 from shared.folds.summary import Summary, equals, is_id, moment_between, rows_of, whole_between
 from shared.folds.table import Code, table_of
 
@@ -21,7 +21,7 @@ CLOSED = "closed"
 
 
 class AccountRow(NamedTuple):
-    """A row of `accounts`."""
+    """A row of `accounts`. `boxed_at` is None unless the account is in the archive."""
 
     tenant: Code
     account_id: Code
@@ -32,6 +32,7 @@ class AccountRow(NamedTuple):
     status: Code
     opened_at: datetime
     version: int
+    boxed_at: datetime | None = None
 
 
 accounts = table_of("accounts", AccountRow, keys=2)
@@ -93,8 +94,8 @@ def closed(row: AccountRow | None, _: account_pb2.AccountClosed, envelope: Event
 
 
 def marked(row: AccountRow | None, _: object, envelope: EventEnvelope) -> AccountRow:
-    """Into the archive, or out of it: only the version is another one."""
-    return existing(row)._replace(version=envelope.version)
+    """Into the archive, or out of it."""
+    return existing(row)._replace(version=envelope.version, boxed_at=boxed_at(envelope))
 
 
 def came_in(_: MovementRow | None, event: account_pb2.MoneyDeposited, envelope: EventEnvelope) -> MovementRow:
@@ -170,6 +171,7 @@ def view(row: AccountRow) -> account_query_pb2.AccountSummary:
         status=STATUS_OF[row.status],
         opened_at=timestamp(row.opened_at),
         version=row.version,
+        boxed_at=timestamp_or_none(row.boxed_at),
     )
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from bank.v1 import account_pb2, person_pb2, person_query_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.moments import timestamp, timestamp_or_none
-from shared.folds.projection import MARKS, Projection, existing, key_of, recorded_at, storable
+from shared.folds.projection import MARKS, Projection, boxed_at, existing, key_of, recorded_at, storable
 from shared.folds.summary import Summary, begins_with, equals, moment_between
 from shared.folds.table import BigNumber, Code, Int32, table_of
 
@@ -20,7 +20,10 @@ ACTIVE, CLOSED = "active", "closed"
 
 
 class PersonRow(NamedTuple):
-    """A row of `people`. `version` is that of the person's own stream. `closed_at` is None while the status is active."""
+    """A row of `people`. `version` is that of the person's own stream. `closed_at` is None while the status is active.
+
+    `boxed_at` is None unless the person is in the archive.
+    """
 
     tenant: Code
     person_id: Code
@@ -31,6 +34,7 @@ class PersonRow(NamedTuple):
     version: int
     status: Code
     closed_at: datetime | None
+    boxed_at: datetime | None = None
 
 
 people = table_of("people", PersonRow, keys=2)
@@ -94,8 +98,8 @@ def closed(row: PersonRow | None, _: person_pb2.PersonClosed, envelope: EventEnv
 
 
 def marked(row: PersonRow | None, _: object, envelope: EventEnvelope) -> PersonRow:
-    """Into the archive, or out of it: only the version is another one."""
-    return existing(row)._replace(version=envelope.version)
+    """Into the archive, or out of it."""
+    return existing(row)._replace(version=envelope.version, boxed_at=boxed_at(envelope))
 
 
 def account_opened(row: PersonTotalRow | None, event: account_pb2.AccountOpened, envelope: EventEnvelope) -> PersonTotalRow:
@@ -156,6 +160,7 @@ class PersonSummaryRow(NamedTuple):
     version: int
     status: str
     closed_at: datetime | None
+    boxed_at: datetime | None
     currencies: list[str]
     totals: list[str]
 
@@ -174,6 +179,7 @@ def view(row: PersonSummaryRow) -> person_query_pb2.PersonSummary:
         version=row.version,
         status=STATUS_OF[row.status],
         closed_at=timestamp_or_none(row.closed_at),
+        boxed_at=timestamp_or_none(row.boxed_at),
     )
 
 

@@ -26,7 +26,7 @@ Fold = Callable[[Row | None, Any, EventEnvelope], Row | None]
 """`project(row, event, envelope) -> row`."""
 
 MARKS = (archive_pb2.AggregateBoxed, archive_pb2.AggregateUnboxed)
-"""Events of the archive, which aggregates of any category may have. They raise the version and change nothing else."""
+"""Events of the archive, which aggregates of any category may have. They raise the version and say where the events are."""
 
 _UNIX = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -93,6 +93,11 @@ def existing(row: Row | None) -> Row:
     if row is None:
         raise ValueError("the event changes a row that is not there")
     return row
+
+
+def boxed_at(envelope: EventEnvelope) -> datetime | None:
+    """From an event of the archive: since when the aggregate is boxed; None if it is not any more."""
+    return recorded_at(envelope) if envelope.type == archive_pb2.AggregateBoxed.DESCRIPTOR.full_name else None
 
 
 def recorded_at(envelope: EventEnvelope) -> datetime:

@@ -62,6 +62,8 @@ async def test_the_mad_hatter_goes_into_the_box_and_comes_back(insider: Bank, ca
     boxed = await box(insider, "person", key)
     assert (boxed.version, boxed.events_appended, boxed.aggregate_id) == (9, 1, key)
 
+    summary = await insider.person(key, boxed.consistency_token)
+    assert (summary.version, summary.HasField("boxed_at")) == (9, True)
     [found] = await boxes(insider)
     assert (found.version, found.events, found.HasField("unboxed_at")) == (8, 8, False)
     folder = folder_of(shared_stack, found.location)
@@ -95,6 +97,7 @@ async def test_the_mad_hatter_goes_into_the_box_and_comes_back(insider: Bank, ca
     assert after[:8] == before
     assert [event.type.rpartition(".")[2] for event in after[8:]] == ["AggregateBoxed", "AggregateUnboxed"]
     assert (unboxed.version, unboxed.events_appended) == (10, 1)
+    assert not (await insider.person(key, unboxed.consistency_token)).HasField("boxed_at")
     stored = await described(insider, "person", key)
     assert (stored.boxed, list(stored.snapshot_versions)) == (False, [8])
     renamed = await insider.rename(key, "Mad Hatter Nine")

@@ -54,6 +54,7 @@ class AccountSummary(_message.Message):
     OPENED_AT_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     STALE_FIELD_NUMBER: _builtins.int
+    BOXED_AT_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     owner_id: _builtins.str
     name: _builtins.str
@@ -66,6 +67,10 @@ class AccountSummary(_message.Message):
     """An event of this row could not be applied, so the row is older than the answer's other rows: see ProjectionService."""
     @_builtins.property
     def opened_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def boxed_at(self) -> _timestamp_pb2.Timestamp:
+        """Since when the account's events are in the archive; missing while they are in the tables. Commands are refused meanwhile."""
+
     def __init__(
         self,
         *,
@@ -78,10 +83,11 @@ class AccountSummary(_message.Message):
         opened_at: _timestamp_pb2.Timestamp | None = ...,
         version: _builtins.int = ...,
         stale: _builtins.bool = ...,
+        boxed_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["opened_at", b"opened_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["boxed_at", b"boxed_at", "opened_at", b"opened_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "balance_minor", b"balance_minor", "currency", b"currency", "name", b"name", "opened_at", b"opened_at", "owner_id", b"owner_id", "stale", b"stale", "status", b"status", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "balance_minor", b"balance_minor", "boxed_at", b"boxed_at", "currency", b"currency", "name", b"name", "opened_at", b"opened_at", "owner_id", b"owner_id", "stale", b"stale", "status", b"status", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -52,6 +52,7 @@ class PersonSummary(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     CLOSED_AT_FIELD_NUMBER: _builtins.int
     STALE_FIELD_NUMBER: _builtins.int
+    BOXED_AT_FIELD_NUMBER: _builtins.int
     person_id: _builtins.str
     name: _builtins.str
     open_account_count: _builtins.int
@@ -70,6 +71,10 @@ class PersonSummary(_message.Message):
     def closed_at(self) -> _timestamp_pb2.Timestamp:
         """Not set for a person who is active."""
 
+    @_builtins.property
+    def boxed_at(self) -> _timestamp_pb2.Timestamp:
+        """Since when the person's events are in the archive; missing while they are in the tables. Commands are refused meanwhile."""
+
     def __init__(
         self,
         *,
@@ -82,10 +87,11 @@ class PersonSummary(_message.Message):
         status: Global___PersonStatus.ValueType = ...,
         closed_at: _timestamp_pb2.Timestamp | None = ...,
         stale: _builtins.bool = ...,
+        boxed_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["closed_at", b"closed_at", "registered_at", b"registered_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["boxed_at", b"boxed_at", "closed_at", b"closed_at", "registered_at", b"registered_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["closed_at", b"closed_at", "name", b"name", "open_account_count", b"open_account_count", "person_id", b"person_id", "registered_at", b"registered_at", "stale", b"stale", "status", b"status", "total_balances", b"total_balances", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boxed_at", b"boxed_at", "closed_at", b"closed_at", "name", b"name", "open_account_count", b"open_account_count", "person_id", b"person_id", "registered_at", b"registered_at", "stale", b"stale", "status", b"status", "total_balances", b"total_balances", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -452,7 +452,7 @@ class Fold:
                 assert other in ("login", "overrides", "retention"), other
 
     def _person(self, envelope: EventEnvelope, event: Message) -> None:
-        new = {"open_account_count": 0, "status": "active", "closed_at": None}
+        new = {"open_account_count": 0, "status": "active", "closed_at": None, "boxed_at": None}
         person = self.tables["people"].setdefault((envelope.tenant, envelope.aggregate_id), new)
         match event:
             case person_pb2.PersonRegistered() | person_pb2.PersonRenamed():
@@ -464,6 +464,10 @@ class Fold:
             case person_pb2.PersonClosed():
                 person["open_account_count"] -= len(event.account_ids)
                 person |= {"status": "closed", "closed_at": _moment(envelope)}
+            case archive_pb2.AggregateBoxed():
+                person["boxed_at"] = _moment(envelope)
+            case archive_pb2.AggregateUnboxed():
+                person["boxed_at"] = None
         person["version"] = envelope.version
 
     def _account(self, envelope: EventEnvelope, event: Message) -> None:
@@ -476,6 +480,7 @@ class Fold:
                     "currency": event.currency,
                     "balance_minor": 0,
                     "status": "active",
+                    "boxed_at": None,
                 }
                 totals.setdefault((tenant, event.owner_id, event.currency), {"total_minor": 0})
             case account_pb2.MoneyDeposited() | account_pb2.MoneyWithdrawn():
@@ -500,6 +505,10 @@ class Fold:
                 accounts[tenant, event.account_id]["status"] = "active"
             case account_pb2.AccountClosed():
                 accounts[tenant, event.account_id]["status"] = "closed"
+            case archive_pb2.AggregateBoxed():
+                accounts[tenant, envelope.aggregate_id]["boxed_at"] = _moment(envelope)
+            case archive_pb2.AggregateUnboxed():
+                accounts[tenant, envelope.aggregate_id]["boxed_at"] = None
         accounts[tenant, envelope.aggregate_id]["version"] = envelope.version
 
     def _transfer(self, envelope: EventEnvelope, event: Message) -> None:
