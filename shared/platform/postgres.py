@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import select
+import time
 import zlib
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, LiteralString
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import psycopg
 from psycopg import generators
@@ -23,6 +25,8 @@ Connection = psycopg.AsyncConnection[Any]
 
 CONNECT_TIMEOUT_S = 3
 ANSWER_TIMEOUT_S = 1.0
+IDLE_S = 1.0
+"""A connection that was used a shorter time ago is taken for a living one, unless something has come on it."""
 LOCK_TIMEOUT = "500ms"
 """For reads alone. What holds a table for longer is a migration, which must not hold up queries on other tables."""
 
@@ -100,13 +104,15 @@ async def refuse_pooler(connection: Connection) -> None:
 class Reads:
     """A few connections for reads that are not on the hot path, opened when they are needed.
 
-    After a restart of the server every pooled connection is dead, and looks alive: each is tried before it is lent. A
-    table that somebody has locked is not waited for long, so that it does not take the connections from the others.
+    After a restart of the server every pooled connection is dead, and looks alive. So one that has been idle, or on which
+    something has come unasked, as the server's last word does, is tried before it is lent. Trying all cost a third of a query.
+    A table that somebody has locked is not waited for long, so that it does not take the connections from the others.
     """
 
     def __init__(self, url: str, *, application_name: str, size_max: int = 8) -> None:
         self._size_max = size_max
         self._lent = 0
+        self._used_at: WeakKeyDictionary[Connection, float] = WeakKeyDictionary()
         self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             url,
             kwargs={"application_name": application_name, **_PARAMETERS},
@@ -152,14 +158,23 @@ class Reads:
         """A connection that answers. Dead ones are dropped on the way, without the pauses that the pool would make."""
         for _ in range(self._size_max + 1):
             async with self._pool.connection() as connection:
-                if await _answers(connection):
+                idle_s = time.monotonic() - self._used_at.get(connection, -IDLE_S)
+                if (idle_s < IDLE_S and not _readable(connection)) or await _answers(connection):
                     self._lent += 1
                     try:
                         yield connection
                     finally:
                         self._lent -= 1
+                        self._used_at[connection] = time.monotonic()
                     return
         raise psycopg.OperationalError("every connection is lost as soon as it is made")
+
+
+def _readable(connection: Connection) -> bool:
+    """Whether something has come on a connection that asked for nothing."""
+    poll = select.poll()
+    poll.register(connection.pgconn.socket, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 async def _answers(connection: Connection) -> bool:
