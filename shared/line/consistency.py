@@ -86,6 +86,11 @@ def same_history(token_epoch: str, epoch: str) -> bool:
     return token_id == history_id and token_timeline.isdigit() and timeline.isdigit() and int(timeline) <= int(token_timeline)
 
 
+def _rounded(lag: int) -> int:
+    """A lag as callers are told it, up to the next power of two: exact, it would count what all other tenants do."""
+    return 1 << (lag - 1).bit_length() if lag > 0 else 0
+
+
 class ConsistencyGate:
     """Lets queries wait for the checkpoint of their tables. One poller serves all of them, and runs only while one waits.
 
@@ -125,8 +130,9 @@ class ConsistencyGate:
     async def reach(self, token: Token, remaining_s: float | None) -> None:
         """Returns when the tables have reached the token's position.
 
-        Raises Rejected NOT_YET_CONSISTENT, with the lag in events, when the call's deadline is near (`remaining_s` from now);
-        Rejected HISTORY_DIVERGED if the tables can never reach the token; Invalid if it is of another shard.
+        Raises Rejected NOT_YET_CONSISTENT, with the lag in events, rounded up, when the call's deadline is near
+        (`remaining_s` from now); Rejected HISTORY_DIVERGED if the tables can never reach the token; Invalid if it is of
+        another shard.
         """
         if token.shard != self._shard:
             raise Invalid(
@@ -205,5 +211,5 @@ class ConsistencyGate:
             "NOT_YET_CONSISTENT",
             text,
             retry_after_s=0.1,
-            lag=max(0, token.position - self._seen.position),
+            lag=_rounded(token.position - self._seen.position),
         )

@@ -307,7 +307,7 @@ async def test_a_query_that_waits_in_vain_is_told_the_lag(service: Service) -> N
     token = encode(Token(1, EPOCH, len(store.events) + 5), SEAL, "acme")
     request = person_query_pb2.GetPersonRequest(person_id=ALICE, consistency_token=token)
     refusal = await refused(service.people.GetPerson(request, metadata=service.of(), timeout=3))
-    assert (refusal.code, refusal.reason, refusal.facts["lag"]) == (9, "NOT_YET_CONSISTENT", "5")
+    assert (refusal.code, refusal.reason, refusal.facts["lag"]) == (9, "NOT_YET_CONSISTENT", "8")
 
 
 async def test_reading_ones_writes_costs_little(service: Service) -> None:
