@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import subprocess
@@ -56,12 +57,41 @@ class Finding(NamedTuple):
     text: str
 
 
-def statements(service: str) -> Iterator[tuple[str, str]]:
-    """The SQL of each revision of a service, by its name, the oldest first."""
+def migrations_of(service: str) -> Path:
+    """The folder of a service's migrations."""
+    return ROOT / f"{service}_service/migrations"
+
+
+def chain_broken(folder: Path) -> str:
+    """What keeps the revisions in a folder from being one chain, each behind the one of the next lower number; empty if nothing.
+
+    Alembic upgrades to one head, and passes over a file that no head leads to.
+    """
+    last: str | None = None
+    for file in sorted((folder / "versions").glob("*.py")):
+        number, names = file.name.split("_")[0], dict[str, object]()
+        for statement in ast.parse(file.read_text()).body:
+            match statement:
+                case ast.Assign(targets=[ast.Name(id="revision" | "down_revision" as name)], value=ast.Constant(value=value)):
+                    names[name] = value
+        if names != {"revision": number, "down_revision": last}:
+            return f"{file.name} must be {number} behind {last}"
+        last = number
+    script = ScriptDirectory.from_config(_config(folder))
+    return "" if last is not None and script.get_heads() == [last] else f"the heads are {script.get_heads()}, not {last}"
+
+
+def _config(folder: Path) -> Config:
     config = Config()
-    config.set_main_option("script_location", str(ROOT / f"{service}_service/migrations"))
+    config.set_main_option("script_location", str(folder))
     config.set_main_option("path_separator", "os")
     config.attributes.update(roles=ROLES, shard=1)
+    return config
+
+
+def statements(service: str) -> Iterator[tuple[str, str]]:
+    """The SQL of each revision of a service, by its name, the oldest first."""
+    config = _config(migrations_of(service))
     script = ScriptDirectory.from_config(config)
     for revision in reversed(list(script.walk_revisions())):
         written = io.StringIO()
