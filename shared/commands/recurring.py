@@ -1,8 +1,8 @@
 """Recurring schedules as their owners steer them: create, pause, resume, end, look at.
 
-Every call changes one row. Pausing and ending then cancel, one by one, the firings that were due and still wait: each of them
-runs or is cancelled, never both (`shared/commands/schedule.py`). Killed between two of them, the schedule stands still and the
-rest may run; the same call again cancels it.
+Every call changes one row. Pausing and ending then cancel, one by one, the firings that still wait, rescheduled ones among
+them: each runs or is cancelled, never both (`shared/commands/schedule.py`). Killed between two of them, the schedule stands
+still and the rest may run; the same call again cancels it.
 """
 
 from __future__ import annotations
@@ -157,18 +157,19 @@ class Recurring:
             key = row.tenant, row.schedule_id
             await change(connection, key, status, by=identity.user_id)
             row = await _standing(connection, key, status)
-            cursor = await connection.execute(_WAITING, key)
+            cursor = await connection.execute(WAITING, key)
             waiting = [command_id for (command_id,) in await cursor.fetchall()]
             for command_id in waiting:
                 await cancel_waiting(connection, (row.tenant, command_id), identity)
             return row
 
 
-# Read from the index of what is due: firings are due when they are released, so all that wait are among those.
-_WAITING: LiteralString = """
+# Whatever their time is now: a firing may have been rescheduled. Read from the index of causes, of which the log keeps as many
+# as the schedule has fired.
+WAITING: LiteralString = """
 SELECT command_id::text FROM commands
-WHERE status = 'scheduled' AND due_at <= clock_timestamp() AND tenant = %s AND causation_id = %s::uuid
-ORDER BY due_at, received_at
+WHERE tenant = %s AND causation_id = %s::uuid AND status || '' = 'scheduled'
+ORDER BY received_at
 """
 _LIVE: LiteralString = "s.status <> 'ended'"
 _ENDED: LiteralString = "s.status = 'ended'"

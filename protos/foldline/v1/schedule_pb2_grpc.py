@@ -100,7 +100,7 @@ class ScheduleServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PauseSchedule(self, request, context):
-        """Stops the firing until the schedule is resumed. Firings that were due and have not run are cancelled, so that nothing
+        """Stops the firing until the schedule is resumed. Firings that have not run, also rescheduled ones, are cancelled, so nothing
         more runs once this is answered. Refusals: SCHEDULE_NOT_FOUND, SCHEDULE_ENDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

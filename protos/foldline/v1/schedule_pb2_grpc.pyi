@@ -31,7 +31,7 @@ class ScheduleServiceStub:
     Refusals: PAGE_TOKEN_INVALID.
     """
     PauseSchedule: _aio.UnaryUnaryMultiCallable[_schedule_pb2.PauseScheduleRequest, _schedule_pb2.PauseScheduleResponse]
-    """Stops the firing until the schedule is resumed. Firings that were due and have not run are cancelled, so that nothing
+    """Stops the firing until the schedule is resumed. Firings that have not run, also rescheduled ones, are cancelled, so nothing
     more runs once this is answered. Refusals: SCHEDULE_NOT_FOUND, SCHEDULE_ENDED.
     """
     ResumeSchedule: _aio.UnaryUnaryMultiCallable[_schedule_pb2.ResumeScheduleRequest, _schedule_pb2.ResumeScheduleResponse]
@@ -82,7 +82,7 @@ class ScheduleServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _schedule_pb2.PauseScheduleRequest,
         context: _aio.ServicerContext[_schedule_pb2.PauseScheduleRequest, _abc.Awaitable[_schedule_pb2.PauseScheduleResponse]],
     ) -> _abc.Awaitable[_schedule_pb2.PauseScheduleResponse]:
-        """Stops the firing until the schedule is resumed. Firings that were due and have not run are cancelled, so that nothing
+        """Stops the firing until the schedule is resumed. Firings that have not run, also rescheduled ones, are cancelled, so nothing
         more runs once this is answered. Refusals: SCHEDULE_NOT_FOUND, SCHEDULE_ENDED.
         """
 

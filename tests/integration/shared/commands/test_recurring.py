@@ -15,8 +15,8 @@ from deploy.bootstrap import Database
 from shared.commands.cron import CATCH_UP_MAX
 from shared.commands.firing import RELEASED_MAX, read_due, release, release_due
 from shared.commands.log import StoredCommand, Wanted, list_commands
-from shared.commands.recurring import Recurring, StoredSchedule, listing
-from shared.commands.schedule import Scheduler
+from shared.commands.recurring import WAITING, Recurring, StoredSchedule, listing
+from shared.commands.schedule import Schedule, Scheduler
 from shared.commands.sweeper import Sweeper
 from shared.folds.errors import Invalid, NotFound, OverLimit, Rejected
 from shared.folds.ids import firing_id
@@ -213,6 +213,23 @@ async def test_pausing_stops_whatever_has_not_run(write_db: Database) -> None:
     assert totals["cancelled"] + totals["none"] > 0, totals
 
 
+@pytest.mark.parametrize("stop", ["pause", "end"])
+async def test_a_rescheduled_firing_does_not_outlive_its_schedule(write_db: Database, stop: str) -> None:
+    """It was put off until tomorrow, after its time had come: it is cancelled; what the caller scheduled besides stays."""
+    async with pool(write_db) as reads:
+        schedule, other = await create(reads), adding()
+        await Schedule(reads).add(other, now() + timedelta(days=1))
+        await set_back(write_db, timedelta(minutes=1), schedule)
+        async with connected(write_db.app) as connection:
+            assert await release(connection, await read_due(connection)) == 1
+        [row] = await fired(write_db, schedule)
+        await Schedule(reads).move(ALICE, row.command_id, now() + timedelta(days=1))
+        recurring = Recurring(reads)
+        await (recurring.pause if stop == "pause" else recurring.end)(ALICE, schedule.schedule_id)
+        assert [found.status for found in await fired(write_db, schedule)] == ["cancelled"]
+        assert (await commands_of(write_db))[other.key].status == "scheduled"
+
+
 async def test_a_paused_schedule_goes_on_from_now_and_an_ended_one_never(write_db: Database) -> None:
     """What was due meanwhile does not fire, whatever is said about catching up. Each may be asked for twice."""
     async with pool(write_db) as reads:
@@ -403,6 +420,7 @@ async def test_lists_and_the_scheduler_read_indexes(write_db: Database) -> None:
                 used = [name for name in parameters if f"%({name})s" in query]
                 numbered = query % {name: f"${nth}" for nth, name in enumerate(used, start=1)}
                 assert await index_of(connection, numbered) == {index}
+        assert await index_of(connection, WAITING % ("$1", "$2")) == {"commands_by_cause"}
         due = (
             "SELECT * FROM schedules WHERE status = 'active' AND due_at <= clock_timestamp() ORDER BY due_at, tenant, schedule_id"
         )
