@@ -2,9 +2,9 @@
 
 The broker is not trusted. Of the pages that it brings, events at or below the cursor are dropped, and those directly behind it
 are applied. In all other cases the follower reads the event store instead: after a gap, a page of another history or of none, a
-reconnect, or a second without a page. It reads from the cursor's own event on, so each reading also proves that the store still
-holds that event. So the broker may lose, repeat and reorder pages, or be away for a day. Without a broker the follower reads
-the store every second.
+reconnect, or a second in which no page brought the next event. It reads from the cursor's own event on, so each reading also
+proves that the store still holds that event. So the broker may lose, repeat and reorder pages, or be away for a day. Without a
+broker the follower reads the store every second.
 
 Killed anywhere, what is left? The follower stores nothing: the cursor begins at the consumer's checkpoint.
 """
@@ -197,9 +197,11 @@ class Follower:
     async def _listen(self, feed: Feed) -> AsyncGenerator[EventBatch, None]:
         """Yields what the broker brings, until the store must be read."""
         try:
+            progress_at = time.monotonic()
             while True:
-                pages = await feed.fetch(self._silence_s)
-                if pages:
+                # Pages that bring nothing new do not count: behind them an event may have been lost.
+                left_s = progress_at + self._silence_s - time.monotonic()
+                if left_s > 0 and (pages := await feed.fetch(left_s)):
                     events, doubt = take(self._cursor, pages)
                     came = len(events)
                     while events:
@@ -208,6 +210,8 @@ class Follower:
                         del events[:size]
                     if doubt:
                         return
+                    if came:
+                        progress_at = time.monotonic()
                     if GATHER_EVENTS <= came < self._batch_max:
                         await asyncio.sleep(GATHER_S)
                     continue
@@ -221,6 +225,7 @@ class Follower:
                     pass
                 if missed:
                     return
+                progress_at = time.monotonic()
         except FeedAway as error:
             log.debug("feed_away", error=str(error))
             await asyncio.sleep(self._silence_s)

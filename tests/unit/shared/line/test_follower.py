@@ -153,6 +153,23 @@ async def test_silence_asks_the_store() -> None:
         assert positions(list((await following).events)) == [4]
 
 
+async def test_repeats_do_not_keep_it_from_the_store() -> None:
+    """A broker that repeats old pages without end, and loses the new one, delays the event by the time of silence."""
+    store = store_of(2)
+    old = delivery(*store.events)
+
+    class Repeating(ScriptedFeed):
+        async def fetch(self, timeout_s: float) -> list[FeedPage]:
+            await asyncio.sleep(min(timeout_s, 0.002))
+            return [old]
+
+    follower = Follower(StoreLine(store), Repeating(), silence_s=0.05)
+    async with asyncio.timeout(3), aclosing(follower.follow(at(store, 2))) as batches:
+        assert (await anext(batches)).events == ()
+        store.person("acme", uid(3), "lost by the broker")
+        assert positions(list((await anext(batches)).events)) == [3]
+
+
 async def test_silence_with_nothing_lost_keeps_the_feed() -> None:
     """An idle broker is not asked anew every second."""
     store, feed = store_of(1), ScriptedFeed()
