@@ -38,12 +38,17 @@ class DueSchedule(Struct, frozen=True):
     now: datetime
 
 
+# Those of a closed tenant are never released: among the due they would be in the way of others.
 _DUE: LiteralString = """
-SELECT tenant, schedule_id::text, cron, time_zone, catch_up, due_at, clock_timestamp() FROM schedules
-WHERE status = 'active' AND due_at <= clock_timestamp() ORDER BY due_at, tenant, schedule_id LIMIT %s
+SELECT tenant, schedule_id::text, cron, time_zone, catch_up, due_at, clock_timestamp() FROM schedules s
+WHERE status = 'active' AND due_at <= clock_timestamp()
+  AND NOT EXISTS (SELECT FROM tenant_purges t WHERE t.tenant = s.tenant)
+ORDER BY due_at, tenant, schedule_id LIMIT %s
 """
 _NEXT: LiteralString = """
-SELECT extract(epoch FROM due_at - clock_timestamp())::float8 FROM schedules WHERE status = 'active' ORDER BY due_at LIMIT 1
+SELECT extract(epoch FROM due_at - clock_timestamp())::float8 FROM schedules s
+WHERE status = 'active' AND NOT EXISTS (SELECT FROM tenant_purges t WHERE t.tenant = s.tenant)
+ORDER BY due_at LIMIT 1
 """
 
 

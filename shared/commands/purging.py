@@ -14,7 +14,8 @@ step locks that row.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 
 from msgspec import Struct
@@ -33,6 +34,8 @@ PAUSE_S = 0.02
 WINDOW_POSITIONS = 10_000
 LIMIT_ROWS = 2000
 COUNTED_MAX = 100_000
+OPEN_MAX = 10_000
+"""How many purges one round goes on with."""
 
 COUNTED = ("events", "boxed_events", "commands", "schedules", "snapshots", "credentials", "boxes", "files")
 
@@ -104,25 +107,24 @@ class Purger:
     def __init__(self, reads: Reads, archive: Archive | None) -> None:
         self._reads = reads
         self._archive = archive
-        self._told = ""
+        self._told: dict[str, str] = {}
 
     async def run(self) -> None:
-        """Goes on with every purge until cancelled. Whatever goes wrong is logged and tried again."""
+        """Goes on with every purge until cancelled. What goes wrong with one is logged and tried again, and holds up no other."""
         while True:
-            try:
-                for tenant in await self.open():
+            tenants: list[str] = []
+            with self._telling(""):
+                tenants = await self.open()
+            for tenant in tenants:
+                with self._telling(tenant):
                     await self.purge(tenant)
-            except Refusal as refusal:
-                self._tell(refusal.reason)
-            except Exception as error:  # noqa: BLE001 - it is tried again
-                self._tell(type(error).__name__)
             await asyncio.sleep(EVERY_S)
 
     async def open(self) -> list[str]:
         """The tenants whose purge is not done, the first to be closed first."""
         async with self._reads.connection() as connection:
             cursor = await connection.execute(
-                "SELECT tenant FROM tenant_purges WHERE stage <> 'done' ORDER BY closed_at LIMIT 100"
+                "SELECT tenant FROM tenant_purges WHERE stage <> 'done' ORDER BY closed_at LIMIT %s", (OPEN_MAX,)
             )
             return [tenant for (tenant,) in await cursor.fetchall()]
 
@@ -138,7 +140,6 @@ class Purger:
             if stage == "archive":
                 stage = await self._archived(tenant)
             await asyncio.sleep(PAUSE_S)
-        self._told = ""
         log.warning("tenant_purged", purged_tenant=tenant)
 
     async def _step(self, connection: Connection, tenant: str) -> str:
@@ -156,10 +157,21 @@ class Purger:
             (stage,) = await one(connection, "SELECT finish_purge(%s, %s, %s)", (tenant, files, LIMIT_ROWS))
         return str(stage)
 
-    def _tell(self, why: str) -> None:
-        if why != self._told:
-            self._told = why
-            log.warning("purge_waits", reason=why)
+    @contextmanager
+    def _telling(self, tenant: str) -> Iterator[None]:
+        """Logs why the purge of a tenant does not go on, once for each reason; "" is for reading which there are."""
+        why = ""
+        try:
+            yield
+        except Refusal as refusal:
+            why = refusal.reason
+        except Exception as error:  # noqa: BLE001 - it is tried again
+            why = type(error).__name__
+        if not why:
+            self._told.pop(tenant, None)
+        elif why != self._told.get(tenant):
+            self._told[tenant] = why
+            log.warning("purge_waits", purged_tenant=tenant, reason=why)
 
 
 async def has_boxes(reads: Reads, tenant: str) -> bool:

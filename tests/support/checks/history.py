@@ -46,6 +46,15 @@ async def somebody_waits(connection: Connection) -> bool:
     return bool(await cursor.fetchall())
 
 
+async def somebody_waits_for_a_row(connection: Connection) -> bool:
+    """Whether a session waits for a row that another transaction has changed. `connection` is the administrator's."""
+    cursor = await connection.execute(
+        """SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND wait_event IN ('transactionid', 'tuple')
+           AND datname = current_database()"""
+    )
+    return bool(await cursor.fetchall())
+
+
 async def check_line(database: Database) -> list[StoredEvent]:
     """Commands are in the log once with their events, versions and positions are dense; returns the line.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import pytest
 from deploy.bootstrap import Database
 from foldline.v1 import tenant_pb2
 from shared.folds.errors import Rejected, Unavailable
+from shared.line import checkpoint as checkpoints
 from shared.processes import forget as forget_module
 from shared.processes import runner as runner_module
+from tests.support.checks.history import connected, somebody_waits_for_a_row
 from tests.support.domains import gifts
 from tests.support.domains.gifts import TENANT, World
 from tests.support.fakes.line import uid
@@ -107,6 +110,20 @@ async def test_ended_between_two_deletions_the_next_goes_on(world: World, monkey
         await passed(world, runner, at)
         await eventually(lambda: _none(world), 20)
     assert died == 2
+
+
+async def test_a_row_that_is_changed_meanwhile_goes_too(world: World) -> None:
+    """The deletion waits for the other transaction and passes the row over; it does not end there."""
+    database = world.database
+    async with connected(database.app) as mine, connected(database.app) as other, connected(database.admin) as watch:
+        await mine.execute("INSERT INTO switched_off (shard, tenant, name, position) VALUES (1, %s, 'greeting', 1)", (TENANT,))
+        at = await checkpoints.load(mine, "gift", 1)
+        async with other.transaction():
+            await other.execute("UPDATE switched_off SET position = 2")
+            forgetting = asyncio.create_task(forget_module.forget(mine, "gift", 1, at, TENANT))
+            await eventually(lambda: somebody_waits_for_a_row(watch), 10)
+        assert await forgetting == 1
+    assert await world.query("SELECT * FROM switched_off") == []
 
 
 async def _statuses(world: World, **counts: int) -> bool:
