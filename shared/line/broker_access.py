@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import binascii
 import ssl
 import time
 from base64 import b32decode, b64encode
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from nats import errors
-from nats.aio.client import Client
+from nats.aio.client import DEFAULT_BUFFER_SIZE, Client, Srv
+from nats.aio.transport import TcpTransport
 from nats.errors import UnexpectedEOF
 
 from shared.platform.certificates import ClientTls, Reloaded
@@ -18,6 +22,8 @@ from shared.platform.peers import BrokerPeer
 from shared.platform.telemetry import logger
 
 REPEAT_LOG_S = 10.0
+CLOSE_S = 1.0
+"""How long a connection that is given up may take to close."""
 
 log = logger(__name__)
 
@@ -40,11 +46,27 @@ class NotOverTls(errors.Error):
     """A server that is to be reached over TLS offers none."""
 
 
+class _Transport(TcpTransport):
+    """Closes within `CLOSE_S`.
+
+    After a TLS handshake that failed, nats-py would wait for ever for the connection to close (seen in 2.16): its end is told
+    to the handshake, and not to the stream that is waited for.
+    """
+
+    async def wait_closed(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_S):
+                await super().wait_closed()  # type: ignore[no-untyped-call]
+
+
 class _Client(Client):
     """Reads its certificates again for a new connection, and tells a server nothing in plain text that must speak TLS.
 
     nats-py goes on in plain text, user and password included, if the server does not ask for TLS, even where the URL begins
     with tls:// (seen in 2.16): whoever sits in between could have it so.
+
+    It connects to the servers of the setting alone. Others that a server names are ignored, because it names them before the
+    TLS handshake, when nobody knows yet who it is.
     """
 
     def __init__(self, tls: ClientTls) -> None:
@@ -61,6 +83,16 @@ class _Client(Client):
         if server is not None and server.uri.scheme == "tls" and not self._server_info.get("tls_required"):
             raise NotOverTls("nats: the server offers no TLS, and its URL begins with tls://")
         return super()._connect_command()
+
+    async def _connect_to_server(self, s: Srv) -> None:
+        # The transport is chosen in here, so this replaces the method of nats-py, for TCP alone.
+        s.last_attempt = time.monotonic()
+        self._transport = _Transport()  # type: ignore[no-untyped-call]
+        await self._transport.connect(s.uri, DEFAULT_BUFFER_SIZE, self.options["connect_timeout"])
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        known = {name: value for name, value in info.items() if name != "connect_urls"}
+        await super()._process_info(known, initial_connection)
 
 
 def _context(tls: ClientTls) -> ssl.SSLContext:

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, SecretStr
 TLS_SCHEME = "grpcs://"
 """Before the address of a service that is called over TLS."""
 
-_NATS_SCHEMES = ("nats", "tls", "ws", "wss")
+_NATS_SCHEMES = ("nats", "tls")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def _nats_url(value: SecretStr) -> SecretStr:
 
 def nats_is_verified(value: str) -> bool:
     """Whether each of the URLs is one of a server that is reached over TLS."""
-    return all(urlsplit(one.strip()).scheme in ("tls", "wss") for one in value.split(","))
+    return all(urlsplit(one.strip()).scheme == "tls" for one in value.split(","))
 
 
 def _keys_url(value: str) -> str:

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -148,6 +149,58 @@ async def test_several_servers_may_be_named(nats_server: Nats, tmp_path: Path, l
     down.destroy()
     assert await reached(Broker(f"{down_url}, {nats_server.url}"))
     assert await reached(Broker(f"{nats_server.url},{down_url}"))
+
+
+async def greet(info: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+    """Says what a NATS server says first, with `info` in it."""
+    said = {"server_id": "S", "version": "2.12.0", "max_payload": 1_048_576, "proto": 1, **info}
+    writer.write(f"INFO {json.dumps(said)}\r\n".encode())
+    await writer.drain()
+
+
+async def test_a_server_that_hangs_up_in_the_first_handshake_is_tried_again(
+    authority: Authority, tmp_path: Path, log: io.BytesIO
+) -> None:
+    """As one does that is just starting or ending behind a load balancer."""
+
+    async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await greet({"tls_required": True}, writer)
+        writer.close()
+
+    async with running(TlsNats(tmp_path / "nats", tls(authority.issue()))) as nats:
+        broker = Broker(nats.over_tls(), ClientTls(authority.ca))
+        nats.kill()
+        async with await asyncio.start_server(hang_up, "localhost", urlsplit(broker.url).port) as rude:
+            connecting = asyncio.create_task(connect(broker, "test"))
+            await eventually(lambda: b"broker_awaited" in log.getvalue(), 10)
+            rude.close()
+        await asyncio.to_thread(nats.start)
+        try:
+            client = await asyncio.wait_for(connecting, 10)
+            await client.flush(5)
+        finally:
+            connecting.cancel()
+        await client.close()
+
+
+async def test_servers_that_a_server_names_are_not_connected_to() -> None:
+    """Neither those that it names before the handshake, nor later ones."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await greet({"connect_urls": ["198.51.100.1:4222"]}, writer)
+        while line := await reader.readline():
+            if line == b"PING\r\n":
+                writer.write(b"PONG\r\n")
+                await greet({"connect_urls": ["198.51.100.2:4222"]}, writer)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "localhost", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        client = await asyncio.wait_for(connect(Broker(f"nats://localhost:{port}"), "test"), 10)
+        await client.flush(5)
+        await client.flush(5)  # what the server said after its first answer has been read now
+        assert [one.netloc for one in client.servers] == [f"localhost:{port}"]
+        await client.close()
 
 
 class Nkey:

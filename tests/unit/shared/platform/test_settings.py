@@ -73,6 +73,7 @@ def test_a_secret_may_be_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         ({"FOLDLINE_DATABASE_URL": "postgresql://app:swordfish@db"}, "FOLDLINE_DATABASE_URL: must be like"),
         ({"FOLDLINE_DATABASE_URL": URL, "FOLDLINE_NATS_URL": "http://swordfish"}, "FOLDLINE_NATS_URL: must be like nats://"),
         ({"FOLDLINE_DATABASE_URL": URL, "FOLDLINE_NATS_URL": "nats://a,nats://b:x"}, "FOLDLINE_NATS_URL: must be like"),
+        ({"FOLDLINE_DATABASE_URL": URL, "FOLDLINE_NATS_URL": "wss://swordfish"}, "FOLDLINE_NATS_URL: must be like nats://"),
         ({"FOLDLINE_DATABASE_URL": URL, "FOLDLINE_LISTEN": "swordfish"}, "FOLDLINE_LISTEN: must be like host:50051"),
         (
             {"FOLDLINE_DATABASE_URL": URL, "FOLDLINE_DRAIN_CALLS_S": "20"},
