@@ -32,9 +32,9 @@ def export(
     data: Data = DATA,
     output: Format = Output.TEXT,
 ) -> None:
-    """Write all that is stored of a tenant into a folder, as of one position of the line: events, boxed ones too, and commands.
+    """Write all that is stored of a tenant into a folder, as of one position of the line.
 
-    The folder is there when it is whole. Password hashes are no part of it.
+    Events, boxed ones too, commands, and recurring schedules, without password hashes. The folder is there when it is whole.
 
     \b
     Example:
@@ -72,7 +72,8 @@ def verify(
     if output is Output.JSON:
         print_json(manifest)
     else:
-        print(f"whole: {manifest['events']} events and {manifest['commands']} commands, up to position {manifest['position']}")
+        counts = f"{manifest['events']} events, {manifest['commands']} commands and {manifest['schedules']} schedules"
+        print(f"whole: {counts}, up to position {manifest['position']}")
 
 
 @tenant.command("purge")

@@ -20,7 +20,8 @@ from shared.rpc.client import bearer, channel
 from shared.rpc.status import from_rpc_error
 
 LOOK_S = 0.5
-EXPORT_TIMEOUT_S = 600
+EXPORT_TIMEOUT_S = 24 * 3600
+"""The service has a limit of its own."""
 DONE = "TENANT_PURGE_STAGE_DONE"
 
 
@@ -79,7 +80,7 @@ async def export(endpoints: Endpoints, tenant: str, folder: Path) -> dict[str, A
             stub = tenant_pb2_grpc.TenantServiceStub(write)
             request = tenant_pb2.ExportTenantRequest(tenant=tenant)
             call = stub.ExportTenant(request, metadata=bearer(endpoints.token("operator")), timeout=EXPORT_TIMEOUT_S)
-            events = commands = 0
+            read = (0, 0, 0)
             last = tenant_pb2.ExportTenantResponse()
             try:
                 async for last in call:
@@ -87,12 +88,16 @@ async def export(endpoints: Endpoints, tenant: str, folder: Path) -> dict[str, A
                         writer.event(envelope)
                     for row in last.commands:
                         writer.command(row)
-                    events, commands = events + len(last.events), commands + len(last.commands)
+                    for schedule in last.schedules:
+                        writer.schedule(schedule)
+                    events, commands, schedules = read
+                    read = events + len(last.events), commands + len(last.commands), schedules + len(last.schedules)
             except AioRpcError as error:
                 raise Refused(from_rpc_error(error)) from None
             finally:
                 call.cancel()
-        if not last.HasField("event_count") or (last.event_count, last.command_count) != (events, commands):
+        sent = (last.event_count, last.command_count, last.schedule_count)
+        if not last.HasField("schedule_count") or sent != read:
             raise Refused(Unavailable("EXPORT_INCOMPLETE", "the export ended too early; the same command may be given again"))
         return writer.end(position=last.position, epoch=last.epoch, shard=last.shard)
     except BaseException:

@@ -1,7 +1,8 @@
 """The folder of a tenant's export: written as a whole or not at all, and checked without any service.
 
 `events.jsonl` has a line for each event in the order of the line: its fields, its content as readable JSON where the contract is
-known, and the exact bytes of payload and metadata. `commands.jsonl` has a line for each command of the log, the newest first.
+known, and the exact bytes of payload and metadata. `commands.jsonl` has a line for each command of the log, the newest first,
+`schedules.jsonl` one for each recurring schedule.
 `manifest.json` says what the folder holds: position, counts, a hash chain over the events, and size and SHA-256 of each file.
 
 Killed anywhere: beside the folder a hidden one is left, `.NAME.partial`, which the next export replaces.
@@ -21,10 +22,11 @@ from typing import IO, Any
 
 from cli.calls import plain, record
 from cli.contract import decoded
-from foldline.v1 import command_pb2, event_store_pb2
+from foldline.v1 import command_pb2, event_store_pb2, schedule_pb2
 
 FORMAT = 1
-EVENTS, COMMANDS, MANIFEST = "events.jsonl", "commands.jsonl", "manifest.json"
+EVENTS, COMMANDS, SCHEDULES, MANIFEST = "events.jsonl", "commands.jsonl", "schedules.jsonl", "manifest.json"
+FILES = (EVENTS, COMMANDS, SCHEDULES)
 
 
 class Damaged(Exception):
@@ -42,7 +44,7 @@ class ExportWriter:
         self._partial = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(self._partial, ignore_errors=True)
         self._partial.mkdir(parents=True)
-        self._files: dict[str, IO[bytes]] = {name: (self._partial / name).open("wb") for name in (EVENTS, COMMANDS)}
+        self._files: dict[str, IO[bytes]] = {name: (self._partial / name).open("wb") for name in FILES}
         self._sums = {name: hashlib.sha256() for name in self._files}
         self._counts = dict.fromkeys(self._files, 0)
         self._chain = _begin(tenant)
@@ -62,6 +64,10 @@ class ExportWriter:
         """Adds a command."""
         self._line(COMMANDS, {**record(row), "bytes": _text(row.SerializeToString())})
 
+    def schedule(self, schedule: schedule_pb2.Schedule) -> None:
+        """Adds a schedule."""
+        self._line(SCHEDULES, {**plain(schedule), "bytes": _text(schedule.SerializeToString())})
+
     def end(self, *, position: int, epoch: str, shard: int) -> dict[str, Any]:
         """Writes the manifest, syncs all, and gives the folder its name; returns the manifest."""
         for file in self._files.values():
@@ -76,6 +82,7 @@ class ExportWriter:
             "position": position,
             "events": self._counts[EVENTS],
             "commands": self._counts[COMMANDS],
+            "schedules": self._counts[SCHEDULES],
             "chain": self._chain.hex(),
             "files": {
                 name: {"bytes": (self._partial / name).stat().st_size, "sha256": self._sums[name].hexdigest()}
@@ -110,9 +117,9 @@ def verify(folder: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
         if manifest["format"] > FORMAT:
             raise Damaged(f"it has format {manifest['format']}: a newer release wrote it")
-        if (names := {path.name for path in folder.iterdir()}) != {EVENTS, COMMANDS, MANIFEST}:
+        if (names := {path.name for path in folder.iterdir()}) != {*FILES, MANIFEST}:
             raise Damaged(f"it has other files: {', '.join(sorted(names))}")
-        for name in (EVENTS, COMMANDS):
+        for name in FILES:
             _check_sum(folder / name, manifest["files"][name])
         chain, versions, last = _begin(manifest["tenant"]), defaultdict[tuple[str, str], int](int), 0
         count = 0
@@ -127,13 +134,18 @@ def verify(folder: Path) -> dict[str, Any]:
                 if not last < event["position"] <= manifest["position"]:
                     raise Damaged(f"event {event['position']} is out of order")
                 chain, last, count = _link(chain, event), event["position"], count + 1
-        with (folder / COMMANDS).open("rb") as lines:
-            commands = sum(1 for line in lines if base64.b64decode(json.loads(line)["bytes"], validate=True))
-        if (count, commands, chain.hex()) != (manifest["events"], manifest["commands"], manifest["chain"]):
-            raise Damaged("events or commands are missing, or others")
+        found = (count, _rows(folder / COMMANDS), _rows(folder / SCHEDULES), chain.hex())
+        if found != tuple(manifest[name] for name in ("events", "commands", "schedules", "chain")):
+            raise Damaged("events, commands or schedules are missing, or others")
     except (OSError, ValueError, KeyError, TypeError, binascii.Error) as error:
         raise Damaged(f"a file is missing or has another form ({type(error).__name__})") from error
     return manifest
+
+
+def _rows(file: Path) -> int:
+    """How many lines of a file have the bytes of something. Raises ValueError or KeyError."""
+    with file.open("rb") as lines:
+        return sum(1 for line in lines if base64.b64decode(json.loads(line)["bytes"], validate=True))
 
 
 def _check_sum(file: Path, wanted: dict[str, Any]) -> None:

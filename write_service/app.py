@@ -53,8 +53,8 @@ from write_service.retention import RetentionService
 from write_service.schedules import ROLES as SCHEDULE_ROLES
 from write_service.schedules import ScheduleService
 from write_service.servicers import COMMANDS, add_command_services
+from write_service.tenants import EXPORT, TenantService
 from write_service.tenants import ROLES as TENANT_ROLES
-from write_service.tenants import TenantService
 from write_service.tries import Tries
 
 FIXED_ROLES = ROLES | ARCHIVE_ROLES | AUDIT_ROLES | HISTORY_ROLES | RETENTION_ROLES | SCHEDULE_ROLES | TENANT_ROLES
@@ -79,6 +79,8 @@ class WriteSettings(ServerSettings):
     """The largest command, in bytes, in a request of its own or in a batch."""
     archive_url: str = ""
     """Where boxed aggregates go: `file:///folder`, which all replicas share, or `s3://bucket/path`; empty: nothing is boxed."""
+    export_s_max: float = Field(3600, gt=0)
+    """How long the export of a tenant may take, in seconds, in place of `deadline_max_s`."""
     command_log_days: float = Field(0, ge=0)
     """For how many days the command log keeps a command that has ended; 0: for ever."""
 
@@ -109,6 +111,7 @@ def build(settings: WriteSettings, reads: Reads) -> Server:
     server = Server(
         settings,
         sizes_max=SIZES_MAX | dict.fromkeys(COMMANDS | MORE_COMMANDS, settings.command_size_max),
+        deadlines_max={EXPORT: settings.export_s_max},
         roles=FIXED_ROLES | registry.roles(COMMANDS | MORE_COMMANDS),
         probes=Probes(settings, "write_service"),
     )

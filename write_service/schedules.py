@@ -6,7 +6,7 @@ from typing import Any
 
 from google.protobuf.any_pb2 import Any as Packed
 
-from foldline.v1 import schedule_pb2, schedule_pb2_grpc
+from foldline.v1 import command_pb2, schedule_pb2, schedule_pb2_grpc
 from shared.commands.bus import CommandBus
 from shared.commands.log import StoredCommand
 from shared.commands.recurring import Recurring, StoredSchedule
@@ -68,9 +68,9 @@ class ScheduleService(schedule_pb2_grpc.ScheduleServiceServicer):
             after=(pages.moment_of(keys[0]), pages.uuid_of(keys[1])) if keys else None,
             limit=size + 1,
         )
-        shown, following = pages.cut(rows, size, query, _place)
-        last = await self._recurring.last_firings(shown)
-        schedules = [self._schedule(row, last.get((row.tenant, row.schedule_id))) for row in shown]
+        page, following = pages.cut(rows, size, query, _place)
+        last = await self._recurring.last_firings(page)
+        schedules = [self._schedule(row, last.get((row.tenant, row.schedule_id))) for row in page]
         return schedule_pb2.ListSchedulesResponse(schedules=schedules, next_page_token=following)
 
     async def PauseSchedule(self, request: schedule_pb2.PauseScheduleRequest, context: Any) -> schedule_pb2.PauseScheduleResponse:
@@ -92,25 +92,30 @@ class ScheduleService(schedule_pb2_grpc.ScheduleServiceServicer):
         return self._schedule(row, last.get((row.tenant, row.schedule_id)))
 
     def _schedule(self, row: StoredSchedule, last: StoredCommand | None) -> schedule_pb2.Schedule:
-        return schedule_pb2.Schedule(
-            schedule_id=row.schedule_id,
-            status=STATUSES[row.status],
-            cron=row.cron,
-            time_zone=row.time_zone,
-            catch_up=CATCH_UP[row.catch_up],
-            command=Packed(type_url=f"type.googleapis.com/{row.type}", value=row.payload),
-            aggregate_type=row.category,
-            aggregate_id=row.aggregate_id,
-            user_id=row.user_id,
-            correlation_id=row.correlation_id,
-            created_at=timestamp(row.created_at),
-            next_due_at=timestamp_or_none(row.due_at),
-            last_due_at=timestamp_or_none(row.fired_at),
-            last_firing=self._commands.receipt(last) if last is not None else None,
-            changed_at=timestamp(row.changed_at),
-            changed_by=row.changed_by,
-            problem=row.problem,
-        )
+        return shown(row, self._commands.receipt(last) if last is not None else None)
+
+
+def shown(row: StoredSchedule, last_firing: command_pb2.CommandReceipt | None = None) -> schedule_pb2.Schedule:
+    """A schedule as clients see it."""
+    return schedule_pb2.Schedule(
+        schedule_id=row.schedule_id,
+        status=STATUSES[row.status],
+        cron=row.cron,
+        time_zone=row.time_zone,
+        catch_up=CATCH_UP[row.catch_up],
+        command=Packed(type_url=f"type.googleapis.com/{row.type}", value=row.payload),
+        aggregate_type=row.category,
+        aggregate_id=row.aggregate_id,
+        user_id=row.user_id,
+        correlation_id=row.correlation_id,
+        created_at=timestamp(row.created_at),
+        next_due_at=timestamp_or_none(row.due_at),
+        last_due_at=timestamp_or_none(row.fired_at),
+        last_firing=last_firing,
+        changed_at=timestamp(row.changed_at),
+        changed_by=row.changed_by,
+        problem=row.problem,
+    )
 
 
 def _place(row: StoredSchedule) -> tuple[int, str]:

@@ -19,12 +19,14 @@ from shared.platform.clock import timestamp
 from shared.platform.identity import Role, current_call
 from shared.platform.postgres import Reads
 from shared.platform.telemetry import logger
+from write_service.schedules import shown
 
 OPERATORS = frozenset({Role.OPERATOR})
+EXPORT = "foldline.v1.TenantService/ExportTenant"
 
 ROLES: dict[str, frozenset[Role]] = {
     "foldline.v1.TenantService/DescribeTenant": OPERATORS,
-    "foldline.v1.TenantService/ExportTenant": OPERATORS,
+    EXPORT: OPERATORS,
     "foldline.v1.TenantService/PurgeTenant": OPERATORS,
     "foldline.v1.TenantService/GetTenantPurge": OPERATORS,
 }
@@ -62,7 +64,7 @@ class TenantService(tenant_pb2_grpc.TenantServiceServicer):
             await refuse_closed(connection, request.tenant)
             head = await event_store.read_head(connection)
         await purging.counts(self._reads, request.tenant)  # refuses a tenant of which nothing is stored
-        events = commands = 0
+        events = commands = schedules = 0
 
         def part(**more: Any) -> tenant_pb2.ExportTenantResponse:
             return tenant_pb2.ExportTenantResponse(position=head.position, epoch=head.epoch, shard=head.shard, **more)
@@ -75,11 +77,16 @@ class TenantService(tenant_pb2_grpc.TenantServiceServicer):
             async for found in rows:
                 commands += len(found)
                 yield part(commands=map(self._commands.record, found))
+        async with aclosing(export.schedules_of(self._reads, request.tenant)) as recurring:
+            async for some in recurring:
+                schedules += len(some)
+                yield part(schedules=map(shown, some))
         # Closed meanwhile, some of it was gone already.
         async with self._reads.connection() as connection:
             await refuse_closed(connection, request.tenant)
-        log.info("tenant_exported", exported_tenant=request.tenant, position=head.position, events=events, commands=commands)
-        yield part(event_count=events, command_count=commands)
+        counts = {"events": events, "commands": commands, "schedules": schedules}
+        log.info("tenant_exported", exported_tenant=request.tenant, position=head.position, **counts)
+        yield part(event_count=events, command_count=commands, schedule_count=schedules)
 
     async def PurgeTenant(self, request: tenant_pb2.PurgeTenantRequest, context: Any) -> tenant_pb2.PurgeTenantResponse:
         if request.confirmed_tenant != request.tenant:
@@ -95,10 +102,10 @@ class TenantService(tenant_pb2_grpc.TenantServiceServicer):
         found = await purging.read(self._reads, tenant)
         if found is None:
             raise NotFound("TENANT_PURGE_NOT_FOUND", "the tenant is not being purged")
-        return _shown(found)
+        return _purge_shown(found)
 
 
-def _shown(purge: Purge) -> tenant_pb2.TenantPurge:
+def _purge_shown(purge: Purge) -> tenant_pb2.TenantPurge:
     return tenant_pb2.TenantPurge(
         tenant=purge.tenant,
         asked_by=purge.asked_by,

@@ -1,14 +1,17 @@
-"""All that is stored of a tenant, in pages, as of one position of the line: events, also those in the archive, and commands.
+"""All that is stored of a tenant, in pages: events, also those in the archive, commands, and recurring schedules.
 
-Password hashes are no part of it.
+Events and commands are those of one position of the line. Password hashes are no part of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from datetime import datetime
+from typing import Generic, TypeVar
 
 from shared.commands.log import StoredCommand, Wanted, list_commands, read_commands
-from shared.folds.errors import Rejected
+from shared.commands.recurring import StoredSchedule, list_tenant, read_schedule
+from shared.folds.errors import NotFound, Rejected
 from shared.line.archive import Archive
 from shared.line.event_store import StoredEvent, read_tenant
 from shared.platform.postgres import Reads
@@ -17,8 +20,11 @@ WINDOW_POSITIONS = 5000
 """So much of the line is looked at in one query."""
 PAGE_EVENTS = 500
 PAGE_BYTES = 1024 * 1024
-"""A page ends behind the event that makes it longer."""
-PAGE_COMMANDS = 200
+"""No page is longer, in payloads and metadata, unless it is of a single row."""
+PAGE_ROWS = 200
+"""Of commands or schedules."""
+
+RowT = TypeVar("RowT")
 
 
 async def events_of(reads: Reads, archive: Archive | None, tenant: str, upto: int) -> AsyncGenerator[Sequence[StoredEvent], None]:
@@ -44,29 +50,85 @@ async def events_of(reads: Reads, archive: Archive | None, tenant: str, upto: in
             yield page
 
 
-def _pages(events: Sequence[StoredEvent]) -> list[list[StoredEvent]]:
-    pages: list[list[StoredEvent]] = []
-    size = PAGE_BYTES
+def _pages(events: Sequence[StoredEvent]) -> Iterator[list[StoredEvent]]:
+    page = _Page[StoredEvent](PAGE_EVENTS)
     for event in events:
-        if size >= PAGE_BYTES or len(pages[-1]) >= PAGE_EVENTS:
-            pages.append([])
-            size = 0
-        pages[-1].append(event)
-        size += len(event.payload) + len(event.metadata)
-    return pages
+        if full := page.add(event, len(event.payload) + len(event.metadata)):
+            yield full
+    if page.rows:
+        yield page.rows
 
 
 async def commands_of(reads: Reads, tenant: str, upto: int) -> AsyncGenerator[Sequence[StoredCommand], None]:
     """The commands of a tenant that rest on nothing behind a position, the newest first, with whole payloads."""
-    last: tuple[StoredCommand, ...] = ()
+    after: tuple[datetime, str] | None = None
     while True:
-        after = (last[0].received_at, last[0].command_id) if last else None
         async with reads.connection() as connection:
-            listed = await list_commands(connection, Wanted(tenant=tenant), limit=PAGE_COMMANDS, after=after)
-            keys = [(row.tenant, row.command_id) for row in listed]
-            whole = await read_commands(connection, keys) if keys else {}
-        if page := [whole[key] for key in keys if key in whole and whole[key].head <= upto]:
-            yield page
-        if len(listed) < PAGE_COMMANDS:
+            listed = await list_commands(connection, Wanted(tenant=tenant), limit=PAGE_ROWS, after=after)
+        page = _Page[StoredCommand](PAGE_ROWS)
+        for row in listed:
+            if row.head > upto or (whole := await _whole_command(reads, row)) is None or whole.head > upto:
+                continue
+            if full := page.add(whole, len(whole.payload) + len(whole.error or b"")):
+                yield full
+        if page.rows:
+            yield page.rows
+        if len(listed) < PAGE_ROWS:
             return
-        last = (listed[-1],)
+        after = listed[-1].received_at, listed[-1].command_id
+
+
+async def schedules_of(reads: Reads, tenant: str) -> AsyncGenerator[Sequence[StoredSchedule], None]:
+    """The schedules of a tenant as they are when each is read, also those that have ended, by id, with whole payloads."""
+    after = ""
+    while True:
+        async with reads.connection() as connection:
+            listed = await list_tenant(connection, tenant, after=after, limit=PAGE_ROWS)
+        page = _Page[StoredSchedule](PAGE_ROWS)
+        for row in listed:
+            if (whole := await _whole_schedule(reads, row)) is None:
+                continue
+            if full := page.add(whole, len(whole.payload)):
+                yield full
+        if page.rows:
+            yield page.rows
+        if len(listed) < PAGE_ROWS:
+            return
+        after = listed[-1].schedule_id
+
+
+async def _whole_command(reads: Reads, row: StoredCommand) -> StoredCommand | None:
+    """The row with its payload, which a list leaves out if it is large. None if it was swept since."""
+    if row.payload:
+        return row
+    key = row.tenant, row.command_id
+    async with reads.connection() as connection:
+        return (await read_commands(connection, [key])).get(key)
+
+
+async def _whole_schedule(reads: Reads, row: StoredSchedule) -> StoredSchedule | None:
+    if row.payload:
+        return row
+    async with reads.connection() as connection:
+        try:
+            return await read_schedule(connection, (row.tenant, row.schedule_id))
+        except NotFound:
+            return None
+
+
+class _Page(Generic[RowT]):
+    """Rows that are sent in one message."""
+
+    def __init__(self, rows_max: int) -> None:
+        self.rows: list[RowT] = []
+        self._rows_max = rows_max
+        self._bytes = 0
+
+    def add(self, row: RowT, size: int) -> list[RowT]:
+        """Adds a row of so many bytes; returns the rows before it if it had no room beside them, else none."""
+        full: list[RowT] = []
+        if self.rows and (self._bytes + size > PAGE_BYTES or len(self.rows) >= self._rows_max):
+            full, self.rows, self._bytes = self.rows, [], 0
+        self.rows.append(row)
+        self._bytes += size
+        return full

@@ -96,7 +96,7 @@ class Recurring:
                 )
             if not is_there:
                 raise OverLimit("TOO_MANY_SCHEDULES", f"this tenant has {self._live_max} schedules already")
-            row = await _row(connection, command.key)
+            row = await read_schedule(connection, command.key)
         asked = (command.fingerprint, times.expression, time_zone, catch_up)
         if (row.fingerprint, row.cron, row.time_zone, row.catch_up) != asked:
             raise Invalid("SCHEDULE_ID_REUSED", "this id is that of a schedule with another content")
@@ -171,6 +171,7 @@ SELECT command_id::text FROM commands
 WHERE tenant = %s AND causation_id = %s::uuid AND status || '' = 'scheduled'
 ORDER BY received_at
 """
+_LISTED_PAYLOAD: LiteralString = f"CASE WHEN octet_length(s.payload) <= {LISTED_BYTES_MAX} THEN s.payload ELSE '' END"
 _LIVE: LiteralString = "s.status <> 'ended'"
 _ENDED: LiteralString = "s.status = 'ended'"
 
@@ -193,7 +194,7 @@ def listing(
     if after is not None:
         conditions.append("(s.created_at, s.schedule_id) < (%(after_at)s, %(after_id)s::uuid)")
         parameters["after_at"], parameters["after_id"] = after
-    columns = _COLUMNS.format(payload=f"CASE WHEN octet_length(s.payload) <= {LISTED_BYTES_MAX} THEN s.payload ELSE '' END")
+    columns = _COLUMNS.format(payload=_LISTED_PAYLOAD)
     query: LiteralString = (
         f"SELECT {columns} FROM schedules s WHERE {' AND '.join(conditions)}"  # noqa: S608 - of literals alone
         " ORDER BY s.created_at DESC, s.schedule_id DESC LIMIT %(limit)s"
@@ -201,7 +202,20 @@ def listing(
     return query, parameters
 
 
-async def _row(connection: Connection, key: CommandKey) -> StoredSchedule:
+async def list_tenant(connection: Connection, tenant: str, *, after: str, limit: int) -> list[StoredSchedule]:
+    """Up to `limit` schedules of a tenant by id, behind `after` if that is given. A payload above LISTED_BYTES_MAX is empty."""
+    columns = _COLUMNS.format(payload=_LISTED_PAYLOAD)
+    behind: LiteralString = "AND s.schedule_id > %s::uuid" if after else ""
+    query: LiteralString = (
+        f"SELECT {columns} FROM schedules s WHERE s.tenant = %s {behind}"  # noqa: S608 - of literals alone
+        " ORDER BY s.schedule_id LIMIT %s"
+    )
+    cursor = await connection.execute(query, (tenant, *filter(None, (after,)), limit))
+    return [StoredSchedule(*row) for row in await cursor.fetchall()]
+
+
+async def read_schedule(connection: Connection, key: CommandKey) -> StoredSchedule:
+    """A schedule. Raises NotFound (SCHEDULE_NOT_FOUND)."""
     query: LiteralString = "SELECT {} FROM schedules s WHERE s.tenant = %s AND s.schedule_id = %s::uuid"
     cursor = await connection.execute(query.format(_COLUMNS.format(payload="s.payload")), key)
     rows = await cursor.fetchall()
@@ -212,7 +226,7 @@ async def _row(connection: Connection, key: CommandKey) -> StoredSchedule:
 
 async def _theirs(connection: Connection, identity: Identity, schedule_id: str) -> StoredSchedule:
     """A schedule of the caller's tenant that the caller may see. Raises NotFound."""
-    row = await _row(connection, (identity.tenant, schedule_id))
+    row = await read_schedule(connection, (identity.tenant, schedule_id))
     if not _is_admin(identity) and row.user_id != identity.user_id:
         raise _not_found()
     return row
@@ -220,7 +234,7 @@ async def _theirs(connection: Connection, identity: Identity, schedule_id: str) 
 
 async def _standing(connection: Connection, key: CommandKey, status: str) -> StoredSchedule:
     """The row behind a change. Raises Rejected (SCHEDULE_ENDED) if it has ended and was to have another status."""
-    row = await _row(connection, key)
+    row = await read_schedule(connection, key)
     if row.status == "ended" and status != "ended":
         raise Rejected("SCHEDULE_ENDED", "the schedule has ended")
     return row

@@ -101,8 +101,8 @@ class Server:
         """`roles` has a row for every RPC, by its full name, bank.v1.PersonService/RegisterPerson; any one will do.
 
         `sizes_max` has a row for each RPC whose requests may have more bytes than usual, `deadlines_max` for each whose calls
-        may take longer than usual, in seconds: streams that a caller follows. Raises OSError or ValueError if the keys that
-        tokens are believed by cannot be read.
+        may take longer than usual, in seconds: streams that a caller follows, and long ones. Raises OSError or ValueError if the
+        keys that tokens are believed by cannot be read.
         """
         self._settings = settings
         self._roles = {name: frozenset(allowed) for name, allowed in roles.items()}

@@ -10,17 +10,17 @@ import nats
 import psycopg
 from nats.js.api import StreamInfo
 
-from foldline.v1 import archive_pb2
+from foldline.v1 import archive_pb2, schedule_pb2
 from shared.line.broker import stream_name, tenant_subjects
 from tests.e2e.conftest import Caller, Foldline, ProcessAdmin
 from tests.support.checks.invariants import CLOSED, PURGED, check, look
-from tests.support.clients.bank import Bank, options, refused
+from tests.support.clients.bank import Bank, deposit, options, packed, refused
 from tests.support.system.stack import Stack
 
 TABLES = {
     "read": ("people", "person_totals", "accounts", "movements", "transfers", "users", "parked_keys"),
     "saga": ("processes", "process_commands", "process_timers", "process_history", "deliveries", "parked_events"),
-    "write": ("commands", "snapshots", "credentials", "boxes"),
+    "write": ("commands", "snapshots", "credentials", "boxes", "schedules"),
 }
 
 
@@ -32,6 +32,8 @@ async def history(bank: Bank) -> tuple[str, str]:
     await bank.deposit(blue, 20_000_00)
     started = await bank.transfer(blue, red, 18_000_00)
     await bank.ended_transfer(started)
+    again = schedule_pb2.CreateScheduleRequest(command=packed(deposit(blue, 1)), cron="0 0 1 1 *", time_zone="UTC")
+    await bank.call(bank.schedules.CreateSchedule, again)
     await bank.ended_registration(await bank.register_user("alice", "the secret of Alice"))
     gone, _ = await bank.register("Boxed")
     for nth in range(12):
@@ -89,6 +91,7 @@ async def test_a_tenant_is_purged_everywhere(
     assert (code, exported["tenant"]) == (0, tenant)
     assert exported["events"] == shown["rows"]["events"] + shown["rows"]["boxed_events"] + 1
     assert exported["commands"] == shown["rows"]["commands"] + 1
+    assert exported["schedules"] == shown["rows"]["schedules"] == 1
     assert foldline("tenant", "verify", folder) == (0, exported)
     assert foldline("tenant", "export", tenant, folder, output="text")[0] == 2
     assert names_in(tmp_path / "export" / "events.jsonl") >= {"Alice", "Boxed 11"}

@@ -25,10 +25,11 @@ _sym_db = _symbol_database.Default()
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from foldline.v1 import command_pb2 as foldline_dot_v1_dot_command__pb2
 from foldline.v1 import event_store_pb2 as foldline_dot_v1_dot_event__store__pb2
+from foldline.v1 import schedule_pb2 as foldline_dot_v1_dot_schedule__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x66oldline/v1/tenant.proto\x12\x0b\x66oldline.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x19\x66oldline/v1/command.proto\x1a\x1d\x66oldline/v1/event_store.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x0e\n\x0cTenantClosed\"\r\n\x0b\x45ventPurged\"6\n\x15\x44\x65scribeTenantRequest\x12\x1d\n\x06tenant\x18\x01 \x01(\tB\r\xbaH\nr\x08\x10\x01\x18?\xba\x01\x01\x00\"\xa2\x01\n\x16\x44\x65scribeTenantResponse\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12;\n\x04rows\x18\x02 \x03(\x0b\x32-.foldline.v1.DescribeTenantResponse.RowsEntry\x12\x0e\n\x06\x63losed\x18\x03 \x01(\x08\x1a+\n\tRowsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"4\n\x13\x45xportTenantRequest\x12\x1d\n\x06tenant\x18\x01 \x01(\tB\r\xbaH\nr\x08\x10\x01\x18?\xba\x01\x01\x00\"\xf8\x01\n\x14\x45xportTenantResponse\x12\x10\n\x08position\x18\x01 \x01(\x03\x12\r\n\x05\x65poch\x18\x02 \x01(\t\x12\r\n\x05shard\x18\x03 \x01(\x05\x12*\n\x06\x65vents\x18\x04 \x03(\x0b\x32\x1a.foldline.v1.EventEnvelope\x12,\n\x08\x63ommands\x18\x05 \x03(\x0b\x32\x1a.foldline.v1.CommandRecord\x12\x18\n\x0b\x65vent_count\x18\x06 \x01(\x03H\x00\x88\x01\x01\x12\x1a\n\rcommand_count\x18\x07 \x01(\x03H\x01\x88\x01\x01\x42\x0e\n\x0c_event_countB\x10\n\x0e_command_count\"Z\n\x12PurgeTenantRequest\x12\x1d\n\x06tenant\x18\x01 \x01(\tB\r\xbaH\nr\x08\x10\x01\x18?\xba\x01\x01\x00\x12%\n\x10\x63onfirmed_tenant\x18\x02 \x01(\tB\x0b\xbaH\x08r\x06\x18?\xba\x01\x01\x00\"\xb9\x02\n\x0bTenantPurge\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x10\n\x08\x61sked_by\x18\x02 \x01(\t\x12-\n\tclosed_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08position\x18\x04 \x01(\x03\x12,\n\x05stage\x18\x05 \x01(\x0e\x32\x1d.foldline.v1.TenantPurgeStage\x12\x30\n\x04gone\x18\x06 \x03(\x0b\x32\".foldline.v1.TenantPurge.GoneEntry\x12\r\n\x05\x63hain\x18\x07 \x01(\x0c\x12+\n\x07\x64one_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a+\n\tGoneEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\">\n\x13PurgeTenantResponse\x12\'\n\x05purge\x18\x01 \x01(\x0b\x32\x18.foldline.v1.TenantPurge\"6\n\x15GetTenantPurgeRequest\x12\x1d\n\x06tenant\x18\x01 \x01(\tB\r\xbaH\nr\x08\x10\x01\x18?\xba\x01\x01\x00\"A\n\x16GetTenantPurgeResponse\x12\'\n\x05purge\x18\x01 \x01(\x0b\x32\x18.foldline.v1.TenantPurge*\xce\x01\n\x10TenantPurgeStage\x12\"\n\x1eTENANT_PURGE_STAGE_UNSPECIFIED\x10\x00\x12\x1d\n\x19TENANT_PURGE_STAGE_CLOSED\x10\x01\x12\x1d\n\x19TENANT_PURGE_STAGE_EVENTS\x10\x02\x12\x1b\n\x17TENANT_PURGE_STAGE_ROWS\x10\x03\x12\x1e\n\x1aTENANT_PURGE_STAGE_ARCHIVE\x10\x04\x12\x1b\n\x17TENANT_PURGE_STAGE_DONE\x10\x05\x32\xee\x02\n\rTenantService\x12Y\n\x0e\x44\x65scribeTenant\x12\".foldline.v1.DescribeTenantRequest\x1a#.foldline.v1.DescribeTenantResponse\x12U\n\x0c\x45xportTenant\x12 .foldline.v1.ExportTenantRequest\x1a!.foldline.v1.ExportTenantResponse0\x01\x12P\n\x0bPurgeTenant\x12\x1f.foldline.v1.PurgeTenantRequest\x1a .foldline.v1.PurgeTenantResponse\x12Y\n\x0eGetTenantPurge\x12\".foldline.v1.GetTenantPurgeRequest\x1a#.foldline.v1.GetTenantPurgeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x66oldline/v1/tenant.proto\x12\x0b\x66oldline.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x19\x66oldline/v1/command.proto\x1a\x1d\x66oldline/v1/event_store.proto\x1a\x1a\x66oldline/v1/schedule.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x0e\n\x0cTenantClosed\"\r\n\x0b\x45ventPurged\"6\n\x15\x44\x65scribeTenantRequest\x12\x1d\n\x06tenant\x18\x01 \x01(\tB\r\xbaH\nr\x08\x10\x01\x18?\xba\x01\x01\x00\"\xa2\x01\n\x16\x44\x65scribeTenantResponse\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12;\n\x04rows\x18\x02 \x03(\x0b\x32-.foldline.v1.DescribeTenantResponse.RowsEntry\x12\x0e\n\x06\x63losed\x18\x03 \x01(\x08\x1a+\n\tRowsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"4\n\x13\x45xportTenantRequest\x12\x1d\n\x06tenant\x18\x01 \x01(\tB\r\xbaH\nr\x08\x10\x01\x18?\xba\x01\x01\x00\"\xd2\x02\n\x14\x45xportTenantResponse\x12\x10\n\x08position\x18\x01 \x01(\x03\x12\r\n\x05\x65poch\x18\x02 \x01(\t\x12\r\n\x05shard\x18\x03 \x01(\x05\x12*\n\x06\x65vents\x18\x04 \x03(\x0b\x32\x1a.foldline.v1.EventEnvelope\x12,\n\x08\x63ommands\x18\x05 \x03(\x0b\x32\x1a.foldline.v1.CommandRecord\x12\x18\n\x0b\x65vent_count\x18\x06 \x01(\x03H\x00\x88\x01\x01\x12\x1a\n\rcommand_count\x18\x07 \x01(\x03H\x01\x88\x01\x01\x12(\n\tschedules\x18\x08 \x03(\x0b\x32\x15.foldline.v1.Schedule\x12\x1b\n\x0eschedule_count\x18\t \x01(\x03H\x02\x88\x01\x01\x42\x0e\n\x0c_event_countB\x10\n\x0e_command_countB\x11\n\x0f_schedule_count\"Z\n\x12PurgeTenantRequest\x12\x1d\n\x06tenant\x18\x01 \x01(\tB\r\xbaH\nr\x08\x10\x01\x18?\xba\x01\x01\x00\x12%\n\x10\x63onfirmed_tenant\x18\x02 \x01(\tB\x0b\xbaH\x08r\x06\x18?\xba\x01\x01\x00\"\xb9\x02\n\x0bTenantPurge\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x10\n\x08\x61sked_by\x18\x02 \x01(\t\x12-\n\tclosed_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08position\x18\x04 \x01(\x03\x12,\n\x05stage\x18\x05 \x01(\x0e\x32\x1d.foldline.v1.TenantPurgeStage\x12\x30\n\x04gone\x18\x06 \x03(\x0b\x32\".foldline.v1.TenantPurge.GoneEntry\x12\r\n\x05\x63hain\x18\x07 \x01(\x0c\x12+\n\x07\x64one_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a+\n\tGoneEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\">\n\x13PurgeTenantResponse\x12\'\n\x05purge\x18\x01 \x01(\x0b\x32\x18.foldline.v1.TenantPurge\"6\n\x15GetTenantPurgeRequest\x12\x1d\n\x06tenant\x18\x01 \x01(\tB\r\xbaH\nr\x08\x10\x01\x18?\xba\x01\x01\x00\"A\n\x16GetTenantPurgeResponse\x12\'\n\x05purge\x18\x01 \x01(\x0b\x32\x18.foldline.v1.TenantPurge*\xce\x01\n\x10TenantPurgeStage\x12\"\n\x1eTENANT_PURGE_STAGE_UNSPECIFIED\x10\x00\x12\x1d\n\x19TENANT_PURGE_STAGE_CLOSED\x10\x01\x12\x1d\n\x19TENANT_PURGE_STAGE_EVENTS\x10\x02\x12\x1b\n\x17TENANT_PURGE_STAGE_ROWS\x10\x03\x12\x1e\n\x1aTENANT_PURGE_STAGE_ARCHIVE\x10\x04\x12\x1b\n\x17TENANT_PURGE_STAGE_DONE\x10\x05\x32\xee\x02\n\rTenantService\x12Y\n\x0e\x44\x65scribeTenant\x12\".foldline.v1.DescribeTenantRequest\x1a#.foldline.v1.DescribeTenantResponse\x12U\n\x0c\x45xportTenant\x12 .foldline.v1.ExportTenantRequest\x1a!.foldline.v1.ExportTenantResponse0\x01\x12P\n\x0bPurgeTenant\x12\x1f.foldline.v1.PurgeTenantRequest\x1a .foldline.v1.PurgeTenantResponse\x12Y\n\x0eGetTenantPurge\x12\".foldline.v1.GetTenantPurgeRequest\x1a#.foldline.v1.GetTenantPurgeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,34 +50,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TENANTPURGE_GONEENTRY']._serialized_options = b'8\001'
   _globals['_GETTENANTPURGEREQUEST'].fields_by_name['tenant']._loaded_options = None
   _globals['_GETTENANTPURGEREQUEST'].fields_by_name['tenant']._serialized_options = b'\272H\nr\010\020\001\030?\272\001\001\000'
-  _globals['_TENANTPURGESTAGE']._serialized_start=1314
-  _globals['_TENANTPURGESTAGE']._serialized_end=1520
-  _globals['_TENANTCLOSED']._serialized_start=161
-  _globals['_TENANTCLOSED']._serialized_end=175
-  _globals['_EVENTPURGED']._serialized_start=177
-  _globals['_EVENTPURGED']._serialized_end=190
-  _globals['_DESCRIBETENANTREQUEST']._serialized_start=192
-  _globals['_DESCRIBETENANTREQUEST']._serialized_end=246
-  _globals['_DESCRIBETENANTRESPONSE']._serialized_start=249
-  _globals['_DESCRIBETENANTRESPONSE']._serialized_end=411
-  _globals['_DESCRIBETENANTRESPONSE_ROWSENTRY']._serialized_start=368
-  _globals['_DESCRIBETENANTRESPONSE_ROWSENTRY']._serialized_end=411
-  _globals['_EXPORTTENANTREQUEST']._serialized_start=413
-  _globals['_EXPORTTENANTREQUEST']._serialized_end=465
-  _globals['_EXPORTTENANTRESPONSE']._serialized_start=468
-  _globals['_EXPORTTENANTRESPONSE']._serialized_end=716
-  _globals['_PURGETENANTREQUEST']._serialized_start=718
-  _globals['_PURGETENANTREQUEST']._serialized_end=808
-  _globals['_TENANTPURGE']._serialized_start=811
-  _globals['_TENANTPURGE']._serialized_end=1124
-  _globals['_TENANTPURGE_GONEENTRY']._serialized_start=1081
-  _globals['_TENANTPURGE_GONEENTRY']._serialized_end=1124
-  _globals['_PURGETENANTRESPONSE']._serialized_start=1126
-  _globals['_PURGETENANTRESPONSE']._serialized_end=1188
-  _globals['_GETTENANTPURGEREQUEST']._serialized_start=1190
-  _globals['_GETTENANTPURGEREQUEST']._serialized_end=1244
-  _globals['_GETTENANTPURGERESPONSE']._serialized_start=1246
-  _globals['_GETTENANTPURGERESPONSE']._serialized_end=1311
-  _globals['_TENANTSERVICE']._serialized_start=1523
-  _globals['_TENANTSERVICE']._serialized_end=1889
+  _globals['_TENANTPURGESTAGE']._serialized_start=1432
+  _globals['_TENANTPURGESTAGE']._serialized_end=1638
+  _globals['_TENANTCLOSED']._serialized_start=189
+  _globals['_TENANTCLOSED']._serialized_end=203
+  _globals['_EVENTPURGED']._serialized_start=205
+  _globals['_EVENTPURGED']._serialized_end=218
+  _globals['_DESCRIBETENANTREQUEST']._serialized_start=220
+  _globals['_DESCRIBETENANTREQUEST']._serialized_end=274
+  _globals['_DESCRIBETENANTRESPONSE']._serialized_start=277
+  _globals['_DESCRIBETENANTRESPONSE']._serialized_end=439
+  _globals['_DESCRIBETENANTRESPONSE_ROWSENTRY']._serialized_start=396
+  _globals['_DESCRIBETENANTRESPONSE_ROWSENTRY']._serialized_end=439
+  _globals['_EXPORTTENANTREQUEST']._serialized_start=441
+  _globals['_EXPORTTENANTREQUEST']._serialized_end=493
+  _globals['_EXPORTTENANTRESPONSE']._serialized_start=496
+  _globals['_EXPORTTENANTRESPONSE']._serialized_end=834
+  _globals['_PURGETENANTREQUEST']._serialized_start=836
+  _globals['_PURGETENANTREQUEST']._serialized_end=926
+  _globals['_TENANTPURGE']._serialized_start=929
+  _globals['_TENANTPURGE']._serialized_end=1242
+  _globals['_TENANTPURGE_GONEENTRY']._serialized_start=1199
+  _globals['_TENANTPURGE_GONEENTRY']._serialized_end=1242
+  _globals['_PURGETENANTRESPONSE']._serialized_start=1244
+  _globals['_PURGETENANTRESPONSE']._serialized_end=1306
+  _globals['_GETTENANTPURGEREQUEST']._serialized_start=1308
+  _globals['_GETTENANTPURGEREQUEST']._serialized_end=1362
+  _globals['_GETTENANTPURGERESPONSE']._serialized_start=1364
+  _globals['_GETTENANTPURGERESPONSE']._serialized_end=1429
+  _globals['_TENANTSERVICE']._serialized_start=1641
+  _globals['_TENANTSERVICE']._serialized_end=2007
 # @@protoc_insertion_point(module_scope)

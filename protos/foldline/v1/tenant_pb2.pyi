@@ -6,6 +6,7 @@ isort:skip_file
 from collections import abc as _abc
 from foldline.v1 import command_pb2 as _command_pb2
 from foldline.v1 import event_store_pb2 as _event_store_pb2
+from foldline.v1 import schedule_pb2 as _schedule_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
@@ -181,18 +182,25 @@ class ExportTenantResponse(_message.Message):
     COMMANDS_FIELD_NUMBER: _builtins.int
     EVENT_COUNT_FIELD_NUMBER: _builtins.int
     COMMAND_COUNT_FIELD_NUMBER: _builtins.int
+    SCHEDULES_FIELD_NUMBER: _builtins.int
+    SCHEDULE_COUNT_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """The position that the export is of, in every message."""
     epoch: _builtins.str
     """The history that the position belongs to."""
     shard: _builtins.int
     event_count: _builtins.int
-    """In the last message alone."""
+    """In the last message alone, as schedule_count."""
     command_count: _builtins.int
+    schedule_count: _builtins.int
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[_event_store_pb2.EventEnvelope]: ...
     @_builtins.property
     def commands(self) -> _containers.RepeatedCompositeFieldContainer[_command_pb2.CommandRecord]: ...
+    @_builtins.property
+    def schedules(self) -> _containers.RepeatedCompositeFieldContainer[_schedule_pb2.Schedule]:
+        """Also those that have ended. `last_firing` is left out: it is among the commands."""
+
     def __init__(
         self,
         *,
@@ -203,19 +211,25 @@ class ExportTenantResponse(_message.Message):
         commands: _abc.Iterable[_command_pb2.CommandRecord] | None = ...,
         event_count: _builtins.int | None = ...,
         command_count: _builtins.int | None = ...,
+        schedules: _abc.Iterable[_schedule_pb2.Schedule] | None = ...,
+        schedule_count: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_command_count", b"_command_count", "_event_count", b"_event_count", "command_count", b"command_count", "event_count", b"event_count"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_command_count", b"_command_count", "_event_count", b"_event_count", "_schedule_count", b"_schedule_count", "command_count", b"command_count", "event_count", b"event_count", "schedule_count", b"schedule_count"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_command_count", b"_command_count", "_event_count", b"_event_count", "command_count", b"command_count", "commands", b"commands", "epoch", b"epoch", "event_count", b"event_count", "events", b"events", "position", b"position", "shard", b"shard"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_command_count", b"_command_count", "_event_count", b"_event_count", "_schedule_count", b"_schedule_count", "command_count", b"command_count", "commands", b"commands", "epoch", b"epoch", "event_count", b"event_count", "events", b"events", "position", b"position", "schedule_count", b"schedule_count", "schedules", b"schedules", "shard", b"shard"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__command_count: _TypeAlias = _typing.Literal["command_count"]  # noqa: Y015
     _WhichOneofArgType__command_count: _TypeAlias = _typing.Literal["_command_count", b"_command_count"]  # noqa: Y015
     _WhichOneofReturnType__event_count: _TypeAlias = _typing.Literal["event_count"]  # noqa: Y015
     _WhichOneofArgType__event_count: _TypeAlias = _typing.Literal["_event_count", b"_event_count"]  # noqa: Y015
+    _WhichOneofReturnType__schedule_count: _TypeAlias = _typing.Literal["schedule_count"]  # noqa: Y015
+    _WhichOneofArgType__schedule_count: _TypeAlias = _typing.Literal["_schedule_count", b"_schedule_count"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__command_count) -> _WhichOneofReturnType__command_count | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__event_count) -> _WhichOneofReturnType__event_count | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__schedule_count) -> _WhichOneofReturnType__schedule_count | None: ...
 
 Global___ExportTenantResponse: _TypeAlias = ExportTenantResponse  # noqa: Y015
 

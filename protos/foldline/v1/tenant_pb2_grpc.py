@@ -70,7 +70,8 @@ class TenantServiceServicer:
 
     def ExportTenant(self, request, context):
         """All that is stored of a tenant as of one position of the line: first its events, also those in the archive, in the order of the
-        line and as they were stored, then its commands. Password hashes are no part of it. The last message says how many there were.
+        line and as they were stored, then its commands, then its recurring schedules as they are by then. Password hashes are no part of
+        it. The last message says how many there were. May take longer than other calls (`export_s_max`).
         Refusals: TENANT_NOT_FOUND, TENANT_CLOSED, ARCHIVE_NOT_CONFIGURED, ARCHIVE_UNAVAILABLE, ARCHIVE_DAMAGED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -20,7 +20,8 @@ class TenantServiceStub:
     """What is stored of a tenant in the write database. Nothing is changed. Refusals: TENANT_NOT_FOUND."""
     ExportTenant: _aio.UnaryStreamMultiCallable[_tenant_pb2.ExportTenantRequest, _tenant_pb2.ExportTenantResponse]
     """All that is stored of a tenant as of one position of the line: first its events, also those in the archive, in the order of the
-    line and as they were stored, then its commands. Password hashes are no part of it. The last message says how many there were.
+    line and as they were stored, then its commands, then its recurring schedules as they are by then. Password hashes are no part of
+    it. The last message says how many there were. May take longer than other calls (`export_s_max`).
     Refusals: TENANT_NOT_FOUND, TENANT_CLOSED, ARCHIVE_NOT_CONFIGURED, ARCHIVE_UNAVAILABLE, ARCHIVE_DAMAGED.
     """
     PurgeTenant: _aio.UnaryUnaryMultiCallable[_tenant_pb2.PurgeTenantRequest, _tenant_pb2.PurgeTenantResponse]
@@ -50,7 +51,8 @@ class TenantServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_tenant_pb2.ExportTenantRequest, _abc.AsyncIterator[_tenant_pb2.ExportTenantResponse]],
     ) -> _abc.AsyncIterator[_tenant_pb2.ExportTenantResponse]:
         """All that is stored of a tenant as of one position of the line: first its events, also those in the archive, in the order of the
-        line and as they were stored, then its commands. Password hashes are no part of it. The last message says how many there were.
+        line and as they were stored, then its commands, then its recurring schedules as they are by then. Password hashes are no part of
+        it. The last message says how many there were. May take longer than other calls (`export_s_max`).
         Refusals: TENANT_NOT_FOUND, TENANT_CLOSED, ARCHIVE_NOT_CONFIGURED, ARCHIVE_UNAVAILABLE, ARCHIVE_DAMAGED.
         """
 

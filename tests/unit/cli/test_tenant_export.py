@@ -11,12 +11,12 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from bank.v1 import person_pb2
-from cli.tenant_export import COMMANDS, EVENTS, MANIFEST, Damaged, ExportWriter, verify
-from foldline.v1 import command_pb2, event_store_pb2
+from cli.tenant_export import COMMANDS, EVENTS, MANIFEST, SCHEDULES, Damaged, ExportWriter, verify
+from foldline.v1 import command_pb2, event_store_pb2, schedule_pb2
 
 
 def written(folder: Path) -> Path:
-    """An export of three events of two people, and two commands."""
+    """An export of three events of two people, two commands and a schedule."""
     writer = ExportWriter(folder, "acme")
     for position, person, version in ((2, "a", 1), (5, "b", 1), (9, "a", 2)):
         event = person_pb2.PersonRegistered(person_id=person, name=f"Zoë {position}")
@@ -36,6 +36,7 @@ def written(folder: Path) -> Path:
         )
     for nth in range(2):
         writer.command(command_pb2.CommandRecord(receipt=command_pb2.CommandReceipt(command_id=f"c{nth}"), tenant="acme"))
+    writer.schedule(schedule_pb2.Schedule(schedule_id="s", cron="0 9 * * mon"))
     assert not folder.exists()
     writer.end(position=10, epoch="e", shard=1)
     return folder
@@ -46,6 +47,8 @@ def test_what_is_written_is_whole_and_readable(tmp_path: Path) -> None:
     folder = written(tmp_path / "out")
     manifest = verify(folder)
     assert (manifest["events"], manifest["commands"], manifest["position"], manifest["tenant"]) == (3, 2, 10, "acme")
+    assert manifest["schedules"] == 1
+    assert json.loads((folder / SCHEDULES).read_text())["cron"] == "0 9 * * mon"
     first = json.loads((folder / EVENTS).read_text().splitlines()[0])
     assert (first["content"]["name"], first["position"]) == ("Zoë 2", 2)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -75,6 +78,11 @@ def lose_a_line(folder: Path) -> None:
     rewritten(folder, lambda lines: lines[:-1])
 
 
+def lose_the_schedule(folder: Path) -> None:
+    """All of its file, with the sums as they would be."""
+    rewritten(folder, lambda lines: [], SCHEDULES)
+
+
 def swap_lines(folder: Path) -> None:
     """Two events, with the sums as they would be."""
     rewritten(folder, lambda lines: [lines[1], lines[0], lines[2]])
@@ -90,14 +98,14 @@ def change_a_tenant(folder: Path) -> None:
     rewritten(folder, lambda lines: [lines[0].replace('"tenant":"acme"', '"tenant":"acne"'), *lines[1:]])
 
 
-def rewritten(folder: Path, change: Callable[[list[str]], list[str]]) -> None:
-    """Changes the lines of the events, and makes the manifest fit but for chain and counts."""
-    lines = (folder / EVENTS).read_text().splitlines()
+def rewritten(folder: Path, change: Callable[[list[str]], list[str]], name: str = EVENTS) -> None:
+    """Changes the lines of a file, and makes the manifest fit but for chain and counts."""
+    lines = (folder / name).read_text().splitlines()
     assert change(lines) != lines
     data = "".join(f"{line}\n" for line in change(lines)).encode()
-    (folder / EVENTS).write_bytes(data)
+    (folder / name).write_bytes(data)
     manifest = json.loads((folder / MANIFEST).read_text())
-    manifest["files"][EVENTS] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    manifest["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     (folder / MANIFEST).write_text(json.dumps(manifest))
 
 
@@ -127,6 +135,7 @@ def be_of_the_future(folder: Path) -> None:
     "damage",
     [
         lose_a_line,
+        lose_the_schedule,
         swap_lines,
         change_a_payload,
         change_a_tenant,
