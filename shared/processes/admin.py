@@ -178,10 +178,11 @@ class ProcessAdmin:
                 if not await checkpoints.accept(connection, CHECKPOINT, self._shard, before, found.common.at):
                     raise Rejected("CHECKPOINT_MOVED", "somebody else has let it go on meanwhile")
                 processes = await store.read(await store.select(connection, found.entries)) if found.entries else {}
-                done = Round(self._kinds, self._clock(), processes, self._announcements)
+                await switches.delete_behind(connection, self._shard, found.common.at.position)
+                off = await switches.load(connection, self._shard)
+                done = Round(self._kinds, self._clock(), processes, self._announcements.without(off))
                 revised, commands = await history.revise(connection, done, found, user_id)
                 await parked.delete_behind(connection, CHECKPOINT, self._shard, found.common.at.position)
-                await switches.delete_behind(connection, self._shard, found.common.at.position)
                 await store.write(connection, done, due_at=done.now, handed_out=False)
         self._wake()
         return Revision(before, found.common, revised, commands)

@@ -24,6 +24,7 @@ TABLES: tuple[LiteralString, ...] = (
     "processes",
     "notices",
     "switched_off",
+    "announcement_switches",
 )
 
 log = logger(__name__)

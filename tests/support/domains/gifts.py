@@ -277,12 +277,15 @@ class World:
             await asyncio.gather(task, return_exceptions=True)
 
     @asynccontextmanager
-    async def desk(self) -> AsyncIterator[ProcessAdmin]:
+    async def desk(
+        self, manager: ProcessDefinition[Any] = GIFT, announcements: Announcements = NO_ANNOUNCEMENTS
+    ) -> AsyncIterator[ProcessAdmin]:
         """The operators' side in another instance than the leader."""
         reads = Reads(self.database.app, application_name="test-desk")
         await reads.open()
         try:
-            yield ProcessAdmin(reads, [GIFT], 1, clock=self.clock, line=StoreLine(self.store))
+            line = StoreLine(self.store)
+            yield ProcessAdmin(reads, [manager], 1, clock=self.clock, line=line, announcements=announcements)
         finally:
             await reads.close()
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from google.protobuf.message import Message
 
 from bank.v1 import account_pb2
 from deploy.bootstrap import Database
 from foldline.v1 import override_pb2, tenant_pb2
-from shared.folds.delivery import Announcements, Email
+from foldline.v1.event_store_pb2 import EventEnvelope
+from shared.folds.delivery import Announcements, Email, Notice
+from shared.folds.process import Step
 from shared.processes import switches
+from shared.processes.history import RESTARTED, UNDONE
+from tests.integration.shared.processes.test_history import RESTORED, becomes
 from tests.support.checks.history import connected
-from tests.support.domains.gifts import World
+from tests.support.domains.gifts import GIFT, Gift, World, key
 from tests.support.fakes.line import uid
 from tests.support.system.waiting import eventually
 
@@ -104,6 +110,75 @@ async def test_what_the_line_lost_is_forgotten(world: World) -> None:
         await switches.delete_behind(connection, 1, 1)
         assert await switches.load(connection, 1) == {(TENANT, "hook")}
         assert await switches.load(connection, 2) == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("place", "expected"), [(5, []), (4, [(TENANT, "hook", 3)]), (2, [(TENANT, "hook", 1)]), (1, [(TENANT, "hook", 1)]), (0, [])]
+)
+async def test_switches_are_as_they_were_at_any_place(saga_db: Database, place: int, expected: list[Any]) -> None:
+    """Off, off once more, on: whatever was last before the place holds; what stands behind it is gone."""
+    async with connected(saga_db.app) as connection:
+        made = [switches.Switched(TENANT, "hook", on, position) for position, on in ((1, False), (3, False), (5, True))]
+        await switches.save(connection, 1, made)
+        await switches.delete_behind(connection, 1, place)
+        cursor = await connection.execute("SELECT tenant, name, position FROM switched_off")
+        assert await cursor.fetchall() == expected
+        kept = await connection.execute("SELECT position FROM announcement_switches ORDER BY position")
+        assert await kept.fetchall() == [(position,) for position in (1, 3, 5) if position <= place]
+
+
+async def test_so_many_switches_are_kept(saga_db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Restored to before the oldest of them, the announcement is as it was just before that one."""
+    monkeypatch.setattr(switches, "KEPT_MAX", 3)
+    async with connected(saga_db.app) as connection:
+        made = [switches.Switched(TENANT, "hook", position % 2 == 0, position) for position in range(1, 7)]
+        await switches.save(connection, 1, made)
+        kept = await connection.execute("SELECT position FROM announcement_switches ORDER BY position")
+        assert await kept.fetchall() == [(4,), (5,), (6,)]
+        await switches.delete_behind(connection, 1, 3)
+        assert await switches.load(connection, 1) == {(TENANT, "hook")}
+
+
+async def test_what_is_off_at_the_restored_place_is_off_again(world: World) -> None:
+    """Neither a process that runs again announces it, nor is what comes announced by it; what was never off goes on."""
+
+    def react(state: Gift, event: Message, envelope: EventEnvelope) -> Step[Gift] | None:
+        step = GIFT.react(state, event, envelope)
+        return (
+            replace(step, notify=(Notice(name="opened", data={}),))
+            if step and isinstance(event, account_pb2.AccountOpened)
+            else step
+        )
+
+    kind = replace(GIFT, react=react)
+    said = announcements()
+    for name in ("hook-of-process", "letter-of-process"):
+        said.notice("*", name, "gift", "opened", lambda notice: [Email(to="owner", subject="opened", text="")])
+    for name in ("hook", "hook-of-process"):
+        switch(world, name, on=False)
+    world.open(1)
+    common = len(world.store.events)
+    async with world.running(world.runner(manager=kind, announcements=said)):
+        await becomes(world, 1, "given")
+        for name in ("hook", "hook-of-process"):
+            switch(world, name, on=True)
+        world.open(2)
+        await becomes(world, 2, "given")
+    assert await _rows(world, [])
+    del world.store.events[common:]
+    world.store.epoch = RESTORED
+    async with world.running(world.runner(manager=kind, announcements=said)) as runner, world.desk(kind, said) as desk:
+        await eventually(lambda: runner.stopped)
+        revision = await desk.accept_history("olga")
+        assert [(it.key, it.outcome) for it in revision.processes] == [(key(1), RESTARTED), (key(2), UNDONE)]
+        assert await _rows(world, [(TENANT, "hook", 1), (TENANT, "hook-of-process", 2)])
+        close(world, 3)
+
+        async def announced() -> bool:
+            made = await world.query("SELECT name, count(*) FROM deliveries GROUP BY name ORDER BY name")
+            return made == [("hook-of-process", 1), ("letter", 1), ("letter-of-process", 3)]
+
+        await eventually(announced, 10)
 
 
 async def _rows(world: World, expected: list[Any]) -> bool:
