@@ -184,6 +184,7 @@ class ProcessAdmin:
                 revised, commands = await history.revise(connection, done, found, user_id)
                 await parked.delete_behind(connection, CHECKPOINT, self._shard, found.common.at.position)
                 await store.write(connection, done, due_at=done.now, handed_out=False)
+        done.log_defects()
         self._wake()
         return Revision(before, found.common, revised, commands)
 

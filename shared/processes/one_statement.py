@@ -8,8 +8,8 @@ Whether the memory is true is found out by the statement itself, which saves the
 - An operator has changed a process: every change adds to its history, so the round's next entry of the history is there already.
 - A process that was taken to be new is there: so is its first entry.
 
-Then the runner takes the same inputs in two steps, reading first. One statement takes half the time of the two steps
-(`make bench ARGS=lone_round`).
+Then, and also if a fold raises, because the memory may be the cause, the runner takes the same inputs in two steps, reading
+first. One statement takes half the time of the two steps (`make bench ARGS=lone_round`).
 
 Killed anywhere, what is left? The whole round, or nothing of it. Two at once: the update of the checkpoint orders them, and
 the second finds it moved.
@@ -27,7 +27,7 @@ from psycopg.pq import TransactionStatus
 from shared.line.checkpoint import Checkpoint
 from shared.platform.packing import Packed, int4, int8, text, timestamptz
 from shared.platform.postgres import Connection, Prepared
-from shared.processes import store
+from shared.processes import delivery_store, store
 from shared.processes.records import CommandResult, Process, ProcessKey, ProcessStatus
 from shared.processes.round import Round
 
@@ -91,7 +91,7 @@ async def save(
     answers: Sequence[CommandResult],
     due_at: datetime,
 ) -> None:
-    """Moves the checkpoint and saves a round whose inputs were events and `answers`, each once. Raises Stale.
+    """Moves the checkpoint and saves a round without defects whose inputs were events and `answers`, each once. Raises Stale.
 
     `parked` is the counter of parked streams that the round knows. Commands count their first try, and are due again at `due_at`.
     """
@@ -104,11 +104,11 @@ async def save(
     parameters += store.timer_columns(done)
     parameters += store.history_columns(done.history)
     try:
-        if done.waiting or done.deliveries:
+        if done.deliveries:
             async with connection.pipeline():
                 await connection.execute("BEGIN")
                 await connection.execute(_SAVE_WITH_MORE, parameters)
-                await store.write_rare(connection, done)
+                await delivery_store.insert(connection, done.deliveries, done.now)
                 await connection.execute("COMMIT")
         else:
             await _SAVE.row(connection, parameters)

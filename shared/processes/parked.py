@@ -11,6 +11,8 @@ never waits behind one that has gone, and never overtakes one that still waits.
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, LiteralString, NamedTuple
@@ -29,6 +31,8 @@ EVENT_UNREADABLE = "EVENT_UNREADABLE"
 NO_PROCESS_NAMED = "NO_PROCESS_NAMED"
 """The event does not say which process it belongs to."""
 
+RECENT_S = 60.0
+"""For so long what was parked counts as recent."""
 EVENTS_MAX = 1000
 """So many events of a stream are routed again in one transaction."""
 
@@ -119,6 +123,27 @@ class ParkedStreams(NamedTuple):
 
     version: int
     streams: set[StreamKey]
+
+
+class Recently:
+    """Counts what was parked within RECENT_S and saved, to tell a bad release from bad events."""
+
+    def __init__(self, count_max: int) -> None:
+        self._count_max = count_max
+        self._saved_at: deque[float] = deque()
+
+    def too_many(self, more: int) -> bool:
+        """Whether so many more would be too many; then the count begins anew, so that an operator may let it try again."""
+        while self._saved_at and self._saved_at[0] < time.monotonic() - RECENT_S:
+            self._saved_at.popleft()
+        if not more or len(self._saved_at) + more <= self._count_max:
+            return False
+        self._saved_at.clear()
+        return True
+
+    def add(self, more: int) -> None:
+        """Counts so many, which were saved."""
+        self._saved_at.extend([time.monotonic()] * more)
 
 
 def stream_of(envelope: EventEnvelope) -> StreamKey:

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, assert_never
+from typing import Any, NamedTuple, assert_never
 from uuid import UUID
 
 import orjson
@@ -56,6 +56,14 @@ def with_options(payload: bytes, command_id: UUID, correlation_id: str) -> bytes
     return payload + bytes((0x0A, len(options))) + options
 
 
+class Defect(NamedTuple):
+    """A fold that raised. The text of the exception may hold personal data, so it is not here."""
+
+    key: ProcessKey
+    error: str
+    where: list[str]
+
+
 @dataclass(slots=True)
 class Round:
     """One round. All fields behind `announcements` are the result, which the store writes."""
@@ -73,7 +81,8 @@ class Round:
     history: list[HistoryEntry] = field(default_factory=list)
     waiting: list[WaitingInput] = field(default_factory=list)
     deliveries: list[NewDelivery] = field(default_factory=list)
-    parked: int = 0
+    defects: list[Defect] = field(default_factory=list)
+    """One for each process that the round parked because its fold raised."""
 
     # Inputs
 
@@ -198,6 +207,11 @@ class Round:
 
     # Results
 
+    def log_defects(self) -> None:
+        """Logs the folds that raised. A round that is given up, and taken again, logs nothing."""
+        for key, error, where in self.defects:
+            log.error("process_parked", process=key, reason=FOLD_FAILED, error=error, where=where)
+
     def _fresh(self, key: ProcessKey, envelope: EventEnvelope) -> Process:
         metadata = envelope.metadata
         return Process(
@@ -305,10 +319,8 @@ class Round:
         )
 
     def _park(self, process: Process, waiting: WaitingInput, defect: Exception) -> None:
-        # The text of the exception may hold personal data, so only its class and place are logged.
         what = type(defect).__name__
-        log.error("process_parked", process=process.key, reason=FOLD_FAILED, error=what, where=_where(defect))
-        self.parked += 1
+        self.defects.append(Defect(process.key, what, _where(defect)))
         process.trouble, process.status = FOLD_FAILED, ProcessStatus.PARKED
         self.processes[process.key] = self.changed[process.key] = process
         self.waiting.append(waiting)

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from datetime import datetime, timedelta
@@ -127,7 +126,7 @@ class ProcessRunner(Consumer):
         self._parked = ParkedStreams(0, set())
         self._memory = Memory()
         self._news = asyncio.Event()
-        self._parked_at: deque[float] = deque()
+        self._recently = parked.Recently(PARKED_MAX)
         # Our position in the line. It is ahead of the checkpoint if no event since then belonged to a process.
         self._seen = Checkpoint()
         self._look_at = 0.0
@@ -265,6 +264,7 @@ class ProcessRunner(Consumer):
         for timer_due_at in done.timers.values():
             if timer_due_at is not None:
                 self._look_by(timer_due_at)
+        done.log_defects()
         _tell(done, inputs.parked)
         if done.deliveries:
             self._on_deliveries()
@@ -280,8 +280,9 @@ class ProcessRunner(Consumer):
             return None
         done = Round(self.kinds, self._clock(), known, self._announced)
         self._fold(done, inputs, dict.fromkeys(answers, False), [])
-        # A process that did not change has no new history, which would prove that it is as we remember it.
-        if any(key not in done.changed for key in keys):
+        # A process that did not change has no new history, which would prove that it is as we remember it. And a fold may have
+        # raised only because of what we remember.
+        if done.defects or any(key not in done.changed for key in keys):
             return None
         done.deliveries += inputs.deliveries
         due_at = done.now + timedelta(seconds=ASKED_AGAIN_S)
@@ -319,6 +320,10 @@ class ProcessRunner(Consumer):
         there: There = {((tenant, type_, process_id), id_): relieved for tenant, type_, process_id, id_, relieved in rows}
         timers = [] if fired is None else await fired.fetchall()
         self._fold(done, inputs, there, timers)
+        newly = len(done.defects) + sum(bool(it.reason) for it in inputs.parked)
+        if self._recently.too_many(newly):
+            done.log_defects()
+            raise ProcessesFailed(f"more than {PARKED_MAX} processes or streams were parked within a minute")
         due_at = done.now + timedelta(seconds=ASKED_AGAIN_S)
         async with connection.pipeline():
             await store.write(connection, done, due_at=due_at, handed_out=True, paused=paused)
@@ -326,6 +331,7 @@ class ProcessRunner(Consumer):
                 await parked.insert(connection, self.shard, inputs.parked, done.now)
             await switches.save(connection, self.shard, inputs.switches)
             await connection.execute("COMMIT")
+        self._recently.add(newly)
         return done
 
     def _fold(self, done: Round, inputs: Inputs, there: There, timers: list[tuple[str, str, str, str]]) -> None:
@@ -344,7 +350,6 @@ class ProcessRunner(Consumer):
             done.timer((tenant, type_, process_id), timer)
         for kind, process_id, event, envelope in inputs.events:
             done.event(kind, process_id, event, envelope)
-        self._count_parked(done.parked + sum(bool(it.reason) for it in inputs.parked))
 
     async def _fence(self, connection: Connection) -> Any:
         """Begins a transaction and moves the checkpoint to our position; `_check` tells whether that succeeded.
@@ -397,15 +402,6 @@ class ProcessRunner(Consumer):
     def _look_by(self, due_at: datetime) -> None:
         left_s = (due_at - self._clock()).total_seconds()
         self._look_at = min(self._look_at, time.monotonic() + max(left_s, 0.0))
-
-    def _count_parked(self, parked: int) -> None:
-        now = time.monotonic()
-        self._parked_at.extend([now] * parked)
-        while self._parked_at and self._parked_at[0] < now - 60:
-            self._parked_at.popleft()
-        if len(self._parked_at) > PARKED_MAX:
-            self._parked_at.clear()  # none of these was written; an operator may let it try again
-            raise ProcessesFailed(f"more than {PARKED_MAX} processes or streams were parked within a minute")
 
 
 def _tell(done: Round, events: Iterable[ParkedEvent]) -> None:

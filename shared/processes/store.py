@@ -230,11 +230,6 @@ async def write(connection: Connection, done: Round, *, due_at: datetime, handed
     await _write_timers(connection, done)
     if done.history:
         await connection.execute(_INSERT_HISTORY, history_columns(done.history))
-    await write_rare(connection, done)
-
-
-async def write_rare(connection: Connection, done: Round) -> None:
-    """Writes what most rounds have none of: inputs that wait for parked processes, and deliveries."""
     if done.waiting:
         await connection.execute(_INSERT_INPUTS, _columns([*[texts] * 5, blobs], done.waiting))
     if done.deliveries:

@@ -42,6 +42,7 @@ class Turns:
             done = Round(self.kinds, self.clock(), processes, announced)
             yield connection, done
             await store.write(connection, done, due_at=done.now, handed_out=False)
+        done.log_defects()
 
     @asynccontextmanager
     async def one(self, key: ProcessKey) -> AsyncIterator[tuple[Connection, Process, list[Pending], Round]]:

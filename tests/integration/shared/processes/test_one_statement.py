@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from google.protobuf.message import Message
 
 from bank.v1 import account_pb2
 from deploy.bootstrap import Database
+from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.delivery import Announcements, Email
+from shared.folds.process import Step
 from shared.platform.postgres import connect
 from shared.processes import one_statement
+from shared.processes import runner as runner_module
 from shared.processes.dispatcher import Dispatcher
 from shared.processes.dispatcher import Told as Answered
 from shared.processes.inputs import Inputs
@@ -21,6 +26,7 @@ from shared.processes.runner import ProcessRunner
 from tests.support.domains import gifts
 from tests.support.domains.gifts import World, key
 from tests.support.fakes.line import uid
+from tests.support.logs import capture_logs
 from tests.support.system.waiting import eventually
 
 STEPS = ["event", "command", "timer_set", "answer", "command", "answer"]
@@ -205,21 +211,49 @@ async def test_an_answer_that_comes_again_is_found_to_have_no_row(world: World, 
         assert await kinds(world, number) == STEPS
 
 
-async def test_deliveries_and_waiting_inputs_are_saved_with_their_round(world: World, read: list[int]) -> None:
-    """A fold that raises leaves its input, an announced event its message, both in the transaction of the round."""
+async def test_deliveries_are_saved_with_their_round(world: World, read: list[int]) -> None:
+    """An announced event leaves its message in the transaction of the round, which reads nothing."""
     announcements = Announcements()
     message = Email(to="owner", subject="opened", text="")
     announcements.event("*", "hook", account_pb2.AccountOpened, lambda event, envelope: [message])
-    gifts.DEFECTS.accounts.add(uid(2))
     world.open(1, 2)
     async with world.running(world.runner(announcements=announcements)):
-        await ended(world, 1)
+        await ended(world, 2)
     assert not any(read)
     assert await world.query("SELECT source, status FROM deliveries ORDER BY number") == [
         (event.event_id, "pending") for event in world.store.events
     ]
-    assert await world.query("SELECT process_id, kind FROM process_inputs") == [(uid(2), "event")]
-    assert await world.process(2) == ("parked", "FOLD_FAILED", "", "")
+
+
+async def test_a_fold_that_raises_is_counted_and_logged_once(world: World) -> None:
+    """A new leader takes running processes to be new, and folds raise for that: then the tables decide what is parked."""
+    bad = {uid(number) for number in range(1, runner_module.PARKED_MAX + 1)}
+
+    def strict(state: gifts.Gift, event: Message, envelope: EventEnvelope) -> Step[gifts.Gift] | None:
+        if isinstance(event, account_pb2.AccountFrozen) and (not state.phase or event.account_id in bad):
+            raise LookupError
+        return gifts.react(state, event, envelope)
+
+    manager = replace(gifts.GIFT, react=strict)
+    hold = asyncio.Event()
+
+    async def wait(request: object) -> None:
+        await hold.wait()
+
+    world.write.before = wait
+    numbers = range(1, len(bad) + 2)
+    world.open(*numbers)
+    async with world.running():
+        await eventually(lambda: world.write.calls)
+    for number in numbers:
+        world.freeze(number)
+    with capture_logs() as logs:
+        async with world.running(world.runner(manager=manager)) as runner:
+            await eventually(lambda: runner.stopped or runner.at.position == len(world.store.events))
+            assert runner.stopped is None
+    assert await world.statuses() == {"parked": len(bad), "running": 1}
+    assert await kinds(world, len(bad) + 1) == [*STEPS[:3], "event"]
+    assert sorted(log["process"][2] for log in logs if log["event"] == "process_parked") == sorted(bad)
 
 
 @pytest.mark.parametrize("extra", [False, True], ids=["alone", "with a delivery"])
