@@ -33,6 +33,8 @@ FETCH_EVENTS = 500
 """As soon as this many events were fetched, no further page is decoded."""
 WAITING_BYTES_MAX = 16 * 1024 * 1024
 """So many bytes of pages wait for a consumer that is slower than the relay. More are dropped, and read from the store."""
+WAITING_PAGE_BYTES = 200
+"""What a page that waits takes beside its content, about. It counts, so that empty pages are bounded too."""
 ANSWER_S = 2
 """How long the broker may take to say that it has subscribed us."""
 
@@ -100,7 +102,10 @@ class PageFeed:
         self._drop()
 
     async def fetch(self, timeout_s: float) -> list[FeedPage]:
-        """The next pages, as soon as there is one; none after `timeout_s`. Raises FeedAway."""
+        """The next pages, as soon as there is one; none after `timeout_s`. Raises FeedAway.
+
+        A page without events is the last: behind it the store is read, so however many there are, they take no time.
+        """
         # After a reconnect pages may be missing: begin anew.
         if self._connected().stats["reconnects"] != self._reconnects:
             raise FeedAway("the connection was lost for a moment")
@@ -113,9 +118,11 @@ class PageFeed:
         events = 0
         while self._waiting and events < FETCH_EVENTS:
             raw = self._waiting.popleft()
-            self._waiting_bytes -= len(raw)
+            self._waiting_bytes -= len(raw) + WAITING_PAGE_BYTES
             page = self._read(raw)
             pages.append(page)
+            if not page.events:
+                break
             events += len(page.events)
         return pages
 
@@ -147,7 +154,7 @@ class PageFeed:
         if self._waiting_bytes > WAITING_BYTES_MAX:
             self._drop()  # the gap sends the reader to the store
         self._waiting.append(message.data)
-        self._waiting_bytes += len(message.data)
+        self._waiting_bytes += len(message.data) + WAITING_PAGE_BYTES
         self._something.set()
 
     def _drop(self) -> None:

@@ -128,6 +128,22 @@ async def test_pages_that_nobody_fetches_are_dropped(client: Client, feed: PageF
     assert feed._read(feed._waiting[0]).events[0].position > 1
 
 
+async def test_a_flood_of_empty_pages_is_bounded(client: Client, feed: PageFeed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes memory though it has no bytes, and the first sends the reader to the store: the others are not looked at."""
+    monkeypatch.setattr(sources, "WAITING_BYTES_MAX", 20_000)
+    await opened(feed)
+    most = 0
+    for _ in range(10):
+        for _ in range(50):
+            await client.publish(broker.pages_subject(1), b"")
+        await client.flush()
+        await client.flush()
+        await eventually(lambda: feed._waiting)
+        most = max(most, len(feed._waiting))
+    assert most <= 20_000 // sources.WAITING_PAGE_BYTES + 1
+    assert await feed.fetch(5) == [FeedPage("", ())]
+
+
 async def test_the_tables_follow_the_pages_at_once(client: Client, feed: PageFeed, read_db: Database) -> None:
     """An event is in the tables long before the next look at the store."""
     store = Store()
