@@ -112,7 +112,7 @@ async def serving(
     server.on_drained(reads.close)
     server.on_drained(commit_the_rest)
     port = await server.start()
-    token = issuer.issue(tenant=f"t-{uuid4().hex[:8]}", user_id="alice", roles=[Role.USER])
+    token = issuer.issue(tenant=f"t-{uuid4().hex[:8]}", user_id="alice", roles=[Role.USER, Role.READER])
     try:
         async with channel(f"127.0.0.1:{port}") as to_server:
             yield Service(to_server, token)

@@ -28,7 +28,9 @@ SERVICES = {
         "foldline.v1.ArchiveService",
         "foldline.v1.HistoryService",
         "foldline.v1.OverrideService",
+        "foldline.v1.AuditService",
         "foldline.v1.RetentionService",
+        "foldline.v1.ScheduleService",
         "foldline.v1.TenantService",
     },
     READ: {

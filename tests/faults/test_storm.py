@@ -26,7 +26,6 @@ from foldline.v1 import process_pb2
 from tests.e2e.conftest import desk_of
 from tests.support.checks.invariants import Acknowledged, all_have_ended, check, folded_login, look, published
 from tests.support.clients.bank import (
-    INSIDER,
     Bank,
     channels,
     freeze,
@@ -180,7 +179,7 @@ async def _run(call: Awaitable[None]) -> None:
 async def storm_on(stack: Stack) -> AsyncIterator[Storm]:
     """Accounts with a little money, some of them frozen all the time."""
     async with channels(stack) as (write, read):
-        bank = Bank(write, read, stack.token(TENANT, roles=INSIDER))
+        bank = Bank(write, read, stack.token(TENANT))
         person, _ = await bank.register("Bill")
         accounts = [(await bank.open(person))[0] for _ in range(ACCOUNTS)]
         for account in accounts:

@@ -19,7 +19,7 @@ import grpc.aio
 from bank.v1 import account_pb2
 from deploy.local.system import READ, WRITE, System
 from tests.support.checks.invariants import Acknowledged
-from tests.support.clients.bank import INSIDER, Bank, Refused, deposit, read_refusal, withdraw
+from tests.support.clients.bank import Bank, Refused, deposit, read_refusal, withdraw
 from tests.support.system.waiting import eventually
 
 ATTEMPT_TIMEOUT_S = 12.0
@@ -148,9 +148,7 @@ async def running(
     async with AsyncExitStack() as stack:
         read = await stack.enter_async_context(system.channel(READ))
         writes = [await stack.enter_async_context(system.channel(name)) for name in services]
-        traffic = Traffic(
-            [Bank(write, read, system.token(tenant, roles=INSIDER)) for write in writes], tenant, everywhere=everywhere
-        )
+        traffic = Traffic([Bank(write, read, system.token(tenant)) for write in writes], tenant, everywhere=everywhere)
         await traffic.open(accounts)
         async with asyncio.TaskGroup() as group:
             for number in range(callers):

@@ -16,6 +16,7 @@ from shared.folds.errors import InternalError, Refusal, Unavailable
 from shared.folds.ids import step_id
 from shared.line.standing import State
 from shared.platform.leader import LockClass, hold_lease
+from shared.processes.dispatcher import RetryPolicy
 from shared.processes.pending import Acknowledgement
 from shared.processes.records import ProcessStatus
 from shared.processes.runners import STUCK_AFTER
@@ -104,29 +105,36 @@ async def test_answers_are_taken_while_a_type_is_paused(world: World) -> None:
 
 
 async def test_what_waits_in_the_queue_is_taken_back(world: World) -> None:
-    """Commands that wait behind a call that hangs are not sent after the pause; nothing of them counts as sent."""
+    """Commands that wait behind calls that hang are not sent after the pause; nothing of them counts as sent."""
     hold = asyncio.Event()
 
     async def wait(request: command_pb2.SendBatchRequest) -> None:
         await hold.wait()
 
     world.write.before = wait
-    world.open(1)
+    few = RetryPolicy().few
+    hang, queued = range(1, few + 1), range(few + 1, few + 3)
+
+    def sent() -> int:
+        return sum(len(call.items) for call in world.write.calls)
+
+    world.open(*hang)
     async with world.steering() as (_, steering), world.running():
-        await eventually(lambda: world.write.calls)
-        world.open(2, 3)
-        await are(world, running=3)
+        await eventually(lambda: sent() == few)
+        world.open(*queued)
+        await are(world, running=few + 2)
         await steering.pause("gift", "to look", "olga")
 
         async def taken_back() -> bool:
             rows = await world.query("SELECT process_id, tries - answered FROM process_commands ORDER BY process_id")
-            return rows == [(uid(1), 1), (uid(2), 0), (uid(3), 0)]
+            return rows == [*((uid(n), 1) for n in hang), *((uid(n), 0) for n in queued)]
 
         await eventually(taken_back, 10)
         hold.set()
-        await eventually(lambda: len(world.write.calls) == 1)
+        await eventually(lambda: len(world.write.receipts) == few)
+        assert sent() == few
         await steering.resume("gift")
-        await are(world, ended=3)
+        await are(world, ended=few + 2)
     assert set(world.write.carried_out.values()) == {1}
 
 
