@@ -25,6 +25,7 @@ from uuid_utils import uuid7
 
 from foldline.v1 import archive_pb2
 from shared.commands import states
+from shared.commands.box_parts import as_part, named_by, read_named
 from shared.commands.boxes import BOX_AGGREGATE, UNBOX_AGGREGATE, Stored, StoredBox, newest_box, read_stored
 from shared.commands.bus import command_of
 from shared.commands.closed import refuse_closed
@@ -159,7 +160,7 @@ class Boxer:
                 raise
             for key in parts:
                 try:
-                    await self._one(_as_part(command, key), connection, one)
+                    await self._one(as_part(command, key), connection, one)
                 except (Rejected, NotFound) as refusal:
                     if refusal.reason not in (skips, "AGGREGATE_NOT_FOUND"):
                         raise
@@ -210,42 +211,45 @@ class Boxer:
         except psycopg.Error as error:
             raise postgres.unavailable(error) from error
 
-    async def _parts(self, command: Command) -> list[AggregateKey]:
+    async def _parts(self, command: Command) -> Sequence[AggregateKey]:
         """What goes with the command's aggregate.
 
         Raises before anything has moved what moving that aggregate would raise, and BOX_TOO_LARGE for one that goes with it.
         """
         boxes = command.route.codec is BOX_AGGREGATE
         _refuse(command, (await read_stored(self._reads, [command.aggregate])).get(command.aggregate), boxes=boxes)
-        parts = await self.parts_of(command.aggregate)
+        parts = await self._parts_of(command.aggregate)
         if boxes and parts:
             for key, stored in (await read_stored(self._reads, parts)).items():
                 if not stored.boxed and stored.version > EVENTS_MAX:
                     raise _too_large(key)
         return parts
 
-    async def parts_of(self, key: AggregateKey) -> list[AggregateKey]:
+    async def parts_of(self, key: AggregateKey) -> Sequence[AggregateKey]:
         """The aggregates that are boxed with one, in the order in which its events named them.
 
-        Raises NotFound (AGGREGATE_NOT_FOUND) or Rejected (BOX_TOO_LARGE, ARCHIVE_DAMAGED).
+        Waits for a turn, as boxing does, since what is boxed is read as a whole. Raises OverLimit (TOO_MANY_BOXINGS), NotFound
+        (AGGREGATE_NOT_FOUND) or Rejected (BOX_TOO_LARGE, ARCHIVE_DAMAGED).
         """
-        related = self._registry.boxed_with(key[1])
-        if not related:
+        if not self._registry.boxed_with(key[1]):
             return []
-        try:
-            events = await self._events(key)
-        except Rejected as refusal:
-            if refusal.reason != "AGGREGATE_BOXED":
-                raise
+        async with self._slots.one(key[0]):
+            return await self._parts_of(key)
+
+    async def _parts_of(self, key: AggregateKey) -> Sequence[AggregateKey]:
+        if not self._registry.boxed_with(key[1]):
+            return []
+        named = await read_named(self._reads, self._registry, key, version_max=EVENTS_MAX)
+        if named is None:
+            raise NotFound("AGGREGATE_NOT_FOUND", "there is no such aggregate")
+        if named.boxed:
             box = await newest_box(self._reads, key)
             assert box is not None
             events = (await self.archive.read(box.location, key, box.chain)).events
-        found: dict[AggregateKey, None] = {}
-        for event in events:
-            if (rule := related.get(self._registry.codecs.upcasters.newest(event.type))) is not None:
-                content = self._registry.codecs.decode(event.type, event.payload)
-                found[(key[0], rule.category, rule.id(content))] = None
-        return list(found)
+            return named_by(self._registry, key, ((event.type, event.payload) for event in events))
+        if named.version > EVENTS_MAX:
+            raise _too_large(key)
+        return named.parts
 
     async def _events(self, key: AggregateKey) -> Sequence[StoredEvent]:
         """All events of an aggregate that is not boxed. Raises NotFound or Rejected (AGGREGATE_BOXED, BOX_TOO_LARGE)."""
@@ -323,23 +327,6 @@ def _snapshot(registry: CommandRegistry, category: str, events: Sequence[StoredE
         except Exception as error:
             raise AggregateUnreadable from error
     return Snapshot(events[-1].version, aggregate.schema, Raw(registry.dump_state(state)))
-
-
-def _as_part(command: Command, key: AggregateKey) -> Command:
-    """The command for an aggregate that goes with another. Its id follows from the whole's, so a repeat finds it."""
-    codec: MessageCodec[Any] = command.route.codec
-    content = codec.struct(aggregate_type=key[1], aggregate_id=key[2])
-    return Command(
-        key=(command.key[0], derived_id(command.key[1], key[1], key[2])),
-        route=command.route,
-        aggregate=key,
-        content=content,
-        payload=codec.encode(content),
-        expected_version=None,
-        correlation_id=command.correlation_id,
-        sender=command.sender,
-        received_at=command.received_at,
-    )
 
 
 def _row(command: Command) -> tuple[Any, ...]:

@@ -80,7 +80,7 @@ class RetentionSweeper:
             await asyncio.sleep(EVERY_S)
 
     async def round(self) -> int:
-        """Boxes what is past its date, up to BOXES_MAX aggregates; returns how many. Raises Unavailable."""
+        """Boxes what is past its date, up to BOXES_MAX aggregates; returns how many. Raises Unavailable or OverLimit."""
         pairs = await self._rules()
         self._after = {pair: at for pair, at in self._after.items() if pair in pairs}
         # Begins behind the rule that was the last of the round before.

@@ -65,6 +65,11 @@ class Upcasters:
             type_name = step.new.DESCRIPTOR.full_name
         return type_name
 
+    def stored_as(self, type_names: Iterable[str]) -> list[str]:
+        """The full names under which messages of today may be stored: their own, and those of the old ones they were."""
+        today = set(type_names)
+        return sorted(today | {old for old in self._steps if self.newest(old) in today})
+
     def upcast(self, type_name: str, payload: bytes) -> tuple[str, bytes]:
         """The type and bytes of today of a stored event. Raises google.protobuf.message.DecodeError."""
         first = self._steps.get(type_name)

@@ -76,7 +76,7 @@ class RetentionServiceServicer:
 
     def PlanRetention(self, request, context):
         """What the rules would box now, or what a rule would box that is not set yet. Nothing is changed.
-        Refusals: AGGREGATE_TYPE_NOT_FOUND, NEVER_BOXED, PAGE_TOKEN_INVALID.
+        Refusals: AGGREGATE_TYPE_NOT_FOUND, NEVER_BOXED, PAGE_TOKEN_INVALID, TOO_MANY_BOXINGS.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

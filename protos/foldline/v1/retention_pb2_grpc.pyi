@@ -27,7 +27,7 @@ class RetentionServiceStub:
     """The rules of the caller's tenant, by type."""
     PlanRetention: _aio.UnaryUnaryMultiCallable[_retention_pb2.PlanRetentionRequest, _retention_pb2.PlanRetentionResponse]
     """What the rules would box now, or what a rule would box that is not set yet. Nothing is changed.
-    Refusals: AGGREGATE_TYPE_NOT_FOUND, NEVER_BOXED, PAGE_TOKEN_INVALID.
+    Refusals: AGGREGATE_TYPE_NOT_FOUND, NEVER_BOXED, PAGE_TOKEN_INVALID, TOO_MANY_BOXINGS.
     """
 
 class RetentionServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -60,7 +60,7 @@ class RetentionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_retention_pb2.PlanRetentionRequest, _abc.Awaitable[_retention_pb2.PlanRetentionResponse]],
     ) -> _abc.Awaitable[_retention_pb2.PlanRetentionResponse]:
         """What the rules would box now, or what a rule would box that is not set yet. Nothing is changed.
-        Refusals: AGGREGATE_TYPE_NOT_FOUND, NEVER_BOXED, PAGE_TOKEN_INVALID.
+        Refusals: AGGREGATE_TYPE_NOT_FOUND, NEVER_BOXED, PAGE_TOKEN_INVALID, TOO_MANY_BOXINGS.
         """
 
 def add_RetentionServiceServicer_to_server(servicer: RetentionServiceServicer, server: _aio.Server) -> None: ...

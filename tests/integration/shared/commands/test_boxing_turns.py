@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from pathlib import Path
 from uuid import uuid4
 
@@ -15,6 +16,9 @@ from shared.folds.errors import Refusal
 from shared.line.archive import Store
 from shared.line.event_store import AggregateKey
 from tests.integration.shared.commands.test_boxing import filled
+from tests.integration.shared.commands.test_boxing_together import together
+from tests.support.domains.trial import Add, Move, Swell, build_registry
+from tests.support.fakes.replica import replica
 from tests.support.system.boxing import TENANT, boxer, files_in, move
 from tests.support.system.waiting import eventually
 
@@ -85,3 +89,43 @@ async def test_one_tenants_crowd_holds_up_no_other(write_db: Database, tmp_path:
         assert "umbrella" in ended[11:14]
         assert sorted(await asyncio.gather(*crowd)) == ["TOO_MANY_BOXINGS"] * 11 + ["whole"] * WAITING_MAX
         assert store.inside_max == 1
+
+
+async def test_what_goes_with_an_aggregate_is_looked_for_by_turns(write_db: Database, tmp_path: Path) -> None:
+    """Not while a box is read, whoever plans what: it waits, and is refused when too many wait."""
+    store = ShutStore(files_in(tmp_path))
+    store.opened.set()
+    await filled(write_db, "a", "b")
+    async with boxer(write_db.app, store, together()) as one:
+        await move(one, "box", "a", str(uuid4()))
+        store.opened.clear()
+        crowd = [asyncio.create_task(one.parts_of(KEY)) for _ in range(1 + WAITING_MAX)]
+        await eventually(lambda: store.inside)
+        with pytest.raises(Refusal) as told:
+            await one.parts_of((TENANT, "counter", "b"))
+        assert told.value.reason == "TOO_MANY_BOXINGS"
+        store.opened.set()
+        assert await asyncio.gather(*crowd) == [[]] * (1 + WAITING_MAX)
+        assert store.inside_max == 1
+
+
+async def test_of_the_events_only_those_that_name_something_are_read(
+    write_db: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """3 MB of others stay in the database; what is named is found in pages of any size, once, in order."""
+    monkeypatch.setattr("shared.commands.box_parts.PAGE_EVENTS", 2)
+    async with replica(write_db, build_registry()) as one:
+        await one.ask_one(Add(counter_id="a", amount=20))
+        for nth in range(60):
+            await one.ask_one(Swell(counter_id="a", amount=50_000))
+            if nth % 10 == 0:
+                await one.ask_one(Move(counter_id="a", to_id=f"to {nth % 40}", amount=1))
+    async with boxer(write_db.app, files_in(tmp_path), together()) as mover:
+        tracemalloc.start()
+        try:
+            parts = await mover.parts_of(KEY)
+            _, peak_bytes = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert [name for _, _, name in parts] == ["to 0", "to 10", "to 20", "to 30"]
+    assert peak_bytes < 1_000_000

@@ -37,6 +37,8 @@ def test_a_chain_ends_with_the_message_of_today() -> None:
     assert UPCASTERS.upcast(ADDED, OLD) == UPCASTERS.upcast(ENROLLED, middle) == (REGISTERED, NEW)
     assert UPCASTERS.upcast(REGISTERED, b"\xff") == (REGISTERED, b"\xff")
     assert [UPCASTERS.newest(name) for name in (ADDED, ENROLLED, REGISTERED)] == [REGISTERED] * 3
+    assert UPCASTERS.stored_as([REGISTERED, "other"]) == [ADDED, ENROLLED, REGISTERED, "other"]
+    assert UPCASTERS.stored_as([ENROLLED]) == [ENROLLED]
     assert (ADDED in UPCASTERS, REGISTERED in UPCASTERS, ADDED in NONE) == (True, False, False)
 
 
