@@ -27,6 +27,7 @@ REFRESH_S = 300.0
 FETCHES_APART_S = 10.0
 """The shortest time between two fetches, whatever is asked for."""
 FETCH_TIMEOUT_S = 5.0
+"""How long an answer may take, from the connection to its last byte."""
 SIZE_MAX = 256 * 1024
 ABSENT_MAX = 1000
 
@@ -178,33 +179,41 @@ class KeyUrl:
         return self._failure
 
     def _fetch(self) -> bytes:
-        """The set. Raises OSError or ValueError, whose text holds nothing of the URL but its host."""
+        """The set, in a loop of its own, so that the time limit holds for all of it, the answer's header too.
+
+        Raises OSError or ValueError, whose text holds nothing of the URL but its host.
+        """
         import httpx  # noqa: PLC0415 (takes a second, and not every process needs it)
 
         url = httpx.URL(self._url)
         address = self._address(url.scheme, url.host, url.port)
         context = ssl.create_default_context(cadata=self._authorities)
         host = url.host if url.port is None else f"{url.host}:{url.port}"
-        until, content = time.monotonic() + FETCH_TIMEOUT_S, b""
-        try:
+
+        async def get() -> bytes:
+            content = b""
             # No proxy of the environment, and no redirection: both would lead to an address that was not checked.
-            with (
-                httpx.Client(verify=context, follow_redirects=False, trust_env=False, timeout=FETCH_TIMEOUT_S) as client,
+            async with (
+                asyncio.timeout(FETCH_TIMEOUT_S),
+                httpx.AsyncClient(verify=context, follow_redirects=False, trust_env=False, timeout=FETCH_TIMEOUT_S) as client,
                 client.stream(
                     "GET", url.copy_with(host=address), headers={"host": host}, extensions={"sni_hostname": url.host}
                 ) as answer,
             ):
                 if answer.status_code != 200:
                     raise ValueError(f"{url.host} answered {answer.status_code}")
-                for part in answer.iter_bytes():
+                async for part in answer.aiter_bytes():
                     content += part
                     if len(content) > SIZE_MAX:
                         raise ValueError(f"{url.host} answered more than {SIZE_MAX} bytes")
-                    if time.monotonic() > until:
-                        raise ValueError(f"{url.host} did not answer in full within {FETCH_TIMEOUT_S:g} s")
+            return content
+
+        try:
+            return asyncio.run(get())
+        except TimeoutError:
+            raise ValueError(f"{url.host} did not answer in full within {FETCH_TIMEOUT_S:g} s") from None
         except httpx.HTTPError as error:
             raise ValueError(f"{url.host}: {type(error).__name__}: {error}") from None
-        return content
 
     def _address(self, scheme: str, host: str, port: int | None) -> str:
         """An address of the host, after all its addresses were checked."""

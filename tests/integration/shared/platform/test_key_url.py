@@ -18,6 +18,7 @@ from joserfc import jwt
 from joserfc.jwk import OKPKey
 
 from shared.folds.errors import Refusal
+from shared.platform import keys as platform_keys
 from shared.platform import telemetry
 from shared.platform.keys import SIZE_MAX, KeyUrl
 from shared.platform.settings import ServerSettings
@@ -43,12 +44,16 @@ def token(key: OKPKey, kid: str | None = None) -> str:
 
 
 class Issuer:
-    """Publishes a key set over HTTPS. `release` lets answers go; `asked` counts requests."""
+    """Publishes a key set over HTTPS. `release` lets answers go; `asked` counts requests.
+
+    While `slow` is set, an answer's header never ends, but has one more line every 20 ms.
+    """
 
     def __init__(self, authority: Authority) -> None:
         self.answer, self.status, self.asked = key_set(OLD), 200, 0
         self.release = threading.Event()
         self.release.set()
+        self.slow, self.hung_up = False, threading.Event()
         issuer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -56,6 +61,14 @@ class Issuer:
                 issuer.asked += 1
                 issuer.release.wait(20)
                 self.send_response(issuer.status)
+                try:
+                    while issuer.slow:
+                        self.send_header("x", "y")
+                        self.flush_headers()
+                        issuer.hung_up.wait(0.02)
+                except OSError:
+                    issuer.hung_up.set()
+                    return
                 if issuer.status == 302:
                     self.send_header("location", "/elsewhere")
                 self.end_headers()
@@ -77,6 +90,7 @@ class Issuer:
     def close(self) -> None:
         """Goes away."""
         self.release.set()
+        self.slow = False
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -184,6 +198,22 @@ async def test_nobody_waits_for_an_issuer_that_is_slow(issuer: Issuer, authority
         await eventually(lambda: issuer.asked == 2, 10)
         assert (world.answer(token(OLD)), world.answer(token(NEW))) == ("acme", "KEYS_AWAITED")
         issuer.release.set()
+        await eventually(lambda: world.answer(token(NEW)) == "acme", 10)
+
+
+async def test_an_issuer_whose_header_never_ends_stops_no_rotation(
+    issuer: Issuer, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fetch fails as a whole, leaves no connection behind, and is tried again."""
+    async with verifying(issuer, authority, refresh_s=0.02, apart_s=0.02) as world:
+        await eventually(lambda: world.answer(token(OLD)) == "acme", 10)
+        monkeypatch.setattr(platform_keys, "FETCH_TIMEOUT_S", 0.3)
+        issuer.slow, issuer.answer = True, key_set(NEW)
+        await eventually(lambda: world.lines("keys_not_fetched"), 2)
+        assert world.lines("keys_not_fetched")[0]["error"] == "localhost did not answer in full within 0.3 s"
+        assert world.answer(token(OLD)) == "acme"
+        assert await asyncio.to_thread(issuer.hung_up.wait, 5)
+        issuer.slow = False
         await eventually(lambda: world.answer(token(NEW)) == "acme", 10)
 
 
