@@ -7,6 +7,8 @@ import time
 from typing import Any
 from uuid import uuid4
 
+import pytest
+
 from tests.e2e.conftest import Foldline
 
 
@@ -101,6 +103,7 @@ def test_a_transfer_and_its_process(foldline: Foldline, tenant: str) -> None:
     assert (code, refused["error"]["reason"]) == (1, "PROCESS_NOT_FOUND")
 
 
+@pytest.mark.long
 def test_the_list_of_processes_is_cut_where_it_is_told_to(foldline: Foldline, tenant: str) -> None:
     """And says that there are more."""
     blue, red = opened(foldline, "Bill", 100_00), opened(foldline, "Ted", 100_00)

@@ -52,6 +52,7 @@ def listed(foldline: Foldline, status: str, transfers: list[str]) -> list[dict[s
     return of(found, transfers)
 
 
+@pytest.mark.long
 async def test_dead_deliveries_are_listed_shown_discarded_and_retried(
     foldline: Foldline, refused: list[str], shared_mailbox: Mailbox
 ) -> None:

@@ -42,6 +42,7 @@ async def two_accounts(bank: Bank) -> tuple[str, str]:
     return blue, red
 
 
+@pytest.mark.long
 async def test_a_paused_type_is_seen_everywhere_and_goes_on_when_it_is_resumed(
     stack: Stack, bank: Bank, foldline: Foldline
 ) -> None:
@@ -87,6 +88,7 @@ async def test_a_paused_type_is_seen_everywhere_and_goes_on_when_it_is_resumed(
     ]
 
 
+@pytest.mark.long
 async def test_money_in_suspense_is_acknowledged_by_two_people(stack: Stack, bank: Bank, foldline: Foldline) -> None:
     """Both accounts are frozen in the middle: one says how it was settled, another confirms, and nobody need look any more."""
     blue, red = await two_accounts(bank)

@@ -179,6 +179,7 @@ async def test_killed_under_load_another_takes_over(relays: Supervisor, write_db
     assert sorted(copy.messages) == list(range(1, copy.end + 1))
 
 
+@pytest.mark.long
 async def test_sigterm_drains_and_ends_with_zero(relays: Supervisor, write_db: Database, streams: JetStreamContext) -> None:
     """A leader under load ends in order and gives the lease to the stand-by at once; a stand-by just ends."""
     await led(relays)

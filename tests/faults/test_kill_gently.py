@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import grpc.aio
+import pytest
 
 from deploy.local.system import PROJECTOR, READ, RELAY, SAGA, WRITE
 from foldline.v1 import command_pb2
@@ -22,6 +23,7 @@ DRAINS_WITHIN_S = 30.0
 STARTED = {WRITE: "listening", READ: "listening", RELAY: "relay_follows", PROJECTOR: "consumer_starts", SAGA: "consumer_starts"}
 
 
+@pytest.mark.long
 async def test_each_process_ended_under_load(stack: Stack) -> None:
     """One after the other: code 0, and the next life goes on where the last one ended."""
     async with running(stack) as traffic:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from deploy.local.system import WRITE
 from tests.support.checks.invariants import check, look
 from tests.support.clients.traffic import running
@@ -24,6 +26,7 @@ async def test_two_replicas_and_one_is_killed(stack: Stack) -> None:
     check(await look(stack), traffic.acknowledged)
 
 
+@pytest.mark.long
 async def test_every_command_sent_to_both_replicas_at_once(stack: Stack) -> None:
     """The same id at the same moment on two replicas, while one is killed: one outcome, and both tell the same."""
     second = stack.replica(WRITE)

@@ -70,7 +70,7 @@ async def refusal_of(call: object) -> str:
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("way", ["box", "unbox"])
+@pytest.mark.parametrize("way", ["box", pytest.param("unbox", marks=pytest.mark.long)])
 async def test_killed_at_every_step(write_db: Database, tmp_path: Path, way: str) -> None:
     """Before and after each file and each call: the counter is in one place, whole; the same command then ends the move."""
     store = files_in(tmp_path)
@@ -102,7 +102,7 @@ async def test_killed_at_every_step(write_db: Database, tmp_path: Path, way: str
         assert reasons([await last.ask_one(Add(counter_id="a", amount=1))]) == ["completed"]
 
 
-@pytest.mark.parametrize("way", ["box", "unbox"])
+@pytest.mark.parametrize("way", ["box", pytest.param("unbox", marks=pytest.mark.long)])
 async def test_killed_while_the_database_works_on_it(write_db: Database, tmp_path: Path, way: str) -> None:
     """The server may still carry it out, or not: all of it or nothing, and the same command tells which."""
     store = files_in(tmp_path)
