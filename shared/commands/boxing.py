@@ -28,7 +28,7 @@ from shared.commands import states
 from shared.commands.box_parts import as_part, named_by, read_named
 from shared.commands.boxes import BOX_AGGREGATE, UNBOX_AGGREGATE, Stored, StoredBox, newest_box, read_stored
 from shared.commands.bus import command_of
-from shared.commands.closed import refuse_closed
+from shared.commands.closed import keep_archive, refuse_closed
 from shared.commands.codec import MessageCodec
 from shared.commands.decide import Command, Sender, aggregate_boxed, metadata_of
 from shared.commands.fairness import Slots
@@ -150,7 +150,7 @@ class Boxer:
         _ = self.archive
         if (known := await self._known(command)) is not None:
             return known
-        async with self._slots.one(command.aggregate[0]), await self._connect() as connection:
+        async with self._slots.one(command.aggregate[0]), await self._connect(command.aggregate[0]) as connection:
             try:
                 parts = await self._parts(command)
             except Refusal:
@@ -205,9 +205,12 @@ class Boxer:
             raise id_reused(row)
         return row
 
-    async def _connect(self) -> Connection:
+    async def _connect(self, tenant: str) -> Connection:
+        """A connection that has the purge of the tenant's archive wait: no box is written behind it."""
         try:
-            return await postgres.connect(self._database_url, application_name="foldline-boxer")
+            connection = await postgres.connect(self._database_url, application_name="foldline-boxer")
+            await keep_archive(connection, tenant)
+            return connection
         except psycopg.Error as error:
             raise postgres.unavailable(error) from error
 

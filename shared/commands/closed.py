@@ -24,6 +24,19 @@ async def refuse_closed(connection: Connection, tenant: str) -> None:
         raise tenant_closed()
 
 
+async def keep_archive(connection: Connection, tenant: str) -> None:
+    """Has the purge of a tenant's archive wait for as long as the connection lives, which must lead to the server itself.
+
+    Whoever writes there calls this first, and then looks whether the tenant is closed.
+    """
+    await connection.execute("SELECT pg_advisory_lock_shared(hashtextextended('archive of ' || %s, 0))", (tenant,))
+
+
+async def await_archive(connection: Connection, tenant: str) -> None:
+    """Waits until nobody keeps a tenant's archive. If the tenant is closed, nobody writes there from then on."""
+    await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended('archive of ' || %s, 0))", (tenant,))
+
+
 def tenant_closed() -> Rejected:
     """The refusal of whatever is for a tenant that is closed."""
     return Rejected("TENANT_CLOSED", "the tenant is closed for ever: its data is being deleted, or is gone")

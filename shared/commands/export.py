@@ -36,6 +36,8 @@ async def events_of(reads: Reads, archive: Archive | None, tenant: str, upto: in
         # In one snapshot, so that an event that is boxed or unboxed meanwhile is found once.
         async with reads.connection() as connection, connection.transaction():
             await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            # A plan for any window would read all of a tenant's index for each.
+            await connection.execute("SET LOCAL plan_cache_mode = force_custom_plan")
             found, places = await read_tenant(connection, tenant, after=after, upto=min(after + WINDOW_POSITIONS, upto))
         if places and archive is None:
             raise Rejected("ARCHIVE_NOT_CONFIGURED", "events are in the archive, and this service was not told where that is")

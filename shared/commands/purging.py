@@ -3,7 +3,7 @@
 1. `close_tenant` appends TenantClosed, the tenant's last event, and a row that makes every later append refuse the tenant.
 2. `purge_tenant`, again and again: events of the tenant leave holes, the newest first; then rows of the command log, snapshots
    and credentials. Each call is one bounded transaction that also notes how far it came.
-3. The tenant's folder of the archive is deleted, and `finish_purge` deletes the rows of its boxes.
+3. Once no box of the tenant is being written, its folder of the archive is deleted; `finish_purge` deletes the rows of its boxes.
 
 The services that follow the line delete their own rows at TenantClosed, and the relay the tenant's messages.
 
@@ -22,6 +22,7 @@ from msgspec import Struct
 from uuid_utils import uuid7
 
 from foldline.v1 import event_store_pb2, tenant_pb2
+from shared.commands.closed import await_archive
 from shared.folds.errors import NotFound, Refusal, Rejected
 from shared.line.archive import Archive
 from shared.line.tenant_end import CLOSED
@@ -147,8 +148,13 @@ class Purger:
         return str(stage)
 
     async def _archived(self, tenant: str) -> str:
-        """Deletes the tenant's boxes: first the files, then the rows that know of them."""
+        """Deletes the tenant's boxes: first the files, then the rows that know of them.
+
+        Raises Unavailable (DATABASE_BUSY) while a box is being written.
+        """
         files = 0
+        async with self._reads.connection() as connection:
+            await await_archive(connection, tenant)
         if self._archive is not None:
             files = await self._archive.forget(tenant)
         elif await has_boxes(self._reads, tenant):

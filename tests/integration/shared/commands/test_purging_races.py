@@ -5,21 +5,25 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import pytest
 
 from deploy.bootstrap import Database
-from shared.commands import firing, purging
+from shared.commands import export, firing, purging
 from shared.commands.purging import Purger
 from shared.commands.recurring import Recurring
 from shared.commands.schedule import Schedule, cancel_waiting
 from shared.line.archive import Archive, Store
+from shared.line.event_store import read_tenant
 from shared.platform.postgres import Connection, Reads
-from tests.integration.shared.commands.test_purging import OTHER, filled, left, purged
+from tests.integration.shared.commands.test_boxing_turns import ShutStore
+from tests.integration.shared.commands.test_purging import OTHER, files_left, filled, left, purged, refusal_of
 from tests.integration.shared.commands.test_schedule import ADMIN, adding
 from tests.support.checks.history import connected, somebody_waits_for_a_row
 from tests.support.logs import capture_logs
-from tests.support.system.boxing import TENANT, files_in
+from tests.support.system.boxing import TENANT, boxer, files_in, move
 from tests.support.system.purging import reading
 from tests.support.system.waiting import eventually
 
@@ -52,6 +56,15 @@ async def step(connection: Connection) -> str:
     cursor = await connection.execute("SELECT purge_tenant(%s, 1000, 1000)", (TENANT,))
     [(stage,)] = await cursor.fetchall()
     return str(stage)
+
+
+async def entries_read(connection: Connection) -> int:
+    """How many entries of the indexes of events the current transaction has read."""
+    cursor = await connection.execute(
+        "SELECT sum(pg_stat_get_xact_tuples_returned(indexrelid)) FROM pg_index WHERE indrelid = 'events'::regclass"
+    )
+    [(count,)] = await cursor.fetchall()
+    return int(count)
 
 
 async def stage_of(reads: Reads, tenant: str) -> str:
@@ -163,3 +176,55 @@ async def test_rows_of_any_table_make_a_tenant(write_db: Database, tmp_path: Pat
         await purging.close(reads, 1, TENANT, "olga")
         assert (await purged(reads, tmp_path)).gone[table] == 1
     assert await left(write_db) == {"events": 1}
+
+
+async def test_no_box_is_written_behind_the_purge(write_db: Database, tmp_path: Path) -> None:
+    """The purge waits for one that is being written, whose command is then refused, and deletes its files."""
+    await filled(write_db, tmp_path)
+    store = ShutStore(files_in(tmp_path))
+    async with reading(write_db.app) as reads, boxer(write_db.app, store) as mover, connected(write_db.app) as mine:
+        boxing = asyncio.create_task(move(mover, "box", "b", str(uuid4())))
+        await eventually(lambda: store.inside == 1, 10)
+        await purging.close(reads, 1, TENANT, "olga")
+        while await step(mine) != "archive":
+            pass
+        assert await refusal_of(purged(reads, tmp_path)) == "DATABASE_BUSY"
+        store.opened.set()
+        assert await refusal_of(boxing) == "TENANT_CLOSED"
+        assert await refusal_of(move(mover, "box", "c", str(uuid4()))) == "TENANT_CLOSED"
+        assert (await purged(reads, tmp_path)).stage == "done"
+    assert files_left(tmp_path) == []
+
+
+async def test_a_step_and_a_window_read_no_more_than_they_take(
+    write_db: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten positions of a line that one large tenant shares with many small ones: not all of its index is read each time."""
+    monkeypatch.setattr(export, "WINDOW_POSITIONS", 10)
+    counts: list[int] = []
+
+    async def counted(connection: Connection, *arguments: Any, **more: Any) -> Any:
+        found = await read_tenant(connection, *arguments, **more)
+        counts.append(await entries_read(connection))
+        return found
+
+    monkeypatch.setattr(export, "read_tenant", counted)
+    async with connected(write_db.owner) as owner, connected(write_db.app) as mine, reading(write_db.app) as reads:
+        await owner.execute(
+            """INSERT INTO events
+                 (position, event_id, tenant, category, aggregate_id, version, type, payload, recorded_at, metadata)
+               SELECT n, gen_random_uuid(), CASE n % 2 WHEN 0 THEN 'small' || n ELSE 'acme' END, 'counter', n, 1,
+                 'trial.v1.Added', '', now(), ''
+               FROM generate_series(1, 30000) n"""
+        )
+        await owner.execute("ANALYZE events")
+        exported = [event async for page in export.events_of(reads, None, TENANT, 20) for event in page]
+        assert (len(exported), len(counts)) == (10, 2)
+        await purging.close(reads, 1, TENANT, "olga")
+        while await step(mine) != "events":
+            pass
+        for _ in range(2):
+            async with mine.transaction():
+                await mine.execute("SELECT purge_tenant(%s, 10, 10)", (TENANT,))
+                counts.append(await entries_read(mine))
+    assert max(counts) < 100, counts
