@@ -201,4 +201,5 @@ ACCOUNT = Summary(
         "opened_at": moment_between("opened_at"),
     },
     only_in={"balance_minor": ["balance_minor"], "opened_at": ["opened_at"]},
+    apart={("status", "currency"): "owner_id"},
 )

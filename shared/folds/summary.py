@@ -43,7 +43,8 @@ class Summary(Generic[Row]):
 
     `name` names the id's column and the refusal: `account` has `account_id` and ACCOUNT_NOT_FOUND. `orders` has the column
     for each name that `order_by` may have, with or without ` desc`; the first is the default. `filters` has a filter for
-    each field of the List request's filter; one that indexes serve in some orders alone has those in `only_in`. `source` is
+    each field of the List request's filter; one that indexes serve in some orders alone has those in `only_in`. `apart` has
+    each two filters that no index serves together, with a third that has so few rows that all of them go together. `source` is
     what follows FROM, with the table as `p`; the row's fields are its columns.
     """
 
@@ -54,6 +55,7 @@ class Summary(Generic[Row]):
     orders: Mapping[str, str]
     filters: Mapping[str, Filter]
     only_in: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    apart: Mapping[tuple[str, str], str] = field(default_factory=dict)
 
 
 def rows_of(table: Table) -> str:

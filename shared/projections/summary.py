@@ -139,7 +139,7 @@ class SummaryServicer(Generic[Row]):
     async def watch_list(self, request: Any, context: Any) -> None:
         """Writes the answers of the RPC that watches a list: see `shared.projections.watched_lists`."""
         found, bound = self._conditions(request.filter)
-        self._order("", found)
+        order = self._order("", found)
         key = "\0".join((self._list_name, *bound))
         conditions = [condition for conditions in found.values() for condition in conditions]
 
@@ -148,19 +148,22 @@ class SummaryServicer(Generic[Row]):
             await context.write(self._watched_list(changes=told, begins_anew=begins_anew, resume_token=token))
 
         with self._limits.taken(tenant()):
-            query, tokens = (tenant(), key, conditions), (request.resume_token, request.consistency_token)
+            query, tokens = (tenant(), key, conditions, order), (request.resume_token, request.consistency_token)
             await watched_lists.serve(self.watches.lists, self.gate, query, tokens, write, self.watches.started)
 
     async def rows(self, connection: Connection, tenant: str, ids: Collection[str]) -> Sequence[Found]:
         """The rows of a tenant with these ids, in an open transaction."""
         return await self._found(connection, tenant, f"{self._select} AND p.{self._id} = ANY(%(ids)s)", {"ids": [*ids]})
 
-    async def listed(self, connection: Connection, tenant: str, conditions: Sequence[Condition], limit: int) -> Sequence[Found]:
+    async def listed(
+        self, connection: Connection, tenant: str, conditions: Sequence[Condition], order: str, limit: int
+    ) -> Sequence[Found]:
         """The first rows of a tenant that meet all conditions, in an open transaction."""
-        values: dict[str, Any] = {"limit": limit}
-        parts = [f"({sql} LIMIT %(limit)s)" for sql in self._branches({"watched": conditions}, values)]
-        merged = parts[0] if len(parts) == 1 else f"SELECT * FROM ({' UNION ALL '.join(parts)}) AS p LIMIT %(limit)s"  # noqa: S608
-        return await self._found(connection, tenant, merged, values)
+        return await self._found(connection, tenant, *self.listed_query(conditions, order, limit))
+
+    def listed_query(self, conditions: Sequence[Condition], order: str, limit: int) -> tuple[str, dict[str, Any]]:
+        """The query for a whole list that is watched. Its order is the one in which an index gives the rows."""
+        return self.page_query(order, {"watched": conditions}, None, limit)
 
     async def _found(self, connection: Connection, tenant: str, sql: str, values: Mapping[str, Any]) -> Sequence[Found]:
         await connection.execute("SELECT set_config('app.tenant', %s, true)", [tenant])
@@ -201,7 +204,12 @@ class SummaryServicer(Generic[Row]):
 
     def _order(self, asked: str, found: Mapping[str, Sequence[Condition]]) -> str:
         """The order of a list: as asked, or the first that an index gives with all filters. Raises Invalid FILTER_NEEDS_ORDER."""
-        served = [self._summary.only_in[name] for name, given in found.items() if given and name in self._summary.only_in]
+        given = {name for name, conditions in found.items() if conditions}
+        for pair, with_too in self._summary.apart.items():
+            if given.issuperset(pair) and with_too not in given:
+                text = f"no order goes with both {pair[0]} and {pair[1]}, unless {with_too} is given as well"
+                raise Invalid("FILTER_NEEDS_ORDER", f"order_by: {text}", violations=(("order_by", text),))
+        served = [self._summary.only_in[name] for name in given if name in self._summary.only_in]
         fit = [order for order in self._summary.orders if all(order in orders for orders in served)]
         if fit and (not asked or asked.removesuffix(" desc") in fit):
             return asked or fit[0]

@@ -56,6 +56,8 @@ class SummaryRpcs(Generic[Row]):
         served = {order for names in self.summary.only_in.values() for order in names}
         known = self.summary.only_in.keys() <= set(filters) and served <= set(self.summary.orders)
         _check(known, f"{name}: only_in names other filters or orders")
+        apart = {each for pair, with_too in self.summary.apart.items() for each in (*pair, with_too)}
+        _check(apart <= set(filters), f"{name}: apart names other filters")
 
     @property
     def service(self) -> ServiceDescriptor:

@@ -114,11 +114,12 @@ class ListWatcher:
 class Query:
     """A filter that somebody watches, and which rows pass it."""
 
-    def __init__(self, tenant: str, conditions: Sequence[Condition], place: Callable[[], Place]) -> None:
-        """`place`: that of all queries which are not held."""
+    def __init__(self, tenant: str, conditions: Sequence[Condition], order: str, place: Callable[[], Place]) -> None:
+        """`order`: one in which an index gives the rows. `place`: that of all queries which are not held."""
         self._place = place
         self.tenant = tenant
         self.conditions = conditions
+        self.order = order
         self.members: dict[str, int] = {}
         self.total = 0
         self.watchers: set[ListWatcher] = set()

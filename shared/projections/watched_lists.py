@@ -4,7 +4,8 @@ Those who watch the same filter share a query. It holds the id of each row in th
 than ROWS_MAX of them. All queries of a summary are at one place of the ring of changes (`changes`): in one transaction the rows
 that changed behind the place are read, once for each tenant that watches, and each query's conditions are held against them in
 memory. So a commit costs as much as it changes rows of tenants that watch. A query that somebody joins is read whole, and so are
-all after a change that does not name its rows, LOADS_MAX at a time; meanwhile it stays at its place.
+all after a change that does not name its rows; meanwhile it stays at its place. That is done beside the rest, for LOADS_MAX
+queries at a time, each with its own connection and LOAD_MAX_S: one that is slow or fails ends its own watches and no others.
 
 A watcher holds what it has not been told, one change for each row: no more than it has been shown and the list has now. A
 resume token has the place and the sum of the digests. Whoever goes on with it is told the rows that changed behind the place; if
@@ -13,16 +14,18 @@ the ring does not hold those any more and the sum is another, the list begins an
 
 from __future__ import annotations
 
+import asyncio
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, asynccontextmanager
 from typing import NamedTuple, Protocol
 
-from shared.folds.errors import Refusal
+from shared.folds.errors import Refusal, Unavailable
 from shared.folds.summary import Condition
 from shared.line.consistency import ConsistencyGate, Token, packed, unpacked
 from shared.platform.postgres import Connection, Reads
 from shared.platform.seal import NotOurs, Seal
+from shared.platform.telemetry import logger
 from shared.projections import changes, resume
 from shared.projections.changes import Place, RowId
 from shared.projections.watched_list import ROWS_MAX, Begin, Change, Found, ListWatcher, Query, too_long
@@ -30,11 +33,15 @@ from shared.projections.watched_list import ROWS_MAX, Begin, Change, Found, List
 PURPOSE = "foldline.resume-token-of-a-list.1"
 CONTENT = struct.Struct(">qQ36s")
 """Of a resume token: number and mark of the last change, and the sum of the digests; the place of the line follows."""
-LOADS_MAX = 4
-"""So many queries are read whole in one transaction, and for each so many of those who join it are begun."""
+LOADS_MAX = 3
+"""So many queries are read whole at once, and for each so many of those who join it are begun."""
+LOAD_MAX_S = 1.0
+"""For the query of one list."""
 JOINING_MAX = 32
 READ_MAX = 500
 ANSWER_BYTES = 256 * 1024
+
+log = logger(__name__)
 
 
 class Source(Protocol):
@@ -43,8 +50,10 @@ class Source(Protocol):
     async def rows(self, connection: Connection, tenant: str, ids: Collection[str]) -> Sequence[Found]:
         """The rows of a tenant with these ids."""
 
-    async def listed(self, connection: Connection, tenant: str, conditions: Sequence[Condition], limit: int) -> Sequence[Found]:
-        """The first rows of a tenant that meet all conditions."""
+    async def listed(
+        self, connection: Connection, tenant: str, conditions: Sequence[Condition], order: str, limit: int
+    ) -> Sequence[Found]:
+        """The first rows of a tenant that meet all conditions, in an order that an index gives."""
 
 
 class Lists:
@@ -67,6 +76,7 @@ class Lists:
         self._queries: dict[tuple[str, str], Query] = {}
         self._counted: dict[Query, ExitStack] = {}
         self._due: dict[Query, None] = {}
+        self._loads: dict[Query, asyncio.Task[_Load]] = {}
         self.place = Place(0, "", Token(0, "", 0))
         self.rows_read = 0
         """How many changed rows have been read for those who watch."""
@@ -81,14 +91,17 @@ class Lists:
 
     @asynccontextmanager
     async def watching(
-        self, tenant: str, key: str, conditions: Sequence[Condition], begin: Begin | None
+        self, tenant: str, key: str, conditions: Sequence[Condition], begin: Begin | None, order: str = ""
     ) -> AsyncIterator[ListWatcher]:
-        """A watcher of the rows that meet the conditions, which `key` names. Raises OverLimit TOO_MANY_WATCHES."""
+        """A watcher of the rows that meet the conditions, which `key` names. Raises OverLimit TOO_MANY_WATCHES.
+
+        `order` is one in which an index gives the rows.
+        """
         query = self._queries.get((tenant, key))
         if query is None:
             counted = ExitStack()
             counted.enter_context(self._count(tenant))
-            query = self._queries[tenant, key] = Query(tenant, conditions, lambda: self.place)
+            query = self._queries[tenant, key] = Query(tenant, conditions, order, lambda: self.place)
             self._counted[query] = counted
         watcher = ListWatcher(query, begin)
         query.joining.append(watcher)
@@ -102,6 +115,8 @@ class Lists:
             if not (query.watchers or query.joining):
                 del self._queries[tenant, key]
                 self._due.pop(query, None)
+                if query in self._loads:
+                    self._loads.pop(query).cancel()
                 self._counted.pop(query).close()
 
     def end(self, why: Refusal) -> None:
@@ -110,8 +125,9 @@ class Lists:
             query.fail(why)
 
     async def follow(self) -> None:
-        """Tells what has changed since the last time, and reads the first queries that are due. Raises Unavailable."""
-        due = list(self._due)[:LOADS_MAX]
+        """Tells what has changed since the last time, and begins the queries that have been read. Raises Unavailable."""
+        self._start_loads()
+        loads = self._loads_done()
         following = [query for query in self._queries.values() if query not in self._due]
         read: dict[str, dict[str, Found | None]] = {}
         async with self._reads.connection() as connection, connection.transaction():
@@ -121,7 +137,7 @@ class Lists:
             _, changed = await changes.since(connection, self._group, self._shard, self.place.seq)
             for tenant, ids in _by_tenant(changed or (), {query.tenant for query in following}).items():
                 read[tenant] = await self._rows(connection, tenant, ids)
-            loads = [await self._load(connection, query) for query in due]
+            loads = [caught_up for load in loads if (caught_up := await self._caught_up(connection, load)) is not None]
         if changed is None:
             for query in following:
                 self._read_whole(query)
@@ -142,22 +158,63 @@ class Lists:
             found.update((it.id, it) for it in await self._source.rows(connection, tenant, part))
         return found
 
-    async def _load(self, connection: Connection, query: Query) -> _Load:
-        joining = query.joining[:JOINING_MAX]
-        found = await self._source.listed(connection, query.tenant, query.conditions, ROWS_MAX + 1)
-        begins = {watcher.begin.place for watcher in joining if watcher.begin is not None}
+    def _start_loads(self) -> None:
+        for query in self._due:
+            if len(self._loads) == LOADS_MAX:
+                return
+            if query not in self._loads:
+                self._loads[query] = task = asyncio.create_task(self._load(query))
+                task.add_done_callback(lambda task: task.cancelled() or task.exception())  # noted, should nobody be there to ask
+
+    def _loads_done(self) -> list[_Load]:
+        """The queries that have been read. Those that could not be read are ended."""
+        done = []
+        for query, task in [(query, task) for query, task in self._loads.items() if task.done()]:
+            del self._loads[query]
+            error = None if task.cancelled() else task.exception()
+            if error is None and not task.cancelled():
+                # Who joins later than this may have seen more than the transaction that is about to begin.
+                done.append(task.result()._replace(joining=query.joining[:JOINING_MAX]))
+                continue
+            if not isinstance(error, Refusal):
+                log.error("watched_list_failed", exc_info=error)
+                error = Unavailable("WATCH_ENDED", "the watch had to end; go on with the last resume token")
+            self._fail(query, error)
+        return done
+
+    async def _load(self, query: Query) -> _Load:
+        async with self._reads.connection() as connection, connection.transaction():
+            await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            await connection.execute("SELECT set_config('statement_timeout', %s, true)", [f"{LOAD_MAX_S * 1000:.0f}"])
+            place = await changes.place(connection, self._group, self._shard)
+            found = await self._source.listed(connection, query.tenant, query.conditions, query.order, ROWS_MAX + 1)
+        return _Load(query, place, {it.id: it for it in found}, [], {})
+
+    async def _caught_up(self, connection: Connection, load: _Load) -> _Load | None:
+        """What was read, as of the open transaction. None if that is not known: then the query is read again."""
+        query, found = load.query, dict(load.found)
+        if len(found) <= ROWS_MAX:
+            _, changed = await changes.since(connection, self._group, self._shard, load.place.seq)
+            if changed is None:
+                return None
+            ids = [id_ for tenant, id_ in changed if tenant == query.tenant]
+            for id_, it in (await self._rows(connection, query.tenant, ids)).items():
+                if it is not None and query.takes(it):
+                    found[id_] = it
+                else:
+                    found.pop(id_, None)
+        begins = {watcher.begin.place for watcher in load.joining if watcher.begin is not None}
         behind = {begin: await changes.of_tenant(connection, self._group, query.tenant, begin) for begin in begins}
-        return _Load(query, joining, found, behind)
+        return load._replace(found=found, behind=behind)
 
     def _loaded(self, load: _Load) -> None:
         query = load.query
         if query not in self._due:  # all who watched are gone
             return
         if len(load.found) > ROWS_MAX:
-            del self._due[query]
-            query.fail(too_long())
+            self._fail(query, too_long())
             return
-        found = {it.id: it for it in load.found}
+        found = load.found
         query.set_all(found)
         query.held_at = None
         for watcher in load.joining:
@@ -169,41 +226,46 @@ class Lists:
         if query.joining:
             self._read_whole(query)
 
+    def _fail(self, query: Query, why: Refusal) -> None:
+        self._due.pop(query, None)
+        query.fail(why)
+
     def _read_whole(self, query: Query) -> None:
         query.held_at = query.held_at or self.place
         self._due[query] = None
 
 
 class _Load(NamedTuple):
-    """A query as it was read whole."""
+    """A query as it was read whole, who is begun with it, and what changed behind their places."""
 
     query: Query
+    place: Place
+    found: Mapping[str, Found]
     joining: list[ListWatcher]
-    found: Sequence[Found]
     behind: dict[Place, set[str] | None]
 
 
 async def serve(
     lists: Lists,
     gate: ConsistencyGate,
-    query: tuple[str, str, Sequence[Condition]],
+    query: tuple[str, str, Sequence[Condition], str],
     tokens: tuple[str, str],
     write: Callable[[Sequence[tuple[str, Change]], bool, str], Awaitable[None]],
     started: Callable[[], Awaitable[None]],
 ) -> None:
-    """Writes a list as it is and as it changes, until an exception. `query`: tenant, key and conditions.
+    """Writes a list as it is and as it changes, until an exception. `query`: tenant, key, conditions and order.
 
     `tokens`: to resume, and of consistency. `write` sends changes, whether the list begins anew with them, and a resume token;
     `started` lets the poller run. Raises Invalid RESUME_TOKEN_INVALID, what the gate raises, OverLimit LIST_TOO_LONG,
     TOO_MANY_WATCHES and WATCH_TOO_SLOW, Unavailable.
     """
-    tenant, key, _ = query
+    tenant, key, conditions, order = query
     begin = None
     if tokens[0]:
         begin = decode(gate.seal, tenant, key, tokens[0])
         await gate.reach(begin.place.at, resume.WAIT_MAX_S)
     await gate.wait(tokens[1], tenant, resume.WAIT_MAX_S)
-    async with lists.watching(*query, begin) as watcher:
+    async with lists.watching(tenant, key, conditions, begin, order) as watcher:
         await started()
         while True:
             answer = await watcher.next(resume.HEARTBEAT_S)

@@ -249,7 +249,9 @@ async def test_accounts_are_filtered_and_sorted(service: Service) -> None:
     assert await balances(owner_id=uid(7).upper()) == [5, 500, 50]
     assert await balances(currency="EUR") == [0]
     assert await balances(status=account_query_pb2.ACCOUNT_STATUS_FROZEN) == [0]
-    assert await balances(status=account_query_pb2.ACCOUNT_STATUS_FROZEN, currency="USD") == []
+    both: dict[str, Any] = {"status": account_query_pb2.ACCOUNT_STATUS_FROZEN, "currency": "USD"}
+    assert await balances(owner_id=uid(0xEE), **both) == []
+    assert (await refused(balances(**both))).reason == "FILTER_NEEDS_ORDER"
 
 
 async def test_a_page_token_of_another_query_is_bad_input(service: Service) -> None:

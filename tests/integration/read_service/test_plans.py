@@ -15,10 +15,12 @@ import pytest
 from deploy.bootstrap import Database
 from foldline.v1.range_pb2 import TimeRange, WholeRange
 from read_service.registry import RPCS
+from shared.folds.errors import Invalid
 from shared.folds.moments import timestamp
 from shared.platform.postgres import SETTINGS
 from shared.projections.summary import SummaryServicer
 from shared.projections.summary_rpcs import SummaryRpcs
+from shared.projections.watched_list import ROWS_MAX
 from tests.support.system.engines import Engines
 
 ROWS = int(os.environ.get("FOLDLINE_TEST_ROWS", "60000"))
@@ -41,6 +43,8 @@ INSERT INTO users SELECT 'acme', gen_random_uuid(), 'l' || n, 'e', CASE WHEN n %
   {now} - n * interval '1 s', NULL, 'user', CASE WHEN n % 1000 = 8 THEN {now} END FROM generate_series(1, {rows}) n;
 ANALYZE people, accounts, transfers, users;
 """
+WATCHED_BLOCKS_MAX = 6000
+"""For the 1001 rows that are read of a watched list."""
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 LONG = TimeRange(before=timestamp(NOW - timedelta(seconds=60)))
 SHORT = TimeRange(since=timestamp(NOW - timedelta(seconds=9000)), before=timestamp(NOW - timedelta(seconds=8990)))
@@ -77,28 +81,63 @@ def filled(engines: Engines) -> Iterator[Database]:
     engines.drop(database)
 
 
+def asked(rpcs: SummaryRpcs[Any]) -> Iterator[tuple[dict[str, Any], Any, str]]:
+    """No filter, each value of a filter, and each two of two filters: the filters, their conditions and how it is called."""
+    summary = rpcs.summary
+    single = [(name, value) for name in summary.filters for value in VALUES[summary.name, name]]
+    pairs = (pair for pair in itertools.combinations(single, 2) if pair[0][0] != pair[1][0])
+    for filters in [(), *((each,) for each in single), *pairs]:
+        told = " ".join(f"{name}={value}".replace("\n", " ") for name, value in filters)
+        found = {name: of(dict(filters).get(name)) if name in dict(filters) else [] for name, of in summary.filters.items()}
+        yield dict(filters), found, f"{summary.name} {told}"
+
+
 def cases() -> Iterator[Any]:
-    """Each summary, order and filter value, alone."""
+    """Each order of each summary that goes with the filters."""
     for rpcs in RPCS:
-        summary = rpcs.summary
-        asked = [(), *(((name, value),) for name in summary.filters for value in VALUES[summary.name, name])]
-        for order, direction, filters in itertools.product(summary.orders, ("", " desc"), asked):
-            if any(order not in summary.only_in.get(name, [order]) for name, _ in filters):
+        for order, direction, (_, found, told) in itertools.product(rpcs.summary.orders, ("", " desc"), asked(rpcs)):
+            try:
+                servicer(rpcs)._order(order, found)
+            except Invalid:
                 continue
-            told = " ".join(f"{name}={value}".replace("\n", " ") for name, value in filters)
-            yield pytest.param(rpcs, order + direction, dict(filters), id=f"{summary.name} by {order}{direction} {told}")
+            yield pytest.param(rpcs, order + direction, found, id=f"{told} by {order}{direction}")
 
 
-@pytest.mark.parametrize(("rpcs", "order", "filters"), list(cases()))
-def test_a_page_is_read_from_an_index_in_order(
-    filled: Database, rpcs: SummaryRpcs[Any], order: str, filters: dict[str, Any]
-) -> None:
+def servicer(rpcs: SummaryRpcs[Any]) -> SummaryServicer[Any]:
+    """One that only makes queries."""
+    return SummaryServicer(rpcs, None, None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("rpcs", "order", "found"), list(cases()))
+def test_a_page_is_read_from_an_index_in_order(filled: Database, rpcs: SummaryRpcs[Any], order: str, found: Any) -> None:
     """No sort of more than a page, and few blocks, under the query role's policies and with the plan of any value."""
-    servicer: SummaryServicer[Any] = SummaryServicer(rpcs, None, None)  # type: ignore[arg-type]
-    found = {name: rpcs.summary.filters[name](value) for name, value in filters.items()}
-    sql, values = servicer.page_query(order, found, None, PAGE)
-    assert filled.query
-    with psycopg.connect(filled.query) as connection:
+    plan = planned(filled, *servicer(rpcs).page_query(order, found, None, PAGE))
+    assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < BLOCKS_MAX, json.dumps(plan, indent=1)
+    assert all(node["Actual Rows"] <= 2 * PAGE for node in nodes(plan) if "Sort" in node["Node Type"])
+
+
+def watched_cases() -> Iterator[Any]:
+    """The lists that can be watched."""
+    for rpcs in RPCS:
+        for _, found, told in asked(rpcs):
+            try:
+                order = servicer(rpcs)._order("", found)
+            except Invalid:
+                continue
+            yield pytest.param(rpcs, order, found, id=told)
+
+
+@pytest.mark.parametrize(("rpcs", "order", "found"), list(watched_cases()))
+def test_a_watched_list_is_read_from_an_index(filled: Database, rpcs: SummaryRpcs[Any], order: str, found: Any) -> None:
+    """As a page of as many rows as a watched list may have."""
+    plan = planned(filled, *servicer(rpcs).listed_query([it for each in found.values() for it in each], order, ROWS_MAX + 1))
+    assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < WATCHED_BLOCKS_MAX, json.dumps(plan, indent=1)
+
+
+def planned(database: Database, sql: str, values: dict[str, Any]) -> dict[str, Any]:
+    """The plan of a query that has run as the query service runs it."""
+    assert database.query
+    with psycopg.connect(database.query) as connection:
         for name, value in SETTINGS.items():
             connection.execute("SELECT set_config(%s, %s, true)", (name, value))
         connection.execute("SELECT set_config('app.tenant', 'acme', true)")
@@ -108,9 +147,8 @@ def test_a_page_is_read_from_an_index_in_order(
         literals = psycopg.sql.SQL(", ").join(map(psycopg.sql.Literal, values.values()))
         query = psycopg.sql.SQL("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE page ({})").format(literals)
         [(found,)] = connection.execute(query).fetchall()
-    plan = (json.loads(found) if isinstance(found, str) else found)[0]["Plan"]
-    assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < BLOCKS_MAX, json.dumps(plan, indent=1)
-    assert all(node["Actual Rows"] <= 2 * PAGE for node in nodes(plan) if "Sort" in node["Node Type"])
+    plan: dict[str, Any] = (json.loads(found) if isinstance(found, str) else found)[0]["Plan"]
+    return plan
 
 
 def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -23,6 +23,7 @@ from shared.platform.postgres import Reads, connect
 from shared.projections import changes, resume, watch, watched_list, watched_lists
 from shared.projections.groups import GroupProjector
 from shared.projections.rebuild_admin import RebuildAdmin
+from shared.projections.summary import SummaryServicer
 from tests.integration.read_service.test_api import ALICE, BLUE, RED, Service, bank, refused
 from tests.integration.read_service.test_watch import following, serving, watched
 from tests.support.fakes.line import Store, StoreLine, uid
@@ -305,6 +306,36 @@ async def test_a_list_that_is_or_becomes_too_long_is_refused_by_name(service: Se
         await other.read()
         assert other.rows == {}
         other.close()
+
+
+async def test_a_list_that_is_slow_to_read_ends_alone_and_holds_up_no_others(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those who watch other lists hear of changes while it is read, and go on behind its end."""
+    store, listed, begun = bank(), SummaryServicer.listed, asyncio.Event()
+
+    async def slow(self: Any, connection: Any, tenant: str, *asked: Any) -> Any:
+        if tenant == "umbrella":
+            begun.set()
+            await connection.execute("SELECT pg_sleep(60)")
+        return await listed(self, connection, tenant, *asked)
+
+    monkeypatch.setattr(SummaryServicer, "listed", slow)
+    async with following(service, store):
+        staying, ending = Reader(service, **FILTERS), Reader(service, **FILTERS)
+        staying.open()
+        await staying.until({BLUE: 31})
+        ending.open(tenant="umbrella")
+        end = asyncio.create_task(refused(ending.read()))
+        await begun.wait()
+        store.deposit("acme", BLUE, ALICE, 1, 32)
+        await staying.until({BLUE: 32})
+        assert not end.done()
+        assert (await end).reason == "DATABASE_BUSY"
+        store.deposit("acme", BLUE, ALICE, 1, 33)
+        await staying.until({BLUE: 33})
+        assert staying.begun == 1
+        staying.close()
 
 
 async def test_lists_of_a_tenant_are_limited_and_one_list_may_have_many_watchers(read_db: Database, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ def test_a_summary_fits_its_contract() -> None:
         ({"orders": {"opened_at": "opened_at"}}, "is ordered by"),
         ({"orders": {**ACCOUNT.orders, "name": "name"}}, "is ordered by"),
         ({"only_in": {"owner_id": ["name"]}}, "other filters or orders"),
+        ({"apart": {("status", "name"): "owner_id"}}, "apart names other filters"),
     ],
 )
 def test_what_does_not_fit_raises(changed: dict[str, Any], told: str) -> None:
