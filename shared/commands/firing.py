@@ -7,6 +7,7 @@ it was due, so a time fires once, whatever several replicas believe.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import LiteralString
@@ -14,6 +15,7 @@ from typing import LiteralString
 from msgspec import Struct
 
 from shared.commands.cron import CATCH_UP_MAX, Firings, firings, read_cron
+from shared.commands.turns import TenantTurns
 from shared.folds.errors import Invalid
 from shared.folds.ids import firing_id
 from shared.platform.packing import texts, timestamps, uuid_texts
@@ -39,8 +41,9 @@ class DueSchedule(Struct, frozen=True):
 
 
 # Those of a closed tenant are never released: among the due they would be in the way of others.
+_COLUMNS: LiteralString = "tenant, schedule_id::text, cron, time_zone, catch_up, due_at, clock_timestamp()"
 _DUE: LiteralString = """
-SELECT tenant, schedule_id::text, cron, time_zone, catch_up, due_at, clock_timestamp() FROM schedules s
+SELECT {columns} FROM schedules s
 WHERE status = 'active' AND due_at <= clock_timestamp()
   AND NOT EXISTS (SELECT FROM tenant_purges t WHERE t.tenant = s.tenant)
 ORDER BY due_at, tenant, schedule_id LIMIT %s
@@ -52,9 +55,14 @@ ORDER BY due_at LIMIT 1
 """
 
 
-async def release_due(connection: Connection) -> float | None:
-    """Releases firings that are due, the earliest first; returns in how many seconds the next are, None if that is unknown."""
-    due = await read_due(connection)
+def turns_of_schedules() -> TenantTurns:
+    """What `read_due` takes tenants in turns by."""
+    return TenantTurns("schedules", "active", _COLUMNS, "schedule_id")
+
+
+async def release_due(connection: Connection, turns: TenantTurns | None = None) -> float | None:
+    """Releases firings that are due, tenants by turns; returns in how many seconds the next are, None if that is unknown."""
+    due = await read_due(connection, turns=turns)
     if due:
         return 0.0 if await release(connection, due) else None  # None: somebody else has them
     cursor = await connection.execute(_NEXT)
@@ -62,10 +70,24 @@ async def release_due(connection: Connection) -> float | None:
     return max(0.0, following[0][0]) if following else None
 
 
-async def read_due(connection: Connection, limit: int = RELEASED_MAX) -> list[DueSchedule]:
-    """Schedules whose next time has come, by the database's clock, the earliest first."""
-    cursor = await connection.execute(_DUE, (limit,))
-    return [DueSchedule(*row) for row in await cursor.fetchall()]
+async def read_due(connection: Connection, limit: int = RELEASED_MAX, *, turns: TenantTurns | None = None) -> list[DueSchedule]:
+    """Schedules whose next time has come, by the database's clock: the earliest of each tenant, then the second, and so on.
+
+    If there are more than `limit`, so that tenants could be missing, the first ones of the tenants whose turn it is come before.
+    """
+    cursor = await connection.execute(_DUE.format(columns=_COLUMNS), (limit,))
+    due = [DueSchedule(*row) for row in await cursor.fetchall()]
+    first = []
+    if turns is not None and len(due) == limit:
+        first = [DueSchedule(*row) for row in await turns.read(connection, 1)]
+    known = {(row.tenant, row.schedule_id) for row in first}
+    nth: Counter[str] = Counter()
+    ranked: list[tuple[int, DueSchedule]] = []
+    for row in due:
+        if (row.tenant, row.schedule_id) not in known:
+            ranked.append((nth[row.tenant], row))
+            nth[row.tenant] += 1
+    return [*first, *(row for _, row in sorted(ranked, key=lambda it: it[0]))][:limit]
 
 
 async def release(connection: Connection, due: Sequence[DueSchedule]) -> int:
@@ -75,6 +97,7 @@ async def release(connection: Connection, due: Sequence[DueSchedule]) -> int:
     """
     found: list[tuple[DueSchedule, Firings]] = []
     room = RELEASED_MAX
+    each = max(1, min(CATCH_UP_MAX, RELEASED_MAX // max(1, len({schedule.tenant for schedule in due}))))
     for schedule in due:
         if room <= 0:
             break
@@ -84,12 +107,12 @@ async def release(connection: Connection, due: Sequence[DueSchedule]) -> int:
             log.warning("schedule_paused", schedule_id=schedule.schedule_id, tenant=schedule.tenant, reason=refusal.reason)
             await change(connection, (schedule.tenant, schedule.schedule_id), "paused", problem=refusal.reason)
             continue
-        fired = firings(times, schedule.catch_up, schedule.due_at, schedule.now, min(CATCH_UP_MAX, room))
+        fired = firings(times, schedule.catch_up, schedule.due_at, schedule.now, min(each, room))
         _tell_of_missed(schedule, fired)
         found.append((schedule, fired))
         room -= len(fired.due)
     schedules = [schedule for schedule, _ in found]
-    each = [(schedule, due_at) for schedule, fired in found for due_at in fired.due]
+    times_of = [(schedule, due_at) for schedule, fired in found for due_at in fired.due]
     cursor = await connection.execute(
         "SELECT release_firings(%s, %s, %s, %s, %s, %s, %s, %s, %s)",
         (
@@ -98,10 +121,10 @@ async def release(connection: Connection, due: Sequence[DueSchedule]) -> int:
             timestamps([schedule.due_at for schedule in schedules]),
             timestamps([fired.next for _, fired in found]),
             timestamps([fired.due[-1] if fired.due else None for _, fired in found]),
-            texts([schedule.tenant for schedule, _ in each]),
-            uuid_texts([schedule.schedule_id for schedule, _ in each]),
-            uuid_texts([firing_id(schedule.schedule_id, due_at) for schedule, due_at in each]),
-            timestamps([due_at for _, due_at in each]),
+            texts([schedule.tenant for schedule, _ in times_of]),
+            uuid_texts([schedule.schedule_id for schedule, _ in times_of]),
+            uuid_texts([firing_id(schedule.schedule_id, due_at) for schedule, due_at in times_of]),
+            timestamps([due_at for _, due_at in times_of]),
         ),
     )
     [(released,)] = await cursor.fetchall()

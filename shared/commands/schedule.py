@@ -19,9 +19,10 @@ from msgspec import Struct
 from shared.commands.closed import refused_if_closed
 from shared.commands.committer import Committer
 from shared.commands.decide import Command, Sender
-from shared.commands.firing import release_due
+from shared.commands.firing import release_due, turns_of_schedules
 from shared.commands.intake import PendingReply
 from shared.commands.log import CommandKey, StoredCommand, read_commands
+from shared.commands.turns import TENANTS_MAX, TenantTurns
 from shared.folds.errors import Code, Forbidden, InternalError, Invalid, NotFound, OverLimit, Refusal, Rejected
 from shared.platform.identity import Identity, Role
 from shared.platform.metrics import Metrics
@@ -150,6 +151,8 @@ class Scheduler:
     def __init__(self, database: Reads, committer: Committer) -> None:
         self._database = database
         self._committer = committer
+        self._turns = TenantTurns("commands", "scheduled", _COLUMNS, "received_at")
+        self._turns_of_schedules = turns_of_schedules()
 
     async def run(self) -> None:
         """Fires due commands in the order of their times. While the database is away it tries again."""
@@ -171,7 +174,7 @@ class Scheduler:
         """
         async with self._database.connection() as connection:
             look_in_s = await self._release(connection)
-            due, next_in_s = await read_due(connection, BATCH_MAX)
+            due, next_in_s = await read_due(connection, BATCH_MAX, self._turns)
         if not due:
             return min(next_in_s, look_in_s, POLL_S)
         commands: list[Command] = []
@@ -193,7 +196,7 @@ class Scheduler:
     async def _release(self, connection: Connection) -> float:
         """Releases firings; returns in how many seconds to look again. A defect in it holds up no other command."""
         try:
-            look_in_s = await release_due(connection)
+            look_in_s = await release_due(connection, self._turns_of_schedules)
         except Exception as error:
             if is_trouble(error):
                 raise
@@ -250,19 +253,25 @@ class Scheduler:
             await _end(connection, key, status, refusal)
 
 
-async def read_due(connection: Connection, limit: int) -> tuple[Sequence[DueCommand], float]:
+_COLUMNS: LiteralString = """tenant, command_id::text, type, payload, user_id, on_behalf_of, correlation_id::text,
+  causation_id::text, traceparent, received_at, due_at, roles, expected_version"""
+_DUE: LiteralString = """SELECT {columns} FROM commands WHERE status = 'scheduled' AND due_at <= clock_timestamp()
+ORDER BY due_at, received_at LIMIT %s"""
+
+
+async def read_due(connection: Connection, limit: int, turns: TenantTurns | None = None) -> tuple[Sequence[DueCommand], float]:
     """The commands that are due, the earliest first; if there are none, in how many seconds the next one is due.
 
-    The database's clock decides, as it does in the append.
+    The database's clock decides, as it does in the append. If there are more than `limit`, half of them are the first ones of
+    the tenants whose turn it is.
     """
-    cursor = await connection.execute(
-        """SELECT tenant, command_id::text, type, payload, user_id, on_behalf_of, correlation_id::text, causation_id::text,
-                  traceparent, received_at, due_at, roles, expected_version
-           FROM commands WHERE status = 'scheduled' AND due_at <= clock_timestamp()
-           ORDER BY due_at, received_at LIMIT %s""",
-        (limit,),
-    )
+    cursor = await connection.execute(_DUE.format(columns=_COLUMNS), (limit,))
     if due := [DueCommand(*row) for row in await cursor.fetchall()]:
+        if turns is not None and len(due) == limit:
+            first = [DueCommand(*row) for row in await turns.read(connection, max(1, limit // (2 * TENANTS_MAX)))]
+            keys = {(row.tenant, row.command_id) for row in first}
+            others = [row for row in due if (row.tenant, row.command_id) not in keys]
+            due = sorted([*first, *others][:limit], key=lambda row: (row.due_at, row.received_at))
         return due, 0.0
     cursor = await connection.execute(
         """SELECT extract(epoch FROM due_at - clock_timestamp())::float8 FROM commands

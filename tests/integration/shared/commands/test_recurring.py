@@ -13,7 +13,7 @@ import pytest
 
 from deploy.bootstrap import Database
 from shared.commands.cron import CATCH_UP_MAX
-from shared.commands.firing import RELEASED_MAX, read_due, release, release_due
+from shared.commands.firing import RELEASED_MAX, read_due, release, release_due, turns_of_schedules
 from shared.commands.log import StoredCommand, Wanted, list_commands
 from shared.commands.recurring import WAITING, Recurring, StoredSchedule, listing
 from shared.commands.schedule import Schedule, Scheduler
@@ -136,6 +136,30 @@ async def test_catching_up_is_bounded(write_db: Database) -> None:
         await Scheduler(reads, one.committer)._fire()
         waiting = [row for row in (await commands_of(write_db)).values() if row.status == "scheduled"]
         assert len(waiting) <= RELEASED_MAX
+
+
+async def test_a_tenant_that_catches_up_does_not_hold_up_another(write_db: Database) -> None:
+    """A year of minutes of 300 schedules, and 300 commands that are due, are before it: another tenant's runs at once."""
+    async with pool(write_db) as reads, replica(write_db, REGISTRY) as one:
+        await create(reads)
+        other = await create(reads, tenant="umbrella")
+        async with connected(write_db.owner) as owner:
+            await owner.execute(
+                """INSERT INTO schedules SELECT (jsonb_populate_record(s, jsonb_build_object('schedule_id', gen_random_uuid()))).*
+                   FROM schedules s, generate_series(1, 300) WHERE tenant = 'acme'"""
+            )
+            await owner.execute(
+                """INSERT INTO commands (tenant, command_id, type, category, aggregate_id, fingerprint, payload, status, user_id,
+                     on_behalf_of, correlation_id, traceparent, received_at, version, events_appended,
+                     position, head, due_at, roles)
+                   SELECT tenant, gen_random_uuid(), type, category, aggregate_id, fingerprint, payload, 'scheduled', user_id, '',
+                     correlation_id, '', now(), 0, 0, 0, 0, now() - interval '2 years', roles
+                   FROM schedules, generate_series(1, 10) WHERE tenant = 'acme'"""
+            )
+        await set_back(write_db, timedelta(days=365))
+        await set_back(write_db, timedelta(days=-364), other)
+        await Scheduler(reads, one.committer)._fire()
+        assert "completed" in {row.status for row in await fired(write_db, other)}
 
 
 async def test_killed_between_any_two_steps_a_time_fires_once(write_db: Database) -> None:
@@ -421,6 +445,8 @@ async def test_lists_and_the_scheduler_read_indexes(write_db: Database) -> None:
                 numbered = query % {name: f"${nth}" for nth, name in enumerate(used, start=1)}
                 assert await index_of(connection, numbered) == {index}
         assert await index_of(connection, WAITING % ("$1", "$2")) == {"commands_by_cause"}
+        turn = turns_of_schedules().query % {"after": "$1::text", "tenants": "$2", "each": "$3"}
+        assert "schedules_due_by_tenant" in await index_of(connection, turn)
         due = (
             "SELECT * FROM schedules WHERE status = 'active' AND due_at <= clock_timestamp() ORDER BY due_at, tenant, schedule_id"
         )
