@@ -48,7 +48,9 @@ from shared.platform.telemetry import logger
 
 log = logger(__name__)
 
-BATCH_EVENTS_MAX = 250  # two fill a consumer's batch; an event is at most 256 KiB, so a batch is at most 63 MiB
+BATCH_EVENTS_MAX = 250  # so many are read at once; two such pages fill a consumer's batch
+BATCH_BYTES_MAX = 2 * 1024 * 1024
+"""Of payloads, or one event. A batch goes out twice, as pages and as messages, and must be through within ACK_TIMEOUT_S."""
 WINDOW_EVENTS_MAX = 2048
 ACK_TIMEOUT_S = 5.0
 API_TIMEOUT_S = 5.0
@@ -140,17 +142,19 @@ class Relay:
                     events = [event for nth, event in enumerate(events, sent + 1) if event.position == nth]
                     if not events:
                         raise StreamOutOfSync("the next events of the line were boxed")
-                events = events[: part(events, BATCH_EVENTS_MAX)]
-                if events:
+                boxed = len(events) < found
+                while events and not stopping.is_set():
+                    size = part(events, _fitting(events))
+                    batch, events = events[:size], events[size:]
                     async with asyncio.timeout(ACK_TIMEOUT_S):
-                        if events[0].type == CLOSED:
-                            await self._forget(window, events[0])
-                        await self._publish(window, epoch, [envelope(event) for event in events])
-                    sent = events[-1].position
+                        if batch[0].type == CLOSED:
+                            await self._forget(window, batch[0])
+                        await self._publish(window, epoch, [envelope(event) for event in batch])
+                    sent = batch[-1].position
                     # 3. At most one window of publishes waits for acknowledgements.
                     self.published += await window.acknowledged(sent - WINDOW_EVENTS_MAX)
                     self.position = max(self.position, sent - WINDOW_EVENTS_MAX)
-                if found == BATCH_EVENTS_MAX or len(events) < found or hint.is_set():
+                if found == BATCH_EVENTS_MAX or boxed or hint.is_set():
                     continue  # there is more to read
                 # 4. Nothing more: wait for a notification, which may be lost. Now and then check that the stream is still ours.
                 self.published += await window.acknowledged(sent)
@@ -333,6 +337,16 @@ class _Window:
     def _refused(self, text: str) -> None:
         if self._doubt is None:
             self._doubt = StreamOutOfSync(text, place=self._acked + 1)
+
+
+def _fitting(events: Sequence[StoredEvent]) -> int:
+    """How many of the first events have at most BATCH_BYTES_MAX bytes of payload; one event always fits."""
+    total = 0
+    for nth, event in enumerate(events):
+        total += len(event.payload)
+        if nth and total > BATCH_BYTES_MAX:
+            return nth
+    return len(events)
 
 
 @contextlib.asynccontextmanager

@@ -22,9 +22,11 @@ from shared.line import relay as relay_module
 from shared.line.broker_access import Broker, connect
 from shared.line.event_store import envelope
 from shared.line.relay import Relay, Retention, WrongShard
+from shared.line.tenant_end import CLOSED
 from shared.platform.postgres import UnsafeDatabase
 from tests.support.checks.history import events_of
 from tests.support.fakes.relaying import (
+    GROW,
     STREAM,
     becomes,
     grow,
@@ -105,6 +107,43 @@ async def test_the_same_events_come_in_pages(
     assert {(page.epoch, page.shard) for page in pages} == {(epoch, 1)}
     assert max(map(len, raw)) <= client.max_payload
     assert len(pages) < 50
+
+
+async def test_large_events_go_out_in_parts_that_are_soon_through(
+    nats_server: Nats, write_db: Database, streams: JetStreamContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each part has a time limit, so its bytes are limited, however many events of the largest size follow each other."""
+    parts: list[list[int]] = []
+    real = Relay._publish
+
+    async def publish(self: Relay, window: Any, epoch: str, events: Any) -> None:
+        parts.append([len(event.payload) for event in events])
+        await real(self, window, epoch, events)
+
+    monkeypatch.setattr(Relay, "_publish", publish)
+    async with relaying(write_db, nats_server.url):
+        await in_step(streams, write_db)
+        grow(write_db, 30, 250_000)
+        grow(write_db, 20)
+        copy = await in_step(streams, write_db)
+    assert sorted(copy.messages) == list(range(1, 51))
+    assert max(map(sum, parts)) <= relay_module.BATCH_BYTES_MAX
+    assert max(map(len, parts)) >= 8
+
+
+async def test_the_end_of_a_tenant_among_other_events_takes_its_messages(
+    nats_server: Nats, write_db: Database, streams: JetStreamContext
+) -> None:
+    """Events before and behind it are read with it; those of the tenant before it go, and the rest is there."""
+    grow(write_db, 1)
+    async with relaying(write_db, nats_server.url):
+        await in_step(streams, write_db)
+        with psycopg.connect(write_db.owner) as connection:
+            for kind in ("acme", "other", "acme", "end", "acme", "other", "acme"):
+                added = GROW.replace("'acme'", "'other'") if kind == "other" else GROW
+                connection.execute(added.replace("bank.v1.MoneyDeposited", CLOSED) if kind == "end" else added, (20, 1))
+        await eventually(lambda: ends_at(streams, 8))
+    assert sorted((await read_copy(streams)).messages) == [3, 5, 6, 7, 8]
 
 
 async def test_a_new_relay_goes_on_where_the_stream_ends(
