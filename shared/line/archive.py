@@ -74,11 +74,19 @@ class Files(Struct, frozen=True):
         return bytes(await (await self.store.get_async(path)).bytes_async())
 
     async def forget(self, folder: str) -> int:
-        """As in Store. Of a folder of this machine the empty folders go too."""
-        count = 0
-        async for page in self.store.list(folder, chunk_size=DELETED_AT_ONCE):
-            await self.store.delete_async([found["path"] for found in page])
-            count += len(page)
+        """As in Store. Of a folder of this machine the empty folders go too.
+
+        Two at once: whoever meets a file that the other has deleted lists anew what is left, and counts it alone.
+        """
+        count, whole = 0, False
+        while not whole:
+            try:
+                async for page in self.store.list(folder, chunk_size=DELETED_AT_ONCE):
+                    await self.store.delete_async([found["path"] for found in page])
+                    count += len(page)
+                whole = True
+            except FileNotFoundError:
+                continue
         if self.folder is not None:
             await asyncio.to_thread(shutil.rmtree, self.folder / folder, ignore_errors=True)
         return count

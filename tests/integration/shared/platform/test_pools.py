@@ -57,7 +57,10 @@ async def test_dead_connections_are_replaced_unseen(read_db: Database) -> None:
         for _ in range(3):
             await filled(reads)
             with psycopg.connect(read_db.admin, autocommit=True) as admin:
-                admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'test-pool'")
+                # Until they are gone: a query on one that is just being ended is told that the database is away.
+                admin.execute(
+                    "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE application_name = 'test-pool'"
+                )
             # The pauses were 1, 2 and 4 s, beyond the 3 s that a caller waits for a connection: then it was refused.
             await asyncio.gather(*(ask(reads) for _ in range(2 * SIZE)))
 
