@@ -6,13 +6,13 @@ another binding it does not open.
 
 from __future__ import annotations
 
-import base64
-import binascii
 from typing import Annotated
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESSIV
 from pydantic import AfterValidator, SecretStr
+
+from shared.platform import base64url
 
 KEYS_MAX = 4
 KEY_BYTES = 32
@@ -38,16 +38,15 @@ class Seal:
 
     def seal(self, content: bytes, *binding: str) -> str:
         """The content as text for clients, in the alphabet of base64url."""
-        sealed = self._ciphers[0].encrypt(content, [part.encode() for part in binding])
-        return base64.urlsafe_b64encode(sealed).rstrip(b"=").decode()
+        return base64url.encode(self._ciphers[0].encrypt(content, [part.encode() for part in binding]))
 
     def open(self, text: str, *binding: str) -> bytes:
         """The content that was sealed for this binding. Raises NotOurs."""
         if len(text) > SEALED_CHARACTERS_MAX:
             raise NotOurs
         try:
-            sealed = base64.b64decode(text.encode("ascii") + b"=" * (-len(text) % 4), altchars=b"-_", validate=True)
-        except (UnicodeError, binascii.Error):
+            sealed = base64url.decode(text)
+        except ValueError:
             raise NotOurs from None
         bound = [part.encode() for part in binding]
         for cipher in self._ciphers:

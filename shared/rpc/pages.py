@@ -7,8 +7,6 @@ mean nothing in another. The token is no secret and gives no access: rows are re
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -18,6 +16,7 @@ from uuid import UUID
 import orjson
 
 from shared.folds.errors import Invalid
+from shared.platform import base64url
 
 Item = TypeVar("Item")
 
@@ -28,7 +27,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 def encode(query: Sequence[str], keys: Sequence[str | int]) -> str:
     """The token that goes on behind the row with these sort keys."""
-    return base64.urlsafe_b64encode(orjson.dumps([_digest(query), *keys])).rstrip(b"=").decode()
+    return base64url.encode(orjson.dumps([_digest(query), *keys]))
 
 
 def decode(query: Sequence[str], token: str, kinds: Sequence[type]) -> list[Any] | None:
@@ -39,10 +38,10 @@ def decode(query: Sequence[str], token: str, kinds: Sequence[type]) -> list[Any]
     if not token:
         return None
     try:
-        raw = base64.b64decode(token.encode("ascii") + b"=" * (-len(token) % 4), altchars=b"-_", validate=True)
+        raw = base64url.decode(token)
         digest, *keys = orjson.loads(raw)
         values: list[Any] = keys
-    except (UnicodeError, binascii.Error, ValueError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         raise invalid("is not a page token") from error
     if digest != _digest(query):
         raise invalid("belongs to another query: every other field must be as it was")
