@@ -12,6 +12,7 @@ import pytest
 from deploy.bootstrap import Database, Databases
 from deploy.engines.nats import Nats
 from shared.platform import telemetry
+from shared.rpc.held import hold_grpc
 from tests.support.system.engines import Engines
 from tests.support.system.mail import Mailbox, serving
 from tests.support.system.stack import Stack
@@ -19,6 +20,12 @@ from tests.support.system.stack import Stack
 # How long an example takes says something of the machine, and nothing of the code.
 hypothesis.settings.register_profile("foldline", deadline=None)
 hypothesis.settings.load_profile("foldline")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def held_grpc() -> None:
+    """Tests make and drop channels and servers, some in the midst of a call, for as long as the worker lives."""
+    hold_grpc()
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ from grpc import aio
 
 from shared.platform.certificates import ClientTls, Reloaded
 from shared.platform.urls import TLS_SCHEME
+from shared.rpc.held import hold_grpc
 
 # Larger than the limits of our servers, so that the caller sees the server's refusal and not gRPC's own.
 _MESSAGE_SIZE_MAX = 8 * 1024 * 1024
@@ -62,6 +63,7 @@ def channel(target: str, *, retries: bool = True, tls: ClientTls | None = None) 
     `grpcs://host:port` is reached over TLS, with the certificates of `tls`, or the usual public authorities. Without
     `retries` the first UNAVAILABLE comes through. Raises ValueError for certificates that cannot be used.
     """
+    hold_grpc()
     chosen = OPTIONS if retries else tuple(option for option in OPTIONS if option[0] != "grpc.service_config")
     options = [*chosen, ("grpc.enable_retries", int(retries))]
     if target.startswith(TLS_SCHEME):

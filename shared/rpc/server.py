@@ -48,6 +48,7 @@ from shared.rpc.handlers import (
     streaming_handler,
     writing_handler,
 )
+from shared.rpc.held import hold_grpc
 from shared.rpc.places import OpenPlaces, Places
 from shared.rpc.probes import Probes
 from shared.rpc.status import to_status, trailers
@@ -104,6 +105,7 @@ class Server:
         may take longer than usual, in seconds: streams that a caller follows, and long ones. Raises OSError or ValueError if the
         keys that tokens are believed by cannot be read.
         """
+        hold_grpc()
         self._settings = settings
         self._roles = {name: frozenset(allowed) for name, allowed in roles.items()}
         self._sizes_max = dict(sizes_max or {})
