@@ -23,7 +23,7 @@ import psycopg
 
 from shared.line import checkpoint as checkpoints
 from shared.line.checkpoint import Checkpoint, Fenced
-from shared.line.follower import HistoryDiverged
+from shared.line.follower import EventBatch, HistoryDiverged
 from shared.platform.postgres import Connection, UnsafeDatabase, describe
 from shared.platform.telemetry import logger
 
@@ -46,6 +46,20 @@ class ConsumerFailed(Exception):
     """The consumer cannot go on, and nothing was written. Each type of consumer has a subclass with its own `reason`."""
 
     reason = "CONSUMER_FAILED"
+
+
+class Misplaced(Exception):
+    """A batch is not of the events directly behind those that were applied. Applied, it would count events twice or skip some."""
+
+
+def must_follow(batch: EventBatch, at: Checkpoint) -> None:
+    """Refuses a batch that does not continue at a checkpoint, whoever handed it out. Raises Misplaced.
+
+    The fence cannot tell: it proves that the checkpoint is where the consumer left it, not which events come next.
+    """
+    if not batch.follows(at):
+        first = batch.events[0].position if batch.events else batch.after.position
+        raise Misplaced(f"a batch from position {first} to {batch.after.position} does not follow position {at.position}")
 
 
 class Consumer(ABC):

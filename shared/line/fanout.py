@@ -128,6 +128,8 @@ class FanOut:
                 self._coming = None
                 await self._restart()
             raise
+        if self._source is not source:
+            return  # ended meanwhile, and a cancellation was swallowed on the way: the next reading is at another place
         self._proven = True
         if batch.after != before:
             self._kept.append((before, batch))

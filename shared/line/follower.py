@@ -96,6 +96,18 @@ class EventBatch:
     events: Sequence[EventEnvelope]
     after: Checkpoint
 
+    def follows(self, at: Checkpoint) -> bool:
+        """Whether these are the events directly behind a checkpoint. Tells by the first and the last one."""
+        events, after = self.events, self.after
+        if not events:
+            return (after.position, after.event_id) == (at.position, at.event_id)
+        last = events[-1]
+        return (
+            events[0].position == at.position + 1
+            and last.position == after.position == at.position + len(events)
+            and last.event_id == after.event_id
+        )
+
 
 def take(cursor: Checkpoint, pages: Sequence[FeedPage]) -> tuple[list[EventEnvelope], bool]:
     """The events of the broker's pages that may be applied at the cursor, and whether the store must be read next."""
@@ -116,7 +128,11 @@ def take(cursor: Checkpoint, pages: Sequence[FeedPage]) -> tuple[list[EventEnvel
 
 
 class Follower:
-    """Yields the events of the line behind a checkpoint, without end."""
+    """Yields the events of the line behind a checkpoint, without end.
+
+    Several may follow at once, each from its own checkpoint. But they share the feed, so each gets a part of its pages and reads
+    the store for the others: `FanOut` is for several.
+    """
 
     def __init__(
         self,
@@ -133,16 +149,33 @@ class Follower:
         self._feed = feed
         self._batch_max = batch_max
         self._silence_s = silence_s
-        self._cursor = Checkpoint()
-        self._told_at = -REPEAT_LOG_S
 
-    async def follow(self, checkpoint: Checkpoint) -> AsyncGenerator[EventBatch, None]:
+    def follow(self, checkpoint: Checkpoint) -> AsyncGenerator[EventBatch, None]:
         """Batches of events behind the checkpoint. When the caller asks for the next one, it has applied the last one.
 
         The first batch comes when the store has shown that it holds the checkpoint's event, even if the batch is empty.
         Raises HistoryDiverged.
         """
+        following = _Following(self._line, self._feed, self._upcasters, self._batch_max, self._silence_s, checkpoint)
+        return following.batches()
+
+
+class _Following:
+    """One consumer's way along the line. Its cursor is its own: who follows at the same time has another."""
+
+    def __init__(
+        self, line: Line, feed: Feed | None, upcasters: Upcasters, batch_max: int, silence_s: float, checkpoint: Checkpoint
+    ) -> None:
+        self._line = line
+        self._feed = feed
+        self._upcasters = upcasters
+        self._batch_max = batch_max
+        self._silence_s = silence_s
         self._cursor = checkpoint
+        self._told_at = -REPEAT_LOG_S
+
+    async def batches(self) -> AsyncGenerator[EventBatch, None]:
+        """As `Follower.follow`."""
         pause_s, first = 0.0, True
         while True:
             before = self._cursor.position

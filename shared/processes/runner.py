@@ -33,7 +33,7 @@ from shared.folds.process import ProcessDefinition
 from shared.folds.upcasting import NONE, Upcasters
 from shared.line import checkpoint as checkpoints
 from shared.line.checkpoint import Checkpoint, Fenced
-from shared.line.consumer import Consumer, ConsumerFailed
+from shared.line.consumer import Consumer, ConsumerFailed, must_follow
 from shared.line.follower import EventBatch
 from shared.line.tenant_end import closed_in
 from shared.platform.clock import utc_now
@@ -179,6 +179,7 @@ class ProcessRunner(Consumer):
         came = coming.done() and not full
         if came:
             batch = coming.result()
+            must_follow(batch, self._seen)
             inputs.batch = batch.events
             self._route(inputs)
             if self._announcements:

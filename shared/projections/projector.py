@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 
 from shared.line.checkpoint import Checkpoint
-from shared.line.consumer import Consumer
+from shared.line.consumer import Consumer, must_follow
 from shared.line.follower import EventBatch
 from shared.line.spans import consumed
 from shared.line.tenant_end import closed_in
@@ -77,6 +77,7 @@ class Projector(Consumer):
                 asks = bool(self._tables.parked)
                 batch = await coming(ASKED_S if asks else None)
                 if batch is not None:
+                    must_follow(batch, self.at)
                     if (tenant := closed_in(batch.events)) is not None:
                         await self._tables.forget(connection, self.shard, self.at, tenant)
                     with consumed(self.name, self.shard, filter(self._tables.takes, batch.events)):

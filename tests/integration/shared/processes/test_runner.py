@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
+from contextlib import aclosing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from foldline.v1 import command_pb2
 from shared.folds.errors import InternalError, Invalid, NotFound, OverLimit, Refusal, Rejected, Unauthenticated, Unavailable
 from shared.folds.ids import step_id
 from shared.folds.process import Send, Step
+from shared.line import consumer
+from shared.line.checkpoint import Checkpoint
+from shared.line.follower import EventBatch, Follower
 from shared.processes import runner as process_runner
 from shared.processes import store as process_store
 from shared.processes.dispatcher import Dispatcher
@@ -28,7 +32,7 @@ from shared.processes.records import CommandResult, DeliveryFailure, PendingComm
 from shared.processes.runner import ProcessRunner
 from tests.support.domains import gifts
 from tests.support.domains.gifts import GIFT, World, frozen, key, refused_call
-from tests.support.fakes.line import ScriptedFeed, delivery, uid
+from tests.support.fakes.line import ScriptedFeed, StoreLine, delivery, uid
 from tests.support.logs import capture_logs
 from tests.support.system.waiting import eventually
 
@@ -119,6 +123,32 @@ async def test_many_at_once_travel_in_batches(world: World) -> None:
     assert len(world.write.carried_out) == 4000
     assert max(len(call.items) for call in world.write.calls) <= 256
     assert len(world.write.calls) < 1000
+
+
+@pytest.mark.parametrize("begin", [1, 4])
+async def test_a_batch_that_does_not_follow_the_last_is_not_taken(
+    world: World, begin: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Events again, or behind a gap: none of them begins a process, and the line is followed anew."""
+    monkeypatch.setattr(consumer, "RETRY_MIN_S", 0.01)
+    world.open(1, 2, 3, 4, 5)
+
+    async def follow(at: Checkpoint) -> AsyncGenerator[EventBatch, None]:
+        if at.position == 0:
+            for first, last in ((1, 2), (begin, 5)):
+                events = world.store.events[first - 1 : last]
+                yield EventBatch(events, Checkpoint(world.store.epoch, last, events[-1].event_id))
+        async with aclosing(Follower(StoreLine(world.store), None, silence_s=0.01).follow(at)) as batches:
+            async for batch in batches:
+                yield batch
+
+    runner = world.runner()
+    runner._follow = follow
+    with capture_logs() as logs:
+        async with world.running(runner):
+            await all_ended(world, 5)
+    assert [log["position"] for log in logs if log["event"] == "consumer_retries"] == [2]
+    await everything_once(world, 1, 2, 3, 4, 5)
 
 
 async def test_no_more_is_taken_from_the_line_than_can_be_sent(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

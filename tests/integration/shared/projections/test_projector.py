@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
@@ -23,9 +24,11 @@ from shared.line import checkpoint, consumer
 from shared.line.checkpoint import Checkpoint, Fenced
 from shared.line.follower import EventBatch, FeedPage, Follower
 from shared.platform.postgres import UnsafeDatabase, connect, refuse_unsafe
+from shared.projections.projector import Projector
 from shared.projections.tables import EventWithoutKey, Tables
 from tests.support.fakes.line import EPOCH, ScriptedFeed, Store, StoreLine, delivery, uid
 from tests.support.fakes.tables import SHARD, SUMMARIES, checkpoint_row, dump, folded, projector, reached, running
+from tests.support.logs import capture_logs
 from tests.support.system.waiting import eventually
 
 ALICE, BLUE, RED = uid(1), uid(2), uid(3)
@@ -70,6 +73,32 @@ async def test_the_tables_are_the_fold_of_the_line(read_db: Database, batch_max:
         ("acme", "Alice Cooper", 2, 4),
         ("umbrella", "Alice Cooper", 2, 4),
     ]
+
+
+@pytest.mark.parametrize("begin", [1, 5, 8])
+async def test_a_batch_that_does_not_follow_the_checkpoint_is_not_applied(
+    read_db: Database, begin: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Events again, or behind a gap: the projector writes nothing of them and follows the line anew."""
+    monkeypatch.setattr(consumer, "RETRY_MIN_S", 0.01)
+    store, handed_out = bank(), asyncio.Event()
+
+    async def follow(at: Checkpoint) -> AsyncGenerator[EventBatch, None]:
+        if at.position == 0:
+            yield batch_of(store, 1, 6)
+            handed_out.set()
+            yield batch_of(store, begin, 9)
+        async with aclosing(Follower(StoreLine(store), None, silence_s=0.001).follow(at)) as batches:
+            async for batch in batches:
+                yield batch
+
+    it = Projector(Tables(SUMMARIES), SHARD, follow, lambda: connect(read_db.app, application_name="test"))
+    with capture_logs() as logs:
+        async with running(it):
+            await reached(it, len(store.events))
+    assert handed_out.is_set()
+    assert [log["position"] for log in logs if log["event"] == "consumer_retries"] == [6]
+    assert dump(read_db) == folded(store.events)
 
 
 async def test_it_goes_on_where_it_was(read_db: Database) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
 import pytest
 from hypothesis import given, settings
@@ -142,6 +142,47 @@ async def test_a_cancelled_consumer_disturbs_no_other() -> None:
     await asyncio.gather(first, return_exceptions=True)
     store.person("acme", uid(99), "Carol")
     assert await asyncio.wait_for(second, 5) == [1, 2, 3, 4]
+    await fan_out.close()
+
+
+async def test_a_reading_that_ends_late_adds_nothing_to_the_next() -> None:
+    """A library swallowed its cancellation, so it hands out a batch when another reading has begun elsewhere."""
+    store, ending = line(12), asyncio.Event()
+
+    async def reading(at: Checkpoint) -> AsyncGenerator[EventBatch, None]:
+        yield EventBatch((), at)
+        if at.position == 9:
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+            await ending.wait()
+            yield EventBatch(store.events[9:10], place(store, 10))
+        while at.position < 12:
+            after = place(store, min(at.position + 2, 12))
+            yield EventBatch(store.events[at.position : after.position], after)
+            at = after
+
+    fan_out = FanOut(reading, lambda: reading)
+    first = asyncio.create_task(take(fan_out, place(store, 9), 12))
+    await eventually(lambda: fan_out._proven and fan_out._coming is not None and not fan_out._coming.done())
+    late = fan_out._coming
+    assert late is not None
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    second = asyncio.create_task(take(fan_out, place(store, 1), 12))  # it ends the reading that nobody needs any more
+    await eventually(lambda: fan_out._source is None)
+    async with aclosing(fan_out.follow(place(store, 3))) as slow, aclosing(fan_out.follow(place(store, 3))) as batches:
+        for each in (slow, batches):
+            assert (await anext(each)).after == place(store, 3)
+        at = place(store, 5)
+        for each in (slow, batches):
+            assert (await anext(each)).after == at
+        ending.set()
+        await asyncio.wait({late})
+        while at.position < 12:
+            batch = await asyncio.wait_for(anext(batches), 5)
+            assert batch.follows(at)
+            at = batch.after
+    assert await asyncio.wait_for(second, 5) == list(range(2, 13))
     await fan_out.close()
 
 

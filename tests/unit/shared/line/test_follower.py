@@ -13,7 +13,7 @@ from bank.v1.person_pb2 import PersonRegistered
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.line import follower as follower_module
 from shared.line.checkpoint import Checkpoint
-from shared.line.follower import GATHER_EVENTS, FeedPage, Follower, HistoryDiverged, take
+from shared.line.follower import GATHER_EVENTS, EventBatch, FeedPage, Follower, HistoryDiverged, take
 from tests.support.fakes.line import EPOCH, ScriptedFeed, Store, StoreLine, delivery, uid
 from tests.support.system.waiting import eventually
 from upcasters import UPCASTERS
@@ -84,6 +84,38 @@ async def test_it_begins_behind_the_checkpoint() -> None:
     """What the tables have is not handed out again."""
     store = store_of(10)
     assert await followed(Follower(StoreLine(store, page=3), None, batch_max=2), at(store, 4), 10) == [5, 6, 7, 8, 9, 10]
+
+
+async def test_those_who_follow_at_once_are_each_where_they_are() -> None:
+    """One that begins at the begin of the line moves no other back, whose tables hold those events already."""
+    store = store_of(4)
+    follower = Follower(StoreLine(store), None, batch_max=2, silence_s=0.001)
+    async with (
+        asyncio.timeout(30),
+        aclosing(follower.follow(at(store, 4))) as late,
+        aclosing(follower.follow(Checkpoint())) as early,
+    ):
+        assert positions(list((await anext(late)).events)) == []
+        assert positions(list((await anext(early)).events)) == [1, 2]
+        store.person("acme", uid(5), "Eve")
+        assert positions(list((await anext(late)).events)) == [5]
+        assert positions(list((await anext(early)).events)) == [3, 4]
+        assert positions(list((await anext(early)).events)) == [5]
+
+
+async def test_a_batch_tells_what_it_follows() -> None:
+    """The events directly behind a checkpoint, all of them up to where it ends."""
+    store = store_of(6)
+
+    def batch(begin: int, end: int, after: int) -> EventBatch:
+        return EventBatch(store.events[begin - 1 : end], at(store, after))
+
+    assert batch(3, 4, 4).follows(at(store, 2))
+    assert EventBatch((), at(store, 2, LATER)).follows(at(store, 2))
+    for wrong in (batch(1, 4, 4), batch(4, 5, 5), batch(3, 4, 5), batch(3, 3, 4), EventBatch((), at(store, 3))):
+        assert not wrong.follows(at(store, 2))
+    assert not EventBatch(store.events[2:4], Checkpoint(EPOCH, 4, "another")).follows(at(store, 2))
+    assert not EventBatch((), Checkpoint(EPOCH, 2, "another")).follows(at(store, 2))
 
 
 async def test_the_broker_is_not_needed() -> None:
