@@ -14,7 +14,9 @@ IMAGE := $(VENV)/protos.binpb
 PEER := .venv-bench/.foldline-stamp
 
 # Kept out of the recipes' reach: settings of somebody else's environment would find their way into ours.
-unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV PYTHONDONTWRITEBYTECODE
+# Modules are kept compiled, in the environment: a process that compiles all that it imports takes twice as long to start.
+export PYTHONPYCACHEPREFIX := $(abspath $(VENV))/bytecode
 
 .PHONY: help demo dev test test-faults test-containers lint format proto docs baseline bench peer wheels lock clean
 
