@@ -77,10 +77,16 @@ class AccountQueryService(SummaryServicer[AccountRow]):
         self, request: account_query_pb2.ListMovementsRequest, context: Any
     ) -> account_query_pb2.ListMovementsResponse:
         account_id, size = request.account_id.lower(), request.page_size or pages.SIZE_DEFAULT
-        query = ("ListMovements", tenant(), account_id)
+        as_of = [request.as_of] if request.HasField("as_of") else []
+        query = ("ListMovements", tenant(), account_id, *(then.SerializeToString().hex() for then in as_of))
         before = pages.decode(query, request.page_token, (int,))
         await self.gate.wait(request.consistency_token, tenant(), context.time_remaining())
         sql, values = _MOVEMENTS, {"account_id": account_id, "limit": size + 1}
+        if before is None and as_of:
+            # Movements never change, so those of then are the first of those of now, as soon as the tables have them all.
+            row, origin, _ = await self.existed(account_id, request.as_of, context)
+            await self.gate.wait(origin.token, tenant(), context.time_remaining())
+            before = [row.version + 1]
         if before is not None:
             sql += " AND version < %(before)s"
             values["before"] = before[0]

@@ -14,15 +14,19 @@ from shared.folds.projection import Group
 from shared.line import checkpoint
 from shared.line.consistency import ConsistencyGate, Reached
 from shared.line.consumer_metrics import watch_consumers
+from shared.platform.fairness import Room
 from shared.platform.leader import LockClass
+from shared.platform.peers import PerhapsWriteServicePeer
 from shared.platform.postgres import Reads
 from shared.platform.seal import Seal, SealKeys
 from shared.platform.settings import ServerSettings
 from shared.platform.urls import DatabaseUrl
 from shared.projections.admin import watch_parked
+from shared.projections.past_events import PastEvents
 from shared.projections.summary import SummaryServicer
 from shared.projections.summary_rpcs import roles_of, watch_limits
 from shared.projections.watch import WatchLimits
+from shared.rpc.client import channel
 from shared.rpc.probes import Probes
 from shared.rpc.server import Server
 
@@ -35,7 +39,7 @@ SERVICERS: dict[str, type[SummaryServicer[Any]]] = {ACCOUNT.name: AccountQuerySe
 """The services that have more RPCs than their summary's, by the summary's name."""
 
 
-class ReadSettings(ServerSettings):
+class ReadSettings(PerhapsWriteServicePeer, ServerSettings):
     """The read service: answers queries."""
 
     query_database_url: DatabaseUrl
@@ -55,6 +59,8 @@ class ReadSettings(ServerSettings):
     """How many lists are watched at once at this instance, each by any number of watches; each takes up to 200 KB."""
     watched_lists_per_tenant_max: int = Field(50, ge=1)
     """How many of them may be of one tenant."""
+    history_events_max: int = Field(10_000, ge=1, le=100_000)
+    """From how many events a summary of the past is folded at the most."""
     watch_s_max: float = Field(3600, gt=0)
     """The longest that a watch may last, in seconds; its caller then goes on with the resume token."""
 
@@ -82,9 +88,14 @@ def build(settings: ReadSettings, reads: Reads) -> Server:
     watch_parked(server.probes.metrics, probe, settings.shard)
     limits = WatchLimits(settings.watches_per_tenant_max, settings.watches_max)
     lists = WatchLimits(settings.watched_lists_per_tenant_max, settings.watched_lists_max, "watched lists")
+    past = None
+    if settings.write_address:
+        to_write = channel(settings.write_address, retries=False, tls=settings.write_tls)
+        server.on_drained(to_write.close)
+        past = PastEvents(to_write, seal, settings.shard, settings.history_events_max), Room()
     for row in RPCS:
         made = SERVICERS.get(row.summary.name, SummaryServicer)
-        servicer = made(row, reads, gates[row.group.name], settings.shard, limits, lists)
+        servicer = made(row, reads, gates[row.group.name], settings.shard, limits, lists, past)
         server.add(row.add_to_server, servicer)
         server.on_draining(servicer.watches.end)
     server.add(add_ProjectionServiceServicer_to_server, ProjectionService(reads, settings.shard, tuple(gates)))

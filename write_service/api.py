@@ -21,19 +21,23 @@ from foldline.v1 import (
 from shared.commands import listing, overrides, retention
 from shared.commands import log as command_log
 from shared.commands.bus import CommandBus
+from shared.commands.closed import refuse_closed
 from shared.commands.registry import CommandRegistry
 from shared.commands.schedule import Schedule, may_see
 from shared.folds.errors import NotFound, Rejected
-from shared.line import event_store
+from shared.line import event_store, streams
 from shared.line.archive import Archive
+from shared.line.consistency import encode_places
 from shared.line.read_through import read_through
 from shared.platform.clock import timestamp
 from shared.platform.identity import Role, current_call, seen_position
 from shared.platform.postgres import Reads
+from shared.platform.seal import Seal
 from shared.platform.telemetry import logger
 from shared.rpc.server import BATCH_SIZE_MAX
 from shared.rpc.validation import moment_of
 from write_service import servicers
+from write_service.bounds import bounds_of, in_messages
 from write_service.passwords import PasswordVerifier
 from write_service.registry import ADMINS, CALLERS
 
@@ -52,6 +56,7 @@ ROLES: dict[str, frozenset[Role]] = {
     "foldline.v1.CommandService/Cancel": CALLERS,
     "foldline.v1.OverrideService/ListOverrides": ADMINS,
     "foldline.v1.EventStoreService/ReadStream": CALLERS,
+    "foldline.v1.EventStoreService/ReadStreams": CALLERS,
     "foldline.v1.EventStoreService/ReadAll": READERS,
     "foldline.v1.EventStoreService/MarkRestored": OPERATORS,
 }
@@ -156,9 +161,10 @@ class OverrideService(override_pb2_grpc.OverrideServiceServicer):
 class EventStoreService(event_store_pb2_grpc.EventStoreServiceServicer):
     """foldline.v1.EventStoreService."""
 
-    def __init__(self, reads: Reads, registry: CommandRegistry, archive: Archive | None = None) -> None:
+    def __init__(self, reads: Reads, registry: CommandRegistry, seal: Seal, archive: Archive | None = None) -> None:
         self._reads = reads
         self._registry = registry
+        self._seal = seal
         self._archive = archive
 
     async def ReadStream(
@@ -180,6 +186,32 @@ class EventStoreService(event_store_pb2_grpc.EventStoreServiceServicer):
                 envelope.position = seen_position(envelope.position)
             yield event_store_pb2.ReadStreamResponse(events=shown)
             after, left = events[-1].version, left - len(events)
+
+    async def ReadStreams(
+        self, request: event_store_pb2.ReadStreamsRequest, context: Any
+    ) -> AsyncIterator[event_store_pb2.ReadStreamsResponse]:
+        identity = current_call.get().identity
+        for name in request.aggregates:
+            self._registry.refuse_reading(name.aggregate_type, identity.roles)
+        names = [*dict.fromkeys((name.aggregate_type, name.aggregate_id.lower()) for name in request.aggregates)]
+        async with self._reads.connection() as connection:
+            head = await event_store.read_head(connection)
+            bounds = bounds_of(request, head, self._seal)
+            positions = await streams.positions_of(
+                connection, identity.tenant, names, after=bounds.after, upto=bounds.upto, limit=request.events_max
+            )
+            # Of a tenant that is not closed yet nothing has been purged, so all its events were found.
+            await refuse_closed(connection, identity.tenant)
+        async with aclosing(streams.pages_of(self._reads, self._archive, identity.tenant, positions)) as pages:
+            async for page in pages:
+                events = [event for event in page if bounds.moment is None or event.recorded_at <= bounds.moment]
+                for shown in in_messages(self._shown(events)):
+                    places = encode_places(head.epoch, [envelope.position for envelope in shown], self._seal, identity.tenant)
+                    for envelope in shown:
+                        envelope.position = seen_position(envelope.position)
+                    yield event_store_pb2.ReadStreamsResponse(events=shown, sealed_positions=places)
+                if len(events) < len(page):  # times never decrease along the line
+                    return
 
     async def ReadAll(
         self, request: event_store_pb2.ReadAllRequest, context: Any

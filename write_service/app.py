@@ -124,7 +124,7 @@ def build(settings: WriteSettings, reads: Reads) -> Server:
     )
     service = CommandService(commands, reads, registry, Schedule(reads))
     server.add(command_pb2_grpc.add_CommandServiceServicer_to_server, service)
-    server.add(event_store_pb2_grpc.add_EventStoreServiceServicer_to_server, EventStoreService(reads, registry, archive))
+    server.add(event_store_pb2_grpc.add_EventStoreServiceServicer_to_server, EventStoreService(reads, registry, seal, archive))
     boxer = Boxer(
         database_url,
         reads,

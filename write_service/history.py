@@ -9,6 +9,7 @@ from foldline.v1 import history_pb2, history_pb2_grpc
 from shared.commands import history
 from shared.commands.registry import CommandRegistry
 from shared.line.event_store import AggregateKey
+from shared.platform.fairness import Room
 from shared.platform.identity import Role, current_call
 from shared.platform.postgres import Reads
 from write_service.registry import ADMINS, CALLERS
@@ -37,7 +38,7 @@ class HistoryService(history_pb2_grpc.HistoryServiceServicer):
         self._reads = reads
         self._registry = registry
         self._is_cached = is_cached
-        self._room = history.Room()
+        self._room = Room()
 
     async def DescribeAggregate(
         self, request: history_pb2.DescribeAggregateRequest, context: Any

@@ -16,11 +16,11 @@ from msgspec.structs import replace
 from pwdlib.exceptions import PwdlibError
 from pwdlib.hashers.argon2 import Argon2Hasher
 
-from shared.commands.fairness import Slots
 from shared.commands.log import read_password_hash
 from shared.commands.registry import CommandRegistry
 from shared.commands.states import load
 from shared.folds.errors import Invalid, OverLimit, Unauthenticated
+from shared.platform.fairness import Slots
 from shared.platform.postgres import Reads
 from write_service.domain.login import LOGIN, Login, login_id
 from write_service.domain.user_types import StartUserRegistration

@@ -60,14 +60,15 @@ class System(Supervisor):
         sealed = {**common, "FOLDLINE_SEAL_KEYS_FILE": str(self.seal_keys)}
         write = {**sealed, "FOLDLINE_DATABASE_URL": databases.write.app}
         read = {**sealed, "FOLDLINE_QUERY_DATABASE_URL": databases.read.query or "", "FOLDLINE_DATABASE_URL": databases.read.app}
-        source = {"FOLDLINE_WRITE_ADDRESS": f"127.0.0.1:{write_port}", "FOLDLINE_TOKEN_FILE": str(token_file)}
+        to_write = {"FOLDLINE_WRITE_ADDRESS": f"127.0.0.1:{write_port}"}
+        source = {**to_write, "FOLDLINE_TOKEN_FILE": str(token_file)}
         saga = {**common, **source, "FOLDLINE_DATABASE_URL": databases.saga.app, "FOLDLINE_TOKEN_FILE": str(saga_token_file)}
         if smtp_url:
             saga |= {"FOLDLINE_SMTP_URL": smtp_url, "FOLDLINE_CONTACTS_FILE": str(self._contacts_file(folder))}
         self._settings = dict(settings or {})
         self._serve(WRITE, "write_service", {**write, "FOLDLINE_ARCHIVE_URL": archive}, port=write_port)
         self._serve(RELAY, "write_service.relay", {**common, "FOLDLINE_DATABASE_URL": databases.write.app}, wave=1)
-        self._serve(READ, "read_service", read, port=read_port)
+        self._serve(READ, "read_service", {**read, **to_write}, port=read_port)
         self._serve(PROJECTOR, "read_service.projector", {**read, **source}, wave=1)
         self._serve(SAGA, "saga_service", saga, port=saga_port)
 

@@ -12,7 +12,7 @@ from bank.v1 import account_pb2, account_query_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.moments import timestamp, timestamp_or_none
 from shared.folds.projection import MARKS, Projection, boxed_at, existing, key_of, recorded_at, storable
-from shared.folds.summary import Summary, equals, is_id, moment_between, rows_of, whole_between
+from shared.folds.summary import History, Summary, equals, is_id, moment_between, only_row, rows_of, whole_between
 from shared.folds.table import Code, table_of
 
 ACTIVE = "active"
@@ -192,6 +192,7 @@ ACCOUNT = Summary(
     row=AccountRow,
     source=rows_of(accounts),
     view=view,
+    history=History(category="account", row=only_row(accounts)),
     orders={"opened_at": "opened_at", "balance_minor": "balance_minor"},
     filters={
         "owner_id": is_id("owner_id"),

@@ -6,14 +6,15 @@ Rows, then folds, then the table of which event goes to which fold, then the sum
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bank.v1 import account_pb2, person_pb2, person_query_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.moments import timestamp, timestamp_or_none
 from shared.folds.projection import MARKS, Projection, boxed_at, existing, key_of, recorded_at, storable
-from shared.folds.summary import Summary, begins_with, equals, moment_between
+from shared.folds.summary import History, Summary, begins_with, equals, moment_between
 from shared.folds.table import BigNumber, Code, Int32, table_of
 
 ACTIVE, CLOSED = "active", "closed"
@@ -183,6 +184,17 @@ def view(row: PersonSummaryRow) -> person_query_pb2.PersonSummary:
     )
 
 
+def summary_row(tables: Mapping[str, Sequence[Any]]) -> PersonSummaryRow | None:
+    """The row that the summary's query makes of the rows of both tables."""
+    person: PersonRow | None = next(iter(tables[people.name]), None)
+    if person is None:
+        return None
+    totals: Sequence[PersonTotalRow] = tables[person_totals.name]
+    shown = person._asdict()
+    del shown["tenant"]
+    return PersonSummaryRow(**shown, currencies=[row.currency for row in totals], totals=[str(row.total_minor) for row in totals])
+
+
 PERSON = Summary(
     name="person",
     row=PersonSummaryRow,
@@ -191,6 +203,11 @@ PERSON = Summary(
              coalesce(array_agg(total_minor::text ORDER BY currency), '{}') AS totals
       FROM person_totals WHERE tenant = p.tenant AND person_id = p.person_id) t""",
     view=view,
+    history=History(
+        category="person",
+        row=summary_row,
+        names={person_pb2.AccountAttached: lambda event: (("account", event.account_id),)},
+    ),
     orders={"name": "name_folded", "registered_at": "registered_at"},
     filters={
         "name_prefix": begins_with("name_folded", fold_name),

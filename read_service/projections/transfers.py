@@ -12,7 +12,7 @@ from bank.v1 import account_pb2, transfer_pb2, transfer_query_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.moments import timestamp, timestamp_or_none
 from shared.folds.projection import Projection, RowKey, existing, recorded_at, storable
-from shared.folds.summary import Summary, equals, is_id, moment_between, rows_of, whole_between
+from shared.folds.summary import AggregateName, History, Summary, equals, is_id, moment_between, only_row, rows_of, whole_between
 from shared.folds.table import Code, Int32, table_of
 
 STARTED, COMPLETED, FAILED = "started", "completed", "failed"
@@ -158,11 +158,23 @@ def view(row: TransferRow) -> transfer_query_pb2.TransferSummary:
     )
 
 
+def where_money_moves(event: transfer_pb2.TransferStarted) -> tuple[AggregateName, ...]:
+    """The aggregates whose events tell of the transfer's steps."""
+    return ("account", event.from_account_id), ("account", event.to_account_id), ("suspense", event.suspense_id)
+
+
 TRANSFER = Summary(
     name="transfer",
     row=TransferRow,
     source=rows_of(transfers),
     view=view,
+    history=History(
+        category="transfer",
+        row=only_row(transfers),
+        names={transfer_pb2.TransferStarted: where_money_moves},
+        # The process ends a transfer with its last command, when all others are answered.
+        ends=(transfer_pb2.TransferCompleted, transfer_pb2.TransferFailed),
+    ),
     orders={"started_at": "started_at", "amount_minor": "amount_minor"},
     filters={
         "account_id": is_id("from_account_id", "to_account_id"),

@@ -12,7 +12,7 @@ from bank.v1 import user_pb2, user_query_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.moments import timestamp, timestamp_or_none
 from shared.folds.projection import Projection, existing, recorded_at, storable
-from shared.folds.summary import Summary, equals, has, moment_between, rows_of
+from shared.folds.summary import History, Summary, equals, has, moment_between, only_row, rows_of
 from shared.folds.table import Code, table_of
 
 STARTED, SUCCEEDED, FAILED = "started", "succeeded", "failed"
@@ -119,6 +119,7 @@ USER = Summary(
     row=UserRow,
     source=rows_of(users),
     view=view,
+    history=History(category="user", row=only_row(users)),
     orders={"started_at": "started_at"},
     filters={
         "status": equals("status", STATUSES.get),

@@ -31,7 +31,6 @@ from shared.commands.bus import command_of
 from shared.commands.closed import keep_archive, refuse_closed
 from shared.commands.codec import MessageCodec
 from shared.commands.decide import Command, Sender, aggregate_boxed, metadata_of
-from shared.commands.fairness import Slots
 from shared.commands.intake import id_reused
 from shared.commands.log import StoredCommand, read_commands
 from shared.commands.registry import CommandRegistry, Route
@@ -40,6 +39,7 @@ from shared.folds.ids import derived_id
 from shared.line.archive import Archive, Box, Snapshot
 from shared.line.event_store import BOXED, UNBOXED, AggregateKey, StoredEvent, read_stream
 from shared.platform import postgres
+from shared.platform.fairness import Slots
 from shared.platform.identity import Role
 from shared.platform.packing import blobs, int8s, texts, timestamps, uuids
 from shared.platform.postgres import Connection, Reads

@@ -15,7 +15,6 @@ from msgspec.structs import replace
 from foldline.v1 import command_pb2
 from shared.commands.committer import Committer
 from shared.commands.decide import Command, Outcome, Sender
-from shared.commands.fairness import Turns
 from shared.commands.intake import PendingReply, is_final, outcome_again
 from shared.commands.log import CommandKey, StoredCommand, read_commands
 from shared.commands.registry import Prepare, Route
@@ -24,6 +23,7 @@ from shared.folds.errors import BatchAborted, Forbidden, Invalid, OverLimit, Ref
 from shared.folds.ids import is_of_processes
 from shared.line.consistency import Token, encode
 from shared.platform.clock import timestamp
+from shared.platform.fairness import Turns
 from shared.platform.identity import Call, Role, current_call, seen_position
 from shared.platform.postgres import Reads
 from shared.platform.seal import Seal

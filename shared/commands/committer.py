@@ -22,7 +22,6 @@ from shared.commands.append import AppendConflict, Appended
 from shared.commands.cache import Cache
 from shared.commands.closed import closed_among, tenant_closed
 from shared.commands.decide import BatchDecider, Command, Outcome, Plan, decide
-from shared.commands.fairness import FairQueue
 from shared.commands.intake import CommandGroup, Intake, Limits, PendingReply
 from shared.commands.log import CommandKey
 from shared.commands.observer import CommitObserver, Stopwatch
@@ -32,6 +31,7 @@ from shared.folds.errors import InternalError, Unavailable
 from shared.line import event_store
 from shared.line.event_store import AggregateKey
 from shared.platform import postgres
+from shared.platform.fairness import FairQueue
 from shared.platform.postgres import Connection
 from shared.platform.telemetry import logger
 

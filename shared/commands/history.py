@@ -14,18 +14,16 @@ from msgspec import DecodeError, Struct, json, to_builtins
 
 from foldline.v1 import history_pb2, options_pb2
 from shared.commands.decide import aggregate_boxed
-from shared.commands.fairness import Slots, Turns
 from shared.commands.registry import CommandRegistry
 from shared.commands.states import MARKS
-from shared.folds.errors import AggregateUnreadable, NotFound, OverLimit
+from shared.folds.errors import AggregateUnreadable, NotFound
 from shared.line.event_store import BOXED, AggregateKey
 from shared.platform.clock import timestamp
+from shared.platform.fairness import Room, Turns
 from shared.platform.postgres import Connection, Reads
 from shared.rpc.validation import moment_of
 
 PAGE_EVENTS = 500
-FOLDS_MAX = 2
-WAITING_MAX = 64
 
 
 class Stored(Struct, frozen=True):
@@ -65,17 +63,6 @@ async def describe(
         cached=cached,
         boxed=newest.type == BOXED,
     )
-
-
-class Room:
-    """What keeps the folding of long streams from holding up everything else on the event loop.
-
-    FOLDS_MAX fold at once, each a page at a time; tenants take turns at both.
-    """
-
-    def __init__(self) -> None:
-        self.slots = Slots(FOLDS_MAX, WAITING_MAX, _too_many)
-        self.turns = Turns()
 
 
 async def past_state(
@@ -199,10 +186,6 @@ def personal_fields(registry: CommandRegistry, category: str) -> list[str]:
             if field.GetOptions().Extensions[options_pb2.personal]
         }
     )
-
-
-def _too_many() -> OverLimit:
-    return OverLimit("TOO_MANY_PAST_STATES", "the states of too many aggregates are being folded", retry_after_s=1.0)
 
 
 async def _newest(connection: Connection, key: AggregateKey) -> Stored:

@@ -5,7 +5,7 @@ A summary is plain data and pure functions. `shared.projections.summary` answers
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC
 from operator import attrgetter
@@ -37,6 +37,35 @@ The first value is part of the page token: a token belongs to the values it was 
 """
 
 
+AggregateName = tuple[str, str]
+"""An aggregate of the row's tenant: category and id."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History(Generic[Row]):
+    """Which events make the row of an id, so that it can be folded again as of any time.
+
+    They are those of the aggregate of `category` with the id, and of the aggregates that `names` reads from these: of them the
+    events behind the first of the id's own, up to the first of its own that is one of `ends`. `row` makes the summary's row of
+    the rows of the group's tables that begin with tenant and id, by the table's name, each table's in the order of its keys;
+    None if there is no such row.
+    """
+
+    category: str
+    row: Callable[[Mapping[str, Sequence[Any]]], Row | None]
+    names: Mapping[type[Message], Callable[[Any], Iterable[AggregateName]]] = field(default_factory=dict)
+    ends: Collection[type[Message]] = ()
+
+
+def only_row(table: Table) -> Callable[[Mapping[str, Sequence[Any]]], Any]:
+    """The row of a summary whose source is one table."""
+
+    def row(tables: Mapping[str, Sequence[Any]]) -> Any:
+        return next(iter(tables[table.name]), None)
+
+    return row
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary(Generic[Row]):
     """The rows of one table as a Get and a List RPC show them.
@@ -45,13 +74,14 @@ class Summary(Generic[Row]):
     for each name that `order_by` may have, with or without ` desc`; the first is the default. `filters` has a filter for
     each field of the List request's filter; one that indexes serve in some orders alone has those in `only_in`. `apart` has
     each two filters that no index serves together, with a third that has so few rows that all of them go together. `source` is
-    what follows FROM, with the table as `p`; the row's fields are its columns.
+    what follows FROM, with the table as `p`; the row's fields are its columns. `history` says which events make a row.
     """
 
     name: str
     row: type[Row]
     source: str
     view: Callable[[Row], Message]
+    history: History[Row]
     orders: Mapping[str, str]
     filters: Mapping[str, Filter]
     only_in: Mapping[str, Sequence[str]] = field(default_factory=dict)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import struct
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from msgspec import Struct
 
@@ -18,8 +18,10 @@ from shared.folds.errors import Invalid, Rejected, Unavailable
 from shared.platform.seal import NotOurs, Seal
 
 PURPOSE = "foldline.consistency-token.1"
+PLACES = "foldline.places.1"
 PLACE = struct.Struct(">iq")
 """Shard and position, of one length whatever they are; the epoch follows."""
+PLACES_CHARACTERS_MAX = 64 * 1024
 POLL_S = 0.002
 POLL_MAX_S = 0.02
 FRESH_S = 1.0
@@ -62,16 +64,30 @@ def encode(token: Token, seal: Seal, tenant: str) -> str:
     return seal.seal(packed(token), PURPOSE, tenant)
 
 
-def decode(text: str, seal: Seal, tenant: str) -> Token:
-    """The token of a tenant's request. Raises Invalid for text that `encode` did not make for that tenant."""
+def decode(text: str, seal: Seal, tenant: str, *, field: str = "consistency_token") -> Token:
+    """The token of a tenant's request, from its `field`. Raises Invalid for text that `encode` did not make for that tenant."""
     try:
         return unpacked(seal.open(text, PURPOSE, tenant))
     except NotOurs:
         raise Invalid(
             "CONSISTENCY_TOKEN_MALFORMED",
             "the consistency token is not one of ours for this tenant",
-            violations=(("consistency_token", "must be the token of a receipt of this tenant, unchanged"),),
+            violations=((field, "must be the token of a receipt of this tenant, unchanged"),),
         ) from None
+
+
+def encode_places(epoch: str, positions: Sequence[int], seal: Seal, tenant: str) -> str:
+    """Positions of a history, for another of our services that is asked by the same tenant; the tenant cannot read them."""
+    history = epoch.encode()
+    return seal.seal(struct.pack(f">I{len(positions)}q", len(positions), *positions) + history, PLACES, tenant)
+
+
+def decode_places(text: str, seal: Seal, tenant: str) -> tuple[str, Sequence[int]]:
+    """The epoch and positions that `encode_places` sealed. Raises NotOurs."""
+    content = seal.open(text, PLACES, tenant, characters_max=PLACES_CHARACTERS_MAX)
+    (count,) = struct.unpack_from(">I", content)
+    positions = struct.unpack_from(f">{count}q", content, 4)
+    return content[4 + 8 * count :].decode(), positions
 
 
 def same_history(token_epoch: str, epoch: str) -> bool:

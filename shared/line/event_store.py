@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import LiteralString
 from uuid import UUID
@@ -10,6 +11,7 @@ from msgspec import Struct
 
 from foldline.v1 import event_store_pb2
 from shared.platform.clock import timestamp
+from shared.platform.packing import int8s
 from shared.platform.postgres import Connection, one
 
 TABLES = (
@@ -94,6 +96,25 @@ async def read_places(connection: Connection, *, after: int, upto: int, limit: i
            FROM boxed_events e JOIN boxes b USING (box_id)
            WHERE e.position > %s AND e.position <= %s ORDER BY e.position LIMIT %s""",
         (after, upto, limit),
+    )
+    return [Place(row[0], row[1], (row[2], row[3], row[4]), row[5], row[6]) for row in await cursor.fetchall()]
+
+
+async def read_positions(connection: Connection, tenant: str, positions: Sequence[int]) -> list[StoredEvent]:
+    """The events of a tenant at these positions, in any order, without those that are not in the table."""
+    cursor = await connection.execute(
+        f"SELECT {_EVENT_COLUMNS} FROM events WHERE position = ANY (%s) AND tenant = %s",  # noqa: S608
+        (int8s(positions), tenant),
+    )
+    return [StoredEvent(*row) for row in await cursor.fetchall()]
+
+
+async def read_places_of(connection: Connection, tenant: str, positions: Sequence[int]) -> list[Place]:
+    """Where the events of a tenant at these positions are, in order, without those that are not in the archive."""
+    cursor = await connection.execute(
+        """SELECT e.position, e.event_id, b.tenant, b.category, b.aggregate_id, b.location, b.chain
+           FROM boxed_events e JOIN boxes b USING (box_id) WHERE e.position = ANY (%s) AND b.tenant = %s ORDER BY e.position""",
+        (int8s(positions), tenant),
     )
     return [Place(row[0], row[1], (row[2], row[3], row[4]), row[5], row[6]) for row in await cursor.fetchall()]
 

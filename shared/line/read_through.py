@@ -35,7 +35,7 @@ async def read_through(reads: Reads, archive: Archive | None, *, after: int, lim
         online = {event.position for event in found}
         found += [hole for hole in holes if hole.position not in online]
         online.update(hole.position for hole in holes)
-        found += await _boxed([place for place in places if place.position not in online], archive)
+        found += await read_boxed([place for place in places if place.position not in online], archive)
         # Positions are distinct, so all before a gap, and none behind one, are where they would be without gaps.
         ordered = enumerate(sorted(found, key=lambda event: event.position)[:limit], after + 1)
         if dense := [event for position, event in ordered if event.position == position]:
@@ -43,7 +43,7 @@ async def read_through(reads: Reads, archive: Archive | None, *, after: int, lim
     raise Unavailable("LINE_CHANGING", "aggregates are being boxed or unboxed; the same call may be made again")
 
 
-async def _boxed(places: list[Place], archive: Archive | None) -> list[StoredEvent]:
+async def read_boxed(places: list[Place], archive: Archive | None) -> list[StoredEvent]:
     """The events that are in the archive; after READING_S_MAX only those of the boxes that the first places are in."""
     if places and archive is None:
         raise Rejected("ARCHIVE_NOT_CONFIGURED", "events are in the archive, and this service was not told where that is")

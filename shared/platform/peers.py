@@ -11,11 +11,12 @@ from shared.platform.settings import ProcessSettings, refuse_unusable
 from shared.platform.urls import TLS_SCHEME, NatsUrl, ServiceAddress, nats_is_verified
 
 
-class WriteServicePeer(ProcessSettings):
-    """The way to the write service."""
+class PerhapsWriteServicePeer(ProcessSettings):
+    """The way to the write service, for a process that does without it as well."""
 
-    write_address: ServiceAddress
-    """The write service's address, host:port, or grpcs://host:port for TLS: there events are read."""
+    write_address: ServiceAddress | None = None
+    """The write service's address, host:port, or grpcs://host:port for TLS: there events of the past are read. Without it
+    questions about the past are refused."""
     ca_file: Path | None = None
     """The authorities of the write service's certificate, as PEM; without it the usual public ones. Certificates and keys are
     read again when they change."""
@@ -30,11 +31,18 @@ class WriteServicePeer(ProcessSettings):
         return ClientTls(self.ca_file, self.client_cert_file, self.client_key_file)
 
     @model_validator(mode="after")
-    def _write_tls_agrees(self) -> WriteServicePeer:
+    def _write_tls_agrees(self) -> PerhapsWriteServicePeer:
         refuse_unusable(self, "client_cert_file", "client_key_file", "ca_file")
-        if any(self.write_tls.files) and not self.write_address.startswith(TLS_SCHEME):
+        if any(self.write_tls.files) and not (self.write_address or "").startswith(TLS_SCHEME):
             raise ValueError(f"FOLDLINE_CA_FILE and FOLDLINE_CLIENT_CERT_FILE need FOLDLINE_WRITE_ADDRESS={TLS_SCHEME}...")
         return self
+
+
+class WriteServicePeer(PerhapsWriteServicePeer):
+    """The way to the write service."""
+
+    write_address: ServiceAddress
+    """The write service's address, host:port, or grpcs://host:port for TLS: there events are read."""
 
 
 class BrokerPeer(ProcessSettings):

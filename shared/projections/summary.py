@@ -1,4 +1,4 @@
-"""Answers the Get, List and Watch RPCs of a summary: the consistency token, the tenant, the query, pages, and what is not found.
+"""Answers the Get, Explain, List and Watch RPCs of a summary: consistency token, tenant, query, pages, and what is not found.
 
 Every query runs in a transaction that first names the tenant, because the tables' policies show the rows of that tenant
 and no others. The queries name it too, so that they use the indexes; were one to forget it, it would show nothing of
@@ -15,13 +15,17 @@ from google.protobuf import message_factory
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
-from shared.folds.errors import Invalid, NotFound, Rejected
+from foldline.v1 import as_of_pb2
+from shared.folds.errors import Invalid, NotFound, Refusal, Rejected
 from shared.folds.summary import Condition, Row
 from shared.line.consistency import ConsistencyGate, Token
+from shared.platform.fairness import Room
 from shared.platform.identity import current_call
 from shared.platform.postgres import Connection, Reads
 from shared.projections import watched_lists
+from shared.projections.past_events import PastEvents
 from shared.projections.summary_rpcs import SummaryRpcs, orders_of, shown_field
+from shared.projections.time_travel import TimeTravel
 from shared.projections.watch import Shown, Watches, WatchLimits, digest_of, serve
 from shared.projections.watched_list import Change, Found
 from shared.rpc import pages
@@ -38,7 +42,7 @@ STALE_TRAILER = ("foldline-stale", "true")
 
 
 class SummaryServicer(Generic[Row]):
-    """The servicer of a summary: `get`, `list`, `watch` and `watch_list` under the names of their RPCs."""
+    """The servicer of a summary: `get`, `explain`, `list`, `watch` and `watch_list` under the names of their RPCs."""
 
     def __init__(
         self,
@@ -48,8 +52,12 @@ class SummaryServicer(Generic[Row]):
         shard: int = 1,
         limits: WatchLimits | None = None,
         lists: WatchLimits | None = None,
+        past: tuple[PastEvents, Room] | None = None,
     ) -> None:
-        """`limits` and `lists`: how many watches there may be, and how many lists that are watched."""
+        """`limits` and `lists`: how many watches there may be, and how many lists that are watched.
+
+        `past` is where events of the past are read, and the room for folding them; without it there is no past.
+        """
         summary = rpcs.summary
         self._summary = summary
         self.reads = reads
@@ -72,31 +80,84 @@ class SummaryServicer(Generic[Row]):
         self._watched_list = _made(rpcs.watch_list_rpc.output_type)
         self._change = _made(rpcs.watch_list_rpc.output_type.fields_by_name["changes"].message_type)
         self.watches = Watches(reads, self._group, shard, self._placed, self, lists or WatchLimits(50, 150, "watched lists"))
+        self._past = past and TimeTravel(summary, rpcs.group, *past)
+        self._explain_name, self._explained = rpcs.explain_rpc.name, _made(rpcs.explain_rpc.output_type)
         setattr(self, rpcs.get_rpc.name, self.get)
+        setattr(self, rpcs.explain_rpc.name, self.explain)
         setattr(self, rpcs.watch_rpc.name, self.watch)
         setattr(self, rpcs.list_rpc.name, self.list)
         setattr(self, rpcs.watch_list_rpc.name, self.watch_list)
 
     async def get(self, request: Any, context: Any) -> Any:
-        """The answer of the Get RPC. Raises NotFound for an id that the tenant does not have."""
+        """The answer of the Get RPC. Raises NotFound for an id that the tenant does not have, or did not have then."""
+        if request.HasField("as_of"):
+            return await self._get_past(request, context)
         await self.gate.wait(request.consistency_token, tenant(), context.time_remaining())
         shown = await self.existing(getattr(request, self._id))
         if shown.stale:
             tell_stale(context)
         return self._got(**{self._one: shown})
 
+    @property
+    def past(self) -> TimeTravel[Row]:
+        """The rows as they were. Raises Rejected (HISTORY_NOT_CONFIGURED)."""
+        if self._past is None:
+            raise Rejected("HISTORY_NOT_CONFIGURED", "this instance was not told where the write service is, which has the past")
+        return self._past
+
+    async def _get_past(self, request: Any, context: Any) -> Any:
+        row, origin, stale = await self.existed(getattr(request, self._id), request.as_of, context)
+        shown: Any = self._summary.view(row)
+        if stale:
+            shown.stale = True
+            tell_stale(context)
+        return self._got(**{self._one: shown, "origin": origin})
+
+    async def existed(self, id_: str, as_of: as_of_pb2.AsOf, context: Any) -> tuple[Row, as_of_pb2.RowOrigin, bool]:
+        """The row of an id in the caller's tenant as of then, its origin, and whether it is stale.
+
+        Raises as `existing` and TimeTravel.as_of do.
+        """
+        past = await self.past.as_of(id_.lower(), as_of, context)
+        if past.row is None:
+            raise self._absent(id_.lower(), past.stale)
+        return past.row, past.origin, past.stale
+
+    async def explain(self, request: Any, context: Any) -> Any:
+        """The answer of the Explain RPC: a page of the events that changed a row. Raises NotFound as `get` does."""
+        id_, size, field = getattr(request, self._id).lower(), request.page_size or pages.SIZE_DEFAULT, request.field
+        if field and field not in self.past.fields():
+            raise rules_broken(("field", f"must be one of {', '.join(self.past.fields())}"))
+        as_of = request.as_of if request.HasField("as_of") else None
+        query = (self._explain_name, tenant(), id_, field, "" if as_of is None else as_of.SerializeToString().hex())
+        keys = pages.decode(query, request.page_token, (int,))
+        before = keys[0] if keys else None
+        found = await self.past.explain(id_, as_of, context, field=field, before=before, limit=size + 1)
+        if not found.changes and before is None and not field:
+            raise self._absent(id_, found.stale)
+        if found.stale:
+            tell_stale(context)
+        cut, following = pages.cut(found.changes, size, query, lambda change: (change[0],))
+        changes = [change for _, change in cut]
+        return self._explained(changes=changes, next_page_token=following, stale=found.stale)
+
     async def existing(self, id_: str) -> Any:
         """What is shown of an id in the caller's tenant.
 
         Raises NotFound if there is none, and Rejected ROW_PARKED if there is none since its first event cannot be applied.
         """
-        name, id_ = self._summary.name, id_.lower()
+        id_ = id_.lower()
         rows = await in_tenant(self.reads, tenant(), f"{self._select} AND p.{self._id} = %(id)s", {"id": id_})
         if rows:
             return self._shown(rows[0])
-        if await self.is_stale(id_):
-            raise Rejected("ROW_PARKED", f"events of {name} {id_} cannot be applied, so it cannot be shown; operators see why")
-        raise NotFound(f"{name.upper()}_NOT_FOUND", f"there is no {name} {id_}")
+        raise self._absent(id_, await self.is_stale(id_))
+
+    def _absent(self, id_: str, stale: bool) -> Refusal:
+        """The refusal of an id without a row; `stale` if its first event cannot be applied."""
+        name = self._summary.name
+        if stale:
+            return Rejected("ROW_PARKED", f"events of {name} {id_} cannot be applied, so it cannot be shown; operators see why")
+        return NotFound(f"{name.upper()}_NOT_FOUND", f"there is no {name} {id_}")
 
     async def is_stale(self, id_: str) -> bool:
         """Whether events of this id wait behind one that cannot be applied."""

@@ -1,9 +1,10 @@
-"""How a summary and the contract of its service belong together: the Get, List and Watch RPCs, and who may call them."""
+"""How a summary and the contract of its service belong together: the Get, Explain, List and Watch RPCs, and who may call them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from operator import attrgetter
 from types import ModuleType
 from typing import Any, Generic, get_type_hints
 
@@ -37,6 +38,11 @@ class SummaryRpcs(Generic[Row]):
         asked, answered = self.get_rpc.input_type, self.get_rpc.output_type
         _check(f"{name}_id" in asked.fields_by_name, f"{asked.full_name} has no {name}_id")
         _check(shown_field(answered).message_type is shown, f"{answered.full_name} has no {shown.name}")
+        _check("as_of" in asked.fields_by_name, f"{asked.full_name} has no as_of")
+        _check("origin" in answered.fields_by_name, f"{answered.full_name} has no origin")
+        asked, answered = self.explain_rpc.input_type, self.explain_rpc.output_type
+        _check(f"{name}_id" in asked.fields_by_name, f"{asked.full_name} has no {name}_id")
+        _check(shown_field(answered).name == "changes", f"{answered.full_name} has no changes")
         asked, answered = self.watch_rpc.input_type, self.watch_rpc.output_type
         _check(f"{name}_id" in asked.fields_by_name, f"{asked.full_name} has no {name}_id")
         _check(shown_field(answered).message_type is shown, f"{answered.full_name} has no {shown.name}")
@@ -71,6 +77,11 @@ class SummaryRpcs(Generic[Row]):
         return self._rpc("Get", self.summary.name.title().replace("_", ""))
 
     @property
+    def explain_rpc(self) -> Any:
+        """The RPC that shows which events made one what it is: ExplainAccount."""
+        return self._rpc("Explain", self.summary.name.title().replace("_", ""))
+
+    @property
     def list_rpc(self) -> Any:
         """The RPC that shows many: ListAccounts."""
         return self._rpc("List", self.summary.name.title().replace("_", "") + "s")
@@ -92,8 +103,9 @@ class SummaryRpcs(Generic[Row]):
 
 
 def roles_of(rows: Iterable[SummaryRpcs[Any]]) -> dict[str, frozenset[Role]]:
-    """The roles that may call the Get, List and Watch RPCs of summaries."""
-    rpcs = ((row, rpc) for row in rows for rpc in (row.get_rpc, row.list_rpc, row.watch_rpc, row.watch_list_rpc))
+    """The roles that may call the Get, Explain, List and Watch RPCs of summaries."""
+    every = attrgetter("get_rpc", "explain_rpc", "list_rpc", "watch_rpc", "watch_list_rpc")
+    rpcs = ((row, rpc) for row in rows for rpc in every(row))
     return {f"{row.service.full_name}/{rpc.name}": row.roles for row, rpc in rpcs}
 
 

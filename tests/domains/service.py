@@ -102,7 +102,7 @@ async def serving(
     add_services(server, bus)
     service = CommandService(bus, reads, registry, Schedule(reads))
     server.add(command_pb2_grpc.add_CommandServiceServicer_to_server, service)
-    server.add(event_store_pb2_grpc.add_EventStoreServiceServicer_to_server, EventStoreService(reads, registry))
+    server.add(event_store_pb2_grpc.add_EventStoreServiceServicer_to_server, EventStoreService(reads, registry, SEAL))
     committing = asyncio.create_task(committer.run())
 
     async def commit_the_rest() -> None:

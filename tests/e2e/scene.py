@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 from uuid import uuid4
 
@@ -28,6 +29,7 @@ from shared.platform.identity import Role
 from tests.support.clients.bank import Bank, channels, deposit, new_id, options, packed
 from tests.support.system.stack import Stack
 
+NIL = "00000000-0000-4000-8000-000000000000"
 BALANCE_MINOR = 10_000
 ACCOUNT_VERSION = 2
 
@@ -162,6 +164,19 @@ class Scene:
         request = getattr(tenant_pb2, f"{rpc}Request")(tenant=tenant, **more)
         stub, bank = tenant_pb2_grpc.TenantServiceStub(self.write), self.by(*roles or (Role.OPERATOR,))
         return await (bank.collect if rpc == "ExportTenant" else bank.call)(getattr(stub, rpc), request)
+
+    async def read_streams(self, *names: tuple[str, str], bank: Bank | None = None, events_max: int = 9, **more: Any) -> Any:
+        request = event_store_pb2.ReadStreamsRequest(events_max=events_max, **more)
+        for aggregate_type, aggregate_id in names:
+            request.aggregates.add(aggregate_type=aggregate_type, aggregate_id=aggregate_id)
+        bank = bank or self.bank
+        return await bank.collect(bank.events.ReadStreams, request)
+
+    async def past(self, rpc: str, name: str, bank: Bank | None = None, **fields: Any) -> Any:
+        """GetAccount or ExplainAccount, or that of another summary; of what is not there unless an id is given."""
+        module, bank = import_module(f"bank.v1.{name}_query_pb2"), bank or self.bank
+        request = getattr(module, f"{rpc}{name.title()}Request")(**{f"{name}_id": NIL, **fields})
+        return await bank.call(getattr(getattr(bank, f"{name}_queries"), f"{rpc}{name.title()}"), request)
 
     async def read_all(self, bank: Bank, **more: int) -> Any:
         return await bank.collect(bank.events.ReadAll, event_store_pb2.ReadAllRequest(**more))

@@ -19,10 +19,10 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from bank.v1 import account_pb2, account_query_pb2, person_pb2
-from foldline.v1 import command_pb2, schedule_pb2
+from foldline.v1 import as_of_pb2, command_pb2, schedule_pb2
 from shared.platform.identity import Role
 from shared.rpc import pages
-from tests.e2e.scene import ACCOUNT_VERSION, BALANCE_MINOR, Place, Scene, build
+from tests.e2e.scene import ACCOUNT_VERSION, BALANCE_MINOR, NIL, Place, Scene, build
 from tests.support.clients.bank import (
     Bank,
     Refused,
@@ -46,7 +46,6 @@ from tests.support.system.stack import Stack
 INT64_MAX = 2**63 - 1
 MEBIBYTE = 1024 * 1024
 NO_ID = "00000000-0000-0000-0000-000000000000"
-NIL = "00000000-0000-4000-8000-000000000000"
 TOMORROW = Timestamp(seconds=4_000_000_000)
 BEYOND = Timestamp(seconds=253_402_300_800)
 
@@ -118,6 +117,134 @@ WATCHED = [
             consistency_token="e30",
         ),
     )
+]
+
+
+Asked = Callable[[Scene, Place], dict[str, Any]]
+
+
+def of_the_past(rpc: str, name: str, situation: str, refusal: str, asked: Asked, *fields: str, role: Role | None = None) -> Row:
+    """A row of GetAccount, ExplainAccount and the like; `refusal` is code and reason. With a `role` it is an operator's."""
+
+    async def call(scene: Scene, place: Place) -> object:
+        bank = scene.by(role) if role else scene.bank
+        return await scene.past(rpc, name, bank, **asked(scene, place))
+
+    code, reason = refusal.split()
+    return Row(f"{rpc}{name.title()}: {situation}", call, code, reason, fields)
+
+
+def as_of(**when: Any) -> dict[str, Any]:
+    """The field of a request."""
+    return {"as_of": as_of_pb2.AsOf(**when)}
+
+
+NOW = as_of(moment=TOMORROW)
+INVALID = "INVALID_ARGUMENT INVALID_REQUEST"
+PAST = [
+    row
+    for name in ("account", "person", "transfer", "user")
+    for rpc in ("Get", "Explain")
+    for row in (
+        of_the_past(rpc, name, "as of nothing", INVALID, lambda s, p: as_of(), "as_of"),
+        of_the_past(rpc, name, "as of position 0", INVALID, lambda s, p: as_of(position=0), "as_of.position"),
+        of_the_past(rpc, name, "as of the year 10000", INVALID, lambda s, p: as_of(moment=BEYOND), "as_of.moment"),
+        of_the_past(
+            rpc,
+            name,
+            "as of nobody's token",
+            "INVALID_ARGUMENT CONSISTENCY_TOKEN_MALFORMED",
+            lambda s, p: as_of(token="e30"),
+            "as_of.token",
+        ),
+        of_the_past(
+            rpc,
+            name,
+            "as of a token of another history",
+            "FAILED_PRECONDITION TOKEN_OF_ANOTHER_HISTORY",
+            lambda s, p: as_of(token=_token(s, p, epoch=f"{NIL}/1")),
+        ),
+        of_the_past(
+            rpc,
+            name,
+            "as of a token that is ahead",
+            "FAILED_PRECONDITION TOKEN_OF_ANOTHER_HISTORY",
+            lambda s, p: as_of(token=_token(s, p, position=INT64_MAX)),
+        ),
+        of_the_past(rpc, name, "as of a position, by a user", "PERMISSION_DENIED ROLE_MISSING", lambda s, p: as_of(position=1)),
+        of_the_past(
+            rpc,
+            name,
+            "as of a position behind the last",
+            "FAILED_PRECONDITION POSITION_NOT_REACHED",
+            lambda s, p: as_of(position=INT64_MAX),
+            role=Role.OPERATOR,
+        ),
+        of_the_past(rpc, name, "not there", f"NOT_FOUND {name.upper()}_NOT_FOUND", lambda s, p: as_of(moment=TOMORROW)),
+        of_the_past(rpc, name, "reader", "PERMISSION_DENIED ROLE_MISSING", lambda s, p: as_of(moment=TOMORROW), role=Role.READER),
+    )
+]
+PAST += [
+    row
+    for name in ("account", "person", "transfer", "user")
+    for row in (
+        of_the_past("Explain", name, "no UUID", INVALID, lambda s, p, name=name: {f"{name}_id": "x"}, f"{name}_id"),  # type: ignore[misc]
+        of_the_past("Explain", name, "a field that is none", INVALID, lambda s, p: {"field": "stale"}, "field"),
+        of_the_past("Explain", name, "negative page size", INVALID, lambda s, p: {"page_size": -1}, "page_size"),
+        of_the_past(
+            "Explain",
+            name,
+            "nobody's page token",
+            "INVALID_ARGUMENT PAGE_TOKEN_INVALID",
+            lambda s, p: {"page_token": "e30"},
+            "page_token",
+        ),
+    )
+]
+PAST += [
+    Row(
+        "an account before it was there",
+        lambda s, p: s.past("Get", "account", account_id=p.blue, **as_of(moment=Timestamp(seconds=1))),
+        "NOT_FOUND",
+        "ACCOUNT_NOT_FOUND",
+    ),
+    Row(
+        "why an account before it was there",
+        lambda s, p: s.past("Explain", "account", account_id=p.blue, **as_of(moment=Timestamp(seconds=1))),
+        "NOT_FOUND",
+        "ACCOUNT_NOT_FOUND",
+    ),
+    bad("movements as of nothing", lambda s, p: s.movements(account_id=p.blue, **as_of()), "as_of"),
+    Row(
+        "movements before the account was there",
+        lambda s, p: s.movements(account_id=p.blue, **as_of(moment=Timestamp(seconds=1))),
+        "NOT_FOUND",
+        "ACCOUNT_NOT_FOUND",
+    ),
+    bad("streams: of nothing", lambda s, p: s.read_streams(), "aggregates"),
+    bad("streams: of 501", lambda s, p: s.read_streams(*[("account", p.blue)] * 501), "aggregates"),
+    bad("streams: no type", lambda s, p: s.read_streams(("", p.blue)), "aggregates[0].aggregate_type"),
+    bad("streams: no events", lambda s, p: s.read_streams(("account", p.blue), events_max=0), "events_max"),
+    bad("streams: as of nothing", lambda s, p: s.read_streams(("account", p.blue), **as_of()), "as_of"),
+    Row(
+        "streams: behind nobody's token",
+        lambda s, p: s.read_streams(("account", p.blue), after_token="e30"),
+        "INVALID_ARGUMENT",
+        "CONSISTENCY_TOKEN_MALFORMED",
+        ("after_token",),
+    ),
+    Row(
+        "streams: behind a token of another history",
+        lambda s, p: s.read_streams(("account", p.blue), after_token=_token(s, p, epoch=f"{NIL}/1")),
+        "FAILED_PRECONDITION",
+        "TOKEN_OF_ANOTHER_HISTORY",
+    ),
+    Row(
+        "streams: of users, by a user",
+        lambda s, p: s.read_streams(("account", p.blue), ("user", NIL), bank=s.by(Role.USER)),
+        "PERMISSION_DENIED",
+        "ROLE_MISSING",
+    ),
 ]
 
 
@@ -880,7 +1007,20 @@ ODDITIES = [
     ),
 ]
 
-TABLE = [*MALFORMED, *SCHEDULES, *AUDIT, *WATCHED, *ABSENT, *AGAINST_A_RULE, *PACKED, *FORBIDDEN, *TOO_MUCH, *QUERIES, *ODDITIES]
+TABLE = [
+    *MALFORMED,
+    *SCHEDULES,
+    *AUDIT,
+    *WATCHED,
+    *PAST,
+    *ABSENT,
+    *AGAINST_A_RULE,
+    *PACKED,
+    *FORBIDDEN,
+    *TOO_MUCH,
+    *QUERIES,
+    *ODDITIES,
+]
 
 
 @pytest.fixture(scope="session")
@@ -932,6 +1072,8 @@ async def test_a_stale_version_is_told_with_the_actual_one(scene: Scene, place: 
         (lambda s, p: s.bank.person(NIL), lambda s, p: s.bank.person(p.foreigner)),
         (lambda s, p: s.bank.account(NIL), lambda s, p: s.bank.account(p.theirs)),
         (lambda s, p: s.movements(account_id=NIL), lambda s, p: s.movements(account_id=p.theirs)),
+        (lambda s, p: s.past("Get", "account", **NOW), lambda s, p: s.past("Get", "account", account_id=p.theirs, **NOW)),
+        (lambda s, p: s.past("Explain", "person"), lambda s, p: s.past("Explain", "person", person_id=p.foreigner)),
     ],
     ids=[
         "deposit",
@@ -945,6 +1087,8 @@ async def test_a_stale_version_is_told_with_the_actual_one(scene: Scene, place: 
         "GetPerson",
         "GetAccount",
         "ListMovements",
+        "GetAccount as of now",
+        "ExplainPerson",
     ],
 )
 async def test_another_tenants_thing_is_told_as_an_absent_one_is(

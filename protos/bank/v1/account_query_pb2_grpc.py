@@ -40,6 +40,11 @@ class AccountQueryServiceStub:
                 request_serializer=bank_dot_v1_dot_account__query__pb2.GetAccountRequest.SerializeToString,
                 response_deserializer=bank_dot_v1_dot_account__query__pb2.GetAccountResponse.FromString,
                 _registered_method=True)
+        self.ExplainAccount = channel.unary_unary(
+                '/bank.v1.AccountQueryService/ExplainAccount',
+                request_serializer=bank_dot_v1_dot_account__query__pb2.ExplainAccountRequest.SerializeToString,
+                response_deserializer=bank_dot_v1_dot_account__query__pb2.ExplainAccountResponse.FromString,
+                _registered_method=True)
         self.ListAccounts = channel.unary_unary(
                 '/bank.v1.AccountQueryService/ListAccounts',
                 request_serializer=bank_dot_v1_dot_account__query__pb2.ListAccountsRequest.SerializeToString,
@@ -67,7 +72,18 @@ class AccountQueryServiceServicer:
     """
 
     def GetAccount(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """As it is, or as it was: then it is folded from its events, up to the 10,000 that an instance reads at the most.
+        Refusals: HISTORY_NOT_CONFIGURED, HISTORY_TOO_LONG, POSITION_NOT_REACHED, TOKEN_OF_ANOTHER_HISTORY, TOO_MANY_PAST_STATES,
+        WRITE_SERVICE_UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExplainAccount(self, request, context):
+        """Why it is so: the events that changed it, the newest first, and what each of them changed. Refusals: those of GetAccount,
+        PAGE_TOKEN_INVALID.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -99,7 +115,7 @@ class AccountQueryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListMovements(self, request, context):
-        """The account's statement: what moved, the newest first.
+        """The account's statement: what moved, the newest first. Refusals: those of GetAccount, PAGE_TOKEN_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -112,6 +128,11 @@ def add_AccountQueryServiceServicer_to_server(servicer, server):
                     servicer.GetAccount,
                     request_deserializer=bank_dot_v1_dot_account__query__pb2.GetAccountRequest.FromString,
                     response_serializer=bank_dot_v1_dot_account__query__pb2.GetAccountResponse.SerializeToString,
+            ),
+            'ExplainAccount': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainAccount,
+                    request_deserializer=bank_dot_v1_dot_account__query__pb2.ExplainAccountRequest.FromString,
+                    response_serializer=bank_dot_v1_dot_account__query__pb2.ExplainAccountResponse.SerializeToString,
             ),
             'ListAccounts': grpc.unary_unary_rpc_method_handler(
                     servicer.ListAccounts,
@@ -162,6 +183,33 @@ class AccountQueryService:
             '/bank.v1.AccountQueryService/GetAccount',
             bank_dot_v1_dot_account__query__pb2.GetAccountRequest.SerializeToString,
             bank_dot_v1_dot_account__query__pb2.GetAccountResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainAccount(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bank.v1.AccountQueryService/ExplainAccount',
+            bank_dot_v1_dot_account__query__pb2.ExplainAccountRequest.SerializeToString,
+            bank_dot_v1_dot_account__query__pb2.ExplainAccountResponse.FromString,
             options,
             channel_credentials,
             insecure,

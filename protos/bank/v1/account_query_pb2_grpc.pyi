@@ -17,6 +17,14 @@ class AccountQueryServiceStub:
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetAccount: _aio.UnaryUnaryMultiCallable[_account_query_pb2.GetAccountRequest, _account_query_pb2.GetAccountResponse]
+    """As it is, or as it was: then it is folded from its events, up to the 10,000 that an instance reads at the most.
+    Refusals: HISTORY_NOT_CONFIGURED, HISTORY_TOO_LONG, POSITION_NOT_REACHED, TOKEN_OF_ANOTHER_HISTORY, TOO_MANY_PAST_STATES,
+    WRITE_SERVICE_UNAVAILABLE.
+    """
+    ExplainAccount: _aio.UnaryUnaryMultiCallable[_account_query_pb2.ExplainAccountRequest, _account_query_pb2.ExplainAccountResponse]
+    """Why it is so: the events that changed it, the newest first, and what each of them changed. Refusals: those of GetAccount,
+    PAGE_TOKEN_INVALID.
+    """
     ListAccounts: _aio.UnaryUnaryMultiCallable[_account_query_pb2.ListAccountsRequest, _account_query_pb2.ListAccountsResponse]
     """Refusals: FILTER_NEEDS_ORDER, PAGE_TOKEN_INVALID."""
     WatchAccount: _aio.UnaryStreamMultiCallable[_account_query_pb2.WatchAccountRequest, _account_query_pb2.WatchAccountResponse]
@@ -31,7 +39,7 @@ class AccountQueryServiceStub:
     list begins anew and says so. Refusals: LIST_TOO_LONG, RESUME_TOKEN_INVALID, TOO_MANY_WATCHES, WATCH_TOO_SLOW.
     """
     ListMovements: _aio.UnaryUnaryMultiCallable[_account_query_pb2.ListMovementsRequest, _account_query_pb2.ListMovementsResponse]
-    """The account's statement: what moved, the newest first."""
+    """The account's statement: what moved, the newest first. Refusals: those of GetAccount, PAGE_TOKEN_INVALID."""
 
 class AccountQueryServiceServicer(metaclass=_abc_1.ABCMeta):
     """Questions about accounts. Answers come from tables that follow the line of events."""
@@ -41,7 +49,21 @@ class AccountQueryServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _account_query_pb2.GetAccountRequest,
         context: _aio.ServicerContext[_account_query_pb2.GetAccountRequest, _abc.Awaitable[_account_query_pb2.GetAccountResponse]],
-    ) -> _abc.Awaitable[_account_query_pb2.GetAccountResponse]: ...
+    ) -> _abc.Awaitable[_account_query_pb2.GetAccountResponse]:
+        """As it is, or as it was: then it is folded from its events, up to the 10,000 that an instance reads at the most.
+        Refusals: HISTORY_NOT_CONFIGURED, HISTORY_TOO_LONG, POSITION_NOT_REACHED, TOKEN_OF_ANOTHER_HISTORY, TOO_MANY_PAST_STATES,
+        WRITE_SERVICE_UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def ExplainAccount(
+        self,
+        request: _account_query_pb2.ExplainAccountRequest,
+        context: _aio.ServicerContext[_account_query_pb2.ExplainAccountRequest, _abc.Awaitable[_account_query_pb2.ExplainAccountResponse]],
+    ) -> _abc.Awaitable[_account_query_pb2.ExplainAccountResponse]:
+        """Why it is so: the events that changed it, the newest first, and what each of them changed. Refusals: those of GetAccount,
+        PAGE_TOKEN_INVALID.
+        """
 
     @_abc_1.abstractmethod
     def ListAccounts(
@@ -80,6 +102,6 @@ class AccountQueryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _account_query_pb2.ListMovementsRequest,
         context: _aio.ServicerContext[_account_query_pb2.ListMovementsRequest, _abc.Awaitable[_account_query_pb2.ListMovementsResponse]],
     ) -> _abc.Awaitable[_account_query_pb2.ListMovementsResponse]:
-        """The account's statement: what moved, the newest first."""
+        """The account's statement: what moved, the newest first. Refusals: those of GetAccount, PAGE_TOKEN_INVALID."""
 
 def add_AccountQueryServiceServicer_to_server(servicer: AccountQueryServiceServicer, server: _aio.Server) -> None: ...

@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from collections import abc as _abc
+from foldline.v1 import as_of_pb2 as _as_of_pb2
 from foldline.v1 import range_pb2 as _range_pb2
 from foldline.v1 import watch_pb2 as _watch_pb2
 from google.protobuf import descriptor as _descriptor
@@ -126,18 +127,24 @@ class GetPersonRequest(_message.Message):
 
     PERSON_ID_FIELD_NUMBER: _builtins.int
     CONSISTENCY_TOKEN_FIELD_NUMBER: _builtins.int
+    AS_OF_FIELD_NUMBER: _builtins.int
     person_id: _builtins.str
     consistency_token: _builtins.str
     """From a command's receipt: the answer has that command seen, or the call fails with NOT_YET_CONSISTENT."""
+    @_builtins.property
+    def as_of(self) -> _as_of_pb2.AsOf:
+        """As of when; without it, as the tables are now. No consistency token is needed with it: it is answered from the events."""
+
     def __init__(
         self,
         *,
         person_id: _builtins.str = ...,
         consistency_token: _builtins.str = ...,
+        as_of: _as_of_pb2.AsOf | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency_token", b"consistency_token", "person_id", b"person_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "consistency_token", b"consistency_token", "person_id", b"person_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -148,20 +155,91 @@ class GetPersonResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     PERSON_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def person(self) -> Global___PersonSummary: ...
+    @_builtins.property
+    def origin(self) -> _as_of_pb2.RowOrigin:
+        """With `as_of`: the event behind which the person was like this."""
+
     def __init__(
         self,
         *,
         person: Global___PersonSummary | None = ...,
+        origin: _as_of_pb2.RowOrigin | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["person", b"person"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["origin", b"origin", "person", b"person"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["person", b"person"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["origin", b"origin", "person", b"person"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetPersonResponse: _TypeAlias = GetPersonResponse  # noqa: Y015
+
+@_typing.final
+class ExplainPersonRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PERSON_ID_FIELD_NUMBER: _builtins.int
+    AS_OF_FIELD_NUMBER: _builtins.int
+    FIELD_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    person_id: _builtins.str
+    field: _builtins.str
+    """Only events that changed this field of the summary, and of them only what they changed of it."""
+    page_size: _builtins.int
+    """0 means 50."""
+    page_token: _builtins.str
+    """From the answer before; every other field must be the same as then."""
+    @_builtins.property
+    def as_of(self) -> _as_of_pb2.AsOf:
+        """As of when; without it, as of now."""
+
+    def __init__(
+        self,
+        *,
+        person_id: _builtins.str = ...,
+        as_of: _as_of_pb2.AsOf | None = ...,
+        field: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "field", b"field", "page_size", b"page_size", "page_token", b"page_token", "person_id", b"person_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainPersonRequest: _TypeAlias = ExplainPersonRequest  # noqa: Y015
+
+@_typing.final
+class ExplainPersonResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    STALE_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    stale: _builtins.bool
+    """An event could not be applied, so it and later ones are missing: see ProjectionService."""
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[_as_of_pb2.RowChange]: ...
+    def __init__(
+        self,
+        *,
+        changes: _abc.Iterable[_as_of_pb2.RowChange] | None = ...,
+        next_page_token: _builtins.str = ...,
+        stale: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "next_page_token", b"next_page_token", "stale", b"stale"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainPersonResponse: _TypeAlias = ExplainPersonResponse  # noqa: Y015
 
 @_typing.final
 class PersonFilter(_message.Message):

@@ -40,6 +40,11 @@ class PersonQueryServiceStub:
                 request_serializer=bank_dot_v1_dot_person__query__pb2.GetPersonRequest.SerializeToString,
                 response_deserializer=bank_dot_v1_dot_person__query__pb2.GetPersonResponse.FromString,
                 _registered_method=True)
+        self.ExplainPerson = channel.unary_unary(
+                '/bank.v1.PersonQueryService/ExplainPerson',
+                request_serializer=bank_dot_v1_dot_person__query__pb2.ExplainPersonRequest.SerializeToString,
+                response_deserializer=bank_dot_v1_dot_person__query__pb2.ExplainPersonResponse.FromString,
+                _registered_method=True)
         self.ListPersons = channel.unary_unary(
                 '/bank.v1.PersonQueryService/ListPersons',
                 request_serializer=bank_dot_v1_dot_person__query__pb2.ListPersonsRequest.SerializeToString,
@@ -62,7 +67,18 @@ class PersonQueryServiceServicer:
     """
 
     def GetPerson(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """As it is, or as it was: then it is folded from its events, up to the 10,000 that an instance reads at the most.
+        Refusals: HISTORY_NOT_CONFIGURED, HISTORY_TOO_LONG, POSITION_NOT_REACHED, TOKEN_OF_ANOTHER_HISTORY, TOO_MANY_PAST_STATES,
+        WRITE_SERVICE_UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExplainPerson(self, request, context):
+        """Why it is so: the events that changed it, the newest first, and what each of them changed. Refusals: those of GetPerson,
+        PAGE_TOKEN_INVALID.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -100,6 +116,11 @@ def add_PersonQueryServiceServicer_to_server(servicer, server):
                     servicer.GetPerson,
                     request_deserializer=bank_dot_v1_dot_person__query__pb2.GetPersonRequest.FromString,
                     response_serializer=bank_dot_v1_dot_person__query__pb2.GetPersonResponse.SerializeToString,
+            ),
+            'ExplainPerson': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainPerson,
+                    request_deserializer=bank_dot_v1_dot_person__query__pb2.ExplainPersonRequest.FromString,
+                    response_serializer=bank_dot_v1_dot_person__query__pb2.ExplainPersonResponse.SerializeToString,
             ),
             'ListPersons': grpc.unary_unary_rpc_method_handler(
                     servicer.ListPersons,
@@ -145,6 +166,33 @@ class PersonQueryService:
             '/bank.v1.PersonQueryService/GetPerson',
             bank_dot_v1_dot_person__query__pb2.GetPersonRequest.SerializeToString,
             bank_dot_v1_dot_person__query__pb2.GetPersonResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainPerson(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bank.v1.PersonQueryService/ExplainPerson',
+            bank_dot_v1_dot_person__query__pb2.ExplainPersonRequest.SerializeToString,
+            bank_dot_v1_dot_person__query__pb2.ExplainPersonResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -17,6 +17,14 @@ class PersonQueryServiceStub:
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetPerson: _aio.UnaryUnaryMultiCallable[_person_query_pb2.GetPersonRequest, _person_query_pb2.GetPersonResponse]
+    """As it is, or as it was: then it is folded from its events, up to the 10,000 that an instance reads at the most.
+    Refusals: HISTORY_NOT_CONFIGURED, HISTORY_TOO_LONG, POSITION_NOT_REACHED, TOKEN_OF_ANOTHER_HISTORY, TOO_MANY_PAST_STATES,
+    WRITE_SERVICE_UNAVAILABLE.
+    """
+    ExplainPerson: _aio.UnaryUnaryMultiCallable[_person_query_pb2.ExplainPersonRequest, _person_query_pb2.ExplainPersonResponse]
+    """Why it is so: the events that changed it, the newest first, and what each of them changed. Refusals: those of GetPerson,
+    PAGE_TOKEN_INVALID.
+    """
     ListPersons: _aio.UnaryUnaryMultiCallable[_person_query_pb2.ListPersonsRequest, _person_query_pb2.ListPersonsResponse]
     """Refusals: FILTER_NEEDS_ORDER, PAGE_TOKEN_INVALID."""
     WatchPerson: _aio.UnaryStreamMultiCallable[_person_query_pb2.WatchPersonRequest, _person_query_pb2.WatchPersonResponse]
@@ -39,7 +47,21 @@ class PersonQueryServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _person_query_pb2.GetPersonRequest,
         context: _aio.ServicerContext[_person_query_pb2.GetPersonRequest, _abc.Awaitable[_person_query_pb2.GetPersonResponse]],
-    ) -> _abc.Awaitable[_person_query_pb2.GetPersonResponse]: ...
+    ) -> _abc.Awaitable[_person_query_pb2.GetPersonResponse]:
+        """As it is, or as it was: then it is folded from its events, up to the 10,000 that an instance reads at the most.
+        Refusals: HISTORY_NOT_CONFIGURED, HISTORY_TOO_LONG, POSITION_NOT_REACHED, TOKEN_OF_ANOTHER_HISTORY, TOO_MANY_PAST_STATES,
+        WRITE_SERVICE_UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def ExplainPerson(
+        self,
+        request: _person_query_pb2.ExplainPersonRequest,
+        context: _aio.ServicerContext[_person_query_pb2.ExplainPersonRequest, _abc.Awaitable[_person_query_pb2.ExplainPersonResponse]],
+    ) -> _abc.Awaitable[_person_query_pb2.ExplainPersonResponse]:
+        """Why it is so: the events that changed it, the newest first, and what each of them changed. Refusals: those of GetPerson,
+        PAGE_TOKEN_INVALID.
+        """
 
     @_abc_1.abstractmethod
     def ListPersons(

@@ -40,6 +40,11 @@ class TransferQueryServiceStub:
                 request_serializer=bank_dot_v1_dot_transfer__query__pb2.GetTransferRequest.SerializeToString,
                 response_deserializer=bank_dot_v1_dot_transfer__query__pb2.GetTransferResponse.FromString,
                 _registered_method=True)
+        self.ExplainTransfer = channel.unary_unary(
+                '/bank.v1.TransferQueryService/ExplainTransfer',
+                request_serializer=bank_dot_v1_dot_transfer__query__pb2.ExplainTransferRequest.SerializeToString,
+                response_deserializer=bank_dot_v1_dot_transfer__query__pb2.ExplainTransferResponse.FromString,
+                _registered_method=True)
         self.ListTransfers = channel.unary_unary(
                 '/bank.v1.TransferQueryService/ListTransfers',
                 request_serializer=bank_dot_v1_dot_transfer__query__pb2.ListTransfersRequest.SerializeToString,
@@ -62,7 +67,18 @@ class TransferQueryServiceServicer:
     """
 
     def GetTransfer(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """As it is, or as it was: then it is folded from its events, up to the 10,000 that an instance reads at the most.
+        Refusals: HISTORY_NOT_CONFIGURED, HISTORY_TOO_LONG, POSITION_NOT_REACHED, TOKEN_OF_ANOTHER_HISTORY, TOO_MANY_PAST_STATES,
+        WRITE_SERVICE_UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExplainTransfer(self, request, context):
+        """Why it is so: the events that changed it, the newest first, and what each of them changed. Refusals: those of GetTransfer,
+        PAGE_TOKEN_INVALID.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -100,6 +116,11 @@ def add_TransferQueryServiceServicer_to_server(servicer, server):
                     servicer.GetTransfer,
                     request_deserializer=bank_dot_v1_dot_transfer__query__pb2.GetTransferRequest.FromString,
                     response_serializer=bank_dot_v1_dot_transfer__query__pb2.GetTransferResponse.SerializeToString,
+            ),
+            'ExplainTransfer': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainTransfer,
+                    request_deserializer=bank_dot_v1_dot_transfer__query__pb2.ExplainTransferRequest.FromString,
+                    response_serializer=bank_dot_v1_dot_transfer__query__pb2.ExplainTransferResponse.SerializeToString,
             ),
             'ListTransfers': grpc.unary_unary_rpc_method_handler(
                     servicer.ListTransfers,
@@ -145,6 +166,33 @@ class TransferQueryService:
             '/bank.v1.TransferQueryService/GetTransfer',
             bank_dot_v1_dot_transfer__query__pb2.GetTransferRequest.SerializeToString,
             bank_dot_v1_dot_transfer__query__pb2.GetTransferResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainTransfer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bank.v1.TransferQueryService/ExplainTransfer',
+            bank_dot_v1_dot_transfer__query__pb2.ExplainTransferRequest.SerializeToString,
+            bank_dot_v1_dot_transfer__query__pb2.ExplainTransferResponse.FromString,
             options,
             channel_credentials,
             insecure,

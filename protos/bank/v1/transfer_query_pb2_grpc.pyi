@@ -17,6 +17,14 @@ class TransferQueryServiceStub:
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetTransfer: _aio.UnaryUnaryMultiCallable[_transfer_query_pb2.GetTransferRequest, _transfer_query_pb2.GetTransferResponse]
+    """As it is, or as it was: then it is folded from its events, up to the 10,000 that an instance reads at the most.
+    Refusals: HISTORY_NOT_CONFIGURED, HISTORY_TOO_LONG, POSITION_NOT_REACHED, TOKEN_OF_ANOTHER_HISTORY, TOO_MANY_PAST_STATES,
+    WRITE_SERVICE_UNAVAILABLE.
+    """
+    ExplainTransfer: _aio.UnaryUnaryMultiCallable[_transfer_query_pb2.ExplainTransferRequest, _transfer_query_pb2.ExplainTransferResponse]
+    """Why it is so: the events that changed it, the newest first, and what each of them changed. Refusals: those of GetTransfer,
+    PAGE_TOKEN_INVALID.
+    """
     ListTransfers: _aio.UnaryUnaryMultiCallable[_transfer_query_pb2.ListTransfersRequest, _transfer_query_pb2.ListTransfersResponse]
     """Refusals: FILTER_NEEDS_ORDER, PAGE_TOKEN_INVALID."""
     WatchTransfer: _aio.UnaryStreamMultiCallable[_transfer_query_pb2.WatchTransferRequest, _transfer_query_pb2.WatchTransferResponse]
@@ -39,7 +47,21 @@ class TransferQueryServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _transfer_query_pb2.GetTransferRequest,
         context: _aio.ServicerContext[_transfer_query_pb2.GetTransferRequest, _abc.Awaitable[_transfer_query_pb2.GetTransferResponse]],
-    ) -> _abc.Awaitable[_transfer_query_pb2.GetTransferResponse]: ...
+    ) -> _abc.Awaitable[_transfer_query_pb2.GetTransferResponse]:
+        """As it is, or as it was: then it is folded from its events, up to the 10,000 that an instance reads at the most.
+        Refusals: HISTORY_NOT_CONFIGURED, HISTORY_TOO_LONG, POSITION_NOT_REACHED, TOKEN_OF_ANOTHER_HISTORY, TOO_MANY_PAST_STATES,
+        WRITE_SERVICE_UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def ExplainTransfer(
+        self,
+        request: _transfer_query_pb2.ExplainTransferRequest,
+        context: _aio.ServicerContext[_transfer_query_pb2.ExplainTransferRequest, _abc.Awaitable[_transfer_query_pb2.ExplainTransferResponse]],
+    ) -> _abc.Awaitable[_transfer_query_pb2.ExplainTransferResponse]:
+        """Why it is so: the events that changed it, the newest first, and what each of them changed. Refusals: those of GetTransfer,
+        PAGE_TOKEN_INVALID.
+        """
 
     @_abc_1.abstractmethod
     def ListTransfers(

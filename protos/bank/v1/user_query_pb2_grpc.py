@@ -40,6 +40,11 @@ class UserQueryServiceStub:
                 request_serializer=bank_dot_v1_dot_user__query__pb2.GetUserRequest.SerializeToString,
                 response_deserializer=bank_dot_v1_dot_user__query__pb2.GetUserResponse.FromString,
                 _registered_method=True)
+        self.ExplainUser = channel.unary_unary(
+                '/bank.v1.UserQueryService/ExplainUser',
+                request_serializer=bank_dot_v1_dot_user__query__pb2.ExplainUserRequest.SerializeToString,
+                response_deserializer=bank_dot_v1_dot_user__query__pb2.ExplainUserResponse.FromString,
+                _registered_method=True)
         self.ListUsers = channel.unary_unary(
                 '/bank.v1.UserQueryService/ListUsers',
                 request_serializer=bank_dot_v1_dot_user__query__pb2.ListUsersRequest.SerializeToString,
@@ -62,7 +67,18 @@ class UserQueryServiceServicer:
     """
 
     def GetUser(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """As it is, or as it was: then it is folded from its events, up to the 10,000 that an instance reads at the most.
+        Refusals: HISTORY_NOT_CONFIGURED, HISTORY_TOO_LONG, POSITION_NOT_REACHED, TOKEN_OF_ANOTHER_HISTORY, TOO_MANY_PAST_STATES,
+        WRITE_SERVICE_UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExplainUser(self, request, context):
+        """Why it is so: the events that changed it, the newest first, and what each of them changed. Refusals: those of GetUser,
+        PAGE_TOKEN_INVALID.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -100,6 +116,11 @@ def add_UserQueryServiceServicer_to_server(servicer, server):
                     servicer.GetUser,
                     request_deserializer=bank_dot_v1_dot_user__query__pb2.GetUserRequest.FromString,
                     response_serializer=bank_dot_v1_dot_user__query__pb2.GetUserResponse.SerializeToString,
+            ),
+            'ExplainUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainUser,
+                    request_deserializer=bank_dot_v1_dot_user__query__pb2.ExplainUserRequest.FromString,
+                    response_serializer=bank_dot_v1_dot_user__query__pb2.ExplainUserResponse.SerializeToString,
             ),
             'ListUsers': grpc.unary_unary_rpc_method_handler(
                     servicer.ListUsers,
@@ -145,6 +166,33 @@ class UserQueryService:
             '/bank.v1.UserQueryService/GetUser',
             bank_dot_v1_dot_user__query__pb2.GetUserRequest.SerializeToString,
             bank_dot_v1_dot_user__query__pb2.GetUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/bank.v1.UserQueryService/ExplainUser',
+            bank_dot_v1_dot_user__query__pb2.ExplainUserRequest.SerializeToString,
+            bank_dot_v1_dot_user__query__pb2.ExplainUserResponse.FromString,
             options,
             channel_credentials,
             insecure,

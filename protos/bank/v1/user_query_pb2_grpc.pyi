@@ -17,6 +17,14 @@ class UserQueryServiceStub:
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetUser: _aio.UnaryUnaryMultiCallable[_user_query_pb2.GetUserRequest, _user_query_pb2.GetUserResponse]
+    """As it is, or as it was: then it is folded from its events, up to the 10,000 that an instance reads at the most.
+    Refusals: HISTORY_NOT_CONFIGURED, HISTORY_TOO_LONG, POSITION_NOT_REACHED, TOKEN_OF_ANOTHER_HISTORY, TOO_MANY_PAST_STATES,
+    WRITE_SERVICE_UNAVAILABLE.
+    """
+    ExplainUser: _aio.UnaryUnaryMultiCallable[_user_query_pb2.ExplainUserRequest, _user_query_pb2.ExplainUserResponse]
+    """Why it is so: the events that changed it, the newest first, and what each of them changed. Refusals: those of GetUser,
+    PAGE_TOKEN_INVALID.
+    """
     ListUsers: _aio.UnaryUnaryMultiCallable[_user_query_pb2.ListUsersRequest, _user_query_pb2.ListUsersResponse]
     """Refusals: FILTER_NEEDS_ORDER, PAGE_TOKEN_INVALID."""
     WatchUser: _aio.UnaryStreamMultiCallable[_user_query_pb2.WatchUserRequest, _user_query_pb2.WatchUserResponse]
@@ -39,7 +47,21 @@ class UserQueryServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _user_query_pb2.GetUserRequest,
         context: _aio.ServicerContext[_user_query_pb2.GetUserRequest, _abc.Awaitable[_user_query_pb2.GetUserResponse]],
-    ) -> _abc.Awaitable[_user_query_pb2.GetUserResponse]: ...
+    ) -> _abc.Awaitable[_user_query_pb2.GetUserResponse]:
+        """As it is, or as it was: then it is folded from its events, up to the 10,000 that an instance reads at the most.
+        Refusals: HISTORY_NOT_CONFIGURED, HISTORY_TOO_LONG, POSITION_NOT_REACHED, TOKEN_OF_ANOTHER_HISTORY, TOO_MANY_PAST_STATES,
+        WRITE_SERVICE_UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def ExplainUser(
+        self,
+        request: _user_query_pb2.ExplainUserRequest,
+        context: _aio.ServicerContext[_user_query_pb2.ExplainUserRequest, _abc.Awaitable[_user_query_pb2.ExplainUserResponse]],
+    ) -> _abc.Awaitable[_user_query_pb2.ExplainUserResponse]:
+        """Why it is so: the events that changed it, the newest first, and what each of them changed. Refusals: those of GetUser,
+        PAGE_TOKEN_INVALID.
+        """
 
     @_abc_1.abstractmethod
     def ListUsers(

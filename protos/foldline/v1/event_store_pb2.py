@@ -23,10 +23,11 @@ _sym_db = _symbol_database.Default()
 
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
+from foldline.v1 import as_of_pb2 as foldline_dot_v1_dot_as__of__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x66oldline/v1/event_store.proto\x12\x0b\x66oldline.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x80\x02\n\rEventEnvelope\x12\x10\n\x08position\x18\x01 \x01(\x03\x12\x10\n\x08\x65vent_id\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x16\n\x0e\x61ggregate_type\x18\x04 \x01(\t\x12\x14\n\x0c\x61ggregate_id\x18\x05 \x01(\t\x12\x0f\n\x07version\x18\x06 \x01(\x03\x12\x0c\n\x04type\x18\x07 \x01(\t\x12\x0f\n\x07payload\x18\x08 \x01(\x0c\x12/\n\x0brecorded_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08metadata\x18\n \x01(\x0b\x32\x1a.foldline.v1.EventMetadata\"\x8d\x01\n\rEventMetadata\x12\x12\n\ncommand_id\x18\x01 \x01(\t\x12\x16\n\x0e\x63orrelation_id\x18\x02 \x01(\t\x12\x14\n\x0c\x63\x61usation_id\x18\x03 \x01(\t\x12\x0f\n\x07user_id\x18\x04 \x01(\t\x12\x14\n\x0con_behalf_of\x18\x05 \x01(\t\x12\x13\n\x0btraceparent\x18\x06 \x01(\t\"\x9c\x01\n\x11ReadStreamRequest\x12%\n\x0e\x61ggregate_type\x18\x01 \x01(\tB\r\xbaH\nr\x08\x10\x01\x18?\xba\x01\x01\x00\x12$\n\x0c\x61ggregate_id\x18\x02 \x01(\tB\x0e\xbaH\x0br\t\x10\x01\x18\x80\x01\xba\x01\x01\x00\x12\x1d\n\x0c\x66rom_version\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x1b\n\nevents_max\x18\x04 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\"@\n\x12ReadStreamResponse\x12*\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1a.foldline.v1.EventEnvelope\"e\n\x0eReadAllRequest\x12\x16\n\x05shard\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1e\n\rfrom_position\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x1b\n\nevents_max\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\"r\n\x0fReadAllResponse\x12*\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1a.foldline.v1.EventEnvelope\x12\x15\n\rhead_position\x18\x02 \x01(\x03\x12\r\n\x05\x65poch\x18\x03 \x01(\t\x12\r\n\x05shard\x18\x04 \x01(\x05\"3\n\x13MarkRestoredRequest\x12\x1c\n\x05\x65poch\x18\x01 \x01(\tB\r\xbaH\nr\x08\x10\x01\x18@\xba\x01\x01\x00\"<\n\x14MarkRestoredResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12\x15\n\rhead_position\x18\x02 \x01(\x03\x32\x81\x02\n\x11\x45ventStoreService\x12O\n\nReadStream\x12\x1e.foldline.v1.ReadStreamRequest\x1a\x1f.foldline.v1.ReadStreamResponse0\x01\x12\x46\n\x07ReadAll\x12\x1b.foldline.v1.ReadAllRequest\x1a\x1c.foldline.v1.ReadAllResponse0\x01\x12S\n\x0cMarkRestored\x12 .foldline.v1.MarkRestoredRequest\x1a!.foldline.v1.MarkRestoredResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x66oldline/v1/event_store.proto\x12\x0b\x66oldline.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x17\x66oldline/v1/as_of.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x80\x02\n\rEventEnvelope\x12\x10\n\x08position\x18\x01 \x01(\x03\x12\x10\n\x08\x65vent_id\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x16\n\x0e\x61ggregate_type\x18\x04 \x01(\t\x12\x14\n\x0c\x61ggregate_id\x18\x05 \x01(\t\x12\x0f\n\x07version\x18\x06 \x01(\x03\x12\x0c\n\x04type\x18\x07 \x01(\t\x12\x0f\n\x07payload\x18\x08 \x01(\x0c\x12/\n\x0brecorded_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08metadata\x18\n \x01(\x0b\x32\x1a.foldline.v1.EventMetadata\"\x8d\x01\n\rEventMetadata\x12\x12\n\ncommand_id\x18\x01 \x01(\t\x12\x16\n\x0e\x63orrelation_id\x18\x02 \x01(\t\x12\x14\n\x0c\x63\x61usation_id\x18\x03 \x01(\t\x12\x0f\n\x07user_id\x18\x04 \x01(\t\x12\x14\n\x0con_behalf_of\x18\x05 \x01(\t\x12\x13\n\x0btraceparent\x18\x06 \x01(\t\"\x9c\x01\n\x11ReadStreamRequest\x12%\n\x0e\x61ggregate_type\x18\x01 \x01(\tB\r\xbaH\nr\x08\x10\x01\x18?\xba\x01\x01\x00\x12$\n\x0c\x61ggregate_id\x18\x02 \x01(\tB\x0e\xbaH\x0br\t\x10\x01\x18\x80\x01\xba\x01\x01\x00\x12\x1d\n\x0c\x66rom_version\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x1b\n\nevents_max\x18\x04 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\"@\n\x12ReadStreamResponse\x12*\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1a.foldline.v1.EventEnvelope\"\\\n\rAggregateName\x12%\n\x0e\x61ggregate_type\x18\x01 \x01(\tB\r\xbaH\nr\x08\x10\x01\x18?\xba\x01\x01\x00\x12$\n\x0c\x61ggregate_id\x18\x02 \x01(\tB\x0e\xbaH\x0br\t\x10\x01\x18\x80\x01\xba\x01\x01\x00\"\xb3\x01\n\x12ReadStreamsRequest\x12;\n\naggregates\x18\x01 \x03(\x0b\x32\x1a.foldline.v1.AggregateNameB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xf4\x03\x12\x1d\n\x0b\x61\x66ter_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12 \n\x05\x61s_of\x18\x03 \x01(\x0b\x32\x11.foldline.v1.AsOf\x12\x1f\n\nevents_max\x18\x04 \x01(\x05\x42\x0b\xbaH\x08\x1a\x06\x18\xa1\x8d\x06(\x01\"[\n\x13ReadStreamsResponse\x12*\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1a.foldline.v1.EventEnvelope\x12\x18\n\x10sealed_positions\x18\x02 \x01(\t\"e\n\x0eReadAllRequest\x12\x16\n\x05shard\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1e\n\rfrom_position\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x1b\n\nevents_max\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\"r\n\x0fReadAllResponse\x12*\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1a.foldline.v1.EventEnvelope\x12\x15\n\rhead_position\x18\x02 \x01(\x03\x12\r\n\x05\x65poch\x18\x03 \x01(\t\x12\r\n\x05shard\x18\x04 \x01(\x05\"3\n\x13MarkRestoredRequest\x12\x1c\n\x05\x65poch\x18\x01 \x01(\tB\r\xbaH\nr\x08\x10\x01\x18@\xba\x01\x01\x00\"<\n\x14MarkRestoredResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12\x15\n\rhead_position\x18\x02 \x01(\x03\x32\xd5\x02\n\x11\x45ventStoreService\x12O\n\nReadStream\x12\x1e.foldline.v1.ReadStreamRequest\x1a\x1f.foldline.v1.ReadStreamResponse0\x01\x12R\n\x0bReadStreams\x12\x1f.foldline.v1.ReadStreamsRequest\x1a .foldline.v1.ReadStreamsResponse0\x01\x12\x46\n\x07ReadAll\x12\x1b.foldline.v1.ReadAllRequest\x1a\x1c.foldline.v1.ReadAllResponse0\x01\x12S\n\x0cMarkRestored\x12 .foldline.v1.MarkRestoredRequest\x1a!.foldline.v1.MarkRestoredResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,6 +42,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_READSTREAMREQUEST'].fields_by_name['from_version']._serialized_options = b'\272H\004\"\002(\000'
   _globals['_READSTREAMREQUEST'].fields_by_name['events_max']._loaded_options = None
   _globals['_READSTREAMREQUEST'].fields_by_name['events_max']._serialized_options = b'\272H\004\"\002(\000'
+  _globals['_AGGREGATENAME'].fields_by_name['aggregate_type']._loaded_options = None
+  _globals['_AGGREGATENAME'].fields_by_name['aggregate_type']._serialized_options = b'\272H\nr\010\020\001\030?\272\001\001\000'
+  _globals['_AGGREGATENAME'].fields_by_name['aggregate_id']._loaded_options = None
+  _globals['_AGGREGATENAME'].fields_by_name['aggregate_id']._serialized_options = b'\272H\013r\t\020\001\030\200\001\272\001\001\000'
+  _globals['_READSTREAMSREQUEST'].fields_by_name['aggregates']._loaded_options = None
+  _globals['_READSTREAMSREQUEST'].fields_by_name['aggregates']._serialized_options = b'\272H\010\222\001\005\010\001\020\364\003'
+  _globals['_READSTREAMSREQUEST'].fields_by_name['after_token']._loaded_options = None
+  _globals['_READSTREAMSREQUEST'].fields_by_name['after_token']._serialized_options = b'\272H\005r\003\030\200\004'
+  _globals['_READSTREAMSREQUEST'].fields_by_name['events_max']._loaded_options = None
+  _globals['_READSTREAMSREQUEST'].fields_by_name['events_max']._serialized_options = b'\272H\010\032\006\030\241\215\006(\001'
   _globals['_READALLREQUEST'].fields_by_name['shard']._loaded_options = None
   _globals['_READALLREQUEST'].fields_by_name['shard']._serialized_options = b'\272H\004\032\002(\000'
   _globals['_READALLREQUEST'].fields_by_name['from_position']._loaded_options = None
@@ -49,22 +60,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_READALLREQUEST'].fields_by_name['events_max']._serialized_options = b'\272H\004\"\002(\000'
   _globals['_MARKRESTOREDREQUEST'].fields_by_name['epoch']._loaded_options = None
   _globals['_MARKRESTOREDREQUEST'].fields_by_name['epoch']._serialized_options = b'\272H\nr\010\020\001\030@\272\001\001\000'
-  _globals['_EVENTENVELOPE']._serialized_start=109
-  _globals['_EVENTENVELOPE']._serialized_end=365
-  _globals['_EVENTMETADATA']._serialized_start=368
-  _globals['_EVENTMETADATA']._serialized_end=509
-  _globals['_READSTREAMREQUEST']._serialized_start=512
-  _globals['_READSTREAMREQUEST']._serialized_end=668
-  _globals['_READSTREAMRESPONSE']._serialized_start=670
-  _globals['_READSTREAMRESPONSE']._serialized_end=734
-  _globals['_READALLREQUEST']._serialized_start=736
-  _globals['_READALLREQUEST']._serialized_end=837
-  _globals['_READALLRESPONSE']._serialized_start=839
-  _globals['_READALLRESPONSE']._serialized_end=953
-  _globals['_MARKRESTOREDREQUEST']._serialized_start=955
-  _globals['_MARKRESTOREDREQUEST']._serialized_end=1006
-  _globals['_MARKRESTOREDRESPONSE']._serialized_start=1008
-  _globals['_MARKRESTOREDRESPONSE']._serialized_end=1068
-  _globals['_EVENTSTORESERVICE']._serialized_start=1071
-  _globals['_EVENTSTORESERVICE']._serialized_end=1328
+  _globals['_EVENTENVELOPE']._serialized_start=134
+  _globals['_EVENTENVELOPE']._serialized_end=390
+  _globals['_EVENTMETADATA']._serialized_start=393
+  _globals['_EVENTMETADATA']._serialized_end=534
+  _globals['_READSTREAMREQUEST']._serialized_start=537
+  _globals['_READSTREAMREQUEST']._serialized_end=693
+  _globals['_READSTREAMRESPONSE']._serialized_start=695
+  _globals['_READSTREAMRESPONSE']._serialized_end=759
+  _globals['_AGGREGATENAME']._serialized_start=761
+  _globals['_AGGREGATENAME']._serialized_end=853
+  _globals['_READSTREAMSREQUEST']._serialized_start=856
+  _globals['_READSTREAMSREQUEST']._serialized_end=1035
+  _globals['_READSTREAMSRESPONSE']._serialized_start=1037
+  _globals['_READSTREAMSRESPONSE']._serialized_end=1128
+  _globals['_READALLREQUEST']._serialized_start=1130
+  _globals['_READALLREQUEST']._serialized_end=1231
+  _globals['_READALLRESPONSE']._serialized_start=1233
+  _globals['_READALLRESPONSE']._serialized_end=1347
+  _globals['_MARKRESTOREDREQUEST']._serialized_start=1349
+  _globals['_MARKRESTOREDREQUEST']._serialized_end=1400
+  _globals['_MARKRESTOREDRESPONSE']._serialized_start=1402
+  _globals['_MARKRESTOREDRESPONSE']._serialized_end=1462
+  _globals['_EVENTSTORESERVICE']._serialized_start=1465
+  _globals['_EVENTSTORESERVICE']._serialized_end=1806
 # @@protoc_insertion_point(module_scope)

@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from collections import abc as _abc
+from foldline.v1 import as_of_pb2 as _as_of_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
@@ -163,6 +164,86 @@ class ReadStreamResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReadStreamResponse: _TypeAlias = ReadStreamResponse  # noqa: Y015
+
+@_typing.final
+class AggregateName(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGGREGATE_TYPE_FIELD_NUMBER: _builtins.int
+    AGGREGATE_ID_FIELD_NUMBER: _builtins.int
+    aggregate_type: _builtins.str
+    aggregate_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        aggregate_type: _builtins.str = ...,
+        aggregate_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregate_id", b"aggregate_id", "aggregate_type", b"aggregate_type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AggregateName: _TypeAlias = AggregateName  # noqa: Y015
+
+@_typing.final
+class ReadStreamsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGGREGATES_FIELD_NUMBER: _builtins.int
+    AFTER_TOKEN_FIELD_NUMBER: _builtins.int
+    AS_OF_FIELD_NUMBER: _builtins.int
+    EVENTS_MAX_FIELD_NUMBER: _builtins.int
+    after_token: _builtins.str
+    """Only events behind the place that this consistency token names."""
+    events_max: _builtins.int
+    """How many events to return at the most: the oldest."""
+    @_builtins.property
+    def aggregates(self) -> _containers.RepeatedCompositeFieldContainer[Global___AggregateName]: ...
+    @_builtins.property
+    def as_of(self) -> _as_of_pb2.AsOf:
+        """Without it: up to the newest events."""
+
+    def __init__(
+        self,
+        *,
+        aggregates: _abc.Iterable[Global___AggregateName] | None = ...,
+        after_token: _builtins.str = ...,
+        as_of: _as_of_pb2.AsOf | None = ...,
+        events_max: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_token", b"after_token", "aggregates", b"aggregates", "as_of", b"as_of", "events_max", b"events_max"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadStreamsRequest: _TypeAlias = ReadStreamsRequest  # noqa: Y015
+
+@_typing.final
+class ReadStreamsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    SEALED_POSITIONS_FIELD_NUMBER: _builtins.int
+    sealed_positions: _builtins.str
+    """The positions of these events, which our own services can read whoever asks."""
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___EventEnvelope]: ...
+    def __init__(
+        self,
+        *,
+        events: _abc.Iterable[Global___EventEnvelope] | None = ...,
+        sealed_positions: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "sealed_positions", b"sealed_positions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadStreamsResponse: _TypeAlias = ReadStreamsResponse  # noqa: Y015
 
 @_typing.final
 class ReadAllRequest(_message.Message):

@@ -40,6 +40,11 @@ class EventStoreServiceStub:
                 request_serializer=foldline_dot_v1_dot_event__store__pb2.ReadStreamRequest.SerializeToString,
                 response_deserializer=foldline_dot_v1_dot_event__store__pb2.ReadStreamResponse.FromString,
                 _registered_method=True)
+        self.ReadStreams = channel.unary_stream(
+                '/foldline.v1.EventStoreService/ReadStreams',
+                request_serializer=foldline_dot_v1_dot_event__store__pb2.ReadStreamsRequest.SerializeToString,
+                response_deserializer=foldline_dot_v1_dot_event__store__pb2.ReadStreamsResponse.FromString,
+                _registered_method=True)
         self.ReadAll = channel.unary_stream(
                 '/foldline.v1.EventStoreService/ReadAll',
                 request_serializer=foldline_dot_v1_dot_event__store__pb2.ReadAllRequest.SerializeToString,
@@ -58,6 +63,14 @@ class EventStoreServiceServicer:
 
     def ReadStream(self, request, context):
         """The events of one aggregate of the caller's tenant, by version.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadStreams(self, request, context):
+        """The events of several aggregates of the caller's tenant in the order of the line, the oldest first, those in the archive too.
+        Refusals: CONSISTENCY_TOKEN_MALFORMED, POSITION_NOT_REACHED, TOKEN_OF_ANOTHER_HISTORY, TENANT_CLOSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -87,6 +100,11 @@ def add_EventStoreServiceServicer_to_server(servicer, server):
                     servicer.ReadStream,
                     request_deserializer=foldline_dot_v1_dot_event__store__pb2.ReadStreamRequest.FromString,
                     response_serializer=foldline_dot_v1_dot_event__store__pb2.ReadStreamResponse.SerializeToString,
+            ),
+            'ReadStreams': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadStreams,
+                    request_deserializer=foldline_dot_v1_dot_event__store__pb2.ReadStreamsRequest.FromString,
+                    response_serializer=foldline_dot_v1_dot_event__store__pb2.ReadStreamsResponse.SerializeToString,
             ),
             'ReadAll': grpc.unary_stream_rpc_method_handler(
                     servicer.ReadAll,
@@ -127,6 +145,33 @@ class EventStoreService:
             '/foldline.v1.EventStoreService/ReadStream',
             foldline_dot_v1_dot_event__store__pb2.ReadStreamRequest.SerializeToString,
             foldline_dot_v1_dot_event__store__pb2.ReadStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadStreams(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/foldline.v1.EventStoreService/ReadStreams',
+            foldline_dot_v1_dot_event__store__pb2.ReadStreamsRequest.SerializeToString,
+            foldline_dot_v1_dot_event__store__pb2.ReadStreamsResponse.FromString,
             options,
             channel_credentials,
             insecure,

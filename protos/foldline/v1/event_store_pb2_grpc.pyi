@@ -18,6 +18,10 @@ class EventStoreServiceStub:
     def __init__(self, channel: _aio.Channel) -> None: ...
     ReadStream: _aio.UnaryStreamMultiCallable[_event_store_pb2.ReadStreamRequest, _event_store_pb2.ReadStreamResponse]
     """The events of one aggregate of the caller's tenant, by version."""
+    ReadStreams: _aio.UnaryStreamMultiCallable[_event_store_pb2.ReadStreamsRequest, _event_store_pb2.ReadStreamsResponse]
+    """The events of several aggregates of the caller's tenant in the order of the line, the oldest first, those in the archive too.
+    Refusals: CONSISTENCY_TOKEN_MALFORMED, POSITION_NOT_REACHED, TOKEN_OF_ANOTHER_HISTORY, TENANT_CLOSED.
+    """
     ReadAll: _aio.UnaryStreamMultiCallable[_event_store_pb2.ReadAllRequest, _event_store_pb2.ReadAllResponse]
     """The line of a shard, of all tenants, by position, up to the head as it is when the call begins. Role `reader`.
     The first message always comes, with the head and epoch, even if it holds no event.
@@ -38,6 +42,16 @@ class EventStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_event_store_pb2.ReadStreamRequest, _abc.AsyncIterator[_event_store_pb2.ReadStreamResponse]],
     ) -> _abc.AsyncIterator[_event_store_pb2.ReadStreamResponse]:
         """The events of one aggregate of the caller's tenant, by version."""
+
+    @_abc_1.abstractmethod
+    def ReadStreams(
+        self,
+        request: _event_store_pb2.ReadStreamsRequest,
+        context: _aio.ServicerContext[_event_store_pb2.ReadStreamsRequest, _abc.AsyncIterator[_event_store_pb2.ReadStreamsResponse]],
+    ) -> _abc.AsyncIterator[_event_store_pb2.ReadStreamsResponse]:
+        """The events of several aggregates of the caller's tenant in the order of the line, the oldest first, those in the archive too.
+        Refusals: CONSISTENCY_TOKEN_MALFORMED, POSITION_NOT_REACHED, TOKEN_OF_ANOTHER_HISTORY, TENANT_CLOSED.
+        """
 
     @_abc_1.abstractmethod
     def ReadAll(

@@ -55,4 +55,4 @@ def test_the_roles_of_a_summary_are_those_of_its_row() -> None:
     roles = roles_of(RPCS)
     assert set(roles).isdisjoint(ROLES)
     assert roles["bank.v1.UserQueryService/GetUser"] == roles["bank.v1.UserQueryService/ListUsers"] == ADMINISTRATORS
-    assert len(roles) == 4 * len(RPCS)
+    assert len(roles) == 5 * len(RPCS)

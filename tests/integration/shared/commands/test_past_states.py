@@ -9,9 +9,9 @@ import pytest
 
 from deploy.bootstrap import Database
 from shared.commands import history
-from shared.commands.fairness import Turns
-from shared.commands.history import FOLDS_MAX, WAITING_MAX, Room, past_state
+from shared.commands.history import past_state
 from shared.folds.errors import Refusal
+from shared.platform.fairness import FOLDS_MAX, WAITING_MAX, Room, Turns
 from shared.platform.postgres import Reads
 from tests.integration.shared.commands.test_boxing import filled
 from tests.support.domains.trial import build_registry

@@ -12,10 +12,13 @@ from collections.abc import AsyncIterator, Callable, Iterable, KeysView
 from contextlib import asynccontextmanager
 from typing import Generic, TypeVar
 
-from shared.folds.errors import Refusal
+from shared.folds.errors import OverLimit, Refusal
 from shared.platform.shares import Shares
 
 ItemT = TypeVar("ItemT")
+
+FOLDS_MAX = 2
+WAITING_MAX = 64
 
 
 class FairQueue(Generic[ItemT]):
@@ -170,3 +173,18 @@ class Slots:
                 granted.set_result(None)
                 return
         self._free += 1
+
+
+class Room:
+    """What keeps the folding of long streams from holding up everything else on the event loop.
+
+    FOLDS_MAX fold at once, each a page at a time; tenants take turns at both.
+    """
+
+    def __init__(self) -> None:
+        self.slots = Slots(FOLDS_MAX, WAITING_MAX, _too_many)
+        self.turns = Turns()
+
+
+def _too_many() -> OverLimit:
+    return OverLimit("TOO_MANY_PAST_STATES", "the states of too many aggregates are being folded", retry_after_s=1.0)

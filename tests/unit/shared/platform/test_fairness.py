@@ -8,7 +8,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.commands.fairness import FairQueue, Turns
+from shared.platform.fairness import FairQueue, Turns
 
 
 def test_one_tenant_alone_gets_everything_in_order() -> None:

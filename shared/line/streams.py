@@ -1,0 +1,111 @@
+"""Reads the streams of several aggregates of a tenant in the order of the line, whether their events are in the tables or boxed.
+
+First the positions of all events are read, from one snapshot, then the events by their positions, a page at a time, each page on
+a connection of its own. Events never change their positions, so what is boxed or unboxed between two pages is found all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+
+from shared.folds.errors import Unavailable
+from shared.line.archive import Archive
+from shared.line.event_store import StoredEvent, read_places_of, read_positions
+from shared.line.read_through import TRIES, read_boxed
+from shared.platform.packing import int8s, texts
+from shared.platform.postgres import Connection, Reads
+
+PAGE_EVENTS = 200
+NEAR_VERSIONS = 1000
+"""So many versions of a stream are read through to find the first behind a position; of a longer stream it is searched for."""
+
+Names = Sequence[tuple[str, str]]
+"""Aggregates of a tenant: category and id."""
+
+_POSITIONS = """
+SELECT position FROM (
+  SELECT e.position
+  FROM unnest(%(categories)s::text[], %(ids)s::text[], %(versions)s::bigint[]) AS k(category, aggregate_id, version)
+  CROSS JOIN LATERAL (
+    SELECT position FROM events WHERE tenant = %(tenant)s AND category = k.category AND aggregate_id = k.aggregate_id
+      AND version >= k.version AND position > %(after)s AND position <= %(upto)s ORDER BY version LIMIT %(limit)s) e
+  UNION ALL
+  SELECT b.position FROM unnest(%(categories)s::text[], %(ids)s::text[]) AS k(category, aggregate_id)
+  JOIN boxes x ON x.tenant = %(tenant)s AND x.category = k.category AND x.aggregate_id = k.aggregate_id
+  JOIN boxed_events b USING (box_id) WHERE b.position > %(after)s AND b.position <= %(upto)s) p
+ORDER BY position LIMIT %(limit)s
+"""
+_NEWEST = """
+SELECT coalesce((SELECT version FROM events WHERE tenant = %s AND category = k.category AND aggregate_id = k.aggregate_id
+                 ORDER BY version DESC LIMIT 1), 0)
+FROM unnest(%s::text[], %s::text[]) WITH ORDINALITY AS k(category, aggregate_id, nth) ORDER BY nth
+"""
+_FROM_VERSION = """
+SELECT position FROM events WHERE tenant = %s AND category = %s AND aggregate_id = %s AND version >= %s ORDER BY version LIMIT 1
+"""
+
+
+async def positions_of(connection: Connection, tenant: str, names: Names, *, after: int, upto: int, limit: int) -> list[int]:
+    """The positions of the first `limit` events of the aggregates that are behind `after` and not behind `upto`, in order."""
+    categories, ids = texts([name[0] for name in names]), texts([name[1] for name in names])
+    versions = [1] * len(names)
+    if after:
+        cursor = await connection.execute(_NEWEST, (tenant, categories, ids))
+        newest = [version for (version,) in await cursor.fetchall()]
+        versions = [
+            await _first_version(connection, (tenant, *name), after, last) for name, last in zip(names, newest, strict=True)
+        ]
+    cursor = await connection.execute(
+        _POSITIONS,
+        {
+            "tenant": tenant,
+            "categories": categories,
+            "ids": ids,
+            "versions": int8s(versions),
+            "after": after,
+            "upto": upto,
+            "limit": limit,
+        },
+    )
+    return [position for (position,) in await cursor.fetchall()]
+
+
+async def _first_version(connection: Connection, key: tuple[str, str, str], after: int, newest: int) -> int:
+    """A version of a stream that is not behind the first one behind the position `after`, and at most NEAR_VERSIONS before it."""
+    low, high = 1, newest + 1
+    while high - low > NEAR_VERSIONS:
+        middle = (low + high) // 2
+        row = await (await connection.execute(_FROM_VERSION, (*key, middle))).fetchone()
+        if row is None or row[0] > after:
+            high = middle
+        else:
+            low = middle
+    return low
+
+
+async def pages_of(
+    reads: Reads, archive: Archive | None, tenant: str, positions: Sequence[int]
+) -> AsyncGenerator[list[StoredEvent], None]:
+    """The events of a tenant at these positions, in pages.
+
+    Raises Rejected (ARCHIVE_NOT_CONFIGURED, ARCHIVE_DAMAGED) or Unavailable (ARCHIVE_UNAVAILABLE, LINE_CHANGING).
+    """
+    for first in range(0, len(positions), PAGE_EVENTS):
+        yield await _page(reads, archive, tenant, positions[first : first + PAGE_EVENTS])
+
+
+async def _page(reads: Reads, archive: Archive | None, tenant: str, wanted: Sequence[int]) -> list[StoredEvent]:
+    found: dict[int, StoredEvent] = {}
+    tries = TRIES
+    while missing := [position for position in wanted if position not in found]:
+        before = len(found)
+        async with reads.connection() as connection:
+            events = await read_positions(connection, tenant, missing)
+            found.update((event.position, event) for event in events)
+            boxed = [position for position in missing if position not in found]
+            places = await read_places_of(connection, tenant, boxed) if boxed else []
+        # Reading the archive may end before the last place is read; then there is another round.
+        found.update((event.position, event) for event in await read_boxed(places, archive))
+        if len(found) == before and not (tries := tries - 1):
+            raise Unavailable("LINE_CHANGING", "aggregates are being boxed or unboxed; the same call may be made again")
+    return [found[position] for position in wanted]
