@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import tracemalloc
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
 from deploy.bootstrap import Database
+from shared.commands import retention
 from shared.commands.boxes import newest_box
 from shared.commands.boxing import WAITING_MAX, Boxer
 from shared.folds.errors import Refusal
@@ -103,6 +105,10 @@ async def test_what_goes_with_an_aggregate_is_looked_for_by_turns(write_db: Data
         await eventually(lambda: store.inside)
         with pytest.raises(Refusal) as told:
             await one.parts_of((TENANT, "counter", "b"))
+        assert told.value.reason == "TOO_MANY_BOXINGS"
+        later = datetime.now(UTC) + timedelta(days=2)
+        with pytest.raises(Refusal) as told:  # as PlanRetention is
+            await retention.plan(one, one._reads, TENANT, "counter", 1, later, after="", examined=9, found_max=9)
         assert told.value.reason == "TOO_MANY_BOXINGS"
         store.opened.set()
         assert await asyncio.gather(*crowd) == [[]] * (1 + WAITING_MAX)

@@ -27,7 +27,7 @@ from shared.line.checkpoint import Fenced
 from shared.line.fanout import FanOut
 from shared.line.follower import Follower
 from shared.platform.postgres import Reads, connect
-from shared.projections import rebuild
+from shared.projections import changes, rebuild
 from shared.projections.groups import GroupProjector
 from shared.projections.rebuild_admin import RebuildAdmin, RebuildRow
 from shared.projections.tables import Tables
@@ -223,6 +223,29 @@ async def test_what_differs_is_counted_and_an_operator_decides(read_db: Database
     assert dump(read_db, NAMES) == folded(store.events, ACCOUNT_TABLES)
     with psycopg.connect(read_db.app) as app:
         assert app.execute("SELECT count(*) FROM accounts__old").fetchone() == (41,)
+
+
+async def test_a_switch_is_a_change_with_a_mark_of_its_own(read_db: Database) -> None:
+    """Where it takes the place of an older change, too: so a token of a history that was restored away is not one of this."""
+    store = bank(3)
+    with psycopg.connect(read_db.owner, autocommit=True) as owner:
+        owner.execute("INSERT INTO row_change_heads VALUES ('accounts', 1, 600)")
+        owner.execute("INSERT INTO row_changes SELECT 'accounts', 1, n % 512, n, '[]' FROM generate_series(89, 600) n")
+    async with (
+        running(made(read_db, store)),
+        operator(read_db) as admin,
+        await connect(read_db.query, application_name="t") as it,
+    ):
+        await at_end(read_db, store)
+        with psycopg.connect(read_db.owner) as owner:
+            before = {str(mark) for (mark,) in owner.execute("SELECT mark FROM row_changes")}
+        assert len(before) == 512
+        was = await changes.place(it, "accounts", SHARD)
+        await start(admin)
+        await eventually(state(admin, "switched"))
+        at = await changes.place(it, "accounts", SHARD)
+        assert (at.seq, at.at) == (was.seq + 1, was.at)
+        assert at.mark not in before
 
 
 @pytest.mark.parametrize("moment", ["asked", "filling", "waiting"])
