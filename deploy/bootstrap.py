@@ -27,14 +27,15 @@ import psycopg
 from psycopg import sql
 
 from shared.platform.migrate import migrate
-from shared.platform.postgres import SETTINGS
+from shared.platform.postgres import SETTINGS, UnsafeDatabase
+from shared.platform.versions import postgres_too_old
 
 ROOT = Path(__file__).resolve().parent.parent
 SERVICES = {"write": ("owner", "app"), "read": ("owner", "app", "query"), "saga": ("owner", "app")}
 # A transaction that waits for its client holds locks, in the write database the shard's: 3 s is longer than any of ours.
 IDLE_IN_TRANSACTION = "3s"
 # A consumer that is frozen between two statements of a pipeline is not idle to the server, which waits for the rest of
-# it: only the age of the transaction tells (PostgreSQL 17 and newer). Ours take milliseconds.
+# it: only the age of the transaction tells. Ours take milliseconds.
 CONSUMERS_TRANSACTION = "4s"
 ASK_AGAIN_S = 0.2
 
@@ -74,12 +75,15 @@ def bootstrap(admin_url: str, prefix: str = "foldline", *, passwords: Mapping[st
     """Makes what is missing and migrates each database; returns the URLs.
 
     The administrator needs CREATEDB and CREATEROLE, not superuser. A role whose password is not in `passwords` gets a
-    new one, which shuts out whoever knows only the old. Raises ValueError if `prefix` is no plain name.
+    new one, which shuts out whoever knows only the old. Raises ValueError if `prefix` is no plain name, and UnsafeDatabase,
+    before anything is made, if the server is too old.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,39}", prefix):
         raise ValueError(f"the prefix {prefix!r} is no plain name of at most 40 characters")
     known = dict(passwords or {})
     with psycopg.connect(admin_url, autocommit=True) as admin:
+        if too_old := postgres_too_old(admin.info.server_version):
+            raise UnsafeDatabase(too_old)
         # One bootstrap at a time on a server and prefix; freed when the connection ends, however that happens.
         admin.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", [f"foldline.bootstrap.{prefix}"])
         made = {service: _make(admin, admin_url, prefix, service, known) for service in SERVICES}
@@ -120,7 +124,7 @@ def _make(admin: psycopg.Connection, admin_url: str, prefix: str, service: str, 
         for setting, value in SETTINGS.items():
             planner = sql.SQL("ALTER ROLE {} SET {} = {}")
             admin.execute(planner.format(sql.Identifier(f"{name}_{role}"), sql.Identifier(setting), sql.Literal(value)))
-        if service != "write" and admin.info.server_version >= 170_000:
+        if service != "write":
             age = sql.SQL("ALTER ROLE {} SET transaction_timeout = {}")
             admin.execute(age.format(sql.Identifier(f"{name}_{role}"), sql.Literal(CONSUMERS_TRANSACTION)))
     owner = f"{name}_owner"
@@ -236,7 +240,7 @@ def main() -> int:
             print(f"the databases {arguments.prefix}_write, _read and _saga are ready")
         else:
             print(json.dumps(asdict(bootstrap(url, arguments.prefix)), indent=2))
-    except ValueError as error:
+    except (ValueError, UnsafeDatabase) as error:
         print(error, file=sys.stderr)
         return 2
     except psycopg.OperationalError as error:

@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from nats.aio.client import Client
 from pydantic import Field
 
-from shared.line.broker_access import Broker, connect
+from shared.line.broker_access import Broker, BrokerTooOld, connect, refuse_old
 from shared.line.relay import Relay, Retention, WrongShard
 from shared.platform.instruments import Labels
 from shared.platform.leader import LockClass, until
@@ -51,18 +51,23 @@ class Publishing:
 
     @asynccontextmanager
     async def connected(self, stopping: asyncio.Event) -> AsyncIterator[None]:
-        """Connects to NATS, and returns without a connection if `stopping` is set before. One connection for all leases."""
+        """Connects to NATS, and returns without a connection if `stopping` is set before. One connection for all leases.
+
+        Raises BrokerTooOld.
+        """
         settings = self._settings
         client = await until(stopping, connect(Broker.of(settings), f"relay-{settings.shard}"))
         self._client = client
         try:
+            if client is not None:
+                refuse_old(client)
             yield
         finally:
             if client is not None:
                 await client.close()
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Publishes as the leader until `stopping` is set. Raises WrongShard and UnsafeDatabase."""
+        """Publishes as the leader until `stopping` is set. Raises WrongShard, UnsafeDatabase and BrokerTooOld."""
         assert self._client is not None  # nobody leads before `connected`
         settings = self._settings
         retention = Retention(
@@ -104,7 +109,7 @@ def main() -> int:
         around=publishing.connected,
         checks={"broker": publishing.reaches_broker},
         measure=publishing.measure,
-        refuses=(WrongShard,),
+        refuses=(WrongShard, BrokerTooOld),
     )
 
 

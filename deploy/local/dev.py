@@ -26,6 +26,7 @@ from deploy.engines.nats import Nats
 from deploy.engines.postgres import Postgres
 from deploy.local.system import READ, SAGA, WRITE, System
 from shared.platform.identity import Role
+from shared.platform.postgres import UnsafeDatabase
 
 PREFIX = "foldline"
 WATCH_S = 0.2
@@ -96,7 +97,10 @@ class Machine:
         self._start_engines()
         with self._step("databases, roles and tables are there"):
             self._held = self._hold()
-            databases = bootstrap(self.admin_url, self._prefix, passwords=self._state.passwords)
+            try:
+                databases = bootstrap(self.admin_url, self._prefix, passwords=self._state.passwords)
+            except UnsafeDatabase as error:
+                raise NotStarted(str(error)) from None
         ports = {name: self._state.port(name) for name in (WRITE, READ, SAGA)}
         self._remember(databases)
         self.system = System(self.folder, databases, self.nats_url, ports=ports, smtp_url=self.mail.url)

@@ -20,6 +20,7 @@ from nats.errors import UnexpectedEOF
 from shared.platform.certificates import ClientTls, Reloaded
 from shared.platform.peers import BrokerPeer
 from shared.platform.telemetry import logger
+from shared.platform.versions import nats_too_old
 
 REPEAT_LOG_S = 10.0
 CLOSE_S = 1.0
@@ -40,6 +41,10 @@ class Broker:
     def of(settings: BrokerPeer) -> Broker:
         """What the settings say."""
         return Broker(settings.nats_url.get_secret_value(), settings.nats_tls, settings.nats_credentials_file)
+
+
+class BrokerTooOld(Exception):
+    """The NATS server is of a version that cannot hold the stream."""
 
 
 class NotOverTls(errors.Error):
@@ -194,3 +199,18 @@ async def connect(broker: Broker, name: str) -> Client:
     )
     log.info("broker_connected", connection=name)
     return client
+
+
+def refuse_old(client: Client) -> None:
+    """Raises BrokerTooOld if the server to which the client is connected cannot hold the stream.
+
+    For the relay alone: consumers need no stream, and go on without any broker. A server whose version is no number is not
+    refused for it, nor is one that is away: nats-py then tells 0.0.
+    """
+    try:
+        version = client.connected_server_version
+        numbers = version.major, version.minor
+    except ValueError:
+        return
+    if any(numbers) and (too_old := nats_too_old(*numbers)):
+        raise BrokerTooOld(too_old)

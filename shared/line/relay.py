@@ -39,6 +39,7 @@ from nats.js.errors import NotFoundError
 
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.line import broker
+from shared.line.broker_access import refuse_old
 from shared.line.event_store import TABLES, Head, StoredEvent, envelope, read_event_id, read_head, read_line
 from shared.line.notifier import CHANNEL
 from shared.line.spans import sent
@@ -99,7 +100,7 @@ class Relay:
     async def run(self, stopping: asyncio.Event) -> None:
         """Copies until `stopping` is set. While the database or the broker is away, it tries again.
 
-        Raises WrongShard and UnsafeDatabase, because waiting does not help.
+        Raises WrongShard, UnsafeDatabase and BrokerTooOld, because waiting does not help.
         """
         told, told_at, pause_s, place = "", 0.0, RETRY_MIN_S, 0
         while not stopping.is_set():
@@ -193,6 +194,7 @@ class Relay:
         The stream is read before the line. The line only grows, so a stream that ends beyond the line was beyond it before,
         and was not just filled by a faster relay.
         """
+        refuse_old(self.client)
         streams = self.client.jetstream(timeout=API_TIMEOUT_S)
         name = broker.stream_name(self.shard)
         info: StreamInfo | None

@@ -20,6 +20,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from shared.folds.errors import Unavailable
 from shared.platform.packing import Packed, PackedDumper
+from shared.platform.versions import postgres_too_old
 
 Connection = psycopg.AsyncConnection[Any]
 
@@ -32,7 +33,7 @@ LOCK_TIMEOUT = "500ms"
 
 
 class UnsafeDatabase(Exception):
-    """The database or its role is set up so that a promise of Foldline could be broken."""
+    """The database or its role is such that a promise of Foldline could be broken."""
 
 
 class _BinaryCursor(psycopg.AsyncCursor[Any]):
@@ -227,11 +228,13 @@ def describe(error: BaseException) -> str:
 
 
 async def refuse_unsafe(connection: Connection, *, tables: Iterable[str]) -> None:
-    """Raises UnsafeDatabase if the role could change `tables` past their function, or if a commit is not durable.
+    """Raises UnsafeDatabase if the role could change `tables` past their function, a commit is not durable or the server too old.
 
     Checked at start-up, because every promise rests on it and a wrong setting shows only in the next crash. What the
     role could do after SET ROLE counts, and so does owning a table: an owner can give itself every right.
     """
+    if too_old := postgres_too_old(connection.info.server_version):
+        raise UnsafeDatabase(too_old)
     cursor = await connection.execute(
         """SELECT bool_or(rolsuper), bool_or(rolbypassrls), bool_or(rolcreaterole),
                   current_setting('fsync'), current_setting('synchronous_commit'),
@@ -310,9 +313,7 @@ async def one(connection: Connection, query: LiteralString, parameters: Sequence
 
 
 # PostgreSQL keeps the limit with which a transaction began until it is set to 0.
-_TAKE_TIME: LiteralString = """
-SELECT set_config(name, '0', true), set_config(name, %s, true) FROM pg_settings WHERE name = 'transaction_timeout'
-"""
+_TAKE_TIME: LiteralString = "SELECT set_config('transaction_timeout', '0', true), set_config('transaction_timeout', %s, true)"
 
 
 async def take_time(connection: Connection, seconds: int) -> None:

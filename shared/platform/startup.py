@@ -45,7 +45,8 @@ def run(
 async def until_safe(reads: Reads, *, tables: Iterable[str] = (), written: Iterable[str] = ()) -> None:
     """Waits for the database and its tables, and says so. The tables `written` are those that the role should write.
 
-    Raises UnsafeDatabase if the role could write the others or see past their policies, or a commit is not durable.
+    Raises UnsafeDatabase if the role could write the others or see past their policies, a commit is not durable or the server is
+    too old.
     """
     told_at = -REPEAT_LOG_S
     while True:

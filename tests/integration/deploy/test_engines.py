@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,9 +16,11 @@ import psycopg
 import pytest
 
 from deploy.bootstrap import Database, bootstrap, bootstrap_with_files, drop, with_database
+from deploy.bootstrap import main as bootstrap_program
 from deploy.engines.child import free_port
 from deploy.engines.nats import Nats
 from deploy.engines.postgres import Postgres
+from shared.platform import versions
 from tests.support.system.engines import Engines
 from tests.support.system.waiting import eventually
 
@@ -141,6 +144,18 @@ def test_a_file_of_another_role_is_refused_before_anything_is_made(engines: Engi
     (tmp_path / "write_app").write_text(f"postgresql://{prefix}_read_app:x@127.0.0.1/{prefix}_write\n")
     with pytest.raises(ValueError, match=f"holds no URL with the user {prefix}_write_app"):
         bootstrap_with_files(engines.admin_url, tmp_path, prefix)
+    assert one(engines.admin_url, f"SELECT count(*) FROM pg_database WHERE datname LIKE '{prefix}%'") == 0
+
+
+def test_a_server_that_is_too_old_is_refused_before_anything_is_made(
+    engines: Engines, prefix: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One sentence that names it, and exit code 2."""
+    monkeypatch.setattr(versions, "POSTGRES_MIN", 99)
+    monkeypatch.setattr(sys, "argv", ["bootstrap", prefix])
+    monkeypatch.setenv("DATABASE_URL", engines.admin_url)
+    assert bootstrap_program() == 2
+    assert re.fullmatch(r"POSTGRES_TOO_OLD: this is PostgreSQL \d+, and 99 or newer is needed\n", capsys.readouterr().err)
     assert one(engines.admin_url, f"SELECT count(*) FROM pg_database WHERE datname LIKE '{prefix}%'") == 0
 
 

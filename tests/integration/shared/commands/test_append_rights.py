@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -13,6 +14,7 @@ from psycopg import sql
 from deploy.bootstrap import Database, with_database
 from shared.commands.append import Batch, append
 from shared.line.event_store import TABLES
+from shared.platform import versions
 from shared.platform.postgres import UnsafeDatabase, refuse_unsafe
 from tests.integration.shared.commands.test_append import A, event, row
 from tests.support.checks.history import connected
@@ -214,6 +216,12 @@ async def why_unsafe(url: str) -> str:
         except UnsafeDatabase as unsafe:
             return str(unsafe)
     return ""
+
+
+async def test_a_server_that_is_too_old_is_refused_by_name(write_db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever else could be said of it."""
+    monkeypatch.setattr(versions, "POSTGRES_MIN", 99)
+    assert re.fullmatch(r"POSTGRES_TOO_OLD: this is PostgreSQL \d+, and 99 or newer is needed", await why_unsafe(write_db.owner))
 
 
 async def test_settings_with_which_a_commit_may_be_lost_are_refused(write_db: Database) -> None:

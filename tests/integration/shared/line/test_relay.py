@@ -19,10 +19,11 @@ from deploy.engines.nats import Nats
 from foldline.v1.event_store_pb2 import ReadAllResponse
 from shared.line import broker
 from shared.line import relay as relay_module
-from shared.line.broker_access import Broker, connect
+from shared.line.broker_access import Broker, BrokerTooOld, connect
 from shared.line.event_store import envelope
 from shared.line.relay import Relay, Retention, WrongShard
 from shared.line.tenant_end import CLOSED
+from shared.platform import versions
 from shared.platform.postgres import UnsafeDatabase
 from tests.support.checks.history import events_of
 from tests.support.fakes.relaying import (
@@ -486,6 +487,18 @@ async def test_a_relay_refuses_a_role_that_could_change_the_line(nats_server: Na
     del nats_server
     with pytest.raises(UnsafeDatabase):
         await Relay(write_db.owner, client, 1).run(asyncio.Event())
+
+
+async def test_a_relay_refuses_a_nats_that_cannot_hold_the_stream(
+    nats_server: Nats, write_db: Database, client: Client, streams: JetStreamContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By name, and before a stream is made that would begin elsewhere than the line."""
+    del nats_server
+    monkeypatch.setattr(versions, "NATS_MIN", (99, 0))
+    with pytest.raises(BrokerTooOld, match=r"NATS_TOO_OLD: this is NATS 2\.\d+, and 99\.0 or newer is needed"):
+        await Relay(write_db.app, client, 1).run(asyncio.Event())
+    with pytest.raises(NotFoundError):
+        await streams.stream_info(STREAM)
 
 
 async def test_a_relay_refuses_another_shards_database(nats_server: Nats, write_db: Database, client: Client) -> None:
