@@ -35,6 +35,10 @@ Bytes = Annotated[int, Field(gt=0)]
 SettingsT = TypeVar("SettingsT", bound="ProcessSettings")
 
 
+class CannotStart(Exception):
+    """What a setting names cannot be used: an address is taken, a file cannot be read. The text is one sentence."""
+
+
 class ProcessSettings(BaseSettings):
     """What every process has."""
 

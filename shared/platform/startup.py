@@ -11,7 +11,7 @@ from typing import Any
 from shared.folds.errors import Unavailable
 from shared.platform import program, telemetry, tracing
 from shared.platform.postgres import Reads, UnsafeDatabase, describe, refuse_unsafe
-from shared.platform.settings import ProcessSettings
+from shared.platform.settings import CannotStart, ProcessSettings
 
 log = telemetry.logger(__name__)
 
@@ -31,7 +31,7 @@ def run(
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     telemetry.configure(settings.log_level, service=service)
     tracing.configure(service)
-    unfit: tuple[type[Exception], ...] = (UnsafeDatabase, *refuses)
+    unfit: tuple[type[Exception], ...] = (UnsafeDatabase, CannotStart, *refuses)
     try:
         program.run(main, fast_loop=settings.uvloop)
     except unfit as error:

@@ -24,7 +24,7 @@ from joserfc.jwk import GuestProtocol, OKPKey
 from shared.folds.errors import Unauthenticated
 from shared.platform.identity import Identity, Role
 from shared.platform.keys import Key, KeyFile, Keys, KeyUrl
-from shared.platform.settings import ServerSettings
+from shared.platform.settings import CannotStart, ServerSettings
 
 # Nothing symmetric and no "none": a public key must never pass as a secret. "EdDSA" is the older name of "Ed25519".
 ALGORITHMS = ("Ed25519", "EdDSA", "ES256")
@@ -128,12 +128,13 @@ class Verifier:
 
 
 def open_verifier(settings: ServerSettings) -> Verifier:
-    """The verifier that the settings describe. Raises OSError or ValueError if its keys cannot be read."""
-    if settings.jwks_url is not None:
-        keys: Keys = KeyUrl(settings.jwks_url, ca_file=settings.jwks_ca_file, allow_private=settings.jwks_private)
-    else:
-        assert settings.jwks_file is not None  # one of the two is required
-        keys = KeyFile(settings.jwks_file)
+    """The verifier that the settings describe. Raises CannotStart if keys or authorities cannot be read."""
+    try:
+        keys = _open_keys(settings)
+    except OSError as error:
+        raise CannotStart(f"FOLDLINE_JWKS_FILE: {settings.jwks_file} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise CannotStart(f"FOLDLINE_JWKS_{'FILE' if settings.jwks_url is None else 'CA_FILE'}: {error}") from None
     return Verifier(
         keys,
         issuer=settings.token_issuer,
@@ -141,6 +142,13 @@ def open_verifier(settings: ServerSettings) -> Verifier:
         leeway_s=settings.token_leeway_s,
         lifetime_s_max=settings.token_lifetime_s_max,
     )
+
+
+def _open_keys(settings: ServerSettings) -> Keys:
+    if settings.jwks_url is not None:
+        return KeyUrl(settings.jwks_url, ca_file=settings.jwks_ca_file, allow_private=settings.jwks_private)
+    assert settings.jwks_file is not None  # one of the two is required
+    return KeyFile(settings.jwks_file)
 
 
 class DevelopmentIssuer:

@@ -13,6 +13,7 @@ from http import HTTPStatus
 
 import orjson
 
+from shared.platform.settings import CannotStart
 from shared.platform.telemetry import logger
 from shared.rpc.readiness import Readiness
 
@@ -46,9 +47,12 @@ class AdminPort:
         self.port = 0
 
     async def open(self) -> int:
-        """Listens; returns the port. Raises OSError if the address is taken, ValueError if it is none."""
+        """Listens; returns the port. Raises CannotStart if the address is taken, ValueError if it is none."""
         host, port = host_and_port(self._listen)
-        self._server = await asyncio.start_server(self._accept, host, port, limit=REQUEST_BYTES_MAX)
+        try:
+            self._server = await asyncio.start_server(self._accept, host, port, limit=REQUEST_BYTES_MAX)
+        except OSError as error:
+            raise CannotStart(f"FOLDLINE_ADMIN_LISTEN: {self._listen} cannot be listened on: {error.strerror}") from None
         self.port = self._server.sockets[0].getsockname()[1]
         log.info("admin_port_listening", address=self._listen, port=self.port)
         return self.port

@@ -55,10 +55,14 @@ def serve(
     async def main() -> None:
         stopping = program.stop_requested()
         await reads.open()
-        server = build()
-        server.on_drained(reads.close)
-        await server.start(serving=False)
         try:
+            server = build()
+        except BaseException:
+            await reads.close()  # the pool's tasks outlive a cancellation, and with them the process
+            raise
+        server.on_drained(reads.close)
+        try:
+            await server.start(serving=False)
             await until(stopping, startup.until_safe(reads, tables=read_only, written=written))
             await server.set_serving(not stopping.is_set())
             await work(stopping)

@@ -58,7 +58,7 @@ class Probes:
         return database
 
     async def open(self) -> None:
-        """Opens the admin port, and begins to ask what readiness rests on. Raises OSError if the address is taken."""
+        """Opens the admin port, and begins to ask what readiness rests on. Raises CannotStart if the address is taken."""
         await self.servicer.set(LIVENESS, _SERVING)
         await self.servicer.set(READINESS, _NOT_SERVING)
         await self.admin.open()
@@ -97,7 +97,7 @@ class Probes:
     async def alone(self) -> AsyncIterator[None]:
         """For a process that serves nothing else: answers gRPC health on `listen`, and the admin port, in the block.
 
-        Raises RuntimeError or OSError if an address is taken.
+        Raises CannotStart if an address is taken.
         """
         server = aio.server(maximum_concurrent_rpcs=_CALLS_MAX, options=(("grpc.so_reuseport", 0),))
         health_pb2_grpc.add_HealthServicer_to_server(self.servicer, server)

@@ -102,8 +102,8 @@ class Server:
         """`roles` has a row for every RPC, by its full name, bank.v1.PersonService/RegisterPerson; any one will do.
 
         `sizes_max` has a row for each RPC whose requests may have more bytes than usual, `deadlines_max` for each whose calls
-        may take longer than usual, in seconds: streams that a caller follows, and long ones. Raises OSError or ValueError if the
-        keys that tokens are believed by cannot be read.
+        may take longer than usual, in seconds: streams that a caller follows, and long ones. Raises CannotStart if the keys that
+        tokens are believed by cannot be read.
         """
         hold_grpc()
         self._settings = settings
@@ -153,7 +153,7 @@ class Server:
     async def start(self, *, serving: bool = True) -> int:
         """Listens; returns the port. Health says NOT_SERVING until `set_serving` if not `serving`.
 
-        Raises Misconfigured if an RPC has no row in a table, or a row no RPC; RuntimeError if the address is taken.
+        Raises Misconfigured if an RPC has no row in a table, or a row no RPC; CannotStart if an address is taken.
         """
         rpcs = {f"{service}/{method}" for service, methods in self._handlers.items() for method in methods}
         for name, table in (

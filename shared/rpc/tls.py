@@ -15,7 +15,7 @@ import grpc
 from grpc import aio
 
 from shared.platform.certificates import Reloaded, read_authorities, read_pair
-from shared.platform.settings import ProcessSettings
+from shared.platform.settings import CannotStart, ProcessSettings
 from shared.platform.telemetry import logger
 
 log = logger(__name__)
@@ -58,12 +58,22 @@ class ServerTls:
 def listen(server: aio.Server, settings: ProcessSettings) -> int:
     """Opens the port of `settings.listen`, over TLS if there is a certificate; returns its number.
 
-    Raises ValueError for a certificate that cannot be used, RuntimeError if the address is taken.
+    Raises CannotStart for a certificate that cannot be used, or an address that is taken or not this machine's.
     """
     if settings.tls_cert_file is None or settings.tls_key_file is None:
         if not settings.listens_locally:
             log.warning("listening_in_plain_text", address=settings.listen)
-        return server.add_insecure_port(settings.listen)
-    tls = ServerTls(settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file)
+        return _opened(server.add_insecure_port, settings.listen)
+    try:
+        tls = ServerTls(settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file)
+    except ValueError as error:
+        raise CannotStart(str(error)) from None
     log.info("listening_over_tls", address=settings.listen, certificate_ends_at=tls.ends_at.isoformat())
-    return server.add_secure_port(settings.listen, tls.credentials())
+    return _opened(lambda address: server.add_secure_port(address, tls.credentials()), settings.listen)
+
+
+def _opened(add_port: Callable[[str], int], address: str) -> int:
+    try:
+        return add_port(address)
+    except RuntimeError:
+        raise CannotStart(f"FOLDLINE_LISTEN: {address} cannot be listened on: it is taken, or not this machine's") from None

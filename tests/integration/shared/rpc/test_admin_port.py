@@ -10,6 +10,7 @@ import pytest
 
 from shared.platform.instruments import Histogram
 from shared.platform.metrics import Metrics
+from shared.platform.settings import CannotStart
 from shared.platform.vitals import Vitals
 from shared.rpc import admin_port
 from shared.rpc.admin_port import AdminPort, host_and_port
@@ -113,7 +114,7 @@ async def test_an_address_that_is_taken_or_none() -> None:
     first = AdminPort("127.0.0.1:0", Readiness(), Metrics("test").render)
     port = await first.open()
     try:
-        with pytest.raises(OSError, match="address already in use"):
+        with pytest.raises(CannotStart, match="address already in use"):
             await AdminPort(f"127.0.0.1:{port}", Readiness(), Metrics("test").render).open()
     finally:
         await first.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
+from urllib.parse import urlparse
 
 import pytest
 from nats.aio.client import Client, Srv
@@ -44,7 +44,7 @@ def test_a_nats_that_cannot_hold_the_stream_is_refused(version: tuple[int, int],
 def test_a_version_that_is_new_enough_or_no_number_is_not_refused(told: str) -> None:
     """Nor is a server that is away, of which nothing is known."""
     client = Client()
-    client._current_server = Srv(urlsplit("nats://a:4222"), server_version=told or None)
+    client._current_server = Srv(urlparse("nats://a:4222"), server_version=told or None)
     refuse_old(client)
     client._current_server = None
     refuse_old(client)
@@ -53,6 +53,6 @@ def test_a_version_that_is_new_enough_or_no_number_is_not_refused(told: str) -> 
 def test_the_servers_own_word_counts() -> None:
     """As it came with its greeting."""
     client = Client()
-    client._current_server = Srv(urlsplit("nats://a:4222"), server_version="2.9.10")
+    client._current_server = Srv(urlparse("nats://a:4222"), server_version="2.9.10")
     with pytest.raises(BrokerTooOld, match=r"NATS_TOO_OLD: this is NATS 2\.9, and 2\.11"):
         refuse_old(client)
