@@ -53,10 +53,15 @@ def mail_folder(data: Path) -> Path:
         raise NotRunning(f"no mail server runs on {data}: start the system with `foldline dev`") from None
 
 
-def saga_database_url(data: Path) -> str:
-    """The saga database's URL of `foldline dev`. Raises NotRunning."""
+def saga_settings(data: Path) -> dict[str, str]:
+    """The variables of the saga service of `foldline dev`: its database, and where it reads events. Raises NotRunning."""
     try:
-        return str(json.loads((data / "endpoints.json").read_text())["saga_database_url"])
+        found = json.loads((data / "endpoints.json").read_text())
+        return {
+            "FOLDLINE_DATABASE_URL": found["saga_database_url"],
+            "FOLDLINE_WRITE_ADDRESS": found["write"],
+            "FOLDLINE_TOKEN_FILE": found["saga_token_file"],
+        }
     except (OSError, ValueError, KeyError):
         raise NotRunning("the saga database is not known: set FOLDLINE_DATABASE_URL, or start `foldline dev`") from None
 

@@ -97,26 +97,39 @@ def process_retry_all(
 
 
 @steering.command("check")
-def process_check(data: Data = DATA, output: Format = Output.TEXT) -> None:
+def process_check(
+    histories: Annotated[
+        int | None, typer.Option("--histories", min=0, help="Replay the histories of the N oldest alone; 0: of none.")
+    ] = None,
+    data: Data = DATA,
+    output: Format = Output.TEXT,
+) -> None:
     """Check whether all processes in flight go on under the code of this release. Run it before a deployment.
 
     Each process is copied with its state and all that it waits for, and folded by the new code: every answer that may come, and
-    from there the way to its end. Nothing is written. FOLDLINE_DATABASE_URL names the saga database, unless `foldline dev` runs.
+    from there the way to its end. Then its history is replayed, from the event that began it: the new code must send the same
+    commands and come to the same state. Nothing is written.
 
-    Exits with 1 if a process would not go on.
+    It takes the settings of the saga service: FOLDLINE_DATABASE_URL, and for histories FOLDLINE_WRITE_ADDRESS and
+    FOLDLINE_TOKEN_FILE, unless `foldline dev` runs.
+
+    Exits with 1 if there is a mismatch. One in a history (COMMANDS_DIFFER, STATE_DIFFERS and the like) may be meant: the process
+    goes on all the same, but is not where the new code would have brought it. `--histories 0` leaves them out.
     """
     import subprocess
     import sys
 
     from cli import endpoints
 
-    try:
-        url = os.environ.get("FOLDLINE_DATABASE_URL") or endpoints.saga_database_url(data)
-    except NotRunning as error:
-        fail(error, output)
+    environment = dict(os.environ)
+    if not environment.keys() & {"FOLDLINE_DATABASE_URL", "FOLDLINE_DATABASE_URL_FILE"}:
+        try:
+            environment |= endpoints.saga_settings(data)
+        except NotRunning as error:
+            fail(error, output)
     # The code of the service is run, never imported: see the contracts in pyproject.toml.
-    environment = {**os.environ, "FOLDLINE_DATABASE_URL": url}
     program = [sys.executable, "-m", "saga_service.check"]
+    program += [] if histories is None else ["--histories", str(histories)]
     done = subprocess.run(program, env=environment, capture_output=True, text=True, check=False)  # noqa: S603 (our own)
     if done.returncode not in (OK, REFUSED):
         complain(done.stderr.strip())
@@ -125,7 +138,8 @@ def process_check(data: Data = DATA, output: Format = Output.TEXT) -> None:
     if output is Output.JSON:
         print_json(found)
     else:
-        print(f"{found['checked']} processes in flight, {found['failed']} would not go on ({found['seconds']} s)")
+        counts = f"{found['replayed']} histories replayed, {found['failed']} with a mismatch"
+        print(f"{found['checked']} processes in flight, {counts} ({found['seconds']} s)")
         names = ("tenant", "type", "process_id", "phase", "what", "where")
         if found["mismatches"]:
             print_table(names, [tuple(one[name] for name in names) for one in found["mismatches"]])

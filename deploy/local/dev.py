@@ -191,6 +191,7 @@ def endpoints(machine: Machine, system: System) -> dict[str, object]:
         "mail": str(machine.mail.folder),
         "admin_database_url": machine.admin_url,
         "saga_database_url": system.databases.saga.app,
+        "saga_token_file": str(Path(system.programs[SAGA].settings["FOLDLINE_TOKEN_FILE"]).resolve()),
         "nats_url": machine.nats_url,
     }
 

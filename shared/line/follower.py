@@ -69,8 +69,11 @@ class FeedPage:
 class Line(Protocol):
     """The event store, which decides."""
 
-    def read(self, from_position: int) -> AsyncGenerator[LinePage, None]:
-        """The events from that position up to the head, as one page or more. Raises LineAway."""
+    def read(self, from_position: int, events_max: int = 0) -> AsyncGenerator[LinePage, None]:
+        """The events from that position up to the head, as one page or more. Raises LineAway.
+
+        With `events_max`, so many at the most.
+        """
 
 
 class Feed(Protocol):

@@ -47,9 +47,9 @@ class StoreLine:
         self._token_file = token_file
         self._shard = shard
 
-    async def read(self, from_position: int) -> AsyncGenerator[LinePage, None]:
-        """The events from that position up to the head, as one page or more. Raises LineAway."""
-        request = event_store_pb2.ReadAllRequest(shard=self._shard, from_position=from_position)
+    async def read(self, from_position: int, events_max: int = 0) -> AsyncGenerator[LinePage, None]:
+        """The events from that position up to the head, or `events_max` of them, as one page or more. Raises LineAway."""
+        request = event_store_pb2.ReadAllRequest(shard=self._shard, from_position=from_position, events_max=events_max)
         try:
             token = self._token_file.read_text().strip()
             call = self._stub.ReadAll(request, metadata=bearer(token), timeout=READ_TIMEOUT_S)

@@ -2,12 +2,14 @@
 
 A process is read with its state, the commands and timers that it waits for, and the inputs that wait for it. Each of them is
 folded on the copy: every answer that may come, and from there the way to the end on which all is accepted. Nothing is written.
+How a process came to its state is replayed in `replay.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from shared.folds.process import Answer, Step
@@ -35,14 +37,38 @@ class Mismatch(NamedTuple):
     where: str
 
 
+class WaitingCommand(NamedTuple):
+    """A command without an answer: its step, its type, and the request with its options."""
+
+    step: str
+    type: str
+    payload: bytes
+
+
+class PastEntry(NamedTuple):
+    """What a replay needs of a line of a process's history; the fields are the row's columns."""
+
+    kind: str
+    name: str
+    step: str
+    id: str
+    position: int
+    error: bytes | None
+    note: str
+
+
 @dataclass(slots=True)
 class Case:
-    """A copy of a process in flight."""
+    """A copy of a process in flight, as it was at a moment, `now`."""
 
     process: Process
-    steps: list[str] = field(default_factory=list)
-    timers: list[str] = field(default_factory=list)
+    now: datetime
+    commands: list[WaitingCommand] = field(default_factory=list)
+    # When each is due, by name.
+    timers: dict[str, datetime] = field(default_factory=dict)
     inputs: list[WaitingInput] = field(default_factory=list)
+    # In order; None if it was not read.
+    history: list[PastEntry] | None = None
 
 
 def check(kinds: Mapping[str, ProcessType], case: Case) -> Mismatch | None:
@@ -63,7 +89,7 @@ def check(kinds: Mapping[str, ProcessType], case: Case) -> Mismatch | None:
             where = f"timer {name}"
             if (fired := kind.manager.on_timer(state, name)) is not None:
                 _dumped(kind, fired)
-        for step in case.steps:
+        for step in [command.step for command in case.commands]:
             for accepted in (True, False):
                 if accepted or kind.manager.current(step) not in kind.manager.mandatory:
                     where = f"{step} {'accepted' if accepted else 'refused'}"

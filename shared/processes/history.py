@@ -18,8 +18,7 @@ the checkpoint is no longer diverged. If the store is restored once more meanwhi
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -30,6 +29,7 @@ from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.errors import Rejected, Unavailable
 from shared.line.checkpoint import Checkpoint
 from shared.line.follower import Line, LineAway
+from shared.line.lookup import events_at
 from shared.platform.packing import texts
 from shared.platform.postgres import Connection
 from shared.processes.records import Process, ProcessKey, ProcessStatus, WaitingInput
@@ -67,6 +67,8 @@ FROM unnest(%s::text[], %s::text[], %s::text[]) AS k (tenant, type, process_id)
 WHERE c.tenant = k.tenant AND c.type = k.type AND c.process_id = k.process_id
 """
 
+ACCEPT_HISTORY = "accept-history"
+"""The operator's action in a process's history; its note is the outcome."""
 UNDONE, RESTARTED, PARKED = "undone", "restarted", "parked"
 BEGIN = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -143,7 +145,7 @@ async def find(connection: Connection, line: Line, at: Checkpoint) -> Findings:
             for entry in entries
             if entry.kind == "event" and entry.position <= common.at.position
         }
-        found.events = await _events(line, wanted)
+        found.events = await events_at(line, wanted)
     except LineAway as error:
         raise Unavailable("EVENT_STORE_UNAVAILABLE", "the event store cannot be read now") from error
     return found
@@ -176,26 +178,10 @@ async def _common(connection: Connection, line: Line, at: Checkpoint) -> Common:
 
 async def _event(line: Line, position: int) -> tuple[str, int, EventEnvelope | None]:
     """The line's epoch and head, and its event at a position."""
-    async with aclosing(line.read(position)) as pages:
+    async with aclosing(line.read(position, 1)) as pages:
         async for page in pages:
             return page.epoch, page.head, page.events[0] if page.events else None
     raise LineAway("the store answered nothing")
-
-
-async def _events(line: Line, positions: Iterable[int]) -> dict[int, EventEnvelope]:
-    wanted = sorted(set(positions))
-    found: dict[int, EventEnvelope] = {}
-    if not wanted:
-        return found
-    async with aclosing(line.read(wanted[0])) as pages:
-        async for page in pages:
-            for event in page.events:
-                place = bisect_right(wanted, event.position) - 1
-                if place >= 0 and wanted[place] == event.position:
-                    found[event.position] = event
-            if page.events and page.events[-1].position >= wanted[-1]:
-                break
-    return found
 
 
 async def revise(connection: Connection, done: Round, found: Findings, user_id: str) -> tuple[list[Revised], list[LostCommand]]:
@@ -230,7 +216,7 @@ async def revise(connection: Connection, done: Round, found: Findings, user_id: 
 
 
 def _revise(done: Round, process: Process, outcome: str, found: Findings, user_id: str) -> None:
-    done.operator(process, "accept-history", user_id)
+    done.operator(process, ACCEPT_HISTORY, user_id, note=outcome)
     if outcome == PARKED:
         process.attention = HISTORY_LOST
         if process.status != ProcessStatus.ENDED:

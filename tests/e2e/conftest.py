@@ -121,6 +121,7 @@ def foldline_of(stack: Stack, tenant: str, folder: Path) -> Foldline:
     programs = stack.programs
     addresses = {"write": programs[WRITE].address, "read": programs[READ].address, "saga": programs[SAGA].address}
     addresses["saga_database_url"] = stack.databases.saga.app
+    addresses["saga_token_file"] = programs[SAGA].settings["FOLDLINE_TOKEN_FILE"]
     environment = {**os.environ, "FOLDLINE_DATA": str(folder)}
 
     def run(*words: str, output: str = "json", typed: str = "", user: str = "olga") -> tuple[int, Any]:

@@ -65,9 +65,9 @@ async def test_a_paused_type_is_seen_everywhere_and_goes_on_when_it_is_resumed(
     code, shown = foldline("process", "show", *name)
     assert [(it["step"], it["tries"]) for it in shown["commands"]] == [("debit", 0)]
     code, checked = foldline("process", "check")
-    assert (code, checked["checked"], checked["mismatches"]) == (0, 1, [])
-    code, text = foldline("process", "check", output="text")
-    assert (code, text.startswith("1 processes in flight, 0 would not go on")) == (0, True)
+    assert (code, checked["checked"], checked["replayed"], checked["mismatches"]) == (0, 1, 1, [])
+    code, text = foldline("process", "check", "--histories", "0", output="text")
+    assert (code, text.startswith("1 processes in flight, 0 histories replayed, 0 with a mismatch")) == (0, True)
     code, refused = foldline("process", "pause", "transfer", "--reason", "again")
     assert (code, refused["error"]["reason"]) == (1, "ALREADY_PAUSED")
 

@@ -102,6 +102,7 @@ async def test_it_says_where_it_is_keeps_its_state_and_ends_in_time(tmp_path: Pa
             "mail",
             "admin_database_url",
             "saga_database_url",
+            "saga_token_file",
             "nats_url",
         }
         assert first.endpoints["tokens"].keys() == {"acme", "umbrella", "operator"}

@@ -103,16 +103,17 @@ class StoreLine:
         self._store = store
         self._page = page
 
-    async def read(self, from_position: int) -> AsyncGenerator[LinePage, None]:
-        """The events up to the head as it is when the reading begins."""
+    async def read(self, from_position: int, events_max: int = 0) -> AsyncGenerator[LinePage, None]:
+        """The events up to the head as it is when the reading begins, or `events_max` of them."""
         store = self._store
         if store.away:
             raise LineAway("told to be away")
         store.reads += 1
         head, begin, first = len(store.events), max(from_position, 1) - 1, True
-        while first or begin < head:
+        end = min(head, begin + events_max) if events_max else head
+        while first or begin < end:
             await asyncio.sleep(0)
-            yield LinePage(store.epoch, head, store.events[begin : min(begin + self._page, head)])
+            yield LinePage(store.epoch, head, store.events[begin : min(begin + self._page, end)])
             begin, first = begin + self._page, False
 
 

@@ -11,13 +11,16 @@ from typing import Any
 import pytest
 
 from deploy.bootstrap import Database
+from foldline.v1.event_store_pb2 import EventEnvelope
 from saga_service.check import look
 from shared.folds.errors import Unavailable
 from shared.folds.process import Answer, ProcessDefinition, Send, Step
+from shared.line.follower import Line, LineAway
+from shared.line.lookup import GAP_MAX
 from tests.support.checks.history import connected
 from tests.support.domains import gifts
-from tests.support.domains.gifts import GIFT, Gift, World, deposit, on_answer
-from tests.support.fakes.line import uid
+from tests.support.domains.gifts import GIFT, TENANT, Gift, World, deposit, on_answer
+from tests.support.fakes.line import StoreLine, uid
 from tests.support.system.waiting import eventually
 
 
@@ -114,9 +117,9 @@ async def stranded(world: World, *numbers: int) -> None:
     world.write.decide = lambda command: None
 
 
-async def checked(world: World, definition: ProcessDefinition[Any]) -> list[tuple[str, str]]:
-    """What the check says of a release."""
-    found = await look(world.database.app, [definition])
+async def checked(world: World, definition: ProcessDefinition[Any], line: Line | None = None) -> list[tuple[str, str]]:
+    """What the check says of a release; of histories too, if there is a line."""
+    found = await look(world.database.app, [definition], line=line)
     assert found["failed"] == len(found["mismatches"])
     return [(one["what"], one["where"]) for one in found["mismatches"]]
 
@@ -173,6 +176,45 @@ async def test_the_check_names_what_would_not_go_on(
     assert await world.query("SELECT * FROM processes, process_commands, checkpoints") == before
 
 
+def answered_instead(state: Gift, answer: Answer) -> Step[Gift]:
+    """The fold of a release that has a card in place of the bonus: what waits for the bonus goes on, but is past the card."""
+    if answer.step == "gift":
+        card = Send(step="card", command=deposit(state.account_id, 7))
+        return Step(state=dataclasses.replace(state, phase="topping up"), send=(card,))
+    return on_answer(state, answer)
+
+
+async def test_histories_are_replayed(world: World) -> None:
+    """With the events of the line; what a release would have done otherwise is named, though the process would go on."""
+    world.write.decide = lambda command: Unavailable("AWAY", "away") if command.amount_minor == 100 else None
+    world.open(1)
+    for number in range(100, 100 + 2 * GAP_MAX):  # events of nobody lie between those of the two
+        world.store.rename(TENANT, uid(number), "Alice")
+    world.open(2)
+    async with world.running():
+
+        async def waiting() -> bool:
+            return [await world.process(number) for number in (1, 2)] == [("running", "", "", "topping up")] * 2
+
+        await eventually(waiting)
+        world.freeze(2)
+
+        async def frozen() -> bool:
+            return ("event", "AccountFrozen") in await world.history(2)
+
+        await eventually(frozen)
+    line = StoreLine(world.store, page=3)
+    assert await checked(world, GIFT, line) == []
+    sent = "answer gift: sent bonus (bank.v1.DepositMoneyRequest), now card (bank.v1.DepositMoneyRequest)"
+    assert await checked(world, release(answered_instead), line) == [("COMMANDS_DIFFER", sent)] * 2
+    assert await checked(world, release(answered_instead)) == []
+    found = await look(world.database.app, [release(answered_instead)], line=line, histories_max=1)
+    assert (found["checked"], found["replayed"], [it["process_id"] for it in found["mismatches"]]) == (2, 1, [uid(1)])
+    world.store.away = True
+    with pytest.raises(LineAway):
+        await look(world.database.app, [GIFT], line=line)
+
+
 async def test_the_check_tries_the_inputs_that_wait_for_a_mended_fold(world: World) -> None:
     """A parked process counts as mended when the new release can take what parked it."""
     gifts.DEFECTS.accounts.add(uid(1))
@@ -203,20 +245,34 @@ async def test_ended_processes_are_not_looked_at(world: World) -> None:
 
 @pytest.mark.long
 async def test_a_hundred_thousand_in_flight_are_checked_within_a_minute(world: World) -> None:
-    """Each with its state, a command and a timer; all mismatches are counted, a thousand are named."""
-    rows = """
-    INSERT INTO processes SELECT 'acme', 'gift', 'p' || n, '{"phase": "giving", "account_id": "a", "renames": []}', 1, 'running',
-      '', '', 'giving', '', '', '', '', '', 1, now(), now() FROM generate_series(1, 100000) AS n;
-    INSERT INTO process_commands SELECT 'acme', 'gift', 'p' || n, 'gift', 1, gen_random_uuid(), 'x', '', '', '', '', now(), 1
-      FROM generate_series(1, 100000) AS n;
-    INSERT INTO process_timers SELECT 'acme', 'gift', 'p' || n, 'late', now() FROM generate_series(1, 100000) AS n;
+    """Each with its state, a command, a timer and its history; all mismatches are counted, a thousand are named.
+
+    Each began with an event of a line that has three others between two of them.
+    """
+    await stranded(world, 1)
+    copies = """
+    INSERT INTO processes SELECT 'acme', 'gift', 'p' || n, state, schema, status, '', '', phase, '', '', '', '', '', entries,
+      started_at + n * interval '1 ms', moved_at FROM processes, generate_series(2, 100000) AS n;
+    INSERT INTO process_commands SELECT 'acme', 'gift', 'p' || n, step, 1, gen_random_uuid(), command_type, payload, '', '', '',
+      due_at, 1 FROM process_commands, generate_series(2, 100000) AS n;
+    INSERT INTO process_timers SELECT 'acme', 'gift', 'p' || n, name, due_at FROM process_timers, generate_series(2, 100000) AS n;
+    INSERT INTO process_history SELECT 'acme', 'gift', 'p' || n, number, happened_at, kind, name, step, id,
+      CASE WHEN position > 0 THEN 4 * n - 3 ELSE 0 END, attempts, error, phase, note
+      FROM process_history, generate_series(2, 100000) AS n
     """
     async with connected(world.database.admin) as connection:
-        for statement in rows.split(";")[:3]:
+        for statement in copies.split(";"):
             await connection.execute(statement)
         await connection.commit()
-    found = await look(world.database.app, [GIFT])
-    assert (found["checked"], found["failed"]) == (100_000, 0)
+    [opened] = world.store.events
+    for position in range(2, 400_001):
+        event = EventEnvelope()
+        event.CopyFrom(opened)
+        event.position = position
+        world.store.events.append(event)
+
+    found = await look(world.database.app, [GIFT], line=StoreLine(world.store))
+    assert (found["checked"], found["replayed"], found["failed"]) == (100_000, 100_000, 0)
     assert timedelta(seconds=found["seconds"]) < timedelta(minutes=1)
     found = await look(world.database.app, [release(answered_removed)])
     assert (found["failed"], len(found["mismatches"])) == (100_000, 1000)
