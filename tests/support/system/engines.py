@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,8 +20,9 @@ PREFIX = "foldline"
 class Engines:
     """The two engines in a folder of their own, and what was bootstrapped on them."""
 
-    def __init__(self, folder: Path) -> None:
-        self.postgres = Postgres(folder / "postgres", sync_new=False)
+    def __init__(self, folder: Path, *, settings: Mapping[str, str] | None = None) -> None:
+        """`settings` are PostgreSQL's."""
+        self.postgres = Postgres(folder / "postgres", settings=settings, sync_new=False)
         self.nats = Nats(folder / "nats")
         self._numbers = itertools.count(1)
         self._templates: Databases | None = None
