@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, SecretStr, field_validator
 
@@ -29,7 +29,7 @@ from shared.platform.leader import LockClass, lead, until
 from shared.platform.peers import BrokerPeer, WriteServicePeer
 from shared.platform.postgres import Connection, Reads, refuse_unsafe
 from shared.platform.settings import ServerSettings
-from shared.platform.urls import DatabaseUrl
+from shared.platform.urls import DatabaseUrl, OverTls
 from shared.processes import announce
 from shared.processes.admin import ProcessAdmin
 from shared.processes.channels import Channel, Contacts, Deferred
@@ -39,7 +39,7 @@ from shared.processes.dispatcher import Dispatcher
 from shared.processes.retention import ProcessRetention
 from shared.processes.runner import CHECKPOINT, ProcessRunner
 from shared.processes.runners import readiness_check, watch_processes
-from shared.processes.smtp import Smtp
+from shared.processes.smtp import Smtp, smtp_is_over_tls
 from shared.processes.steering import Steering
 from shared.rpc.client import channel
 from shared.rpc.probes import Probes
@@ -62,13 +62,13 @@ class SagaSettings(ServerSettings, WriteServicePeer, BrokerPeer):
     contacts_file: Path | None = None
     """A JSON file of the contacts of tenants, by tenant and name, each with `email`, or with `url`, `secret` and `mode`
     (structured or binary) of a webhook. It is read again when it changes. Without it nothing is delivered."""
-    smtp_url: SecretStr | None = None
+    smtp_url: Annotated[SecretStr | None, OverTls(smtp_is_over_tls, "must begin with smtps://, or have starttls=required")] = None
     """The mail server, smtp://user:password@host:587 with STARTTLS (?starttls=required, opportunistic or off), or smtps://.
     Without it no e-mail is sent; they wait, and die after their tries."""
     mail_from: str = "foldline@localhost"
     """The sender of e-mails; its domain is that of their Message-IDs."""
     webhooks_private: bool = False
-    """Whether webhooks may use plain http and reach private addresses: for development alone."""
+    """Whether webhooks may reach private addresses, and use plain http unless FOLDLINE_TLS_REQUIRED is set: for development."""
     delivery_tries_max: int = Field(20, ge=1)
     """How often a delivery is tried before it is dead: 20 take about nine hours."""
     delivery_retention_days: float = Field(30, gt=0)
@@ -199,7 +199,7 @@ def build(
 def _webhooks(settings: SagaSettings) -> Channel:
     from shared.processes.webhook import WebhookChannel  # noqa: PLC0415 (see Deferred)
 
-    return WebhookChannel("/foldline", allow_private=settings.webhooks_private)
+    return WebhookChannel("/foldline", allow_private=settings.webhooks_private, allow_plain=not settings.tls_required)
 
 
 async def _all(*work: Coroutine[None, None, None]) -> None:

@@ -63,6 +63,11 @@ def read_pair(chain_file: Path, key_file: Path, *, now: datetime | None = None) 
     return Pair(chain, key, ends_at)
 
 
+def end_of(chain_file: Path) -> datetime:
+    """The end of the validity of a file's first certificate. Raises ValueError if there is none in it."""
+    return _certificates(chain_file, _read(chain_file))[0].not_valid_after_utc
+
+
 def read_authorities(file: Path) -> bytes:
     """The certificates of the authorities in a file, as PEM. Raises ValueError if there is none in it."""
     content = _read(file)
@@ -101,8 +106,10 @@ class Reloaded(Generic[ContentT]):
         read: Callable[[], ContentT],
         *,
         clock: Callable[[], float] = time.monotonic,
+        quiet: bool = False,
     ) -> None:
-        """Raises what `read` raises. `what` names it in the log; files that are None are none."""
+        """Raises what `read` raises. `what` names it in the log, unless it is `quiet`; files that are None are none."""
+        self._quiet = quiet
         self._what = what
         self._files = tuple(file for file in files if file is not None)
         self._read = read
@@ -127,12 +134,13 @@ class Reloaded(Generic[ContentT]):
         try:
             self.content = self._read()
         except ValueError as error:
-            if stamps != self._told:
+            if stamps != self._told and not self._quiet:
                 log.warning("certificates_not_reloaded", what=self._what, error=str(error))
             self._told = stamps
             return False
         self._stamps = self._told = stamps
-        log.info("certificates_reloaded", what=self._what)
+        if not self._quiet:
+            log.info("certificates_reloaded", what=self._what)
         return True
 
     def _look(self) -> tuple[tuple[int, int, int] | None, ...]:

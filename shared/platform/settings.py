@@ -62,7 +62,8 @@ class ProcessSettings(BaseSettings):
     tls_client_ca_file: Path | None = None
     """Authorities, as PEM: only clients that show a certificate of one of them may connect, health checks included."""
     tls_required: bool = False
-    """Whether to refuse to start unless gRPC is served over TLS, and PostgreSQL, NATS and the write service called over it."""
+    """Whether to refuse to start unless gRPC is served over TLS, and PostgreSQL, NATS, the write service, the mail server and the
+    issuer of keys are called over it. Webhooks are then sent over https alone."""
     metric_tenants: str = ""
     """The tenants that metrics tell apart, separated by commas. All others are in the sums alone."""
 
@@ -151,8 +152,11 @@ class ServerSettings(ProcessSettings):
     def _agree(self) -> ServerSettings:
         if (self.jwks_file is None) == (self.jwks_url is None):
             raise ValueError(f"either {PREFIX}JWKS_FILE or {PREFIX}JWKS_URL is required")
-        if self.jwks_url is not None and self.jwks_url.startswith("http:") and not self.jwks_private:
-            raise ValueError(f"{PREFIX}JWKS_URL must begin with https:// unless {PREFIX}JWKS_PRIVATE is set")
+        if self.jwks_url is not None and self.jwks_url.startswith("http:"):
+            if self.tls_required:
+                raise ValueError(f"{PREFIX}TLS_REQUIRED: {PREFIX}JWKS_URL must begin with https://")
+            if not self.jwks_private:
+                raise ValueError(f"{PREFIX}JWKS_URL must begin with https:// unless {PREFIX}JWKS_PRIVATE is set")
         for less, more in (("deadline_default_s", "deadline_max_s"), ("drain_calls_s", "drain_s")):
             if getattr(self, less) > getattr(self, more):
                 raise ValueError(f"{PREFIX}{less.upper()} must not be larger than {PREFIX}{more.upper()}")

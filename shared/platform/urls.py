@@ -50,6 +50,14 @@ def _database_is_verified(value: str) -> bool:
     return conninfo_to_dict(value).get("sslmode") == "verify-full"
 
 
+def client_certificate(value: str) -> Path | None:
+    """The file of the client certificate that a URL of PostgreSQL names, if it does."""
+    from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415
+
+    file = conninfo_to_dict(value).get("sslcert")
+    return Path(str(file)) if file else None
+
+
 def _nats_url(value: SecretStr) -> SecretStr:
     for one in value.get_secret_value().split(","):
         if not _has_host(one.strip(), _NATS_SCHEMES):

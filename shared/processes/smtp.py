@@ -57,6 +57,11 @@ class Smtp:
         self._tls_context = tls_context
         self._timeout_s = timeout_s
 
+    @property
+    def over_tls(self) -> bool:
+        """Whether nothing is ever sent in plain text: a server without TLS gets no message."""
+        return self._tls or self._starttls is True
+
     async def send(self, delivery: Delivery, contact: Contact) -> None:
         """Sends an e-mail; returns when the server has accepted it. Raises NotDelivered."""
         if contact.email is None:
@@ -114,3 +119,8 @@ def _refused(error: aiosmtplib.SMTPResponseException | aiosmtplib.SMTPRecipientR
     enhanced = _ENHANCED.search(error.message or "")
     text = f"{error.code} {enhanced.group()}" if enhanced else str(error.code)
     return NotDelivered("SMTP_REFUSED", text, final=500 <= error.code < 600)
+
+
+def smtp_is_over_tls(url: str) -> bool:
+    """Whether the URL has every message sent over TLS. Raises ValueError for a URL that is none of SMTP."""
+    return Smtp(url, "foldline@localhost").over_tls

@@ -42,13 +42,18 @@ class WebhookChannel:
         source: str,
         *,
         allow_private: bool = False,
+        allow_plain: bool = True,
         tls_context: ssl.SSLContext | None = None,
         timeout_s: float = TIMEOUT_S,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """`source` begins the `source` of every CloudEvent. `allow_private` lets plain http and private addresses pass."""
+        """`source` begins the `source` of every CloudEvent.
+
+        `allow_private` lets private addresses pass, and plain http too if `allow_plain`.
+        """
         self._source = source
         self._allow_private = allow_private
+        self._allow_plain = allow_private and allow_plain
         self._tls_context = tls_context or ssl.create_default_context()
         self._timeout_s = timeout_s
         self._clock = clock
@@ -114,7 +119,7 @@ class WebhookChannel:
         """An address of the host, after all its addresses were checked. Raises NotDelivered."""
         if url.scheme not in ("https", "http") or not url.host or url.userinfo:
             raise NotDelivered("WEBHOOK_URL_INVALID", final=True)
-        if url.scheme == "http" and not self._allow_private:
+        if url.scheme == "http" and not self._allow_plain:
             raise NotDelivered("WEBHOOK_NOT_HTTPS", final=True)
         try:
             found = await asyncio.get_running_loop().getaddrinfo(

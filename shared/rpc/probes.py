@@ -16,6 +16,7 @@ from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from shared.platform import tracing
+from shared.platform.certificate_ends import watch_certificates
 from shared.platform.metrics import Metrics
 from shared.platform.probe import DatabaseProbe
 from shared.platform.settings import ProcessSettings
@@ -41,6 +42,7 @@ class Probes:
         """`service` is the process's name in everything that it exports."""
         self.metrics = Metrics(service)
         self.vitals = Vitals(self.metrics)
+        watch_certificates(self.metrics, settings)
         self.readiness = Readiness()
         self.servicer = health.aio.HealthServicer()
         self.admin = AdminPort(settings.admin_listen, self.readiness, self.metrics.render)

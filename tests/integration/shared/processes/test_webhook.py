@@ -234,6 +234,13 @@ async def test_an_address_that_is_none_is_refused_by_name(url: str, reason: str)
     assert (failed.reason, failed.final) == (reason, reason != "WEBHOOK_HOST_UNKNOWN")
 
 
+async def test_plain_http_is_refused_where_tls_is_required() -> None:
+    """Private addresses may be reached all the same."""
+    channel = WebhookChannel("/foldline", allow_private=True, allow_plain=False, timeout_s=5)
+    assert (await failure(channel, "http://127.0.0.1:9/hook")).reason == "WEBHOOK_NOT_HTTPS"
+    assert (await failure(channel, "https://127.0.0.1:9/hook")).reason != "WEBHOOK_NOT_HTTPS"
+
+
 async def test_the_certificate_is_checked_for_the_name_and_not_for_the_address() -> None:
     """We connect to the address that was checked, and the certificate must be that of the name."""
     authority, server = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

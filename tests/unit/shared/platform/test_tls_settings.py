@@ -47,6 +47,14 @@ def test_a_process_that_must_use_tls_starts_when_all_is_over_tls(good: Authority
     assert settings.write_tls.ca_file == settings.nats_tls.ca_file == good.ca
 
 
+@pytest.mark.parametrize("url", ["smtps://mail", "smtp://mail", "smtp://u:p@mail:587?starttls=required"])
+def test_mail_over_tls_is_no_reason_not_to_start(url: str, good: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+    """STARTTLS is required unless the URL says otherwise."""
+    del good
+    monkeypatch.setenv("FOLDLINE_SMTP_URL", url)
+    assert load(SagaSettings, "a_service", arguments=[]).smtp_url is not None
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "sentence"),
     [
@@ -79,6 +87,18 @@ def test_a_process_that_must_use_tls_starts_when_all_is_over_tls(good: Authority
             "FOLDLINE_TLS_REQUIRED: FOLDLINE_WRITE_ADDRESS must begin with grpcs://",
         ),
         ("WRITE_ADDRESS", "https://write:50051", "FOLDLINE_WRITE_ADDRESS: must be like host:50051, or grpcs://host:50051"),
+        ("SMTP_URL", "smtp://mail:25?starttls=off", "FOLDLINE_TLS_REQUIRED: FOLDLINE_SMTP_URL must begin with smtps://, or have"),
+        (
+            "SMTP_URL",
+            "smtp://u:swordfish@mail?starttls=opportunistic",
+            "FOLDLINE_TLS_REQUIRED: FOLDLINE_SMTP_URL must begin with",
+        ),
+        ("SMTP_URL", "http://u:swordfish@mail", "FOLDLINE_SMTP_URL: the SMTP URL is smtp://host:port or smtps://host:port"),
+        (
+            "JWKS_FILE,JWKS_PRIVATE,JWKS_URL",
+            ",true,http://issuer/keys",
+            "FOLDLINE_TLS_REQUIRED: FOLDLINE_JWKS_URL must begin with https://",
+        ),
         ("TLS_CERT_FILE,TLS_KEY_FILE,TLS_CLIENT_CA_FILE", ",,", "FOLDLINE_TLS_REQUIRED needs FOLDLINE_TLS_CERT_FILE"),
         ("TLS_CERT_FILE,TLS_KEY_FILE", ",", "FOLDLINE_TLS_CLIENT_CA_FILE needs FOLDLINE_TLS_CERT_FILE"),
         ("TLS_KEY_FILE", "", "FOLDLINE_TLS_CERT_FILE and FOLDLINE_TLS_KEY_FILE need each other"),
