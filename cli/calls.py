@@ -118,14 +118,16 @@ def record(row: command_pb2.CommandRecord) -> dict[str, Any]:
     return made
 
 
-async def get_summary(endpoints: Endpoints, tenant: str, name: str, key: str, after: str) -> dict[str, Any]:
-    """The summary of one row, for example of a person. Raises Refused."""
-    rpc, request, answer_type = contract.summary(name, key, after)
+async def get_summary(
+    endpoints: Endpoints, tenant: str, name: str, key: str, after: str, as_of: Message | None = None
+) -> dict[str, Any]:
+    """The summary of one row, for example of a person; with `as_of` also its `origin`. Raises Refused."""
+    rpc, request, answer_type = contract.summary(name, key, after, as_of)
     async with caller(endpoints, tenant) as bank:
         ask = bank.read.unary_unary(rpc, type(request).SerializeToString, answer_type.FromString)
         answer = plain(await bank.call(ask, request))
     made: dict[str, Any] = answer[name]
-    return made
+    return made if as_of is None else {**made, "origin": answer["origin"]}
 
 
 async def get_command(endpoints: Endpoints, tenant: str, command_id: str) -> dict[str, Any]:

@@ -69,11 +69,23 @@ def command_table() -> str:
     return "\n".join(f"  {name:{width}}  {' '.join(fields_of(name))}" for name in COMMANDS)
 
 
-def summary(name: str, key: str, consistency_token: str) -> tuple[str, Message, type[Message]]:
+def summary(name: str, key: str, consistency_token: str, as_of: Message | None = None) -> tuple[str, Message, type[Message]]:
     """How to get a summary by its id: the RPC's path, the request and the type of the answer."""
     rpc, request, answer_type = _asked(name, f"Get{name.title()}")
     setattr(request, f"{name}_id", key)
     request.consistency_token = consistency_token
+    if as_of is not None:
+        request.as_of.CopyFrom(as_of)
+    return rpc, request, answer_type
+
+
+def explain(name: str, key: str, field: str, as_of: Message | None) -> tuple[str, Any, type[Any]]:
+    """How to ask why a summary is as it is: the RPC's path, the request and the type of the answer."""
+    rpc, request, answer_type = _asked(name, f"Explain{name.title()}")
+    setattr(request, f"{name}_id", key)
+    request.field = field
+    if as_of is not None:
+        request.as_of.CopyFrom(as_of)
     return rpc, request, answer_type
 
 

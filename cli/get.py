@@ -8,8 +8,9 @@ import typer
 
 from cli.endpoints import Endpoints
 from cli.invoke import call
-from cli.options import DATA, Data, Format, Output, Tenant
+from cli.options import DATA, At, AtPosition, AtToken, Data, Format, Output, Tenant
 from cli.output import one_line, print_json, print_table, show
+from cli.past import as_of
 
 get = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -24,10 +25,13 @@ def get_summary(name: str) -> None:
     """Adds the command that prints one kind of summary."""
     article = "an" if name[0] in "aeio" else "a"
 
-    @get.command(name, help=f"Print {article} {name}'s summary.")
+    @get.command(name, help=f"Print {article} {name}'s summary, as it is or as it was.")
     def get_one(
         key: Key,
         after: After = "",
+        at: At = None,
+        at_position: AtPosition = None,
+        at_token: AtToken = None,
         tenant: Tenant = "acme",
         data: Data = DATA,
         output: Format = Output.TEXT,
@@ -35,7 +39,7 @@ def get_summary(name: str) -> None:
         async def ask(known: Endpoints) -> dict[str, Any]:
             from cli import calls
 
-            return await calls.get_summary(known, tenant, name, key, after)
+            return await calls.get_summary(known, tenant, name, key, after, as_of(at, at_position, at_token))
 
         show(call(ask, data, output), output)
 

@@ -25,6 +25,7 @@ from cli.status import projection, restored, status
 from cli.steering import add_steering
 from cli.tenant import tenant
 from cli.watch import watch
+from cli.why import why
 
 ABOUT = """Foldline: commands in, events in order, answers out.
 
@@ -58,6 +59,7 @@ app.command()(local.token)
 app.command()(status)
 app.command(cls=SendCommand, help=HELP)(send)
 app.add_typer(get, name="get", help="Ask for a person, an account, a transfer, a user, a command or a stream of events.")
+app.command()(why)
 app.command()(history)
 app.command()(audit)
 app.add_typer(watch, name="watch", help="Follow a person, an account, a transfer, a user or lists of them as they change.")

@@ -20,4 +20,10 @@ Data = Annotated[Path, typer.Option("--data", envvar="FOLDLINE_DATA", help="The 
 Format = Annotated[Output, typer.Option("--output", "-o", help="text for people, json for programs.")]
 Tenant = Annotated[str, typer.Option("--tenant", "-t", help="The tenant whose data is meant; selects the token.")]
 
+At = Annotated[str | None, typer.Option("--at", metavar="MOMENT", help="As it was then.")]
+AtPosition = Annotated[int | None, typer.Option("--at-position", min=1, help="As it was behind this event: for operators.")]
+AtToken = Annotated[
+    str | None, typer.Option("--at-token", metavar="TOKEN", help="As it was behind the command of this consistency token.")
+]
+
 DATA = Path(".foldline")

@@ -66,12 +66,13 @@ class PastEvents:
         left = self.events_max
         try:
             async for answer in call:
-                if (left := left - len(answer.events)) < 0:
-                    raise self.too_long()
                 epoch, positions = decode_places(answer.sealed_positions, self._seal, tenant)
                 for envelope, position in zip(answer.events, positions, strict=True):
                     envelope.position = position
-                yield PastPage(epoch, answer.events)
+                # Who has found an end among those that are within the limit asks for no more.
+                yield PastPage(epoch, answer.events[:left])
+                if (left := left - len(answer.events)) < 0:
+                    raise self.too_long()
         except aio.AioRpcError as error:
             raise _refusal(error) from error
         finally:

@@ -299,3 +299,29 @@ def test_parked_keys_are_listed(foldline: Foldline) -> None:
     for words in (("show",), ("retry",), ("discard", "--all")):
         code, refused = foldline("parked", *words, str(uuid4()))
         assert (code, refused["error"]["reason"]) == (1, "PARKED_NOT_FOUND")
+
+
+def test_what_was_and_why(foldline: Foldline) -> None:
+    """`get --at` and `--at-token`, and `why`, also of one field, page by page, and what is not understood."""
+    account_id = opened(foldline, "Mad Hatter", 100)
+    _, deposited = foldline("send", "DepositMoney", f"account_id={account_id}", "amount_minor=11", "currency=USD")
+    foldline("send", "FreezeAccount", f"account_id={account_id}")
+    code, then = foldline("get", "account", account_id, "--at-token", deposited["consistency_token"])
+    assert (code, then["balance_minor"], then["status"], then["origin"]["position"]) == (0, 111, "ACCOUNT_STATUS_ACTIVE", 0)
+    _, same = foldline("get", "account", account_id, "--at", then["origin"]["recorded_at"])
+    assert same == then
+    code, told = foldline("why", "account", account_id, "--field", "balance_minor")
+    changes = [(change["type"], change["fields"]) for change in told["changes"]]
+    assert (code, told["more"], told["stale"]) == (0, False, False)
+    assert changes == [
+        ("bank.v1.MoneyDeposited", [{"field": "balance_minor", "from": 100, "to": 111}]),
+        ("bank.v1.MoneyDeposited", [{"field": "balance_minor", "from": 0, "to": 100}]),
+        ("bank.v1.AccountOpened", [{"field": "balance_minor", "from": None, "to": 0}]),
+    ]
+    code, text = foldline("why", "account", account_id, "--limit", "1", output="text")
+    assert text.splitlines()[1].split()[1:4] == ["AccountFrozen", "status", '"ACCOUNT_STATUS_ACTIVE"']
+    assert (code, "more than 1" in text) == (0, True)
+    for words in (("account", account_id, "--at", "2026-01-01", "--at-position", "1"), ("zebra", account_id)):
+        assert foldline("why", *words)[0] == 2
+    code, refused = foldline("why", "account", account_id, "--at-position", "1")
+    assert (code, refused["error"]["reason"]) == (1, "ROLE_MISSING")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import grpc.aio
@@ -17,22 +16,13 @@ from google.protobuf.message import Message
 from bank.v1 import account_query_pb2
 from deploy.bootstrap import Database
 from foldline.v1 import as_of_pb2
-from foldline.v1.event_store_pb2 import EventEnvelope
-from read_service.registry import GROUPS, RPCS
-from shared.folds.errors import NotFound
-from shared.line import checkpoint
-from shared.line.checkpoint import Checkpoint
-from shared.line.follower import EventBatch
-from shared.platform.identity import Call, Identity, Role, current_call
-from shared.platform.postgres import Reads, connect
-from shared.projections.summary import SummaryServicer
-from shared.projections.tables import Tables
+from read_service.registry import RPCS
+from shared.platform.identity import Role
 from tests.e2e.conftest import Caller
 from tests.e2e.test_archive import box, unbox
 from tests.support.clients.bank import Bank, refused
+from tests.support.fakes.tables import Id, stepwise
 
-Id = tuple[str, str]
-"""A summary's name and an id."""
 ASKERS = {rpcs.summary.name: rpcs for rpcs in RPCS}
 
 
@@ -122,41 +112,6 @@ async def some_history(bank: Bank, steps: int) -> list[Id]:
     return [(name, id_) for name, ids in names for id_ in ids]
 
 
-@asynccontextmanager
-async def tables_of(database: Database, tenant: str) -> AsyncIterator[Any]:
-    """Tables that are filled event by event: a function that applies one, and one that tells what Get then shows."""
-    assert database.query
-    reads = Reads(database.query, application_name="test")
-    connection = await connect(database.app, application_name="test")
-    await reads.open()
-    current_call.set(Call(Identity(tenant=tenant, user_id="test", roles=frozenset({Role.OPERATOR})), "test", ""))
-    servicers = {rpcs.summary.name: SummaryServicer(rpcs, reads, None) for rpcs in RPCS}  # type: ignore[arg-type]
-    groups = [Tables(group) for group in GROUPS]
-    at = Checkpoint()
-    for tables in groups:
-        await checkpoint.load(connection, tables.consumer, 1)
-
-    async def apply(envelope: EventEnvelope) -> None:
-        nonlocal at
-        after = Checkpoint("one", envelope.position, envelope.event_id)
-        for tables in groups:
-            await tables.apply(connection, 1, at, EventBatch([envelope], after))
-        at = after
-
-    async def shown(which: Id) -> Message | None:
-        try:
-            found: Message = await servicers[which[0]].existing(which[1])
-        except NotFound:
-            return None
-        return found
-
-    try:
-        yield apply, shown
-    finally:
-        await connection.close()
-        await reads.close()
-
-
 @pytest.mark.parametrize("steps", [18, pytest.param(80, marks=pytest.mark.long)])
 async def test_what_was_is_what_the_tables_had(bank: Bank, caller: Caller, tenant: str, read_db: Database, steps: int) -> None:
     """At every position of a history, of every kind: also within a transaction, and of what is in the archive now."""
@@ -164,7 +119,7 @@ async def test_what_was_is_what_the_tables_had(bank: Bank, caller: Caller, tenan
     operator = caller(user_id="olga", roles=[Role.OPERATOR, Role.READER])
     line = [envelope for envelope in await operator.line() if envelope.tenant == tenant]
     assert len(line) > steps
-    async with tables_of(read_db, tenant) as (apply, shown):
+    async with stepwise(read_db, tenant) as (apply, shown):
         for envelope in line:
             await apply(envelope)
             expected = [await shown(which) for which in ids]

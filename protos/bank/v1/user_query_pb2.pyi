@@ -200,7 +200,7 @@ class ExplainUserResponse(_message.Message):
     next_page_token: _builtins.str
     """Empty on the last page."""
     stale: _builtins.bool
-    """An event could not be applied, so it and later ones are missing: see ProjectionService."""
+    """On the first page: an event could not be applied, so it and later ones are missing: see ProjectionService."""
     @_builtins.property
     def changes(self) -> _containers.RepeatedCompositeFieldContainer[_as_of_pb2.RowChange]: ...
     def __init__(

@@ -8,20 +8,28 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import psycopg
+from google.protobuf.message import Message
 
 from deploy.bootstrap import Database
 from foldline.v1.event_store_pb2 import EventEnvelope
-from read_service.registry import GROUPS
+from read_service.registry import GROUPS, RPCS
+from shared.folds.errors import NotFound, Rejected
 from shared.folds.projection import Group
-from shared.line.follower import Feed, Follower, Line
-from shared.platform.postgres import connect
+from shared.line import checkpoint
+from shared.line.checkpoint import Checkpoint
+from shared.line.follower import EventBatch, Feed, Follower, Line
+from shared.platform.identity import Call, Identity, Role, current_call
+from shared.platform.postgres import Reads, connect
 from shared.projections.projector import Projector
+from shared.projections.summary import SummaryServicer
 from shared.projections.tables import Tables
 from tests.support.system.waiting import eventually
 
 SHARD = 1
 SUMMARIES = Group("summaries", [projection for group in GROUPS for projection in group.projections])
 """All tables as one group."""
+Id = tuple[str, str]
+"""A summary's name and an id."""
 TABLES = tuple(projection.table.name for projection in SUMMARIES.projections)
 
 
@@ -90,3 +98,43 @@ def folded(events: Sequence[EventEnvelope], group: Group = SUMMARIES) -> dict[st
                         key = (envelope.tenant, *own)
                         rows[key] = fold(rows.get(key), event, envelope)
     return {name: sorted(tuple(row) for row in rows.values() if row is not None) for name, rows in tables.items()}
+
+
+@asynccontextmanager
+async def stepwise(database: Database, tenant: str) -> AsyncIterator[Any]:
+    """Tables that are filled event by event: a function that applies one, and one that tells what Get then shows, or its refusal.
+
+    What is not there is None.
+    """
+    assert database.query
+    reads = Reads(database.query, application_name="test")
+    connection = await connect(database.app, application_name="test")
+    await reads.open()
+    current_call.set(Call(Identity(tenant=tenant, user_id="test", roles=frozenset({Role.OPERATOR})), "test", ""))
+    servicers = {rpcs.summary.name: SummaryServicer(rpcs, reads, None) for rpcs in RPCS}  # type: ignore[arg-type]
+    groups = [Tables(group) for group in GROUPS]
+    at = Checkpoint()
+    for tables in groups:
+        await checkpoint.load(connection, tables.consumer, 1)
+
+    async def apply(envelope: EventEnvelope) -> None:
+        nonlocal at
+        after = Checkpoint("one", envelope.position, envelope.event_id)
+        for tables in groups:
+            await tables.apply(connection, 1, at, EventBatch([envelope], after))
+        at = after
+
+    async def shown(which: Id) -> Message | str | None:
+        try:
+            found: Message = await servicers[which[0]].existing(which[1])
+        except NotFound:
+            return None
+        except Rejected as error:
+            return error.reason
+        return found
+
+    try:
+        yield apply, shown
+    finally:
+        await connection.close()
+        await reads.close()
