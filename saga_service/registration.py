@@ -98,6 +98,7 @@ def _go(registration: Registration, phase: str, send: Send) -> Step[Registration
 
 REGISTRATION = ProcessDefinition(
     type="registration",
+    aggregate="user",
     initial=Registration(),
     key={user_pb2.UserRegistrationStarted: attrgetter("user_id")},
     react=react,

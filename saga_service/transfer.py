@@ -195,6 +195,7 @@ def _attention(transfer: Transfer) -> str:
 
 TRANSFER = ProcessDefinition(
     type="transfer",
+    aggregate="transfer",
     initial=Transfer(),
     key={transfer_pb2.TransferStarted: attrgetter("transfer_id")},
     react=react,

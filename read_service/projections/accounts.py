@@ -11,7 +11,7 @@ from typing import NamedTuple
 from bank.v1 import account_pb2, account_query_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.moments import timestamp, timestamp_or_none
-from shared.folds.projection import MARKS, Projection, boxed_at, existing, key_of, recorded_at, storable
+from shared.folds.projection import MARKS, Projection, Purge, boxed_at, existing, key_of, recorded_at, storable
 from shared.folds.summary import History, Summary, equals, is_id, moment_between, only_row, rows_of, whole_between
 from shared.folds.table import Code, table_of
 
@@ -139,6 +139,7 @@ ACCOUNTS = Projection(
         account_pb2.AccountClosed: closed,
         **dict.fromkeys(MARKS, marked),
     },
+    purges=[Purge("account", "account_id")],
 )
 
 MOVEMENTS = Projection(
@@ -150,6 +151,7 @@ MOVEMENTS = Projection(
         account_pb2.MoneyWithdrawn: went_out,
     },
     append_only=True,
+    purges=[Purge("account", "account_id")],
 )
 
 STATUSES = {

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from bank.v1 import account_pb2, person_pb2, person_query_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.moments import timestamp, timestamp_or_none
-from shared.folds.projection import MARKS, Projection, boxed_at, existing, key_of, recorded_at, storable
+from shared.folds.projection import MARKS, Projection, Purge, boxed_at, existing, key_of, recorded_at, storable
 from shared.folds.summary import History, Summary, begins_with, equals, moment_between
 from shared.folds.table import BigNumber, Code, Int32, table_of
 
@@ -132,6 +132,7 @@ PEOPLE = Projection(
         person_pb2.PersonClosed: closed,
         **dict.fromkeys(MARKS, marked),
     },
+    purges=[Purge("person", "person_id")],
 )
 
 PERSON_TOTALS = Projection(
@@ -143,6 +144,8 @@ PERSON_TOTALS = Projection(
         account_pb2.MoneyDeposited: deposited,
         account_pb2.MoneyWithdrawn: withdrawn,
     },
+    # An account is purged with its owner alone.
+    purges=[Purge("person", "person_id")],
 )
 
 

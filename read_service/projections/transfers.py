@@ -11,7 +11,7 @@ from typing import NamedTuple
 from bank.v1 import account_pb2, transfer_pb2, transfer_query_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.moments import timestamp, timestamp_or_none
-from shared.folds.projection import Projection, RowKey, existing, recorded_at, storable
+from shared.folds.projection import Projection, Purge, RowKey, existing, recorded_at, storable
 from shared.folds.summary import AggregateName, History, Summary, equals, is_id, moment_between, only_row, rows_of, whole_between
 from shared.folds.table import Code, Int32, table_of
 
@@ -107,6 +107,16 @@ def failed(row: TransferRow | None, event: transfer_pb2.TransferFailed, envelope
     )
 
 
+def without_source(row: TransferRow) -> TransferRow:
+    """The account that the money came from is purged: when it left and came back is not known any more."""
+    return row._replace(debited_at=None, refunded_at=None)
+
+
+def without_target(row: TransferRow) -> TransferRow:
+    """The account that the money went to is purged."""
+    return row._replace(credited_at=None)
+
+
 TRANSFERS = Projection(
     table=transfers,
     row=TransferRow,
@@ -119,6 +129,7 @@ TRANSFERS = Projection(
         transfer_pb2.TransferCompleted: completed,
         transfer_pb2.TransferFailed: failed,
     },
+    purges=[Purge("account", "from_account_id", without_source), Purge("account", "to_account_id", without_target)],
 )
 
 STATUSES = {

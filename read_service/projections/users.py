@@ -11,7 +11,7 @@ from typing import NamedTuple
 from bank.v1 import user_pb2, user_query_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.moments import timestamp, timestamp_or_none
-from shared.folds.projection import Projection, existing, recorded_at, storable
+from shared.folds.projection import Projection, Purge, existing, recorded_at, storable
 from shared.folds.summary import History, Summary, equals, has, moment_between, only_row, rows_of
 from shared.folds.table import Code, table_of
 
@@ -89,6 +89,7 @@ USERS = Projection(
         user_pb2.UserRolesChanged: roles_changed,
         user_pb2.UserDeactivated: deactivated,
     },
+    purges=[Purge("user", "user_id")],
 )
 
 STATUSES = {

@@ -25,7 +25,7 @@ from foldline.v1 import event_store_pb2, tenant_pb2
 from shared.commands.closed import await_archive
 from shared.folds.errors import NotFound, Refusal, Rejected
 from shared.line.archive import Archive
-from shared.line.tenant_end import CLOSED
+from shared.line.ends import CLOSED
 from shared.platform.postgres import Connection, Reads, one
 from shared.platform.telemetry import logger
 

@@ -16,8 +16,8 @@ from shared.commands.codec import Codecs, EventCodecs, MessageCodec
 from shared.folds.aggregate import Aggregate, Content, Decision, Event, State
 from shared.folds.errors import Forbidden
 from shared.folds.upcasting import NONE, Upcasters
+from shared.line.ends import CLOSED
 from shared.line.event_store import BOXED, UNBOXED
-from shared.line.tenant_end import CLOSED
 from shared.platform.identity import Role
 
 Prepare = Callable[[str, Content], Awaitable[Content]]

@@ -106,6 +106,8 @@ class ProcessDefinition(Generic[S]):
     migrations: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = field(default_factory=dict)
     # Steps that an earlier release sent under another name, old name to new. Their answers come under the new name.
     renamed: Mapping[str, str] = field(default_factory=dict)
+    # The category of the aggregates whose ids its processes have: a process goes when its aggregate is purged. Empty: none do.
+    aggregate: str = ""
     # A running process that has not moved for this long is shown as stuck.
     stuck_after: timedelta = timedelta(minutes=1)
 

@@ -31,6 +31,19 @@ MARKS = (archive_pb2.AggregateBoxed, archive_pb2.AggregateUnboxed)
 _UNIX = datetime(1970, 1, 1, tzinfo=UTC)
 
 
+@dataclass(frozen=True, slots=True)
+class Purge(Generic[Row]):
+    """What becomes of a table's rows when an aggregate of a category is purged: of those that have its id in a column.
+
+    They are deleted; or `fold` gives each without what it had from the aggregate's events. A rebuild, which reads none of these
+    events, must come to the same rows. `fold` may run again on what it has given.
+    """
+
+    category: str
+    column: str
+    fold: Callable[[Row], Row] | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Projection(Generic[Row]):
     """A table and how events change it. Raises TypeError if its row is not a named tuple of the table's columns.
@@ -40,7 +53,8 @@ class Projection(Generic[Row]):
     Every key begins with the tenant; `key(event, envelope)` gives the other columns of the primary key, in the table's
     order, or None if the event does not concern the table after all. `on` has a fold for each event that changes the
     table. With `append_only` every event makes a new row, so nothing is read, and a row that is there already is
-    refused by the database: nothing of the batch is written, and it is tried again.
+    refused by the database: nothing of the batch is written, and it is tried again. `purges` has a row for each category of
+    aggregates that may be purged and whose events the folds take.
     """
 
     table: Table
@@ -48,6 +62,7 @@ class Projection(Generic[Row]):
     key: Callable[[Any, EventEnvelope], RowKey | None]
     on: Mapping[type[Message], Fold[Row]]
     append_only: bool = False
+    purges: Sequence[Purge[Row]] = ()
 
     def __post_init__(self) -> None:
         names = list(getattr(self.row, "_fields", ()))
@@ -56,6 +71,9 @@ class Projection(Generic[Row]):
         keys = [column.name for column in self.table.primary_key]
         if not keys or keys != names[: len(keys)] or keys[0] != "tenant":
             raise TypeError(f"{self.table.name} must begin with its primary key, and that with the tenant")
+        for purge in self.purges:
+            if purge.column not in names[1:] or (purge.fold is not None and self.append_only):
+                raise TypeError(f"{self.table.name} cannot purge a {purge.category} by {purge.column}")
 
 
 @dataclass(frozen=True, slots=True)

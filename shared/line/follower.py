@@ -21,7 +21,7 @@ from typing import Protocol
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.upcasting import NONE, Upcasters
 from shared.line.checkpoint import DIVERGED, Checkpoint
-from shared.line.tenant_end import part
+from shared.line.ends import part
 from shared.platform.telemetry import logger
 
 log = logger(__name__)
@@ -93,7 +93,7 @@ class Feed(Protocol):
 class EventBatch:
     """The next events of the line, without a gap; `after` is the checkpoint when they are applied. May be empty.
 
-    The event that ends a tenant is in a batch of its own (`tenant_end.py`).
+    The event that ends a tenant or an aggregate is in a batch of its own (`ends.py`).
     """
 
     events: Sequence[EventEnvelope]

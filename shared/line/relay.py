@@ -40,10 +40,10 @@ from nats.js.errors import NotFoundError
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.line import broker
 from shared.line.broker_access import refuse_old
+from shared.line.ends import CLOSED, part
 from shared.line.event_store import TABLES, Head, StoredEvent, envelope, read_event_id, read_head, read_line
 from shared.line.notifier import CHANNEL
 from shared.line.spans import sent
-from shared.line.tenant_end import CLOSED, part
 from shared.platform.postgres import Connection, connect, refuse_unsafe
 from shared.platform.telemetry import logger
 

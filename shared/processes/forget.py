@@ -1,11 +1,14 @@
-"""Deletes what the saga service keeps of a tenant that is gone: processes, with all that belongs to them, and deliveries."""
+"""Deletes what the saga service keeps of a tenant that is gone, or of an aggregate that is purged."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import LiteralString
 
 from shared.line import checkpoint as checkpoints
 from shared.line.checkpoint import Checkpoint
+from shared.line.event_store import AggregateKey
+from shared.platform.packing import texts
 from shared.platform.postgres import Connection, one
 from shared.platform.telemetry import logger
 
@@ -13,19 +16,16 @@ FORGET_MAX = 1000
 """Rows of each table that one transaction deletes."""
 
 # Commands and timers first: what is left of a process, if the work is interrupted, does nothing more by itself.
-TABLES: tuple[LiteralString, ...] = (
+OF_PROCESSES: tuple[LiteralString, ...] = (
     "process_commands",
     "process_timers",
     "process_inputs",
-    "parked_events",
-    "deliveries",
     "process_acknowledgements",
     "process_history",
     "processes",
     "notices",
-    "switched_off",
-    "announcement_switches",
 )
+TABLES: tuple[LiteralString, ...] = (*OF_PROCESSES, "parked_events", "deliveries", "switched_off", "announcement_switches")
 
 log = logger(__name__)
 
@@ -53,6 +53,32 @@ async def forget(connection: Connection, name: str, shard: int, at: Checkpoint, 
         if not gone and not left:
             log.info("tenant_forgotten", consumer=name, tenant=tenant, rows=total)
             return total
+
+
+async def forget_aggregate(
+    connection: Connection, name: str, shard: int, at: Checkpoint, types: Sequence[str], key: AggregateKey
+) -> int:
+    """Deletes the processes of some types that have an aggregate's id, and the aggregate's parked events; returns how many rows.
+
+    The aggregate's last event is behind the checkpoint `at`. A process has a bounded number of rows, so it is one transaction.
+    Raises Fenced.
+    """
+    tenant, category, aggregate_id = key
+    async with connection.transaction():
+        await checkpoints.hold(connection, name, shard, at)
+        gone = 0
+        for table in OF_PROCESSES:
+            cursor = await connection.execute(
+                f"DELETE FROM {table} WHERE tenant = %s AND type = ANY (%s) AND process_id = %s",  # noqa: S608 (names of ours)
+                (tenant, texts(types), aggregate_id),
+            )
+            gone += cursor.rowcount
+        parked = await connection.execute(
+            "DELETE FROM parked_events WHERE shard = %s AND tenant = %s AND aggregate_type = %s AND aggregate_id = %s",
+            (shard, tenant, category, aggregate_id),
+        )
+    log.info("aggregate_forgotten", consumer=name, tenant=tenant, category=category, aggregate_id=aggregate_id, rows=gone)
+    return gone + parked.rowcount
 
 
 async def _is_left(connection: Connection, tenant: str) -> bool:

@@ -34,8 +34,8 @@ from shared.folds.upcasting import NONE, Upcasters
 from shared.line import checkpoint as checkpoints
 from shared.line.checkpoint import Checkpoint, Fenced
 from shared.line.consumer import Consumer, ConsumerFailed, must_follow
+from shared.line.ends import closed_in, is_end, purged_in
 from shared.line.follower import EventBatch
-from shared.line.tenant_end import closed_in
 from shared.platform.clock import utc_now
 from shared.platform.postgres import Connection
 from shared.platform.telemetry import logger, trace_id
@@ -186,6 +186,10 @@ class ProcessRunner(Consumer):
                 self._announce(inputs)
             if (tenant := closed_in(batch.events)) is not None:
                 await forget.forget(connection, self.name, self.shard, self.at, tenant)
+            elif (key := purged_in(batch.events)) is not None:
+                types = [name for name, kind in self.kinds.items() if kind.manager.aggregate == key[1]]
+                await forget.forget_aggregate(connection, self.name, self.shard, self.at, types, key)
+            if is_end(batch.events):
                 self._parked = await parked.load(connection, self.name, self.shard)
                 self._memory.clear()
             self._seen = batch.after

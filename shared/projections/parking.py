@@ -19,6 +19,8 @@ from uuid import UUID, uuid4
 
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.projection import RowKey, storable
+from shared.line.event_store import AggregateKey
+from shared.platform.packing import int8s
 from shared.platform.postgres import Connection
 
 KEYS_PER_MINUTE_MAX = 20
@@ -170,6 +172,36 @@ async def drop_events(connection: Connection, parked_id: UUID, up_to: int) -> No
 async def delete_all(connection: Connection, consumer: str, shard: int) -> None:
     """Forgets all keys of a consumer, with their events."""
     await connection.execute("DELETE FROM parked_keys WHERE consumer = %s AND shard = %s", (consumer, shard))
+
+
+async def forget_aggregate(connection: Connection, consumer: str, shard: int, key: AggregateKey) -> int:
+    """Deletes the events of an aggregate that wait at keys, and the keys at which none is left; returns how many events.
+
+    What waited behind the aggregate stays parked until an operator replays it. Call it in a transaction.
+    """
+    mine = "consumer = %s AND shard = %s AND tenant = %s"
+    cursor = await connection.execute(f"SELECT parked_id FROM parked_keys WHERE {mine}", (consumer, shard, key[0]))  # noqa: S608
+    total = 0
+    for (parked_id,) in await cursor.fetchall():
+        after, gone = 0, list[int]()
+        while events := await events_of(connection, parked_id, after):
+            gone += [it.position for it in events if (it.tenant, it.aggregate_type, it.aggregate_id) == key]
+            after = events[-1].position
+        total += len(gone)
+        await connection.execute(
+            "DELETE FROM parked_events WHERE parked_id = %s AND position = ANY (%s)", (parked_id, int8s(gone))
+        )
+    await connection.execute(
+        f"""WITH empty AS (
+              SELECT parked_id FROM parked_keys k
+              WHERE {mine} AND NOT EXISTS (SELECT FROM parked_events e WHERE e.parked_id = k.parked_id)),
+            waiting AS (
+              UPDATE parked_keys SET behind = NULL, error = %s
+              WHERE behind IN (SELECT parked_id FROM empty) AND parked_id NOT IN (SELECT parked_id FROM empty))
+            DELETE FROM parked_keys WHERE parked_id IN (SELECT parked_id FROM empty)""",  # noqa: S608
+        (consumer, shard, key[0], "the aggregate that it waited behind was purged"),
+    )
+    return total
 
 
 async def forget(connection: Connection, consumer: str, shard: int, tenant: str, limit: int) -> int:

@@ -9,12 +9,12 @@ from contextlib import aclosing, asynccontextmanager
 
 from shared.line.checkpoint import Checkpoint
 from shared.line.consumer import Consumer, must_follow
+from shared.line.ends import closed_in, purged_in
 from shared.line.follower import EventBatch
 from shared.line.spans import consumed
-from shared.line.tenant_end import closed_in
 from shared.platform.postgres import Connection
 from shared.platform.telemetry import logger
-from shared.projections import replay
+from shared.projections import forget, replay
 from shared.projections.tables import ProjectionFailed, Tables
 
 log = logger(__name__)
@@ -79,7 +79,9 @@ class Projector(Consumer):
                 if batch is not None:
                     must_follow(batch, self.at)
                     if (tenant := closed_in(batch.events)) is not None:
-                        await self._tables.forget(connection, self.shard, self.at, tenant)
+                        await forget.forget_tenant(self._tables, connection, self.shard, self.at, tenant)
+                    elif (key := purged_in(batch.events)) is not None:
+                        await forget.forget_aggregate(self._tables, connection, self.shard, self.at, key)
                     with consumed(self.name, self.shard, filter(self._tables.takes, batch.events)):
                         await self._tables.apply(connection, self.shard, self.at, batch)
                     self._moved(batch.after)

@@ -67,6 +67,12 @@ class Rows:
         self._target = target
         some = f"SELECT ctid FROM {target} WHERE tenant = %s LIMIT %s"  # noqa: S608
         self._forget = f"DELETE FROM {target} WHERE ctid = ANY (ARRAY({some}))"  # noqa: S608
+        self._with = f"SELECT {', '.join(read)} FROM {target} t WHERE t.tenant = %s AND t.{{}} = %s"  # noqa: S608
+        self._behind = f" AND ({', '.join(keys)}) > ({', '.join(['%s'] * len(keys))})"
+        self._in_order = f" ORDER BY {', '.join(keys)} LIMIT %s"
+        # The second column names the row to those who watch it.
+        some = f"SELECT ctid FROM {target} WHERE tenant = %s AND {{}} = %s LIMIT %s"  # noqa: S608
+        self._forget_with = f"DELETE FROM {target} WHERE ctid = ANY (ARRAY({some})) RETURNING {names[1]}"  # noqa: S608
         self._delete = f"DELETE FROM {target} t USING {wanted} WHERE {same}"  # noqa: S608
         self._upsert = (
             f"INSERT INTO {target} ({', '.join(names)}) SELECT {', '.join(write)} "  # noqa: S608
@@ -110,6 +116,20 @@ class Rows:
     async def forget(self, connection: Connection, tenant: str, limit: int) -> int:
         """Deletes rows of a tenant, up to `limit`; returns how many."""
         return (await connection.execute(self._forget, (tenant, limit))).rowcount
+
+    async def forget_with(self, connection: Connection, tenant: str, column: str, value: str, limit: int) -> list[str]:
+        """Deletes rows of a tenant with this value in a column, up to `limit`; returns their ids."""
+        cursor = await connection.execute(self._forget_with.format(column), (tenant, value, limit))
+        return [str(id_) for (id_,) in await cursor.fetchall()]
+
+    async def select_with(
+        self, connection: Connection, tenant: str, column: str, value: str, after: RowKey | None, limit: int
+    ) -> dict[RowKey, Any]:
+        """The first rows of a tenant with this value in a column, behind a key, in the order of their keys."""
+        query = self._with.format(column) + (self._behind if after is not None else "") + self._in_order
+        found: dict[RowKey, Any] = {}
+        await self.load(await connection.execute(query, (tenant, value, *(after or ()), limit)), found)
+        return found
 
     async def is_there(self, connection: Connection) -> bool:
         """Whether the table exists."""

@@ -38,10 +38,6 @@ log = logger(__name__)
 
 ROWS_KEPT_MAX = 10_000
 """For each table, of those touched last."""
-FORGET_MAX = 2000
-"""Rows of each table that one transaction deletes when a tenant is gone."""
-FORMER = "__old"
-"""What is behind the names of tables that a rebuild has replaced."""
 LONG_S = 600
 """So long a transaction may take that is not a batch."""
 
@@ -102,14 +98,16 @@ class Tables:
         """
         self.group = group
         self.consumer = consumer or group.name
-        self._announced = not suffix
+        self.announced = not suffix
+        """Whether those who watch rows are told of changes."""
         self.parked: dict[Place, Parked] = {}
         """What is parked, as of the last `load_parked` and the batches since."""
         self._names = [projection.table.name for projection in group.projections]
         self._at = {name: at for at, name in enumerate(self._names)}
-        self._rows = [Rows(projection, suffix) for projection in group.projections]
+        self.rows = [Rows(projection, suffix) for projection in group.projections]
+        """The rows of each projection of the group."""
         self._append_only = [projection.append_only for projection in group.projections]
-        self._kept: list[dict[RowKey, Any]] = [{} for _ in self._rows]
+        self._kept: list[dict[RowKey, Any]] = [{} for _ in self.rows]
         self._kept_at: Checkpoint | None = None
         self._routes: dict[str, tuple[type[Message], list[tuple[int, Projection[Any], Fold[Any]]]]] = {}
         for at, projection in enumerate(group.projections):
@@ -142,7 +140,7 @@ class Tables:
         exception, including a cancellation, the connection is closed, so that nobody commits half a transaction.
         """
         if before != self._kept_at:
-            self._kept = [{} for _ in self._rows]
+            self._kept = [{} for _ in self.rows]
         self._kept_at = None
         parking = Parking(self.parked)
         try:
@@ -160,7 +158,7 @@ class Tables:
                 await connection.execute("ROLLBACK")
                 for _, _, at, key, _ in work:
                     parking.fail(alone, (self._names[at], key), refusal_of(alone, error))
-                work, touched = [], [_Touched({}, {}, []) for _ in self._rows]
+                work, touched = [], [_Touched({}, {}, []) for _ in self.rows]
                 await self._begin(connection, fence, touched)
             self._fold(work, touched, parking)
             if alone is not None:
@@ -204,7 +202,7 @@ class Tables:
     def table_at(self, name: str) -> tuple[int, Rows]:
         """The table of a name."""
         at = self._at[name]
-        return at, self._rows[at]
+        return at, self.rows[at]
 
     def takes(self, envelope: EventEnvelope) -> bool:
         """Whether a table of the group has a fold for events of this type."""
@@ -251,39 +249,14 @@ class Tables:
         async with connection.transaction():
             await take_time(connection, LONG_S)
             await checkpoints.hold(connection, self.consumer, shard, at)
-            found = [await rows.any_there(connection) for rows in self._rows]
+            found = [await rows.any_there(connection) for rows in self.rows]
             if not any(found):
                 return False
             await self._delete_all(connection, shard)
         return True
 
-    async def forget(self, connection: Connection, shard: int, at: Checkpoint, tenant: str) -> int:
-        """Deletes all rows of a tenant whose last event is the next one, FORGET_MAX of each table in a transaction.
-
-        Those of tables that a rebuild has replaced go too. Returns how many there were. Killed anywhere: the checkpoint is still
-        before that event, so the next leader deletes the others. Raises Fenced.
-        """
-        total = 0
-        replaced = [Rows(projection, FORMER) for projection in self.group.projections] if self._announced else []
-        former = [rows for rows in replaced if await rows.is_there(connection)]
-        while True:
-            async with connection.transaction():
-                await checkpoints.hold(connection, self.consumer, shard, at)
-                gone = await parking_store.forget(connection, self.consumer, shard, tenant, FORGET_MAX)
-                for rows in (*self._rows, *former):
-                    gone += await rows.forget(connection, tenant, FORGET_MAX)
-                if not gone and self._announced:
-                    await changes.forget(connection, self.group.name, shard)
-                    await changes.write(connection, self.group.name, shard, None)
-            total += gone
-            if not gone:
-                break
-        await self.load_parked(connection, shard)
-        log.info("tenant_forgotten", projection=self.consumer, tenant=tenant, rows=total)
-        return total
-
     async def _delete_all(self, connection: Connection, shard: int) -> None:
-        for rows in self._rows:
+        for rows in self.rows:
             await rows.delete_all(connection)
         await parking_store.delete_all(connection, self.consumer, shard)
         await changes.write(connection, self.group.name, shard, None)
@@ -314,15 +287,15 @@ class Tables:
             await connection.execute(checkpoints.MOVE_OR_FAIL, fence)
             answers = [
                 await rows.select(connection, part.wanted) if part.wanted else None
-                for rows, part in zip(self._rows, touched, strict=True)
+                for rows, part in zip(self.rows, touched, strict=True)
             ]
-        for rows, part, answer in zip(self._rows, touched, answers, strict=True):
+        for rows, part, answer in zip(self.rows, touched, answers, strict=True):
             if answer is not None:
                 await rows.load(answer, part.rows)
 
     async def _try_rows(self, connection: Connection, touched: list[_Touched], parking: Parking, envelope: EventEnvelope) -> None:
         """Writes the rows of one event, each behind a savepoint, and parks the keys of those that are refused."""
-        for name, rows, part in zip(self._names, self._rows, touched, strict=True):
+        for name, rows, part in zip(self._names, self.rows, touched, strict=True):
             for key, row in list(part.rows.items()):
                 try:
                     async with connection.transaction():
@@ -342,20 +315,20 @@ class Tables:
             if fence is not None:
                 await connection.execute("BEGIN")
                 await connection.execute(checkpoints.MOVE_OR_FAIL, fence)
-            for rows, part in zip(self._rows, touched, strict=True):
+            for rows, part in zip(self.rows, touched, strict=True):
                 if kept := [row for row in part.rows.values() if row is not None]:
                     await rows.upsert(connection, kept)
                 if gone := [key for key, row in part.rows.items() if row is None]:
                     await rows.delete(connection, gone)
             await parking.write(connection, self.consumer, shard)
-            if self._announced and (changed := _changed(touched, parking)):
+            if self.announced and (changed := _changed(touched, parking)):
                 await changes.write(connection, self.group.name, shard, changed)
             await connection.execute("COMMIT")
 
     def _route(self, events: Sequence[EventEnvelope], parking: Parking) -> tuple[Work, list[_Touched]]:
         """The folds of the events and the keys of their rows. Events without a fold are skipped, those of parked keys queued."""
         work: Work = []
-        touched = [_Touched({}, {}, []) for _ in self._rows]
+        touched = [_Touched({}, {}, []) for _ in self.rows]
         for envelope in events:
             try:
                 if (found := self.items_of(envelope)) is None:

@@ -72,6 +72,25 @@ class RetentionSet(_message.Message):
 Global___RetentionSet: _TypeAlias = RetentionSet  # noqa: Y015
 
 @_typing.final
+class AggregatePurged(_message.Message):
+    """Event: the last of its aggregate, whose other events are being deleted. Whoever follows the line deletes what it keeps of the
+    aggregate.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AggregatePurged: _TypeAlias = AggregatePurged  # noqa: Y015
+
+@_typing.final
 class RetentionRule(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -68,7 +68,7 @@ Global___TenantClosed: _TypeAlias = TenantClosed  # noqa: Y015
 @_typing.final
 class EventPurged(_message.Message):
     """In place of an event that was purged. It has the position, the id and the tenant of that event, and nothing else of it; its time is
-    that of the tenant's end. It is never stored or published.
+    that of the purge. It is never stored or published.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -114,6 +114,7 @@ def on_timer(state: Gift, name: str) -> Step[Gift] | None:
 
 GIFT = ProcessDefinition(
     type="gift",
+    aggregate="account",
     initial=Gift(),
     key={
         account_pb2.AccountOpened: attrgetter("account_id"),

@@ -19,9 +19,9 @@ from shared.commands.recurring import Recurring
 from shared.commands.schedule import Schedule
 from shared.folds.errors import Refusal
 from shared.line.archive import Archive
+from shared.line.ends import CLOSED
 from shared.line.event_store import PURGED, StoredEvent, read_event_id
 from shared.line.read_through import read_through
-from shared.line.tenant_end import CLOSED
 from shared.platform.postgres import Reads
 from tests.support.checks.history import connected
 from tests.support.domains.trial import Add, SetPassword, build_registry, lone

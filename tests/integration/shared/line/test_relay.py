@@ -20,9 +20,9 @@ from foldline.v1.event_store_pb2 import ReadAllResponse
 from shared.line import broker
 from shared.line import relay as relay_module
 from shared.line.broker_access import Broker, BrokerTooOld, connect
+from shared.line.ends import CLOSED
 from shared.line.event_store import envelope
 from shared.line.relay import Relay, Retention, WrongShard
-from shared.line.tenant_end import CLOSED
 from shared.platform import versions
 from shared.platform.postgres import UnsafeDatabase
 from tests.support.checks.history import events_of

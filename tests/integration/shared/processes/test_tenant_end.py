@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from deploy.bootstrap import Database
-from foldline.v1 import tenant_pb2
+from foldline.v1 import retention_pb2, tenant_pb2
 from shared.folds.errors import Rejected, Unavailable
 from shared.line import checkpoint as checkpoints
 from shared.processes import forget as forget_module
@@ -132,3 +132,24 @@ async def _statuses(world: World, **counts: int) -> bool:
 
 async def _none(world: World) -> bool:
     return await rows(world) == {}
+
+
+async def test_at_the_end_of_an_aggregate_its_process_goes_alone(world: World) -> None:
+    """Whatever it waits for, with its parked stream; the others go on."""
+    world.write.decide = lambda command: Unavailable("AWAY", "away")
+    world.open(1, 2)
+    async with world.running() as runner:
+        await eventually(lambda: _statuses(world, running=2), 20)
+        broken = world.store.append(TENANT, uid(1), tenant_pb2.TenantClosed())
+        broken.type, broken.payload = "bank.v1.AccountOpened", b"\xff"
+        await passed(world, runner, broken.position)
+        assert (await rows(world))["parked_events"] == 1
+        at = world.store.append(TENANT, uid(1), retention_pb2.AggregatePurged()).position
+        await passed(world, runner, at)
+        world.write.decide = lambda command: None
+        world.open(3)
+        await eventually(lambda: _statuses(world, ended=2), 20)
+        assert runner._parked.streams == set()
+    for table in (*forget_module.OF_PROCESSES, "parked_events"):
+        column = "aggregate_id" if table == "parked_events" else "process_id"
+        assert await world.query(f"SELECT 1 FROM {table} WHERE {column} = '{uid(1)}'") == []

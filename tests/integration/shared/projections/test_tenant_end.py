@@ -12,7 +12,7 @@ from foldline.v1 import tenant_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.line import consumer
 from shared.line.event_store import PURGED
-from shared.projections import tables as tables_module
+from shared.projections import forget as forget_module
 from shared.projections.rows import Rows
 from tests.integration.shared.projections.test_projector import bank
 from tests.support.fakes.line import ScriptedFeed, Store, StoreLine, delivery, uid
@@ -82,7 +82,7 @@ async def test_a_projector_that_runs_forgets_what_it_has_in_memory(read_db: Data
 
 async def test_ended_between_two_deletions_the_next_goes_on(read_db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """One row at a time; at each the projector dies. The checkpoint stays before the end until all is gone."""
-    monkeypatch.setattr(tables_module, "FORGET_MAX", 1)
+    monkeypatch.setattr(forget_module, "FORGET_MAX", 1)
     store = ended()
     end = next(event.position for event in store.events if event.aggregate_type == "tenant")
     forget, gone = Rows.forget, 0
