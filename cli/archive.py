@@ -9,7 +9,7 @@ import typer
 from cli.endpoints import Endpoints
 from cli.invoke import call
 from cli.options import DATA, Data, Format, Output, Tenant
-from cli.output import complain, print_json, print_table, show
+from cli.output import show, show_page
 
 archive = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -34,9 +34,6 @@ def list_boxes(
         return await archive_calls.find(known, tenant, aggregate_type, aggregate_id, limit)
 
     found, more = call(ask, data, output)
-    if output is Output.JSON:
-        print_json({"boxes": found, "more": more})
-        return
     rows = [
         (
             f"{one['aggregate_type']} {one['aggregate_id']}",
@@ -47,9 +44,7 @@ def list_boxes(
         )
         for one in found
     ]
-    print_table(("aggregate", "events", "boxed", "back", "folder"), rows)
-    if more:
-        complain(f"There are more than {limit}: raise --limit, or name a type.")
+    show_page({"boxes": found, "more": more}, ("aggregate", "events", "boxed", "back", "folder"), rows, limit, output)
 
 
 @archive.command("verify")

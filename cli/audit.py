@@ -10,7 +10,7 @@ from cli.commands import read_moment, status_of
 from cli.endpoints import Endpoints
 from cli.invoke import call
 from cli.options import DATA, Data, Format, Output, Tenant
-from cli.output import complain, print_json, print_table
+from cli.output import show_page
 
 
 def audit(
@@ -46,13 +46,9 @@ def audit(
         return await calls.list_audit(known, tenant, wanted, limit)
 
     found, more = call(ask, data, output)
-    if output is Output.JSON:
-        print_json({"entries": found, "more": more})
-        return
     names = ("time", "what", "type", "aggregate", "outcome", "user", "on behalf of", "id", "cause", "correlation")
-    print_table(names, [_event(one["event"]) if "event" in one else _command(one["command"]) for one in found])
-    if more:
-        complain(f"There are more than {limit}: raise --limit, or filter.")
+    rows = [_event(one["event"]) if "event" in one else _command(one["command"]) for one in found]
+    show_page({"entries": found, "more": more}, names, rows, limit, output, narrow="filter")
 
 
 def _event(event: dict[str, Any]) -> tuple[str, ...]:

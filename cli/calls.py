@@ -143,16 +143,18 @@ async def get_stream(endpoints: Endpoints, tenant: str, aggregate_type: str, agg
         return [event(envelope) for envelope in await bank.stream(aggregate_type, aggregate_id)]
 
 
-async def listed(ask: Callable[[], Awaitable[Any]], request: Any, items: str, limit: int) -> tuple[list[dict[str, Any]], bool]:
+async def listed(
+    ask: Callable[[], Awaitable[Any]], request: Any, items: str | Callable[[Any], list[dict[str, Any]]], limit: int
+) -> tuple[list[dict[str, Any]], bool]:
     """Up to `limit` things of a list, and whether there are more. Raises Refused.
 
-    `ask` sends the request, once for each page; `items` is the answer's field.
+    `ask` sends the request, once for each page; `items` is the answer's field, or takes the things from an answer.
     """
     found: list[dict[str, Any]] = []
     while len(found) < limit:
         request.page_size = min(limit - len(found), PAGE_SIZE_MAX)
         answer = await ask()
-        found += map(plain, getattr(answer, items))
+        found += map(plain, getattr(answer, items)) if isinstance(items, str) else items(answer)
         request.page_token = answer.next_page_token
         if not answer.next_page_token:
             return found, False

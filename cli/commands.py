@@ -11,7 +11,7 @@ import typer
 from cli.endpoints import Endpoints, UsageError
 from cli.invoke import call
 from cli.options import DATA, Data, Format, Output, Tenant
-from cli.output import complain, print_json, print_table, show
+from cli.output import show, show_page
 
 commands = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -72,13 +72,8 @@ def list_commands(
         return await calls.list_commands(known, tenant, wanted, limit)
 
     found, more = call(ask, data, output)
-    if output is Output.JSON:
-        print_json({"commands": found, "more": more})
-        return
     names = ("received", "due", "status", "type", "aggregate", "user", "ms", "command id", "reason")
-    print_table(names, [_row(one) for one in found])
-    if more:
-        complain(f"There are more than {limit}: raise --limit, or filter.")
+    show_page({"commands": found, "more": more}, names, [_row(one) for one in found], limit, output, narrow="filter")
 
 
 @commands.command("cancel")

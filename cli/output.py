@@ -35,6 +35,27 @@ def print_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     Console(width=10_000).print(table, soft_wrap=True)
 
 
+def show_page(
+    found: dict[str, Any],
+    names: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    limit: int,
+    output: Output,
+    *,
+    narrow: str = "name a type",
+) -> None:
+    """Prints a list, of which `found` is the whole answer and has `more`: as a table of the rows, or as one JSON document.
+
+    `narrow` says how to ask for less.
+    """
+    if output is Output.JSON:
+        print_json(found)
+        return
+    print_table(names, rows)
+    if found["more"]:
+        complain(f"There are more than {limit}: raise --limit, or {narrow}.")
+
+
 def one_line(value: Any) -> str:
     """Data as one line of JSON."""
     return json.dumps(value, ensure_ascii=False)

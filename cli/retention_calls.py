@@ -20,9 +20,11 @@ async def rules(endpoints: Endpoints, tenant: str) -> list[dict[str, Any]]:
     return [plain(rule) for rule in answer.rules]
 
 
-async def set_rule(endpoints: Endpoints, tenant: str, kind: str, days: int) -> dict[str, Any]:
-    """Sets a rule, or ends it with 0 days; returns the receipt. Raises Refused."""
-    request = retention_pb2.SetRetentionRequest(options=options(), aggregate_type=kind, box_after_days=days)
+async def set_rule(endpoints: Endpoints, tenant: str, kind: str, box: int, purge: int) -> dict[str, Any]:
+    """Sets a rule in days, or ends it if both are 0; returns the receipt. Raises Refused."""
+    request = retention_pb2.SetRetentionRequest(
+        options=options(), aggregate_type=kind, box_after_days=box, purge_after_days=purge
+    )
     async with caller(endpoints, tenant) as bank:
         receipt: command_pb2.CommandReceipt = await bank.call(
             retention_pb2_grpc.RetentionServiceStub(bank.write).SetRetention, request
@@ -30,9 +32,19 @@ async def set_rule(endpoints: Endpoints, tenant: str, kind: str, days: int) -> d
     return plain(receipt)
 
 
-async def plan(endpoints: Endpoints, tenant: str, kind: str, days: int, limit: int) -> tuple[list[dict[str, Any]], bool]:
-    """What the rules would box, and whether there is more than `limit`. Raises Refused."""
-    request = retention_pb2.PlanRetentionRequest(aggregate_type=kind, box_after_days=days)
+async def plan(endpoints: Endpoints, tenant: str, kind: str, box: int, purge: int, limit: int) -> dict[str, Any]:
+    """What the rules would box and purge, and whether there is more than `limit` in all. Raises Refused."""
+    request = retention_pb2.PlanRetentionRequest(aggregate_type=kind, box_after_days=box, purge_after_days=purge)
+
+    def both(answer: retention_pb2.PlanRetentionResponse) -> list[dict[str, Any]]:
+        return [{"kind": "boxes", **plain(each)} for each in answer.boxes] + [
+            {"kind": "purges", **plain(each)} for each in answer.purges
+        ]
+
     async with caller(endpoints, tenant) as bank:
         stub = retention_pb2_grpc.RetentionServiceStub(bank.write)
-        return await listed(lambda: bank.call(stub.PlanRetention, request, timeout_s=LONG_S), request, "boxes", limit)
+        found, more = await listed(lambda: bank.call(stub.PlanRetention, request, timeout_s=LONG_S), request, both, limit)
+    planned: dict[str, Any] = {"boxes": [], "purges": []}
+    for each in found:
+        planned[each.pop("kind")].append(each)
+    return planned | {"more": more}

@@ -11,7 +11,7 @@ from cli.commands import status_of
 from cli.endpoints import Endpoints
 from cli.invoke import call
 from cli.options import DATA, Data, Format, Output, Tenant
-from cli.output import complain, one_line, print_json, print_table, show
+from cli.output import one_line, print_json, show, show_page
 from cli.send import read_fields
 
 schedules = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -77,13 +77,8 @@ def list_schedules(
         return await calls.list_schedules(known, tenant, ended=ended, limit=limit)
 
     found, more = call(ask, data, output)
-    if output is Output.JSON:
-        print_json({"schedules": found, "more": more})
-        return
     names = ("id", "status", "times", "zone", "command", "aggregate", "user", "next", "last", "outcome")
-    print_table(names, [_row(one) for one in found])
-    if more:
-        complain(f"There are more than {limit}: raise --limit.")
+    show_page({"schedules": found, "more": more}, names, [_row(one) for one in found], limit, output, narrow="end some")
 
 
 @schedules.command("show")

@@ -29,6 +29,7 @@ STORED_TYPES = frozenset(
         "bank.v1.UserRegistrationSucceeded",
         "bank.v1.UserRolesChanged",
         "foldline.v1.AggregateBoxed",
+        "foldline.v1.AggregatePurged",
         "foldline.v1.AggregateUnboxed",
         "foldline.v1.OverrideSwitched",
         "foldline.v1.RetentionSet",

@@ -19,12 +19,14 @@ from foldline.v1 import (
     schedule_pb2_grpc,
     tenant_pb2_grpc,
 )
+from shared.commands.aggregate_purging import AggregatePurger
 from shared.commands.boxing import Boxer
 from shared.commands.bus import COMMAND_BYTES_MAX, CommandBus
 from shared.commands.committer import Committer
 from shared.commands.intake import Limits
 from shared.commands.purging import Purger
 from shared.commands.recurring import Recurring
+from shared.commands.retention_plan import Purges
 from shared.commands.retention_sweeper import RetentionSweeper
 from shared.commands.schedule import Schedule, Scheduler, watch_schedule
 from shared.commands.sweeper import Sweeper
@@ -136,9 +138,11 @@ def build(settings: WriteSettings, reads: Reads) -> Server:
         roles=ADMINS,
     )
     server.add(archive_pb2_grpc.add_ArchiveServiceServicer_to_server, ArchiveService(boxer, commands, reads, registry))
-    retention = RetentionService(commands, boxer, reads, registry, clock=utc_now)
+    purges = Purges(boxer, reads, registry)
+    retention = RetentionService(commands, boxer, purges, reads, registry, clock=utc_now)
     server.add(retention_pb2_grpc.add_RetentionServiceServicer_to_server, retention)
-    sweeper = RetentionSweeper(boxer, reads, registry, clock=utc_now)
+    purger = AggregatePurger(reads, registry, archive, shard=settings.shard, clock=utc_now, committed=notifier.notify)
+    sweeper = RetentionSweeper(boxer, purges, purger, reads, registry, clock=utc_now, boxes=archive is not None)
     sweeper.register(server.probes.metrics)
     server.add(history_pb2_grpc.add_HistoryServiceServicer_to_server, HistoryService(reads, registry, committer.is_cached))
     server.add(audit_pb2_grpc.add_AuditServiceServicer_to_server, AuditService(commands, reads, registry))
@@ -151,17 +155,15 @@ def build(settings: WriteSettings, reads: Reads) -> Server:
     notifying, committing = asyncio.create_task(notifier.run()), asyncio.create_task(committer.run())
 
     async def alone() -> None:
-        """Fires due commands, sweeps old ones, boxes by the tenants' rules, and purges tenants.
+        """Fires due commands, sweeps old ones, boxes and purges by the tenants' rules, and purges tenants.
 
         One replica does it, which saves work; several would be correct as well.
         """
         async with asyncio.TaskGroup() as group:
-            group.create_task(scheduler.run())
-            group.create_task(Purger(reads, archive).run())
+            for work in (scheduler, Purger(reads, archive), purger, sweeper):
+                group.create_task(work.run())
             if kept is not None:
                 group.create_task(Sweeper(reads, kept, clock=utc_now).run())
-            if archive is not None:
-                group.create_task(sweeper.run())
 
     others = [notifying, asyncio.create_task(lead(database_url, LockClass.SCHEDULER, settings.shard, alone, stopping))]
 

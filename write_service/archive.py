@@ -68,7 +68,7 @@ class ArchiveService(archive_pb2_grpc.ArchiveServiceServicer):
         key = (identity.tenant, request.aggregate_type, request.aggregate_id.lower())
         _ = self._boxer.archive
         box = await newest_box(self._reads, key, request.version)
-        if box is None:
+        if box is None or not box.location:
             raise NotFound("BOX_NOT_FOUND", "there is no such box")
         await self._boxer.verify(key, box)
         return archive_pb2.VerifyBoxResponse(box=_box(box))

@@ -43,7 +43,7 @@ def build_registry(passwords: Passwords) -> CommandRegistry:
 
 def people(registry: CommandRegistry) -> None:
     """The commands of a person, and the accounts that a person gains and loses."""
-    on = registry.aggregate(PERSON, person_codec.EVENTS, snapshot_every=10)
+    on = registry.aggregate(PERSON, person_codec.EVENTS, snapshot_every=10, ended=lambda person: person.closed)
     on.command(person_codec.REGISTER_PERSON, person.register, id=lambda c: c.person_id, roles=CALLERS)
     on.command(person_codec.RENAME_PERSON, person.rename, id=lambda c: c.person_id, roles=CALLERS)
     on.command(person_codec.CLOSE_PERSON, person.close, id=lambda c: c.person_id, roles=ADMINS)
@@ -53,7 +53,13 @@ def people(registry: CommandRegistry) -> None:
 
 def accounts(registry: CommandRegistry) -> None:
     """The commands of an account, the transfers that it is an end of, and the closing of its owner."""
-    on = registry.aggregate(ACCOUNT, account_codec.EVENTS, snapshot_every=100)
+    on = registry.aggregate(
+        ACCOUNT,
+        account_codec.EVENTS,
+        snapshot_every=100,
+        ended=lambda account: account.closed and not account.balance_minor,
+        purged_alone=False,  # what is on all accounts of a person is summed up from their events
+    )
     on.command(account_codec.OPEN_ACCOUNT, account.open_account, id=lambda c: c.account_id, roles=CALLERS)
     on.command(account_codec.DEPOSIT_MONEY, account.deposit, id=lambda c: c.account_id, roles=CALLERS)
     on.command(account_codec.WITHDRAW_MONEY, account.withdraw, id=lambda c: c.account_id, roles=CALLERS)
@@ -81,7 +87,9 @@ def transfers(registry: CommandRegistry) -> None:
 
 def users(registry: CommandRegistry, passwords: Passwords) -> None:
     """The commands of a user: an administrator starts a registration, its process ends it, then an administrator keeps it up."""
-    on = registry.aggregate(USER, user_codec.EVENTS, readers=ADMINS)
+    on = registry.aggregate(
+        USER, user_codec.EVENTS, readers=ADMINS, ended=lambda user: user.failed or user.deactivated, credentials=True
+    )
     on.command(
         user_codec.START_USER_REGISTRATION,
         user.start_registration,

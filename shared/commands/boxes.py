@@ -11,6 +11,7 @@ from msgspec import Struct
 from foldline.v1 import archive_pb2
 from shared.commands.codec import MessageCodec
 from shared.commands.states import packed_keys
+from shared.line.ends import AGGREGATE_PURGED
 from shared.line.event_store import BOXED, AggregateKey
 from shared.platform.packing import texts
 from shared.platform.postgres import Reads
@@ -49,7 +50,7 @@ UNBOX_AGGREGATE = MessageCodec(
 
 
 class StoredBox(Struct, frozen=True):
-    """A row of the table of boxes."""
+    """A row of the table of boxes. Without a location it stands for events that were purged."""
 
     box_id: int
     category: str
@@ -62,10 +63,11 @@ class StoredBox(Struct, frozen=True):
 
 
 class Stored(Struct, frozen=True):
-    """Where an aggregate is: version and time of its newest event, and whether those before it are in the archive."""
+    """Where an aggregate is: version and time of its newest event, and whether those before it are in the archive, or gone."""
 
     version: int
     boxed: bool
+    purged: bool
     changed_at: datetime
 
 
@@ -80,7 +82,10 @@ async def read_stored(reads: Reads, keys: Sequence[AggregateKey]) -> dict[Aggreg
                  ORDER BY e.version DESC LIMIT 1) e""",
             packed_keys(keys),
         )
-        return {keys[nth - 1]: Stored(version, type_ == BOXED, at) for nth, version, type_, at in await cursor.fetchall()}
+        return {
+            keys[nth - 1]: Stored(version, type_ == BOXED, type_ == AGGREGATE_PURGED, at)
+            for nth, version, type_, at in await cursor.fetchall()
+        }
 
 
 async def newest_box(reads: Reads, key: AggregateKey, version: int = 0) -> StoredBox | None:
@@ -106,7 +111,8 @@ async def list_boxes(
     async with reads.connection() as connection:
         cursor = await connection.execute(
             f"""SELECT box_id, category, aggregate_id, version, location, chain, boxed_at, unboxed_at FROM boxes
-                WHERE tenant = %s {wanted} AND category <> ALL(%s) AND box_id < %s ORDER BY box_id DESC LIMIT %s""",  # noqa: S608
+                WHERE tenant = %s {wanted} AND category <> ALL(%s) AND box_id < %s AND location <> ''
+                ORDER BY box_id DESC LIMIT %s""",  # noqa: S608
             (tenant, *filter(None, (category, aggregate_id)), texts(hidden), below, limit),
         )
         return [StoredBox(*row) for row in await cursor.fetchall()]

@@ -30,13 +30,14 @@ from shared.commands.boxes import BOX_AGGREGATE, UNBOX_AGGREGATE, Stored, Stored
 from shared.commands.bus import command_of
 from shared.commands.closed import keep_archive, refuse_closed
 from shared.commands.codec import MessageCodec
-from shared.commands.decide import Command, Sender, aggregate_boxed, metadata_of
+from shared.commands.decide import Command, Sender, aggregate_boxed, aggregate_purged, metadata_of
 from shared.commands.intake import id_reused
 from shared.commands.log import StoredCommand, read_commands
 from shared.commands.registry import CommandRegistry, Route
-from shared.folds.errors import AggregateUnreadable, NotFound, OverLimit, Refusal, Rejected, Unavailable, VersionMismatch
+from shared.folds.errors import NotFound, OverLimit, Refusal, Rejected, Unavailable, VersionMismatch
 from shared.folds.ids import derived_id
 from shared.line.archive import Archive, Box, Snapshot
+from shared.line.ends import AGGREGATE_PURGED
 from shared.line.event_store import BOXED, UNBOXED, AggregateKey, StoredEvent, read_stream
 from shared.platform import postgres
 from shared.platform.fairness import Slots
@@ -116,7 +117,7 @@ class Boxer:
         aggregate, command_id = self._registry.aggregate_of(key[1]), derived_id("retention", *key, str(version))
         command = Command(
             key=(key[0], command_id),
-            route=Route(BOX_AGGREGATE, aggregate, lambda c: c.aggregate_id, _decided_elsewhere, self._roles),
+            route=Route(BOX_AGGREGATE, aggregate, lambda c: c.aggregate_id, decided_elsewhere, self._roles),
             aggregate=key,
             content=content,
             payload=BOX_AGGREGATE.encode(content),
@@ -137,7 +138,7 @@ class Boxer:
         aggregate = self._registry.aggregate_or_none(request.aggregate_type)
         if aggregate is None:
             raise NotFound("AGGREGATE_NOT_FOUND", "there is no such aggregate")
-        route = Route(codec, aggregate, lambda c: c.aggregate_id, _decided_elsewhere, self._roles)
+        route = Route(codec, aggregate, lambda c: c.aggregate_id, decided_elsewhere, self._roles)
         command = command_of(route, request, self._clock())
         self._registry.refuse_reading(command.aggregate[1], command.sender.roles)
         return command
@@ -162,7 +163,7 @@ class Boxer:
                 try:
                     await self._one(as_part(command, key), connection, one)
                 except (Rejected, NotFound) as refusal:
-                    if refusal.reason not in (skips, "AGGREGATE_NOT_FOUND"):
+                    if refusal.reason not in (skips, "AGGREGATE_NOT_FOUND", "AGGREGATE_PURGED"):
                         raise
             await self._one(command, connection, one)
         done = await self._known(command)
@@ -224,7 +225,7 @@ class Boxer:
         parts = await self._parts_of(command.aggregate)
         if boxes and parts:
             for key, stored in (await read_stored(self._reads, parts)).items():
-                if not stored.boxed and stored.version > EVENTS_MAX:
+                if not (stored.boxed or stored.purged) and stored.version > EVENTS_MAX:
                     raise _too_large(key)
         return parts
 
@@ -267,6 +268,8 @@ class Boxer:
             raise _too_large(key)
         if not events:
             raise NotFound("AGGREGATE_NOT_FOUND", "there is no such aggregate")
+        if events[-1].type == AGGREGATE_PURGED:
+            raise aggregate_purged()
         if events[-1].type == BOXED or len(events) != events[-1].version:
             raise aggregate_boxed()
         return events
@@ -289,6 +292,8 @@ class Boxer:
         """Puts back one aggregate; returns the head. Raises _Moved if it is in another box by now."""
         key = command.aggregate
         box = await newest_box(self._reads, key)
+        if box is not None and not box.location:
+            raise aggregate_purged()
         if box is None or box.unboxed_at is not None:
             async with self._reads.connection() as reader:
                 if box is None and not await read_stream(reader, key, after=0, limit=1):
@@ -319,17 +324,8 @@ async def _call(connection: Connection, statement: Any, parameters: Sequence[Any
 
 
 def _snapshot(registry: CommandRegistry, category: str, events: Sequence[StoredEvent]) -> Snapshot:
-    """The state behind the last event."""
-    aggregate = registry.aggregate_of(category)
-    state = aggregate.initial
-    for event in events:
-        if event.type in states.MARKS:
-            continue
-        try:
-            state = aggregate.evolve(state, registry.codecs.decode(event.type, event.payload))
-        except Exception as error:
-            raise AggregateUnreadable from error
-    return Snapshot(events[-1].version, aggregate.schema, Raw(registry.dump_state(state)))
+    state = states.fold(registry, category, events)
+    return Snapshot(events[-1].version, registry.aggregate_of(category).schema, Raw(registry.dump_state(state)))
 
 
 def _row(command: Command) -> tuple[Any, ...]:
@@ -367,6 +363,8 @@ def _refuse(command: Command, stored: Stored | None, *, boxes: bool) -> None:
     """Raises what boxing or unboxing the command's aggregate would raise after others have moved."""
     if stored is None:
         raise NotFound("AGGREGATE_NOT_FOUND", "there is no such aggregate")
+    if stored.purged:
+        raise aggregate_purged()
     if stored.boxed == boxes:
         raise aggregate_boxed() if boxes else _not_boxed()
     if boxes and stored.version > EVENTS_MAX:
@@ -392,5 +390,6 @@ def _refuse_stale(command: Command, version: int) -> None:
         raise VersionMismatch(command.expected_version or 0, version)
 
 
-def _decided_elsewhere(state: Any, content: Any, meta: Any) -> Any:
+def decided_elsewhere(state: Any, content: Any, meta: Any) -> Any:
+    """In place of the decision of a command that a function of the database carries out."""
     raise NotImplementedError

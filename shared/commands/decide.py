@@ -21,7 +21,7 @@ from foldline.v1 import event_store_pb2
 from shared.commands.append import Batch, NewCommand, NewCredential, NewEvent, NewSnapshot
 from shared.commands.log import CommandKey
 from shared.commands.registry import SWITCHES_ID, CommandRegistry, Route
-from shared.commands.states import Boxed, Unreadable, Versioned
+from shared.commands.states import Boxed, Purged, Unreadable, Versioned
 from shared.folds.aggregate import Aggregate, Decided, Meta
 from shared.folds.errors import (
     AggregateUnreadable,
@@ -290,6 +290,8 @@ class BatchDecider:
                 raise aggregate_boxed()
             if isinstance(at.state, Unreadable):
                 raise AggregateUnreadable
+            if isinstance(at.state, Purged):
+                raise aggregate_purged()
         return at
 
     def _accept(self, staged: _Staged, accepted: list[tuple[Command, Outcome, int]]) -> None:
@@ -347,6 +349,11 @@ class BatchDecider:
 def aggregate_boxed() -> Rejected:
     """The refusal of whatever concerns an aggregate that is boxed."""
     return Rejected("AGGREGATE_BOXED", "the aggregate is boxed: its events are in the archive until it is unboxed")
+
+
+def aggregate_purged() -> Rejected:
+    """The refusal of whatever concerns an aggregate that is purged."""
+    return Rejected("AGGREGATE_PURGED", "the aggregate is purged: by a rule of its tenant its events are gone for good")
 
 
 def metadata_of(command: Command) -> bytes:

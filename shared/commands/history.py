@@ -13,10 +13,11 @@ from typing import Any, LiteralString
 from msgspec import DecodeError, Struct, json, to_builtins
 
 from foldline.v1 import history_pb2, options_pb2
-from shared.commands.decide import aggregate_boxed
+from shared.commands.decide import aggregate_boxed, aggregate_purged
 from shared.commands.registry import CommandRegistry
 from shared.commands.states import MARKS
 from shared.folds.errors import AggregateUnreadable, NotFound
+from shared.line.ends import AGGREGATE_PURGED
 from shared.line.event_store import BOXED, AggregateKey
 from shared.platform.clock import timestamp
 from shared.platform.fairness import Room, Turns
@@ -62,6 +63,7 @@ async def describe(
         snapshot_versions=snapshots,
         cached=cached,
         boxed=newest.type == BOXED,
+        purged=newest.type == AGGREGATE_PURGED,
     )
 
 
@@ -76,7 +78,8 @@ async def past_state(
 ) -> PastState:
     """The state at a version, at a moment, or now.
 
-    Raises NotFound (AGGREGATE_NOT_FOUND, VERSION_NOT_FOUND), Rejected (AGGREGATE_BOXED) or OverLimit (TOO_MANY_PAST_STATES).
+    Raises NotFound (AGGREGATE_NOT_FOUND, VERSION_NOT_FOUND), Rejected (AGGREGATE_BOXED, AGGREGATE_PURGED) or OverLimit
+    (TOO_MANY_PAST_STATES).
     """
     async with room.slots.one(key[0]):
         return await _past_state(registry, reads, room.turns, key, version, moment)
@@ -89,6 +92,8 @@ async def _past_state(
         newest = await _newest(connection, key)
         if newest.type == BOXED:
             raise aggregate_boxed()
+        if newest.type == AGGREGATE_PURGED:
+            raise aggregate_purged()
         wanted = newest if version is None and moment is None else await _at(connection, key, version, moment)
         if wanted is None:
             when = "at this moment" if version is None else "with this version"

@@ -14,8 +14,7 @@ step locks that row.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import datetime
 
 from msgspec import Struct
@@ -23,10 +22,11 @@ from uuid_utils import uuid7
 
 from foldline.v1 import event_store_pb2, tenant_pb2
 from shared.commands.closed import await_archive
-from shared.folds.errors import NotFound, Refusal, Rejected
+from shared.folds.errors import NotFound, Rejected
 from shared.line.archive import Archive
 from shared.line.ends import CLOSED
 from shared.platform.postgres import Connection, Reads, one
+from shared.platform.rounds import Hindrances, rounds
 from shared.platform.telemetry import logger
 
 EVERY_S = 1.0
@@ -108,18 +108,17 @@ class Purger:
     def __init__(self, reads: Reads, archive: Archive | None) -> None:
         self._reads = reads
         self._archive = archive
-        self._told: dict[str, str] = {}
 
     async def run(self) -> None:
         """Goes on with every purge until cancelled. What goes wrong with one is logged and tried again, and holds up no other."""
-        while True:
-            tenants: list[str] = []
-            with self._telling(""):
-                tenants = await self.open()
-            for tenant in tenants:
-                with self._telling(tenant):
+        hindrances = Hindrances("purge_waits")
+
+        async def one_round() -> None:
+            for tenant in await self.open():
+                with hindrances.told(tenant, purged_tenant=tenant):
                     await self.purge(tenant)
-            await asyncio.sleep(EVERY_S)
+
+        await rounds(hindrances, one_round, EVERY_S)
 
     async def open(self) -> list[str]:
         """The tenants whose purge is not done, the first to be closed first."""
@@ -162,22 +161,6 @@ class Purger:
         async with self._reads.connection() as connection:
             (stage,) = await one(connection, "SELECT finish_purge(%s, %s, %s)", (tenant, files, LIMIT_ROWS))
         return str(stage)
-
-    @contextmanager
-    def _telling(self, tenant: str) -> Iterator[None]:
-        """Logs why the purge of a tenant does not go on, once for each reason; "" is for reading which there are."""
-        why = ""
-        try:
-            yield
-        except Refusal as refusal:
-            why = refusal.reason
-        except Exception as error:  # noqa: BLE001 - it is tried again
-            why = type(error).__name__
-        if not why:
-            self._told.pop(tenant, None)
-        elif why != self._told.get(tenant):
-            self._told[tenant] = why
-            log.warning("purge_waits", purged_tenant=tenant, reason=why)
 
 
 async def has_boxes(reads: Reads, tenant: str) -> bool:

@@ -16,7 +16,7 @@ from shared.commands.codec import Codecs, EventCodecs, MessageCodec
 from shared.folds.aggregate import Aggregate, Content, Decision, Event, State
 from shared.folds.errors import Forbidden
 from shared.folds.upcasting import NONE, Upcasters
-from shared.line.ends import CLOSED
+from shared.line.ends import ENDS
 from shared.line.event_store import BOXED, UNBOXED
 from shared.platform.identity import Role
 
@@ -203,6 +203,9 @@ class CommandRegistry:
         self._readers: dict[str, frozenset[Role]] = {}
         self._boxed_with: dict[str, dict[str, BoxedWith]] = {}
         self._never_boxed: set[str] = set()
+        self._ended: dict[str, Callable[[Any], bool]] = {}
+        self._purged_alone: set[str] = set()
+        self._credentials: set[str] = set()
         self._events: dict[str, tuple[MessageCodec[Any], ...]] = {}
 
     def announcement(self, tenant: str, name: str, *, about: str, description: str) -> None:
@@ -220,13 +223,17 @@ class CommandRegistry:
         readers: frozenset[Role] = frozenset(Role),
         snapshot_every: int = 100,
         boxable: bool = True,
+        ended: Callable[[State], bool] | None = None,
+        purged_alone: bool = True,
+        credentials: bool = False,
     ) -> AggregateRows[State, Event]:
         """Adds an aggregate with its events; what is returned adds its commands and reactions.
 
         `readers` are the roles that may read its events, and the commands on it, in whatever way they are offered. Its state is
         saved at every version that `snapshot_every` divides. One that is not `boxable` stays out of the archive: something
-        needs its state at any time. Raises TypeError for a second registration, and ValueError for
-        an interval below 1.
+        needs its state at any time. `ended` says in which states nothing more can come of it: only then may it be purged, by
+        a rule of its tenant or, if not `purged_alone`, with another that it is boxed with. `credentials`: its id is the subject
+        of a credential, which goes with it. Raises TypeError for a second registration, and ValueError for an interval below 1.
         """
         if aggregate.category in self._aggregates:
             raise TypeError(f"{aggregate.category} is registered twice")
@@ -237,6 +244,12 @@ class CommandRegistry:
         self._readers[aggregate.category] = readers
         if not boxable:
             self._never_boxed.add(aggregate.category)
+        if ended is not None:
+            self._ended[aggregate.category] = ended
+            if purged_alone:
+                self._purged_alone.add(aggregate.category)
+        if credentials:
+            self._credentials.add(aggregate.category)
         self._events[aggregate.category] = tuple(events)
         for codec in events:
             self.codecs.add(codec)
@@ -272,8 +285,8 @@ class CommandRegistry:
         return self._aggregates[category]
 
     def event_types(self) -> set[str]:
-        """The full names of all events that are stored: those of the aggregates, of the archive, and of the end of a tenant."""
-        return {codec.type_name for codecs in self._events.values() for codec in codecs} | {BOXED, UNBOXED, CLOSED}
+        """The full names of all events that are stored: those of the aggregates, of the archive, and the ends."""
+        return {codec.type_name for codecs in self._events.values() for codec in codecs} | {BOXED, UNBOXED} | ENDS
 
     def aggregate_or_none(self, category: str) -> Aggregate[Any, Any] | None:
         """The aggregate of a category; None if there is none."""
@@ -286,6 +299,19 @@ class CommandRegistry:
     def is_boxable(self, category: str) -> bool:
         """Whether aggregates of a category may go into the archive."""
         return category not in self._never_boxed
+
+    def is_purgeable(self, category: str) -> bool:
+        """Whether a rule may purge aggregates of a category."""
+        return category in self._purged_alone
+
+    def has_ended(self, category: str, state: Any) -> bool:
+        """Whether nothing more can come of an aggregate in this state. False if its row does not say so of any state."""
+        ended = self._ended.get(category)
+        return ended is not None and ended(state)
+
+    def has_credentials(self, category: str) -> bool:
+        """Whether the ids of a category's aggregates are subjects of credentials."""
+        return category in self._credentials
 
     def events_of(self, category: str) -> tuple[MessageCodec[Any], ...]:
         """The codecs of a category's events; raises KeyError if there is no such category."""

@@ -1,78 +1,87 @@
-"""Retention: aggregates of a type that had no event for so many days are boxed, by rules that each tenant sets.
+"""Retention: aggregates of a type are boxed or purged when they had no event for so many days, by rules that each tenant sets.
 
 The rules of a tenant are the state of an aggregate of that tenant, changed by a command: who set which rule, and when, is on
-the line and in the command log. `plan` says what is past its date, and the sweeper boxes just that (`retention_sweeper.py`).
+the line and in the command log. `retention_plan.py` says what is past its date, and the sweeper does just that
+(`retention_sweeper.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
+from google.protobuf.message import Message
 from msgspec import Struct
+from msgspec.structs import asdict
 
 from foldline.v1 import retention_pb2
 from shared.commands import states
-from shared.commands.boxes import read_stored
-from shared.commands.boxing import Boxer
 from shared.commands.codec import EventCodecs, MessageCodec
 from shared.commands.registry import CommandRegistry
 from shared.folds.aggregate import Aggregate, Decision, Meta
 from shared.folds.errors import AggregateUnreadable, NotFound, Rejected
-from shared.line.event_store import BOXED, AggregateKey
 from shared.platform.identity import Role
 from shared.platform.postgres import Reads
 
 RULES_ID = "retention"
 """The id of the aggregate that holds a tenant's rules."""
 
-PART_IN_USE = "PART_IN_USE"
+Said = TypeVar("Said", bound=Struct)
 
 
 class SetRetention(Struct, frozen=True, kw_only=True):
     """The command."""
 
     aggregate_type: str
-    box_after_days: int
+    box_after_days: int = 0
+    purge_after_days: int = 0
 
 
 class RetentionSet(Struct, frozen=True, kw_only=True):
     """The event."""
 
     aggregate_type: str
-    box_after_days: int
+    box_after_days: int = 0
+    purge_after_days: int = 0
+
+
+class Rule(Struct, frozen=True, kw_only=True):
+    """After how many days without an event aggregates of a type are boxed, and purged if they have ended. 0: never."""
+
+    box_after_days: int = 0
+    purge_after_days: int = 0
+
+
+NO_RULE = Rule()
 
 
 class Rules(Struct, frozen=True, kw_only=True):
-    """After how many days without an event aggregates are boxed, by type."""
+    """The rules by type."""
 
-    days: dict[str, int] = {}
+    by_type: dict[str, Rule] = {}
 
 
 def evolve(rules: Rules, event: RetentionSet) -> Rules:
     """The rules after the event."""
-    days = {type_: days for type_, days in rules.days.items() if type_ != event.aggregate_type}
-    return Rules(days=days | {event.aggregate_type: event.box_after_days} if event.box_after_days else days)
+    others = {type_: rule for type_, rule in rules.by_type.items() if type_ != event.aggregate_type}
+    rule = Rule(box_after_days=event.box_after_days, purge_after_days=event.purge_after_days)
+    return Rules(by_type=others if rule == NO_RULE else others | {event.aggregate_type: rule})
 
 
-RULES = Aggregate(category="retention", initial=Rules(), evolve=evolve)
+RULES = Aggregate(category="retention", initial=Rules(), evolve=evolve, schema=2)
 
-SET_RETENTION = MessageCodec(
-    SetRetention,
-    retention_pb2.SetRetentionRequest,
-    lambda message: SetRetention(aggregate_type=message.aggregate_type, box_after_days=message.box_after_days),
-    lambda value: retention_pb2.SetRetentionRequest(
-        aggregate_type=value.aggregate_type, box_after_days=value.box_after_days
-    ).SerializeToString(),
-)
-RETENTION_SET = MessageCodec(
-    RetentionSet,
-    retention_pb2.RetentionSet,
-    lambda message: RetentionSet(aggregate_type=message.aggregate_type, box_after_days=message.box_after_days),
-    lambda value: retention_pb2.RetentionSet(
-        aggregate_type=value.aggregate_type, box_after_days=value.box_after_days
-    ).SerializeToString(),
-)
+
+def _codec(struct: type[Said], message: type[Message]) -> MessageCodec[Said]:
+    """The codec of a struct whose fields have the names of the message's."""
+
+    def read(told: Any) -> Said:
+        return struct(**{name: getattr(told, name) for name in struct.__struct_fields__})
+
+    return MessageCodec(struct, message, read, lambda value: message(**asdict(value)).SerializeToString())
+
+
+SET_RETENTION = _codec(SetRetention, retention_pb2.SetRetentionRequest)
+RETENTION_SET = _codec(RetentionSet, retention_pb2.RetentionSet)
 EVENTS: EventCodecs[RetentionSet] = EventCodecs(RETENTION_SET)
 
 
@@ -84,98 +93,31 @@ def add_retention(registry: CommandRegistry, *, roles: frozenset[Role]) -> None:
 
 def _set_rule(registry: CommandRegistry) -> Decision[Rules, SetRetention, RetentionSet]:
     def set_rule(rules: Rules, command: SetRetention, meta: Meta) -> list[RetentionSet]:
-        """A rule that is so already stays so, without an event. Refusals: AGGREGATE_TYPE_NOT_FOUND, NEVER_BOXED."""
-        refuse_type(registry, command.aggregate_type)
-        if command.box_after_days == rules.days.get(command.aggregate_type, 0):
+        """A rule that is so already stays so, without an event. Refusals: AGGREGATE_TYPE_NOT_FOUND, NEVER_BOXED, NEVER_PURGED."""
+        rule = Rule(box_after_days=command.box_after_days, purge_after_days=command.purge_after_days)
+        refuse_rule(registry, command.aggregate_type, rule)
+        if rule == rules.by_type.get(command.aggregate_type, NO_RULE):
             return []
-        return [RetentionSet(aggregate_type=command.aggregate_type, box_after_days=command.box_after_days)]
+        return [RetentionSet(**asdict(command))]
 
     return set_rule
 
 
-def refuse_type(registry: CommandRegistry, category: str) -> None:
-    """Refuses a type that no rule can be for. Refusals: AGGREGATE_TYPE_NOT_FOUND, NEVER_BOXED."""
+def refuse_rule(registry: CommandRegistry, category: str, rule: Rule) -> None:
+    """Refuses what cannot be a rule for a type. Refusals: AGGREGATE_TYPE_NOT_FOUND, NEVER_BOXED, NEVER_PURGED."""
     if registry.aggregate_or_none(category) is None:
         raise NotFound("AGGREGATE_TYPE_NOT_FOUND", "there is no such type of aggregate")
-    if not registry.is_boxable(category):
+    if rule.box_after_days and not registry.is_boxable(category):
         raise Rejected("NEVER_BOXED", "aggregates of this type are needed at any time")
+    if rule.purge_after_days and not registry.is_purgeable(category):
+        raise Rejected("NEVER_PURGED", "no state of this type is an end, or it is purged only with what it belongs to")
 
 
-async def current(registry: CommandRegistry, reads: Reads, tenant: str) -> Mapping[str, int]:
-    """The rules of a tenant: days by type. Raises AggregateUnreadable."""
+async def current(registry: CommandRegistry, reads: Reads, tenant: str) -> Mapping[str, Rule]:
+    """The rules of a tenant by type. Raises AggregateUnreadable."""
     key = (tenant, RULES.category, RULES_ID)
     async with reads.connection() as connection:
         rules = (await states.load(connection, registry, [key]))[key].state
     if not isinstance(rules, Rules):
         raise AggregateUnreadable
-    return rules.days
-
-
-class Planned(Struct, frozen=True):
-    """An aggregate that is past its date. `held_by`: why it is left where it is, else empty."""
-
-    key: AggregateKey
-    version: int
-    changed_at: datetime
-    parts: int
-    held_by: str
-
-
-class Page(Struct, frozen=True):
-    """Of the aggregates of a type, those that are past their date; `after` is the last that was looked at, empty at the end."""
-
-    planned: Sequence[Planned]
-    after: str
-
-
-# Walks the index from one aggregate to the next, whatever number of events each has.
-_NEWEST = """
-WITH RECURSIVE walk AS (
-  (SELECT e.aggregate_id FROM events e WHERE e.tenant = %(tenant)s AND e.category = %(category)s AND e.aggregate_id > %(after)s
-   ORDER BY e.aggregate_id LIMIT 1)
-  UNION ALL
-  SELECT n.aggregate_id FROM walk w CROSS JOIN LATERAL (
-    SELECT e.aggregate_id FROM events e
-    WHERE e.tenant = %(tenant)s AND e.category = %(category)s AND e.aggregate_id > w.aggregate_id
-    ORDER BY e.aggregate_id LIMIT 1) n
-)
-SELECT n.aggregate_id, n.version, n.type, n.recorded_at
-FROM (SELECT aggregate_id FROM walk LIMIT %(limit)s) w CROSS JOIN LATERAL (
-  SELECT e.aggregate_id, e.version, e.type, e.recorded_at FROM events e
-  WHERE e.tenant = %(tenant)s AND e.category = %(category)s AND e.aggregate_id = w.aggregate_id
-  ORDER BY e.version DESC LIMIT 1) n
-ORDER BY n.aggregate_id
-"""
-
-
-async def plan(
-    boxer: Boxer, reads: Reads, tenant: str, category: str, days: int, now: datetime, *, after: str, examined: int, found_max: int
-) -> Page:
-    """What a rule would box of a type, in the order of the ids behind `after`.
-
-    Looks at `examined` aggregates at most, and ends behind the one that is the last of `found_max`.
-    """
-    before = now - timedelta(days=days)
-    asked = {"tenant": tenant, "category": category, "after": after, "limit": examined}
-    async with reads.connection() as connection:
-        rows = await (await connection.execute(_NEWEST, asked)).fetchall()
-    planned: list[Planned] = []
-    for aggregate_id, version, type_name, changed_at in rows:
-        if type_name == BOXED or changed_at > before:
-            continue
-        key = (tenant, category, aggregate_id)
-        parts, held_by = await _parts(boxer, reads, key, before)
-        planned.append(Planned(key, version, changed_at, parts, held_by))
-        if len(planned) == found_max:
-            return Page(planned, aggregate_id)
-    return Page(planned, rows[-1][0] if len(rows) == examined else "")
-
-
-async def _parts(boxer: Boxer, reads: Reads, key: AggregateKey, before: datetime) -> tuple[int, str]:
-    """How many aggregates would be boxed with one, and why it cannot be boxed."""
-    try:
-        keys = await boxer.parts_of(key)
-    except (NotFound, Rejected) as refusal:
-        return 0, refusal.reason
-    parts = [stored for stored in (await read_stored(reads, keys)).values() if not stored.boxed] if keys else []
-    return len(parts), PART_IN_USE if any(stored.changed_at > before for stored in parts) else ""
+    return rules.by_type

@@ -11,7 +11,9 @@ from typing import Any
 from msgspec import Struct
 
 from shared.commands.registry import CommandRegistry
-from shared.line.event_store import BOXED, UNBOXED, AggregateKey
+from shared.folds.errors import AggregateUnreadable
+from shared.line.ends import AGGREGATE_PURGED
+from shared.line.event_store import BOXED, UNBOXED, AggregateKey, StoredEvent
 from shared.platform.packing import Packed, int4s, texts
 from shared.platform.postgres import Connection
 from shared.platform.telemetry import logger
@@ -23,6 +25,10 @@ class Boxed(Struct, frozen=True):
     """In place of the state of an aggregate whose events are in the archive. No decision sees it."""
 
 
+class Purged(Struct, frozen=True):
+    """In place of the state of an aggregate that is purged. No decision sees it."""
+
+
 class Unreadable(Struct, frozen=True):
     """In place of the state of an aggregate with an event that this release cannot read. No decision sees it."""
 
@@ -30,8 +36,8 @@ class Unreadable(Struct, frozen=True):
 NO_SCHEMA = -1
 """That no snapshot has."""
 
-MARKS = frozenset({BOXED, UNBOXED})
-"""Types of events that say where the others are. No fold sees them."""
+MARKS = frozenset({BOXED, UNBOXED, AGGREGATE_PURGED})
+"""Types of events that say where the others are, or that they are gone. No fold sees them."""
 
 
 class Versioned(Struct):
@@ -72,14 +78,29 @@ ORDER BY 1, 2
 async def load(connection: Connection, registry: CommandRegistry, keys: Iterable[AggregateKey]) -> dict[AggregateKey, Versioned]:
     """The states of aggregates by key, in one query; an aggregate without events is at version 0 in its initial state.
 
-    The state of one that is boxed is `Boxed()`, that of one with an event that this release cannot read `Unreadable()`: the
-    others are loaded all the same. A snapshot that cannot be read is passed over, which takes a second query.
+    The state of one that is boxed is `Boxed()`, of one that is purged `Purged()`, and of one with an event that this release
+    cannot read `Unreadable()`: the others are loaded all the same. A snapshot that cannot be read is passed over, which takes a
+    second query.
     """
     wanted = list(keys)
     loaded, spoilt = await _load(connection, registry, wanted, [registry.aggregate_of(key[1]).schema for key in wanted])
     if spoilt:
         loaded |= (await _load(connection, registry, spoilt, [NO_SCHEMA] * len(spoilt)))[0]
     return loaded
+
+
+def fold(registry: CommandRegistry, category: str, events: Iterable[StoredEvent]) -> Any:
+    """The state behind the last of all events of an aggregate. Raises AggregateUnreadable."""
+    aggregate = registry.aggregate_of(category)
+    state = aggregate.initial
+    for event in events:
+        if event.type in MARKS:
+            continue
+        try:
+            state = aggregate.evolve(state, registry.codecs.decode(event.type, event.payload))
+        except Exception as error:
+            raise AggregateUnreadable from error
+    return state
 
 
 async def _load(
@@ -90,7 +111,7 @@ async def _load(
     cursor = await connection.execute(_LOAD, (*packed_keys(wanted), int4s(schemas)))
     versions = [0] * len(wanted)
     states = [aggregate.initial for aggregate in aggregates]
-    boxed: dict[int, bool] = {}
+    marks: dict[int, str] = {}
     unreadable: set[int] = set()
     spoilt: list[AggregateKey] = []
     for nth, version, type_name, data in await cursor.fetchall():
@@ -98,7 +119,7 @@ async def _load(
         versions[at] = version
         try:
             if type_name in MARKS:
-                boxed[at] = type_name == BOXED
+                marks[at] = type_name
             elif type_name:
                 states[at] = aggregates[at].evolve(states[at], registry.codecs.decode(type_name, data))
             else:
@@ -114,7 +135,7 @@ async def _load(
                 spoilt.append(wanted[at])
     for at in unreadable:
         states[at] = Unreadable()
-    for at, is_boxed in boxed.items():
-        if is_boxed:
-            states[at] = Boxed()
+    for at, mark in marks.items():
+        if mark != UNBOXED:
+            states[at] = Boxed() if mark == BOXED else Purged()
     return {key: Versioned(versions[at], states[at]) for at, key in enumerate(wanted)}, spoilt

@@ -11,8 +11,8 @@ import asyncio
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
-from shared.folds.errors import Refusal
 from shared.platform.postgres import Reads
+from shared.platform.rounds import Hindrances, rounds
 from shared.platform.telemetry import logger
 
 CHUNK = 2000
@@ -34,15 +34,7 @@ class Sweeper:
 
     async def run(self) -> None:
         """Sweeps until cancelled."""
-        while True:
-            try:
-                if swept := await self.sweep():
-                    log.info("commands_swept", rows=swept)
-            except Refusal as refusal:
-                log.warning("sweeper_waits", reason=refusal.reason)
-            except Exception as error:  # noqa: BLE001 - it is tried again
-                log.warning("sweeper_failed", error=type(error).__name__)
-            await asyncio.sleep(EVERY_S)
+        await rounds(Hindrances("sweeper_waits"), self.sweep, EVERY_S)
 
     async def sweep(self) -> int:
         """Deletes what is old by now, chunk by chunk, each in a transaction of its own; returns how many rows of the log went.
@@ -60,8 +52,11 @@ class Sweeper:
             chunk = int(found)
             swept += chunk
             if chunk < CHUNK:
-                return swept
+                break
             await asyncio.sleep(PAUSE_S)
+        if swept:
+            log.info("commands_swept", rows=swept)
+        return swept
 
 
 def made_before(command_id: str, moment: datetime) -> bool:

@@ -220,6 +220,13 @@ class Archive:
         with _refusals():
             return await self._store.forget(folder)
 
+    async def forget_aggregate(self, key: AggregateKey) -> int:
+        """Deletes all boxes of an aggregate, as `forget` does those of a tenant."""
+        folder = "/".join(map(_segment, key))
+        self._cached = {at: found for at, found in self._cached.items() if not at.startswith(f"{folder}/")}
+        with _refusals():
+            return await self._store.forget(folder)
+
     async def _manifest(self, location: str, key: AggregateKey) -> Manifest:
         manifest = _manifest(location, await self._file(location, MANIFEST))
         if (manifest.tenant, manifest.aggregate_type, manifest.aggregate_id) != key:

@@ -25,6 +25,7 @@ TABLES = (
     "schedules",
     "tenant_purges",
     "purged_events",
+    "aggregate_purges",
 )
 
 BOXED = "foldline.v1.AggregateBoxed"
@@ -133,7 +134,8 @@ async def read_tenant(connection: Connection, tenant: str, *, after: int, upto: 
 async def read_holes(connection: Connection, *, after: int, upto: int, limit: int) -> list[StoredEvent]:
     """What stands in place of the events behind `after` and up to `upto` that were purged: of the first `limit` of them."""
     cursor = await connection.execute(
-        """SELECT h.position, h.event_id, h.tenant, p.closed_at FROM purged_events h JOIN tenant_purges p USING (tenant)
+        """SELECT h.position, h.event_id, h.tenant, coalesce(h.purged_at, p.closed_at)
+           FROM purged_events h LEFT JOIN tenant_purges p USING (tenant)
            WHERE h.position > %s AND h.position <= %s ORDER BY h.position LIMIT %s""",
         (after, upto, limit),
     )

@@ -148,8 +148,10 @@ class Scene:
         request = archive_pb2.VerifyBoxRequest(aggregate_type=aggregate_type, aggregate_id=aggregate_id, version=version)
         return await self.by(*roles).call(self.bank.archive.VerifyBox, request)
 
-    async def set_retention(self, kind: str, days: int, *roles: Role) -> Any:
-        request = retention_pb2.SetRetentionRequest(options=options(), aggregate_type=kind, box_after_days=days)
+    async def set_retention(self, kind: str, days: int, *roles: Role, purge: int = 0) -> Any:
+        request = retention_pb2.SetRetentionRequest(
+            options=options(), aggregate_type=kind, box_after_days=days, purge_after_days=purge
+        )
         receipt: command_pb2.CommandReceipt = await self.by(*roles).call(self.retention.SetRetention, request)
         return receipt
 

@@ -485,7 +485,10 @@ MALFORMED = [
     bad("retention: no type", lambda s, p: s.set_retention("", 1), "aggregate_type"),
     bad("retention: negative days", lambda s, p: s.set_retention("person", -1), "box_after_days"),
     bad("retention: more than a hundred years", lambda s, p: s.set_retention("person", 36_501), "box_after_days"),
+    bad("retention: purge before now", lambda s, p: s.set_retention("person", 0, purge=-1), "purge_after_days"),
+    bad("retention: purge in a century", lambda s, p: s.set_retention("person", 0, purge=36_501), "purge_after_days"),
     bad("retention plan: days of no type", lambda s, p: s.plan_retention(box_after_days=1), "aggregate_type"),
+    bad("retention plan: purge of no type", lambda s, p: s.plan_retention(purge_after_days=1), "aggregate_type"),
     bad(
         "retention plan: negative days",
         lambda s, p: s.plan_retention(aggregate_type="person", box_after_days=-1),
@@ -645,6 +648,14 @@ AGAINST_A_RULE = [
     Row("unbox what is not boxed", lambda s, p: s.unbox("account", p.blue), "FAILED_PRECONDITION", "AGGREGATE_NOT_BOXED"),
     Row("box a login", lambda s, p: s.box("login", NIL), "FAILED_PRECONDITION", "NEVER_BOXED"),
     Row("retention of logins", lambda s, p: s.set_retention("login", 1), "FAILED_PRECONDITION", "NEVER_BOXED"),
+    Row("purge of accounts alone", lambda s, p: s.set_retention("account", 1, purge=1), "FAILED_PRECONDITION", "NEVER_PURGED"),
+    Row("purge of transfers", lambda s, p: s.set_retention("transfer", 0, purge=1), "FAILED_PRECONDITION", "NEVER_PURGED"),
+    Row(
+        "plan of a purge of rules",
+        lambda s, p: s.plan_retention(aggregate_type="retention", purge_after_days=1),
+        "FAILED_PRECONDITION",
+        "NEVER_PURGED",
+    ),
     Row("box the switches", lambda s, p: s.box("overrides", "overrides"), "FAILED_PRECONDITION", "NEVER_BOXED"),
     Row(
         "box at a stale version",

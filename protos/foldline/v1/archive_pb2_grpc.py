@@ -66,8 +66,8 @@ class ArchiveServiceServicer:
     def BoxAggregate(self, request, context):
         """Writes an aggregate's events to a folder of the archive, reads them back, and takes them out of the tables in one
         transaction. What the registry boxes with it is boxed before it: with a person the person's accounts.
-        Refusals: ARCHIVE_NOT_CONFIGURED, COMMAND_ID_RESERVED, COMMAND_ID_REUSED, AGGREGATE_NOT_FOUND, AGGREGATE_BOXED,
-        NEVER_BOXED, BOX_TOO_LARGE, TOO_MANY_BOXINGS, AGGREGATE_BUSY, ARCHIVE_UNAVAILABLE, ARCHIVE_DAMAGED.
+        Refusals: ARCHIVE_NOT_CONFIGURED, COMMAND_ID_RESERVED, COMMAND_ID_REUSED, AGGREGATE_NOT_FOUND, AGGREGATE_PURGED,
+        AGGREGATE_BOXED, NEVER_BOXED, BOX_TOO_LARGE, TOO_MANY_BOXINGS, AGGREGATE_BUSY, ARCHIVE_UNAVAILABLE, ARCHIVE_DAMAGED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -75,8 +75,8 @@ class ArchiveServiceServicer:
 
     def UnboxAggregate(self, request, context):
         """Puts the same events back at the same positions, of the aggregate and of what is boxed with it. The box stays.
-        Refusals: ARCHIVE_NOT_CONFIGURED, COMMAND_ID_RESERVED, COMMAND_ID_REUSED, AGGREGATE_NOT_FOUND, AGGREGATE_NOT_BOXED,
-        TOO_MANY_BOXINGS, AGGREGATE_BUSY, ARCHIVE_UNAVAILABLE, ARCHIVE_DAMAGED.
+        Refusals: ARCHIVE_NOT_CONFIGURED, COMMAND_ID_RESERVED, COMMAND_ID_REUSED, AGGREGATE_NOT_FOUND, AGGREGATE_PURGED,
+        AGGREGATE_NOT_BOXED, TOO_MANY_BOXINGS, AGGREGATE_BUSY, ARCHIVE_UNAVAILABLE, ARCHIVE_DAMAGED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -21,13 +21,13 @@ class ArchiveServiceStub:
     BoxAggregate: _aio.UnaryUnaryMultiCallable[_archive_pb2.BoxAggregateRequest, _archive_pb2.BoxAggregateResponse]
     """Writes an aggregate's events to a folder of the archive, reads them back, and takes them out of the tables in one
     transaction. What the registry boxes with it is boxed before it: with a person the person's accounts.
-    Refusals: ARCHIVE_NOT_CONFIGURED, COMMAND_ID_RESERVED, COMMAND_ID_REUSED, AGGREGATE_NOT_FOUND, AGGREGATE_BOXED,
-    NEVER_BOXED, BOX_TOO_LARGE, TOO_MANY_BOXINGS, AGGREGATE_BUSY, ARCHIVE_UNAVAILABLE, ARCHIVE_DAMAGED.
+    Refusals: ARCHIVE_NOT_CONFIGURED, COMMAND_ID_RESERVED, COMMAND_ID_REUSED, AGGREGATE_NOT_FOUND, AGGREGATE_PURGED,
+    AGGREGATE_BOXED, NEVER_BOXED, BOX_TOO_LARGE, TOO_MANY_BOXINGS, AGGREGATE_BUSY, ARCHIVE_UNAVAILABLE, ARCHIVE_DAMAGED.
     """
     UnboxAggregate: _aio.UnaryUnaryMultiCallable[_archive_pb2.UnboxAggregateRequest, _archive_pb2.UnboxAggregateResponse]
     """Puts the same events back at the same positions, of the aggregate and of what is boxed with it. The box stays.
-    Refusals: ARCHIVE_NOT_CONFIGURED, COMMAND_ID_RESERVED, COMMAND_ID_REUSED, AGGREGATE_NOT_FOUND, AGGREGATE_NOT_BOXED,
-    TOO_MANY_BOXINGS, AGGREGATE_BUSY, ARCHIVE_UNAVAILABLE, ARCHIVE_DAMAGED.
+    Refusals: ARCHIVE_NOT_CONFIGURED, COMMAND_ID_RESERVED, COMMAND_ID_REUSED, AGGREGATE_NOT_FOUND, AGGREGATE_PURGED,
+    AGGREGATE_NOT_BOXED, TOO_MANY_BOXINGS, AGGREGATE_BUSY, ARCHIVE_UNAVAILABLE, ARCHIVE_DAMAGED.
     """
     ListBoxes: _aio.UnaryUnaryMultiCallable[_archive_pb2.ListBoxesRequest, _archive_pb2.ListBoxesResponse]
     """The boxes of the caller's tenant, the newest first; also those that were unboxed. Refusals: PAGE_TOKEN_INVALID."""
@@ -49,8 +49,8 @@ class ArchiveServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_archive_pb2.BoxAggregateResponse]:
         """Writes an aggregate's events to a folder of the archive, reads them back, and takes them out of the tables in one
         transaction. What the registry boxes with it is boxed before it: with a person the person's accounts.
-        Refusals: ARCHIVE_NOT_CONFIGURED, COMMAND_ID_RESERVED, COMMAND_ID_REUSED, AGGREGATE_NOT_FOUND, AGGREGATE_BOXED,
-        NEVER_BOXED, BOX_TOO_LARGE, TOO_MANY_BOXINGS, AGGREGATE_BUSY, ARCHIVE_UNAVAILABLE, ARCHIVE_DAMAGED.
+        Refusals: ARCHIVE_NOT_CONFIGURED, COMMAND_ID_RESERVED, COMMAND_ID_REUSED, AGGREGATE_NOT_FOUND, AGGREGATE_PURGED,
+        AGGREGATE_BOXED, NEVER_BOXED, BOX_TOO_LARGE, TOO_MANY_BOXINGS, AGGREGATE_BUSY, ARCHIVE_UNAVAILABLE, ARCHIVE_DAMAGED.
         """
 
     @_abc_1.abstractmethod
@@ -60,8 +60,8 @@ class ArchiveServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_archive_pb2.UnboxAggregateRequest, _abc.Awaitable[_archive_pb2.UnboxAggregateResponse]],
     ) -> _abc.Awaitable[_archive_pb2.UnboxAggregateResponse]:
         """Puts the same events back at the same positions, of the aggregate and of what is boxed with it. The box stays.
-        Refusals: ARCHIVE_NOT_CONFIGURED, COMMAND_ID_RESERVED, COMMAND_ID_REUSED, AGGREGATE_NOT_FOUND, AGGREGATE_NOT_BOXED,
-        TOO_MANY_BOXINGS, AGGREGATE_BUSY, ARCHIVE_UNAVAILABLE, ARCHIVE_DAMAGED.
+        Refusals: ARCHIVE_NOT_CONFIGURED, COMMAND_ID_RESERVED, COMMAND_ID_REUSED, AGGREGATE_NOT_FOUND, AGGREGATE_PURGED,
+        AGGREGATE_NOT_BOXED, TOO_MANY_BOXINGS, AGGREGATE_BUSY, ARCHIVE_UNAVAILABLE, ARCHIVE_DAMAGED.
         """
 
     @_abc_1.abstractmethod

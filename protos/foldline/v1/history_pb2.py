@@ -26,7 +26,7 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x66oldline/v1/history.proto\x12\x0b\x66oldline.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"g\n\x18\x44\x65scribeAggregateRequest\x12%\n\x0e\x61ggregate_type\x18\x01 \x01(\tB\r\xbaH\nr\x08\x10\x01\x18?\xba\x01\x01\x00\x12$\n\x0c\x61ggregate_id\x18\x02 \x01(\tB\x0e\xbaH\x0br\t\x10\x01\x18\x80\x01\xba\x01\x01\x00\"\xc4\x01\n\x19\x44\x65scribeAggregateResponse\x12\x16\n\x0e\x61ggregate_type\x18\x01 \x01(\t\x12\x14\n\x0c\x61ggregate_id\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12.\n\nchanged_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x19\n\x11snapshot_versions\x18\x05 \x03(\x03\x12\x0e\n\x06\x63\x61\x63hed\x18\x06 \x01(\x08\x12\r\n\x05\x62oxed\x18\x07 \x01(\x08\"\xb4\x01\n\x13GetAggregateRequest\x12%\n\x0e\x61ggregate_type\x18\x01 \x01(\tB\r\xbaH\nr\x08\x10\x01\x18?\xba\x01\x01\x00\x12$\n\x0c\x61ggregate_id\x18\x02 \x01(\tB\x0e\xbaH\x0br\t\x10\x01\x18\x80\x01\xba\x01\x01\x00\x12\x1a\n\x07version\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x01H\x00\x12,\n\x06moment\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x42\x06\n\x04when\"\x83\x01\n\x14GetAggregateResponse\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12/\n\x0brecorded_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nstate_json\x18\x03 \x01(\t\x12\x15\n\rhidden_fields\x18\x04 \x03(\t\"\x9f\x01\n\x14\x44iffAggregateRequest\x12%\n\x0e\x61ggregate_type\x18\x01 \x01(\tB\r\xbaH\nr\x08\x10\x01\x18?\xba\x01\x01\x00\x12$\n\x0c\x61ggregate_id\x18\x02 \x01(\tB\x0e\xbaH\x0br\t\x10\x01\x18\x80\x01\xba\x01\x01\x00\x12\x1d\n\x0c\x66rom_version\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x01\x12\x1b\n\nto_version\x18\x04 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x01\"B\n\x15\x44iffAggregateResponse\x12)\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x18.foldline.v1.FieldChange\"@\n\x0b\x46ieldChange\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x11\n\tfrom_json\x18\x02 \x01(\t\x12\x0f\n\x07to_json\x18\x03 \x01(\t2\xa1\x02\n\x0eHistoryService\x12\x62\n\x11\x44\x65scribeAggregate\x12%.foldline.v1.DescribeAggregateRequest\x1a&.foldline.v1.DescribeAggregateResponse\x12S\n\x0cGetAggregate\x12 .foldline.v1.GetAggregateRequest\x1a!.foldline.v1.GetAggregateResponse\x12V\n\rDiffAggregate\x12!.foldline.v1.DiffAggregateRequest\x1a\".foldline.v1.DiffAggregateResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x66oldline/v1/history.proto\x12\x0b\x66oldline.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"g\n\x18\x44\x65scribeAggregateRequest\x12%\n\x0e\x61ggregate_type\x18\x01 \x01(\tB\r\xbaH\nr\x08\x10\x01\x18?\xba\x01\x01\x00\x12$\n\x0c\x61ggregate_id\x18\x02 \x01(\tB\x0e\xbaH\x0br\t\x10\x01\x18\x80\x01\xba\x01\x01\x00\"\xd4\x01\n\x19\x44\x65scribeAggregateResponse\x12\x16\n\x0e\x61ggregate_type\x18\x01 \x01(\t\x12\x14\n\x0c\x61ggregate_id\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12.\n\nchanged_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x19\n\x11snapshot_versions\x18\x05 \x03(\x03\x12\x0e\n\x06\x63\x61\x63hed\x18\x06 \x01(\x08\x12\r\n\x05\x62oxed\x18\x07 \x01(\x08\x12\x0e\n\x06purged\x18\x08 \x01(\x08\"\xb4\x01\n\x13GetAggregateRequest\x12%\n\x0e\x61ggregate_type\x18\x01 \x01(\tB\r\xbaH\nr\x08\x10\x01\x18?\xba\x01\x01\x00\x12$\n\x0c\x61ggregate_id\x18\x02 \x01(\tB\x0e\xbaH\x0br\t\x10\x01\x18\x80\x01\xba\x01\x01\x00\x12\x1a\n\x07version\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x01H\x00\x12,\n\x06moment\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x42\x06\n\x04when\"\x83\x01\n\x14GetAggregateResponse\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12/\n\x0brecorded_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nstate_json\x18\x03 \x01(\t\x12\x15\n\rhidden_fields\x18\x04 \x03(\t\"\x9f\x01\n\x14\x44iffAggregateRequest\x12%\n\x0e\x61ggregate_type\x18\x01 \x01(\tB\r\xbaH\nr\x08\x10\x01\x18?\xba\x01\x01\x00\x12$\n\x0c\x61ggregate_id\x18\x02 \x01(\tB\x0e\xbaH\x0br\t\x10\x01\x18\x80\x01\xba\x01\x01\x00\x12\x1d\n\x0c\x66rom_version\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x01\x12\x1b\n\nto_version\x18\x04 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x01\"B\n\x15\x44iffAggregateResponse\x12)\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x18.foldline.v1.FieldChange\"@\n\x0b\x46ieldChange\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x11\n\tfrom_json\x18\x02 \x01(\t\x12\x0f\n\x07to_json\x18\x03 \x01(\t2\xa1\x02\n\x0eHistoryService\x12\x62\n\x11\x44\x65scribeAggregate\x12%.foldline.v1.DescribeAggregateRequest\x1a&.foldline.v1.DescribeAggregateResponse\x12S\n\x0cGetAggregate\x12 .foldline.v1.GetAggregateRequest\x1a!.foldline.v1.GetAggregateResponse\x12V\n\rDiffAggregate\x12!.foldline.v1.DiffAggregateRequest\x1a\".foldline.v1.DiffAggregateResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -54,17 +54,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DESCRIBEAGGREGATEREQUEST']._serialized_start=104
   _globals['_DESCRIBEAGGREGATEREQUEST']._serialized_end=207
   _globals['_DESCRIBEAGGREGATERESPONSE']._serialized_start=210
-  _globals['_DESCRIBEAGGREGATERESPONSE']._serialized_end=406
-  _globals['_GETAGGREGATEREQUEST']._serialized_start=409
-  _globals['_GETAGGREGATEREQUEST']._serialized_end=589
-  _globals['_GETAGGREGATERESPONSE']._serialized_start=592
-  _globals['_GETAGGREGATERESPONSE']._serialized_end=723
-  _globals['_DIFFAGGREGATEREQUEST']._serialized_start=726
-  _globals['_DIFFAGGREGATEREQUEST']._serialized_end=885
-  _globals['_DIFFAGGREGATERESPONSE']._serialized_start=887
-  _globals['_DIFFAGGREGATERESPONSE']._serialized_end=953
-  _globals['_FIELDCHANGE']._serialized_start=955
-  _globals['_FIELDCHANGE']._serialized_end=1019
-  _globals['_HISTORYSERVICE']._serialized_start=1022
-  _globals['_HISTORYSERVICE']._serialized_end=1311
+  _globals['_DESCRIBEAGGREGATERESPONSE']._serialized_end=422
+  _globals['_GETAGGREGATEREQUEST']._serialized_start=425
+  _globals['_GETAGGREGATEREQUEST']._serialized_end=605
+  _globals['_GETAGGREGATERESPONSE']._serialized_start=608
+  _globals['_GETAGGREGATERESPONSE']._serialized_end=739
+  _globals['_DIFFAGGREGATEREQUEST']._serialized_start=742
+  _globals['_DIFFAGGREGATEREQUEST']._serialized_end=901
+  _globals['_DIFFAGGREGATERESPONSE']._serialized_start=903
+  _globals['_DIFFAGGREGATERESPONSE']._serialized_end=969
+  _globals['_FIELDCHANGE']._serialized_start=971
+  _globals['_FIELDCHANGE']._serialized_end=1035
+  _globals['_HISTORYSERVICE']._serialized_start=1038
+  _globals['_HISTORYSERVICE']._serialized_end=1327
 # @@protoc_insertion_point(module_scope)

@@ -52,6 +52,7 @@ class DescribeAggregateResponse(_message.Message):
     SNAPSHOT_VERSIONS_FIELD_NUMBER: _builtins.int
     CACHED_FIELD_NUMBER: _builtins.int
     BOXED_FIELD_NUMBER: _builtins.int
+    PURGED_FIELD_NUMBER: _builtins.int
     aggregate_type: _builtins.str
     aggregate_id: _builtins.str
     version: _builtins.int
@@ -60,6 +61,8 @@ class DescribeAggregateResponse(_message.Message):
     """Whether the replica that answers has the state in memory."""
     boxed: _builtins.bool
     """Whether its events are in the archive. Then commands on it are refused until it is unboxed."""
+    purged: _builtins.bool
+    """Whether its events are gone for good, or just go, by a rule of the tenant."""
     @_builtins.property
     def changed_at(self) -> _timestamp_pb2.Timestamp:
         """When its newest event was appended."""
@@ -78,10 +81,11 @@ class DescribeAggregateResponse(_message.Message):
         snapshot_versions: _abc.Iterable[_builtins.int] | None = ...,
         cached: _builtins.bool = ...,
         boxed: _builtins.bool = ...,
+        purged: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["changed_at", b"changed_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregate_id", b"aggregate_id", "aggregate_type", b"aggregate_type", "boxed", b"boxed", "cached", b"cached", "changed_at", b"changed_at", "snapshot_versions", b"snapshot_versions", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregate_id", b"aggregate_id", "aggregate_type", b"aggregate_type", "boxed", b"boxed", "cached", b"cached", "changed_at", b"changed_at", "purged", b"purged", "snapshot_versions", b"snapshot_versions", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

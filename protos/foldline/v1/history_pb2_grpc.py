@@ -65,7 +65,8 @@ class HistoryServiceServicer:
 
     def GetAggregate(self, request, context):
         """An aggregate's state now, at a version or at a moment.
-        Refusals: AGGREGATE_NOT_FOUND, VERSION_NOT_FOUND, AGGREGATE_BOXED, TOO_MANY_PAST_STATES.
+        Refusals: AGGREGATE_NOT_FOUND, VERSION_NOT_FOUND, AGGREGATE_BOXED, AGGREGATE_PURGED,
+        TOO_MANY_PAST_STATES.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

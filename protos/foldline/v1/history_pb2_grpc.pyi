@@ -20,7 +20,8 @@ class HistoryServiceStub:
     """How an aggregate is stored. Refusals: AGGREGATE_NOT_FOUND."""
     GetAggregate: _aio.UnaryUnaryMultiCallable[_history_pb2.GetAggregateRequest, _history_pb2.GetAggregateResponse]
     """An aggregate's state now, at a version or at a moment.
-    Refusals: AGGREGATE_NOT_FOUND, VERSION_NOT_FOUND, AGGREGATE_BOXED, TOO_MANY_PAST_STATES.
+    Refusals: AGGREGATE_NOT_FOUND, VERSION_NOT_FOUND, AGGREGATE_BOXED, AGGREGATE_PURGED,
+    TOO_MANY_PAST_STATES.
     """
     DiffAggregate: _aio.UnaryUnaryMultiCallable[_history_pb2.DiffAggregateRequest, _history_pb2.DiffAggregateResponse]
     """Which fields of an aggregate's state differ between two versions. Refusals: those of GetAggregate."""
@@ -43,7 +44,8 @@ class HistoryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_history_pb2.GetAggregateRequest, _abc.Awaitable[_history_pb2.GetAggregateResponse]],
     ) -> _abc.Awaitable[_history_pb2.GetAggregateResponse]:
         """An aggregate's state now, at a version or at a moment.
-        Refusals: AGGREGATE_NOT_FOUND, VERSION_NOT_FOUND, AGGREGATE_BOXED, TOO_MANY_PAST_STATES.
+        Refusals: AGGREGATE_NOT_FOUND, VERSION_NOT_FOUND, AGGREGATE_BOXED, AGGREGATE_PURGED,
+        TOO_MANY_PAST_STATES.
         """
 
     @_abc_1.abstractmethod

@@ -27,7 +27,7 @@ from foldline.v1 import command_pb2 as foldline_dot_v1_dot_command__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x66oldline/v1/retention.proto\x12\x0b\x66oldline.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x19\x66oldline/v1/command.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x97\x01\n\x13SetRetentionRequest\x12\x34\n\x07options\x18\x01 \x01(\x0b\x32\x1b.foldline.v1.CommandOptionsB\x06\xbaH\x03\xc8\x01\x01\x12%\n\x0e\x61ggregate_type\x18\x02 \x01(\tB\r\xbaH\nr\x08\x10\x01\x18?\xba\x01\x01\x00\x12#\n\x0e\x62ox_after_days\x18\x03 \x01(\x03\x42\x0b\xbaH\x08\"\x06\x18\x94\x9d\x02(\x00\">\n\x0cRetentionSet\x12\x16\n\x0e\x61ggregate_type\x18\x01 \x01(\t\x12\x16\n\x0e\x62ox_after_days\x18\x02 \x01(\x03\"\x11\n\x0f\x41ggregatePurged\"?\n\rRetentionRule\x12\x16\n\x0e\x61ggregate_type\x18\x01 \x01(\t\x12\x16\n\x0e\x62ox_after_days\x18\x02 \x01(\x03\"\x16\n\x14ListRetentionRequest\"B\n\x15ListRetentionResponse\x12)\n\x05rules\x18\x01 \x03(\x0b\x32\x1a.foldline.v1.RetentionRule\"\x9d\x01\n\x14PlanRetentionRequest\x12#\n\x0e\x61ggregate_type\x18\x01 \x01(\tB\x0b\xbaH\x08r\x06\x18?\xba\x01\x01\x00\x12#\n\x0e\x62ox_after_days\x18\x02 \x01(\x03\x42\x0b\xbaH\x08\"\x06\x18\x94\x9d\x02(\x00\x12\x1d\n\tpage_size\x18\x03 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x1c\n\npage_token\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"\x9b\x01\n\nPlannedBox\x12\x16\n\x0e\x61ggregate_type\x18\x01 \x01(\t\x12\x14\n\x0c\x61ggregate_id\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12.\n\nchanged_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05parts\x18\x05 \x01(\x05\x12\x0f\n\x07held_by\x18\x06 \x01(\t\"X\n\x15PlanRetentionResponse\x12&\n\x05\x62oxes\x18\x01 \x03(\x0b\x32\x17.foldline.v1.PlannedBox\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\x91\x02\n\x10RetentionService\x12M\n\x0cSetRetention\x12 .foldline.v1.SetRetentionRequest\x1a\x1b.foldline.v1.CommandReceipt\x12V\n\rListRetention\x12!.foldline.v1.ListRetentionRequest\x1a\".foldline.v1.ListRetentionResponse\x12V\n\rPlanRetention\x12!.foldline.v1.PlanRetentionRequest\x1a\".foldline.v1.PlanRetentionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x66oldline/v1/retention.proto\x12\x0b\x66oldline.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x19\x66oldline/v1/command.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbe\x01\n\x13SetRetentionRequest\x12\x34\n\x07options\x18\x01 \x01(\x0b\x32\x1b.foldline.v1.CommandOptionsB\x06\xbaH\x03\xc8\x01\x01\x12%\n\x0e\x61ggregate_type\x18\x02 \x01(\tB\r\xbaH\nr\x08\x10\x01\x18?\xba\x01\x01\x00\x12#\n\x0e\x62ox_after_days\x18\x03 \x01(\x03\x42\x0b\xbaH\x08\"\x06\x18\x94\x9d\x02(\x00\x12%\n\x10purge_after_days\x18\x04 \x01(\x03\x42\x0b\xbaH\x08\"\x06\x18\x94\x9d\x02(\x00\"X\n\x0cRetentionSet\x12\x16\n\x0e\x61ggregate_type\x18\x01 \x01(\t\x12\x16\n\x0e\x62ox_after_days\x18\x02 \x01(\x03\x12\x18\n\x10purge_after_days\x18\x03 \x01(\x03\"\x11\n\x0f\x41ggregatePurged\"s\n\x15PurgeAggregateRequest\x12,\n\x07options\x18\x01 \x01(\x0b\x32\x1b.foldline.v1.CommandOptions\x12\x16\n\x0e\x61ggregate_type\x18\x02 \x01(\t\x12\x14\n\x0c\x61ggregate_id\x18\x03 \x01(\t\"Y\n\rRetentionRule\x12\x16\n\x0e\x61ggregate_type\x18\x01 \x01(\t\x12\x16\n\x0e\x62ox_after_days\x18\x02 \x01(\x03\x12\x18\n\x10purge_after_days\x18\x03 \x01(\x03\"\x16\n\x14ListRetentionRequest\"B\n\x15ListRetentionResponse\x12)\n\x05rules\x18\x01 \x03(\x0b\x32\x1a.foldline.v1.RetentionRule\"\xc4\x01\n\x14PlanRetentionRequest\x12#\n\x0e\x61ggregate_type\x18\x01 \x01(\tB\x0b\xbaH\x08r\x06\x18?\xba\x01\x01\x00\x12#\n\x0e\x62ox_after_days\x18\x02 \x01(\x03\x42\x0b\xbaH\x08\"\x06\x18\x94\x9d\x02(\x00\x12\x1d\n\tpage_size\x18\x03 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x1c\n\npage_token\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\x12%\n\x10purge_after_days\x18\x05 \x01(\x03\x42\x0b\xbaH\x08\"\x06\x18\x94\x9d\x02(\x00\"\xb8\x01\n\x0cPlannedPurge\x12\x16\n\x0e\x61ggregate_type\x18\x01 \x01(\t\x12\x14\n\x0c\x61ggregate_id\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12.\n\nchanged_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\x05parts\x18\x05 \x03(\x0b\x32\x19.foldline.v1.PlannedPurge\x12\x0f\n\x07held_by\x18\x06 \x01(\t\"\x9b\x01\n\nPlannedBox\x12\x16\n\x0e\x61ggregate_type\x18\x01 \x01(\t\x12\x14\n\x0c\x61ggregate_id\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12.\n\nchanged_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05parts\x18\x05 \x01(\x05\x12\x0f\n\x07held_by\x18\x06 \x01(\t\"\x83\x01\n\x15PlanRetentionResponse\x12&\n\x05\x62oxes\x18\x01 \x03(\x0b\x32\x17.foldline.v1.PlannedBox\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12)\n\x06purges\x18\x03 \x03(\x0b\x32\x19.foldline.v1.PlannedPurge2\x91\x02\n\x10RetentionService\x12M\n\x0cSetRetention\x12 .foldline.v1.SetRetentionRequest\x1a\x1b.foldline.v1.CommandReceipt\x12V\n\rListRetention\x12!.foldline.v1.ListRetentionRequest\x1a\".foldline.v1.ListRetentionResponse\x12V\n\rPlanRetention\x12!.foldline.v1.PlanRetentionRequest\x1a\".foldline.v1.PlanRetentionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,6 +40,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SETRETENTIONREQUEST'].fields_by_name['aggregate_type']._serialized_options = b'\272H\nr\010\020\001\030?\272\001\001\000'
   _globals['_SETRETENTIONREQUEST'].fields_by_name['box_after_days']._loaded_options = None
   _globals['_SETRETENTIONREQUEST'].fields_by_name['box_after_days']._serialized_options = b'\272H\010\"\006\030\224\235\002(\000'
+  _globals['_SETRETENTIONREQUEST'].fields_by_name['purge_after_days']._loaded_options = None
+  _globals['_SETRETENTIONREQUEST'].fields_by_name['purge_after_days']._serialized_options = b'\272H\010\"\006\030\224\235\002(\000'
   _globals['_PLANRETENTIONREQUEST'].fields_by_name['aggregate_type']._loaded_options = None
   _globals['_PLANRETENTIONREQUEST'].fields_by_name['aggregate_type']._serialized_options = b'\272H\010r\006\030?\272\001\001\000'
   _globals['_PLANRETENTIONREQUEST'].fields_by_name['box_after_days']._loaded_options = None
@@ -48,24 +50,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PLANRETENTIONREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\007\032\005\030\364\003(\000'
   _globals['_PLANRETENTIONREQUEST'].fields_by_name['page_token']._loaded_options = None
   _globals['_PLANRETENTIONREQUEST'].fields_by_name['page_token']._serialized_options = b'\272H\005r\003\030\200\010'
+  _globals['_PLANRETENTIONREQUEST'].fields_by_name['purge_after_days']._loaded_options = None
+  _globals['_PLANRETENTIONREQUEST'].fields_by_name['purge_after_days']._serialized_options = b'\272H\010\"\006\030\224\235\002(\000'
   _globals['_SETRETENTIONREQUEST']._serialized_start=134
-  _globals['_SETRETENTIONREQUEST']._serialized_end=285
-  _globals['_RETENTIONSET']._serialized_start=287
-  _globals['_RETENTIONSET']._serialized_end=349
-  _globals['_AGGREGATEPURGED']._serialized_start=351
-  _globals['_AGGREGATEPURGED']._serialized_end=368
-  _globals['_RETENTIONRULE']._serialized_start=370
-  _globals['_RETENTIONRULE']._serialized_end=433
-  _globals['_LISTRETENTIONREQUEST']._serialized_start=435
-  _globals['_LISTRETENTIONREQUEST']._serialized_end=457
-  _globals['_LISTRETENTIONRESPONSE']._serialized_start=459
-  _globals['_LISTRETENTIONRESPONSE']._serialized_end=525
-  _globals['_PLANRETENTIONREQUEST']._serialized_start=528
-  _globals['_PLANRETENTIONREQUEST']._serialized_end=685
-  _globals['_PLANNEDBOX']._serialized_start=688
-  _globals['_PLANNEDBOX']._serialized_end=843
-  _globals['_PLANRETENTIONRESPONSE']._serialized_start=845
-  _globals['_PLANRETENTIONRESPONSE']._serialized_end=933
-  _globals['_RETENTIONSERVICE']._serialized_start=936
-  _globals['_RETENTIONSERVICE']._serialized_end=1209
+  _globals['_SETRETENTIONREQUEST']._serialized_end=324
+  _globals['_RETENTIONSET']._serialized_start=326
+  _globals['_RETENTIONSET']._serialized_end=414
+  _globals['_AGGREGATEPURGED']._serialized_start=416
+  _globals['_AGGREGATEPURGED']._serialized_end=433
+  _globals['_PURGEAGGREGATEREQUEST']._serialized_start=435
+  _globals['_PURGEAGGREGATEREQUEST']._serialized_end=550
+  _globals['_RETENTIONRULE']._serialized_start=552
+  _globals['_RETENTIONRULE']._serialized_end=641
+  _globals['_LISTRETENTIONREQUEST']._serialized_start=643
+  _globals['_LISTRETENTIONREQUEST']._serialized_end=665
+  _globals['_LISTRETENTIONRESPONSE']._serialized_start=667
+  _globals['_LISTRETENTIONRESPONSE']._serialized_end=733
+  _globals['_PLANRETENTIONREQUEST']._serialized_start=736
+  _globals['_PLANRETENTIONREQUEST']._serialized_end=932
+  _globals['_PLANNEDPURGE']._serialized_start=935
+  _globals['_PLANNEDPURGE']._serialized_end=1119
+  _globals['_PLANNEDBOX']._serialized_start=1122
+  _globals['_PLANNEDBOX']._serialized_end=1277
+  _globals['_PLANRETENTIONRESPONSE']._serialized_start=1280
+  _globals['_PLANRETENTIONRESPONSE']._serialized_end=1411
+  _globals['_RETENTIONSERVICE']._serialized_start=1414
+  _globals['_RETENTIONSERVICE']._serialized_end=1687
 # @@protoc_insertion_point(module_scope)

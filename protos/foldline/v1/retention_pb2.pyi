@@ -27,9 +27,12 @@ class SetRetentionRequest(_message.Message):
     OPTIONS_FIELD_NUMBER: _builtins.int
     AGGREGATE_TYPE_FIELD_NUMBER: _builtins.int
     BOX_AFTER_DAYS_FIELD_NUMBER: _builtins.int
+    PURGE_AFTER_DAYS_FIELD_NUMBER: _builtins.int
     aggregate_type: _builtins.str
     box_after_days: _builtins.int
-    """An aggregate is boxed when it had no event for so many days. 0: there is no rule any more."""
+    """An aggregate is boxed when it had no event for so many days. 0: never by itself."""
+    purge_after_days: _builtins.int
+    """An aggregate that has ended is purged when it had no event for so many days. 0: never. Both 0: there is no rule any more."""
     @_builtins.property
     def options(self) -> _command_pb2.CommandOptions: ...
     def __init__(
@@ -38,10 +41,11 @@ class SetRetentionRequest(_message.Message):
         options: _command_pb2.CommandOptions | None = ...,
         aggregate_type: _builtins.str = ...,
         box_after_days: _builtins.int = ...,
+        purge_after_days: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregate_type", b"aggregate_type", "box_after_days", b"box_after_days", "options", b"options"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregate_type", b"aggregate_type", "box_after_days", b"box_after_days", "options", b"options", "purge_after_days", b"purge_after_days"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -49,23 +53,26 @@ Global___SetRetentionRequest: _TypeAlias = SetRetentionRequest  # noqa: Y015
 
 @_typing.final
 class RetentionSet(_message.Message):
-    """Event: aggregates of this type are boxed when they had no event for so many days; 0: never."""
+    """Event: aggregates of this type are boxed, or purged if they have ended, when they had no event for so many days; 0: never."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     AGGREGATE_TYPE_FIELD_NUMBER: _builtins.int
     BOX_AFTER_DAYS_FIELD_NUMBER: _builtins.int
+    PURGE_AFTER_DAYS_FIELD_NUMBER: _builtins.int
     aggregate_type: _builtins.str
     box_after_days: _builtins.int
+    purge_after_days: _builtins.int
     def __init__(
         self,
         *,
         aggregate_type: _builtins.str = ...,
         box_after_days: _builtins.int = ...,
+        purge_after_days: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregate_type", b"aggregate_type", "box_after_days", b"box_after_days"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregate_type", b"aggregate_type", "box_after_days", b"box_after_days", "purge_after_days", b"purge_after_days"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -91,22 +98,53 @@ class AggregatePurged(_message.Message):
 Global___AggregatePurged: _TypeAlias = AggregatePurged  # noqa: Y015
 
 @_typing.final
+class PurgeAggregateRequest(_message.Message):
+    """The command by which a rule purges an aggregate. It is in the command log, of user "retention"; nobody else may send it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    AGGREGATE_TYPE_FIELD_NUMBER: _builtins.int
+    AGGREGATE_ID_FIELD_NUMBER: _builtins.int
+    aggregate_type: _builtins.str
+    aggregate_id: _builtins.str
+    @_builtins.property
+    def options(self) -> _command_pb2.CommandOptions: ...
+    def __init__(
+        self,
+        *,
+        options: _command_pb2.CommandOptions | None = ...,
+        aggregate_type: _builtins.str = ...,
+        aggregate_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregate_id", b"aggregate_id", "aggregate_type", b"aggregate_type", "options", b"options"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PurgeAggregateRequest: _TypeAlias = PurgeAggregateRequest  # noqa: Y015
+
+@_typing.final
 class RetentionRule(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     AGGREGATE_TYPE_FIELD_NUMBER: _builtins.int
     BOX_AFTER_DAYS_FIELD_NUMBER: _builtins.int
+    PURGE_AFTER_DAYS_FIELD_NUMBER: _builtins.int
     aggregate_type: _builtins.str
     box_after_days: _builtins.int
+    purge_after_days: _builtins.int
     def __init__(
         self,
         *,
         aggregate_type: _builtins.str = ...,
         box_after_days: _builtins.int = ...,
+        purge_after_days: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregate_type", b"aggregate_type", "box_after_days", b"box_after_days"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregate_type", b"aggregate_type", "box_after_days", b"box_after_days", "purge_after_days", b"purge_after_days"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -155,13 +193,15 @@ class PlanRetentionRequest(_message.Message):
     BOX_AFTER_DAYS_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    PURGE_AFTER_DAYS_FIELD_NUMBER: _builtins.int
     aggregate_type: _builtins.str
     """Empty: of all rules that are set."""
     box_after_days: _builtins.int
-    """As if this were the rule for the type; 0: the rule that is set."""
+    """As if this and purge_after_days were the rule for the type; both 0: the rule that is set."""
     page_size: _builtins.int
     """0 means 50."""
     page_token: _builtins.str
+    purge_after_days: _builtins.int
     def __init__(
         self,
         *,
@@ -169,14 +209,60 @@ class PlanRetentionRequest(_message.Message):
         box_after_days: _builtins.int = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        purge_after_days: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregate_type", b"aggregate_type", "box_after_days", b"box_after_days", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregate_type", b"aggregate_type", "box_after_days", b"box_after_days", "page_size", b"page_size", "page_token", b"page_token", "purge_after_days", b"purge_after_days"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PlanRetentionRequest: _TypeAlias = PlanRetentionRequest  # noqa: Y015
+
+@_typing.final
+class PlannedPurge(_message.Message):
+    """An aggregate that has ended and is past the date of its type's rule."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGGREGATE_TYPE_FIELD_NUMBER: _builtins.int
+    AGGREGATE_ID_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    CHANGED_AT_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
+    HELD_BY_FIELD_NUMBER: _builtins.int
+    aggregate_type: _builtins.str
+    aggregate_id: _builtins.str
+    version: _builtins.int
+    """Of its newest event. So many events would go."""
+    held_by: _builtins.str
+    """Why it stays all the same; empty if it would be purged. PART_IN_USE: what goes with it had an event since. PART_NOT_ENDED: what
+    goes with it has not ended. COMMAND_WAITS: a scheduled command or a recurring schedule is for it, or for what goes with it.
+    Otherwise what BoxAggregate would refuse it as.
+    """
+    @_builtins.property
+    def changed_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlannedPurge]:
+        """The other aggregates that would go with it. Their held_by is empty."""
+
+    def __init__(
+        self,
+        *,
+        aggregate_type: _builtins.str = ...,
+        aggregate_id: _builtins.str = ...,
+        version: _builtins.int = ...,
+        changed_at: _timestamp_pb2.Timestamp | None = ...,
+        parts: _abc.Iterable[Global___PlannedPurge] | None = ...,
+        held_by: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["changed_at", b"changed_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregate_id", b"aggregate_id", "aggregate_type", b"aggregate_type", "changed_at", b"changed_at", "held_by", b"held_by", "parts", b"parts", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlannedPurge: _TypeAlias = PlannedPurge  # noqa: Y015
 
 @_typing.final
 class PlannedBox(_message.Message):
@@ -226,19 +312,23 @@ class PlanRetentionResponse(_message.Message):
 
     BOXES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    PURGES_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Empty on the last page. A page may have fewer boxes than were asked for, or none, and yet not be the last."""
+    """Empty on the last page. A page may have fewer boxes and purges than were asked for, or none, and yet not be the last."""
     @_builtins.property
     def boxes(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlannedBox]: ...
+    @_builtins.property
+    def purges(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlannedPurge]: ...
     def __init__(
         self,
         *,
         boxes: _abc.Iterable[Global___PlannedBox] | None = ...,
         next_page_token: _builtins.str = ...,
+        purges: _abc.Iterable[Global___PlannedPurge] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boxes", b"boxes", "next_page_token", b"next_page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boxes", b"boxes", "next_page_token", b"next_page_token", "purges", b"purges"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -27,8 +27,12 @@ if _version_not_supported:
 
 
 class RetentionServiceStub:
-    """How long aggregates of the caller's tenant stay in the tables. A rule is for one type of aggregate: those without an event for so
-    many days are boxed, a bounded number every minute. What the registry boxes with an aggregate must be as old as it is.
+    """How long aggregates of the caller's tenant stay. A rule is for one type of aggregate: those without an event for so many days are
+    boxed; those that have ended, by what the registry says of their state, and had no event for so many days since, are purged. A
+    bounded number goes every minute. What the registry boxes with an aggregate goes with it, and must be as old as it is.
+
+    Purged are all events, also those in the archive, snapshots, credentials and commands of an aggregate. AggregatePurged stays in
+    their place, ReadAll shows EventPurged where they were, and commands on it are refused as AGGREGATE_PURGED for ever.
     """
 
     def __init__(self, channel):
@@ -55,13 +59,17 @@ class RetentionServiceStub:
 
 
 class RetentionServiceServicer:
-    """How long aggregates of the caller's tenant stay in the tables. A rule is for one type of aggregate: those without an event for so
-    many days are boxed, a bounded number every minute. What the registry boxes with an aggregate must be as old as it is.
+    """How long aggregates of the caller's tenant stay. A rule is for one type of aggregate: those without an event for so many days are
+    boxed; those that have ended, by what the registry says of their state, and had no event for so many days since, are purged. A
+    bounded number goes every minute. What the registry boxes with an aggregate goes with it, and must be as old as it is.
+
+    Purged are all events, also those in the archive, snapshots, credentials and commands of an aggregate. AggregatePurged stays in
+    their place, ReadAll shows EventPurged where they were, and commands on it are refused as AGGREGATE_PURGED for ever.
     """
 
     def SetRetention(self, request, context):
         """Sets, changes or ends the rule for a type. A command like any other: it is in the command log, and its event on the line.
-        Refusals: AGGREGATE_TYPE_NOT_FOUND, NEVER_BOXED.
+        Refusals: AGGREGATE_TYPE_NOT_FOUND, NEVER_BOXED, NEVER_PURGED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -75,8 +83,8 @@ class RetentionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PlanRetention(self, request, context):
-        """What the rules would box now, or what a rule would box that is not set yet. Nothing is changed.
-        Refusals: AGGREGATE_TYPE_NOT_FOUND, NEVER_BOXED, PAGE_TOKEN_INVALID, TOO_MANY_BOXINGS.
+        """What the rules would box and purge now, or what a rule would that is not set yet. Nothing is changed.
+        Refusals: AGGREGATE_TYPE_NOT_FOUND, NEVER_BOXED, NEVER_PURGED, PAGE_TOKEN_INVALID, TOO_MANY_BOXINGS.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -109,8 +117,12 @@ def add_RetentionServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RetentionService:
-    """How long aggregates of the caller's tenant stay in the tables. A rule is for one type of aggregate: those without an event for so
-    many days are boxed, a bounded number every minute. What the registry boxes with an aggregate must be as old as it is.
+    """How long aggregates of the caller's tenant stay. A rule is for one type of aggregate: those without an event for so many days are
+    boxed; those that have ended, by what the registry says of their state, and had no event for so many days since, are purged. A
+    bounded number goes every minute. What the registry boxes with an aggregate goes with it, and must be as old as it is.
+
+    Purged are all events, also those in the archive, snapshots, credentials and commands of an aggregate. AggregatePurged stays in
+    their place, ReadAll shows EventPurged where they were, and commands on it are refused as AGGREGATE_PURGED for ever.
     """
 
     @staticmethod

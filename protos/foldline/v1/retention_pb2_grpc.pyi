@@ -14,25 +14,33 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class RetentionServiceStub:
-    """How long aggregates of the caller's tenant stay in the tables. A rule is for one type of aggregate: those without an event for so
-    many days are boxed, a bounded number every minute. What the registry boxes with an aggregate must be as old as it is.
+    """How long aggregates of the caller's tenant stay. A rule is for one type of aggregate: those without an event for so many days are
+    boxed; those that have ended, by what the registry says of their state, and had no event for so many days since, are purged. A
+    bounded number goes every minute. What the registry boxes with an aggregate goes with it, and must be as old as it is.
+
+    Purged are all events, also those in the archive, snapshots, credentials and commands of an aggregate. AggregatePurged stays in
+    their place, ReadAll shows EventPurged where they were, and commands on it are refused as AGGREGATE_PURGED for ever.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     SetRetention: _aio.UnaryUnaryMultiCallable[_retention_pb2.SetRetentionRequest, _command_pb2.CommandReceipt]
     """Sets, changes or ends the rule for a type. A command like any other: it is in the command log, and its event on the line.
-    Refusals: AGGREGATE_TYPE_NOT_FOUND, NEVER_BOXED.
+    Refusals: AGGREGATE_TYPE_NOT_FOUND, NEVER_BOXED, NEVER_PURGED.
     """
     ListRetention: _aio.UnaryUnaryMultiCallable[_retention_pb2.ListRetentionRequest, _retention_pb2.ListRetentionResponse]
     """The rules of the caller's tenant, by type."""
     PlanRetention: _aio.UnaryUnaryMultiCallable[_retention_pb2.PlanRetentionRequest, _retention_pb2.PlanRetentionResponse]
-    """What the rules would box now, or what a rule would box that is not set yet. Nothing is changed.
-    Refusals: AGGREGATE_TYPE_NOT_FOUND, NEVER_BOXED, PAGE_TOKEN_INVALID, TOO_MANY_BOXINGS.
+    """What the rules would box and purge now, or what a rule would that is not set yet. Nothing is changed.
+    Refusals: AGGREGATE_TYPE_NOT_FOUND, NEVER_BOXED, NEVER_PURGED, PAGE_TOKEN_INVALID, TOO_MANY_BOXINGS.
     """
 
 class RetentionServiceServicer(metaclass=_abc_1.ABCMeta):
-    """How long aggregates of the caller's tenant stay in the tables. A rule is for one type of aggregate: those without an event for so
-    many days are boxed, a bounded number every minute. What the registry boxes with an aggregate must be as old as it is.
+    """How long aggregates of the caller's tenant stay. A rule is for one type of aggregate: those without an event for so many days are
+    boxed; those that have ended, by what the registry says of their state, and had no event for so many days since, are purged. A
+    bounded number goes every minute. What the registry boxes with an aggregate goes with it, and must be as old as it is.
+
+    Purged are all events, also those in the archive, snapshots, credentials and commands of an aggregate. AggregatePurged stays in
+    their place, ReadAll shows EventPurged where they were, and commands on it are refused as AGGREGATE_PURGED for ever.
     """
 
     @_abc_1.abstractmethod
@@ -42,7 +50,7 @@ class RetentionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_retention_pb2.SetRetentionRequest, _abc.Awaitable[_command_pb2.CommandReceipt]],
     ) -> _abc.Awaitable[_command_pb2.CommandReceipt]:
         """Sets, changes or ends the rule for a type. A command like any other: it is in the command log, and its event on the line.
-        Refusals: AGGREGATE_TYPE_NOT_FOUND, NEVER_BOXED.
+        Refusals: AGGREGATE_TYPE_NOT_FOUND, NEVER_BOXED, NEVER_PURGED.
         """
 
     @_abc_1.abstractmethod
@@ -59,8 +67,8 @@ class RetentionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _retention_pb2.PlanRetentionRequest,
         context: _aio.ServicerContext[_retention_pb2.PlanRetentionRequest, _abc.Awaitable[_retention_pb2.PlanRetentionResponse]],
     ) -> _abc.Awaitable[_retention_pb2.PlanRetentionResponse]:
-        """What the rules would box now, or what a rule would box that is not set yet. Nothing is changed.
-        Refusals: AGGREGATE_TYPE_NOT_FOUND, NEVER_BOXED, PAGE_TOKEN_INVALID, TOO_MANY_BOXINGS.
+        """What the rules would box and purge now, or what a rule would that is not set yet. Nothing is changed.
+        Refusals: AGGREGATE_TYPE_NOT_FOUND, NEVER_BOXED, NEVER_PURGED, PAGE_TOKEN_INVALID, TOO_MANY_BOXINGS.
         """
 
 def add_RetentionServiceServicer_to_server(servicer: RetentionServiceServicer, server: _aio.Server) -> None: ...

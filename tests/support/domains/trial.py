@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
@@ -249,10 +249,15 @@ EVENTS: EventCodecs[CounterEvent] = EventCodecs(
 USERS = frozenset({Role.USER})
 
 
-def build_registry(counter: Aggregate[Counter, CounterEvent] = COUNTER, *, snapshot_every: int = 10) -> CommandRegistry:
-    """The table of this domain, for counters as given: with another fold or interval of snapshots, for one."""
+def build_registry(
+    counter: Aggregate[Counter, CounterEvent] = COUNTER,
+    *,
+    snapshot_every: int = 10,
+    ended: Callable[[Counter], bool] | None = None,
+) -> CommandRegistry:
+    """The table of this domain, for counters as given: with another fold or interval of snapshots, or an end, for one."""
     registry = CommandRegistry()
-    on = registry.aggregate(counter, EVENTS, snapshot_every=snapshot_every)
+    on = registry.aggregate(counter, EVENTS, snapshot_every=snapshot_every, ended=ended, credentials=True)
     on.command(ADD, add, id=lambda c: c.counter_id, roles=USERS)
     on.command(BLURT, blurt, id=lambda c: c.counter_id, roles=USERS)
     on.command(SWELL, swell, id=lambda c: c.counter_id, roles=USERS)

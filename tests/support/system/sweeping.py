@@ -13,10 +13,10 @@ from typing import Any
 
 from shared.commands import boxing
 from shared.commands.retention import add_retention
-from shared.commands.retention_sweeper import RetentionSweeper
 from shared.platform.identity import Role
 from tests.support.domains.trial import build_registry
 from tests.support.system.boxing import SteppedStore, Steps, boxer, files_in
+from tests.support.system.retention import sweeper_of
 
 
 async def main(url: str, folder: str, days: str, last: str) -> None:
@@ -34,7 +34,7 @@ async def main(url: str, folder: str, days: str, last: str) -> None:
     add_retention(registry, roles=frozenset({Role.USER}))
     async with boxer(url, SteppedStore(files_in(Path(folder)), steps.step), registry) as one:
         clock = lambda: datetime.now(UTC) + timedelta(days=float(days))  # noqa: E731 - shorter than a function
-        await RetentionSweeper(one, one._reads, registry, clock=clock).round()
+        await sweeper_of(one, registry, clock).round()
 
 
 if __name__ == "__main__":

@@ -33,6 +33,13 @@ BUS = build_registry(Passwords())
 CODECS = {codec.type_name: codec for codec in BUS.codecs}
 FILES = [file for file in contracts("bank/v1") if not file.__name__.endswith("_query_pb2")]
 
+ENDED = {
+    "person": replace(BUS.aggregate_of("person").initial, registered=True, closed=True),
+    "account": replace(BUS.aggregate_of("account").initial, closed=True),
+    "user": replace(BUS.aggregate_of("user").initial, started=True, deactivated=True),
+}
+"""States in which nothing more can come of an aggregate."""
+
 _PYTHON_TYPES = {
     FieldDescriptor.CPPTYPE_STRING: str,
     FieldDescriptor.CPPTYPE_INT64: int,
@@ -390,3 +397,17 @@ def test_what_is_personal_in_a_state_is_known_by_its_name() -> None:
         found[category] = sorted(texts & {*personal_fields(BUS, category)})
         assert texts <= NOT_PERSONAL | {*found[category]}
     assert {category: names for category, names in found.items() if names} == {"person": ["name"], "user": ["email"]}
+
+
+def test_only_what_has_ended_is_purged_and_accounts_only_with_their_owner() -> None:
+    """An account with money on it has not ended, whatever else is said of it; nor has anything that was not closed."""
+    categories = {"person", "account", "user", "login", "transfer", "suspense", "overrides", "retention"}
+    assert {category for category in categories if BUS.is_purgeable(category)} == {"person", "user"}
+    for category in categories:
+        initial = BUS.aggregate_of(category).initial
+        assert not BUS.has_ended(category, initial)
+    for category, state in ENDED.items():
+        assert BUS.has_ended(category, state)
+    assert not BUS.has_ended("account", replace(ENDED["account"], balance_minor=1))
+    assert not BUS.has_ended("account", replace(ENDED["account"], closed=False))
+    assert {category for category in categories if BUS.has_credentials(category)} == {"user"}

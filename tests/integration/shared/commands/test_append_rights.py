@@ -42,6 +42,7 @@ COLUMNS = {
     "schedules": "cron",
     "tenant_purges": "stage",
     "purged_events": "event_id",
+    "aggregate_purges": "stage",
 }
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from deploy.bootstrap import Database
-from shared.commands import retention, retention_sweeper
+from shared.commands import retention_plan, retention_sweeper
 from shared.commands.boxing import Boxer
 from shared.commands.registry import CommandRegistry
 from shared.commands.retention import SetRetention, add_retention
@@ -24,6 +24,7 @@ from tests.support.checks.history import events_of
 from tests.support.domains.trial import COUNTER, Add, Move, Moved, build_registry
 from tests.support.fakes.replica import Replica, reasons, replica
 from tests.support.system.boxing import TENANT, boxer, files_in
+from tests.support.system.retention import sweeper_of
 
 DAYS = 30
 
@@ -66,12 +67,12 @@ async def rule(one: Replica, days: int, *, kind: str = "counter", tenant: str = 
 
 def sweeper(one: Boxer, clock: Later | Then) -> RetentionSweeper:
     """A sweeper with this boxer."""
-    return RetentionSweeper(one, one._reads, BUS, clock=clock)
+    return sweeper_of(one, BUS, clock)
 
 
 async def planned(one: Boxer, clock: Later | Then, days: int = DAYS) -> Sequence[tuple[str, str]]:
     """What a rule would box, and what holds it."""
-    page = await retention.plan(one, one._reads, TENANT, "counter", days, clock(), after="", examined=100, found_max=100)
+    page = await retention_plan.plan(one, one._reads, TENANT, "counter", days, clock(), after="", examined=100, found_max=100)
     assert page.after == ""
     return [(each.key[2], each.held_by) for each in page.planned]
 
@@ -125,7 +126,7 @@ async def test_a_whole_stays_as_long_as_a_part_is_in_use(write_db: Database, tmp
         between = datetime.now(UTC)
         await one.ask_one(Add(counter_id="part", amount=1))
         clock = Then(between + timedelta(days=DAYS))
-        assert await planned(mover, clock) == [("whole", retention.PART_IN_USE)]
+        assert await planned(mover, clock) == [("whole", retention_plan.PART_IN_USE)]
         assert await sweeper(mover, clock).round() == 0
         assert [await is_online(write_db, name) for name in ("whole", "part")] == [True, True]
         await sweeper(mover, Later(DAYS + 1)).round()
@@ -136,8 +137,8 @@ async def test_a_round_is_bounded_and_the_next_goes_on_with_another_tenant(
     write_db: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two boxes a round, one a page: each tenant gets its turn although the first alone would fill the rounds."""
-    monkeypatch.setattr(retention_sweeper, "BOXES_MAX", 2)
-    monkeypatch.setattr(retention_sweeper, "PAGE_BOXES", 1)
+    monkeypatch.setattr(retention_sweeper, "DONE_MAX", 2)
+    monkeypatch.setattr(retention_sweeper, "PAGE_DONE", 1)
     async with replica(write_db, BUS) as one, boxer(write_db.app, files_in(tmp_path), BUS) as mover:
         for tenant in (TENANT, "umbrella"):
             for name in "abcd":

@@ -1,0 +1,224 @@
+"""Purges aggregates that have ended, by rules of their tenants: deletes all that the write database and the archive have of them.
+
+1. `purge_aggregates` appends AggregatePurged to an aggregate and to all that goes with it, in one transaction, if each is at the
+   version that was looked at. From then on commands on them are refused as AGGREGATE_PURGED. Snapshots and credentials go here.
+2. `purge_aggregates_step`, again and again: the events leave holes, the newest first; then the commands of the log go. Each call
+   is one bounded transaction that also notes how far it came.
+3. Once no box of the tenant is being written, the folders of the archive are deleted; then the rows that know of them.
+
+The services that follow the line delete their own rows at AggregatePurged.
+
+Killed anywhere, what is left? Before 1 nothing has happened; behind it a row says where to go on, which the next leader does. Two
+at once: the command's id follows from the aggregate and its version, so one begins, and each step locks the row.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from datetime import datetime
+
+from msgspec import Struct
+from psycopg.errors import ObjectInUse, SerializationFailure, UniqueViolation
+from uuid_utils import uuid7
+
+from foldline.v1 import retention_pb2
+from shared.commands.boxing import RETENTION_USER, decided_elsewhere
+from shared.commands.closed import await_archive
+from shared.commands.codec import MessageCodec
+from shared.commands.decide import Command, Sender, metadata_of
+from shared.commands.registry import CommandRegistry, Route
+from shared.commands.retention_plan import COMMAND_WAITS, PlannedPurge
+from shared.folds.errors import Rejected
+from shared.folds.ids import derived_id
+from shared.line.archive import Archive
+from shared.line.ends import AGGREGATE_PURGED
+from shared.line.event_store import AggregateKey
+from shared.platform import postgres
+from shared.platform.packing import int8s, texts, uuids
+from shared.platform.postgres import Reads, one
+from shared.platform.rounds import Hindrances, rounds
+from shared.platform.telemetry import logger
+
+EVERY_S = 1.0
+PAUSE_S = 0.02
+"""Between two steps: purging leaves most of the database's time to others."""
+LIMIT_ROWS = 2000
+OPEN_MAX = 1000
+"""How many purges one round goes on with."""
+MOVED = "AGGREGATE_MOVED"
+"""Why one is left: it, or what goes with it, had an event since it was looked at, or the tenant was closed."""
+
+_MARK = retention_pb2.AggregatePurged().SerializeToString()
+
+log = logger(__name__)
+
+
+class PurgeAggregate(Struct, frozen=True, kw_only=True):
+    """The command."""
+
+    aggregate_type: str
+    aggregate_id: str
+
+
+PURGE_AGGREGATE = MessageCodec(
+    PurgeAggregate,
+    retention_pb2.PurgeAggregateRequest,
+    lambda message: PurgeAggregate(aggregate_type=message.aggregate_type, aggregate_id=message.aggregate_id),
+    lambda value: retention_pb2.PurgeAggregateRequest(
+        aggregate_type=value.aggregate_type, aggregate_id=value.aggregate_id
+    ).SerializeToString(),
+)
+
+
+class AggregatePurger:
+    """Begins purges, and goes on with those that are open. Several may run at once."""
+
+    def __init__(
+        self,
+        reads: Reads,
+        registry: CommandRegistry,
+        archive: Archive | None,
+        *,
+        shard: int,
+        clock: Callable[[], datetime],
+        committed: Callable[[int], None] = lambda head: None,
+    ) -> None:
+        """`committed` is told the head of the line after each purge has begun."""
+        self._reads = reads
+        self._registry = registry
+        self._archive = archive
+        self._shard = shard
+        self._clock = clock
+        self._committed = committed
+
+    async def begin(self, planned: PlannedPurge) -> None:
+        """Appends the ends of a planned aggregate and of what goes with it. A repeat changes nothing.
+
+        Raises Rejected (AGGREGATE_MOVED, COMMAND_WAITS) or Unavailable.
+        """
+        command = self._command(planned)
+        group = [*planned.parts, planned]
+        async with self._reads.connection() as connection:
+            try:
+                (head, _) = await one(
+                    connection,
+                    "SELECT * FROM purge_aggregates(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+                    (
+                        self._shard,
+                        planned.key[0],
+                        texts([each.key[1] for each in group]),
+                        texts([each.key[2] for each in group]),
+                        int8s([each.version for each in group]),
+                        texts([each.key[2] for each in group if self._registry.has_credentials(each.key[1])]),
+                        uuids([uuid7() for _ in group]),
+                        AGGREGATE_PURGED,
+                        _MARK,
+                        metadata_of(command),
+                        command.key[1],
+                        command.type,
+                        command.fingerprint,
+                        command.payload,
+                        command.sender.user_id,
+                        command.correlation_id,
+                        "",
+                        command.received_at,
+                    ),
+                )
+            except SerializationFailure as error:
+                raise Rejected(MOVED, "the aggregate, or what goes with it, had an event since") from error
+            except ObjectInUse as error:
+                raise Rejected(COMMAND_WAITS, "a scheduled command or a recurring schedule is for it") from error
+            except UniqueViolation as error:
+                if error.diag.constraint_name != "commands_pkey":
+                    raise
+                return  # somebody else has begun it
+        self._committed(head)
+        tenant, category, aggregate_id = planned.key
+        log.warning("aggregate_purged", tenant=tenant, category=category, aggregate_id=aggregate_id, parts=len(planned.parts))
+
+    async def run(self) -> None:
+        """Goes on with every purge until cancelled. What goes wrong with one is logged and tried again, and holds up no other."""
+        hindrances = Hindrances("aggregate_purge_waits")
+
+        async def one_round() -> None:
+            for purge_id in await self.open():
+                with hindrances.told(str(purge_id), purge_id=purge_id):
+                    await self.purge(purge_id)
+
+        await rounds(hindrances, one_round, EVERY_S)
+
+    async def open(self) -> list[int]:
+        """The purges that are not done, the oldest first."""
+        async with self._reads.connection() as connection:
+            cursor = await connection.execute(
+                """SELECT purge_id FROM aggregate_purges a
+                   WHERE stage <> 'done' AND NOT EXISTS (SELECT FROM tenant_purges t WHERE t.tenant = a.tenant)
+                   ORDER BY purge_id LIMIT %s""",
+                (OPEN_MAX,),
+            )
+            return [purge_id for (purge_id,) in await cursor.fetchall()]
+
+    async def purge(self, purge_id: int) -> None:
+        """Takes steps until all is gone. Raises Rejected or Unavailable of the archive."""
+        stage = "events"
+        while stage != "done":
+            if stage == "archive":
+                await self._archived(purge_id)
+                return
+            stage = await self._step(purge_id)
+            await asyncio.sleep(PAUSE_S)
+
+    async def _step(self, purge_id: int) -> str:
+        async with self._reads.connection() as connection:
+            (stage,) = await one(connection, "SELECT purge_aggregates_step(%s, %s)", (purge_id, LIMIT_ROWS))
+        return str(stage)
+
+    async def _archived(self, purge_id: int) -> None:
+        """Deletes the boxes: first the files, then the rows that know of them.
+
+        Raises Unavailable (DATABASE_BUSY) while a box of the tenant is being written.
+        """
+        async with self._reads.connection() as connection:
+            tenant, keys, boxed = await self._boxed(connection, purge_id)
+            await await_archive(connection, tenant)
+        files = 0
+        if self._archive is not None:
+            files = await self._forgotten(self._archive, keys)
+        elif boxed:
+            raise Rejected("ARCHIVE_NOT_CONFIGURED", "it has boxes, and this service was not told where the archive is")
+        async with self._reads.connection() as connection:
+            await one(connection, "SELECT finish_purge_of_aggregates(%s, %s)", (purge_id, files))
+
+    async def _forgotten(self, archive: Archive, keys: Sequence[AggregateKey]) -> int:
+        return sum([await archive.forget_aggregate(key) for key in keys])
+
+    async def _boxed(self, connection: postgres.Connection, purge_id: int) -> tuple[str, list[AggregateKey], bool]:
+        """Tenant and aggregates of a purge, and whether any of these has a box."""
+        tenant, categories, ids, boxed = await one(
+            connection,
+            """SELECT p.tenant, p.categories, p.aggregate_ids, EXISTS (
+                 SELECT FROM unnest(p.categories, p.aggregate_ids) AS a(category, aggregate_id)
+                 JOIN boxes b ON b.tenant = p.tenant AND b.category = a.category AND b.aggregate_id = a.aggregate_id
+                 WHERE b.location <> '')
+               FROM aggregate_purges p WHERE p.purge_id = %s""",
+            (purge_id,),
+        )
+        return tenant, [(tenant, category, id_) for category, id_ in zip(categories, ids, strict=True)], boxed
+
+    def _command(self, planned: PlannedPurge) -> Command:
+        key = planned.key
+        content = PurgeAggregate(aggregate_type=key[1], aggregate_id=key[2])
+        command_id = derived_id("purge", *key, str(planned.version))
+        aggregate = self._registry.aggregate_of(key[1])
+        return Command(
+            key=(key[0], command_id),
+            route=Route(PURGE_AGGREGATE, aggregate, lambda c: c.aggregate_id, decided_elsewhere, frozenset()),
+            aggregate=key,
+            content=content,
+            payload=PURGE_AGGREGATE.encode(content),
+            expected_version=planned.version,
+            correlation_id=command_id,
+            sender=Sender(key[0], RETENTION_USER, "", frozenset(), None, ""),
+            received_at=self._clock(),
+        )
