@@ -33,16 +33,16 @@ class SetRetention(Struct, frozen=True, kw_only=True):
     """The command."""
 
     aggregate_type: str
-    box_after_days: int = 0
-    purge_after_days: int = 0
+    box_after_days: int
+    purge_after_days: int
 
 
 class RetentionSet(Struct, frozen=True, kw_only=True):
     """The event."""
 
     aggregate_type: str
-    box_after_days: int = 0
-    purge_after_days: int = 0
+    box_after_days: int
+    purge_after_days: int
 
 
 class Rule(Struct, frozen=True, kw_only=True):

@@ -8,7 +8,6 @@ row. Killed before the append: the row still waits, and is fired again. Killed a
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, LiteralString
@@ -29,6 +28,7 @@ from shared.platform.metrics import Metrics
 from shared.platform.packing import texts
 from shared.platform.postgres import Connection, Reads, is_trouble
 from shared.platform.probe import DatabaseProbe
+from shared.platform.rounds import Hindrances, rounds
 from shared.platform.telemetry import logger
 from shared.platform.watched import Values, watch
 from shared.rpc.status import to_status
@@ -156,16 +156,14 @@ class Scheduler:
 
     async def run(self) -> None:
         """Fires due commands in the order of their times. While the database is away it tries again."""
-        while True:
-            try:
-                pause_s = await self._fire()
-            except Refusal as refusal:
-                log.warning("scheduler_waits", reason=refusal.reason)
-                pause_s = RETRY_S
-            except Exception as error:  # noqa: BLE001 - no state of one row may end the scheduling of all others
-                log.error("scheduler_failed", error=type(error).__name__)  # noqa: TRY400 - its text may hold a payload
-                pause_s = RETRY_S
-            await asyncio.sleep(pause_s)
+        pause_s = RETRY_S
+
+        async def one_round() -> None:
+            nonlocal pause_s
+            pause_s = RETRY_S
+            pause_s = await self._fire()
+
+        await rounds(Hindrances("scheduler_waits"), one_round, lambda: pause_s)
 
     async def _fire(self) -> float:
         """Sends the next commands that are due and waits for them; returns how long there is nothing to do.

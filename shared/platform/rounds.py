@@ -37,9 +37,9 @@ class Hindrances:
             log.warning(self._event, reason=why, **facts)
 
 
-async def rounds(hindrances: Hindrances, one: Callable[[], Awaitable[object]], every_s: float) -> None:
-    """Calls `one` until cancelled, with so many seconds between."""
+async def rounds(hindrances: Hindrances, one: Callable[[], Awaitable[object]], every_s: float | Callable[[], float]) -> None:
+    """Calls `one` until cancelled, with so many seconds between; a function says how many after each call."""
     while True:
         with hindrances.told():
             await one()
-        await asyncio.sleep(every_s)
+        await asyncio.sleep(every_s if isinstance(every_s, float) else every_s())

@@ -133,7 +133,8 @@ async def test_what_has_ended_goes_with_its_parts_and_leaves_holes(write_db: Dat
     """The plan says it before; position, id and tenant of each event stay; what has not ended, and other tenants, keep all."""
     async with replica(write_db, BUS) as one, boxer(write_db.app, files_in(tmp_path), BUS) as mover:
         await filled(one, mover)
-        assert reasons([await one.ask_one(SetRetention(aggregate_type="counter", purge_after_days=DAYS))]) == ["completed"]
+        rule = SetRetention(aggregate_type="counter", box_after_days=0, purge_after_days=DAYS)
+        assert reasons([await one.ask_one(rule)]) == ["completed"]
         before = await whole(mover._reads, tmp_path)
         sweeping = sweeper_of(mover, BUS, lambda: later(DAYS - 1))
         assert await sweeping.round() == 0  # not past the date

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -21,13 +23,17 @@ from shared.platform.postgres import Connection, Reads
 from tests.integration.shared.commands.test_boxing_turns import ShutStore
 from tests.integration.shared.commands.test_purging import OTHER, files_left, filled, left, purged, refusal_of
 from tests.integration.shared.commands.test_schedule import ADMIN, adding
-from tests.support.checks.history import connected, somebody_waits_for_a_row
+from tests.support.checks.history import connected, somebody_waits, somebody_waits_for_a_row
 from tests.support.logs import capture_logs
 from tests.support.system.boxing import TENANT, boxer, files_in, move
 from tests.support.system.purging import reading
 from tests.support.system.waiting import eventually
 
 LATER = timedelta(days=1)
+
+
+class Regret(Exception):
+    """Rolls a transaction back."""
 
 
 class StuckStore:
@@ -114,6 +120,71 @@ async def test_nothing_fires_for_a_closed_tenant(write_db: Database) -> None:
         assert wait_s is not None
         assert wait_s > 0
     assert await left(write_db) == {"events": 1, "schedules": 1}
+
+
+class Within:
+    """What a replica calls functions on: one connection, in whose transaction they are."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        """As in Reads."""
+        yield self._connection
+
+
+@pytest.mark.parametrize("writes", ["command", "schedule", "firing"])
+async def test_a_tenant_is_closed_behind_those_who_have_looked(write_db: Database, tmp_path: Path, writes: str) -> None:
+    """Whoever has looked, and writes, is waited for; what was written goes with the rest. Another tenant is closed at once."""
+    await filled(write_db, tmp_path)
+    async with (
+        reading(write_db.app) as reads,
+        connected(write_db.app) as mine,
+        connected(write_db.app) as watch,
+    ):
+        within: Any = Within(mine)
+        await Recurring(reads).add(adding(), "* * * * *", "UTC", "all")
+        async with connected(write_db.owner) as owner:
+            await owner.execute("UPDATE schedules SET due_at = due_at - interval '1 minute' WHERE cron = '* * * * *'")
+        async with mine.transaction():
+            if writes == "command":
+                await Schedule(within).add(adding(), datetime.now(UTC) + LATER)
+            elif writes == "schedule":
+                await Recurring(within).add(adding(), "0 0 1 1 *", "UTC", "none")
+            else:
+                assert await firing.release(mine, await firing.read_due(mine)) == 1
+            closing = asyncio.create_task(purging.close(reads, 1, TENANT, "olga"))
+            await eventually(lambda: somebody_waits(watch), 10)
+            await purging.close(reads, 1, OTHER, "olga")
+        await closing
+        assert (await purged(reads, tmp_path)).stage == "done"
+    assert await left(write_db) == {"events": 1}
+
+
+async def test_who_has_looked_and_not_written_yet_is_waited_for(write_db: Database, tmp_path: Path) -> None:
+    """Its row waits for another of the same id, so its transaction has no number, which the purge could go by."""
+    await filled(write_db, tmp_path)
+    async with (
+        reading(write_db.app) as reads,
+        connected(write_db.app) as first,
+        connected(write_db.admin) as rows,
+        connected(write_db.app) as watch,
+    ):
+        within: Any = Within(first)
+        command = adding()
+        with suppress(Regret):
+            async with first.transaction():
+                await Schedule(within).add(command, datetime.now(UTC) + LATER)
+                second = asyncio.create_task(Schedule(reads).add(command, datetime.now(UTC) + LATER))
+                await eventually(lambda: somebody_waits_for_a_row(rows), 10)
+                closing = asyncio.create_task(purging.close(reads, 1, TENANT, "olga"))
+                await eventually(lambda: somebody_waits(watch), 10)
+                raise Regret
+        assert (await second).status == "scheduled"
+        await closing
+        assert (await purged(reads, tmp_path)).stage == "done"
+    assert await left(write_db) == {"events": 1}
 
 
 async def test_a_row_that_comes_late_goes_too(write_db: Database, tmp_path: Path) -> None:

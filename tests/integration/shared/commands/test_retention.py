@@ -62,7 +62,8 @@ class Then:
 
 async def rule(one: Replica, days: int, *, kind: str = "counter", tenant: str = TENANT) -> str:
     """Sets a rule; returns what became of the command."""
-    return reasons([await one.ask_one(SetRetention(aggregate_type=kind, box_after_days=days), tenant=tenant)])[0]
+    asked = SetRetention(aggregate_type=kind, box_after_days=days, purge_after_days=0)
+    return reasons([await one.ask_one(asked, tenant=tenant)])[0]
 
 
 def sweeper(one: Boxer, clock: Later | Then) -> RetentionSweeper:
