@@ -21,6 +21,7 @@ from foldline.v1 import as_of_pb2, history_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.projection import Group
 from shared.folds.summary import AggregateName, Row, Summary
+from shared.line.ends import AGGREGATE_PURGED
 from shared.platform.fairness import Room
 from shared.platform.identity import Role, current_call, seen_position
 from shared.projections.parking import Parking, aggregate_of, cause_of
@@ -80,6 +81,8 @@ class Folded(Generic[Row]):
 
     def add(self, envelope: EventEnvelope) -> bool:
         """Applies the next event; returns whether the summary's row is another by it."""
+        if envelope.type == AGGREGATE_PURGED:
+            return self._purge(envelope)
         try:
             found = self._tables.items_of(envelope)
         except Exception as error:  # noqa: BLE001 - it parks its aggregate
@@ -102,8 +105,25 @@ class Folded(Generic[Row]):
                 self._rows[at].pop(key, None)
             else:
                 self._rows[at][key] = made
-        if not applied:
-            return False
+        return applied and self._is_another()
+
+    def _purge(self, envelope: EventEnvelope) -> bool:
+        """The rows without an aggregate that is purged, of whose events some may still be there; whether the row is another."""
+        for rows, projection in zip(self._rows, self._tables.group.projections, strict=True):
+            for purge in projection.purges:
+                if purge.category != envelope.aggregate_type:
+                    continue
+                for key, row in [*rows.items()]:
+                    if getattr(row, purge.column) != envelope.aggregate_id:
+                        continue
+                    if purge.fold is None:
+                        del rows[key]
+                    else:
+                        rows[key] = purge.fold(row)
+        return self._is_another()
+
+    def _is_another(self) -> bool:
+        """Makes the summary's row of the tables' rows; returns whether it is another."""
         before, self.row = self.row, self._make(dict(self._tables_now()))
         return self.row != before
 

@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 
 from deploy.bootstrap import Database
-from shared.commands import retention
+from shared.commands import retention_plan
 from shared.commands.boxes import newest_box
 from shared.commands.boxing import WAITING_MAX, Boxer
 from shared.folds.errors import Refusal
@@ -108,7 +108,7 @@ async def test_what_goes_with_an_aggregate_is_looked_for_by_turns(write_db: Data
         assert told.value.reason == "TOO_MANY_BOXINGS"
         later = datetime.now(UTC) + timedelta(days=2)
         with pytest.raises(Refusal) as told:  # as PlanRetention is
-            await retention.plan(one, one._reads, TENANT, "counter", 1, later, after="", examined=9, found_max=9)
+            await retention_plan.plan(one, one._reads, TENANT, "counter", 1, later, after="", examined=9, found_max=9)
         assert told.value.reason == "TOO_MANY_BOXINGS"
         store.opened.set()
         assert await asyncio.gather(*crowd) == [[]] * (1 + WAITING_MAX)

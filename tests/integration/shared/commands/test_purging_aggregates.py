@@ -28,6 +28,7 @@ from shared.folds.errors import Refusal, Rejected
 from shared.line.archive import Archive
 from shared.line.ends import AGGREGATE_PURGED
 from shared.line.event_store import PURGED, StoredEvent, read_event_id
+from shared.platform.fairness import Room
 from shared.platform.postgres import Connection, Reads
 from tests.integration.shared.commands.test_boxing import online
 from tests.integration.shared.commands.test_purging import refusal_of, whole
@@ -244,7 +245,7 @@ async def test_whatever_concerns_it_is_refused_for_ever(write_db: Database, tmp_
         for way in ("box", "unbox"):
             assert await refusal_of(move(mover, way, "a", str(uuid4()))) == "AGGREGATE_PURGED"
         key = (TENANT, "counter", "a")
-        assert await refusal_of(history.past_state(BUS, mover._reads, history.Room(), key)) == "AGGREGATE_PURGED"
+        assert await refusal_of(history.past_state(BUS, mover._reads, Room(), key)) == "AGGREGATE_PURGED"
         told = await history.describe(BUS, mover._reads, key, cached=False)
         assert (told.purged, told.boxed, told.version) == (True, False, 4)
         assert [event.type for event in await online(write_db, "a")] == [AGGREGATE_PURGED]
