@@ -11,14 +11,20 @@ from pathlib import Path
 
 from alembic import command, context
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, make_url
 from sqlalchemy.pool import NullPool
+
+
+class SchemaTooNew(ValueError):
+    """A newer release has migrated the database. The text is one sentence that begins with SCHEMA_TOO_NEW."""
 
 
 def migrate(script_location: Path, owner_url: str, roles: Mapping[str, str], *, shard: int = 1) -> None:
     """Brings the database at `owner_url` to the newest revision below `script_location`, in one transaction.
 
-    Two at once do no harm: the second waits at a lock and finds nothing left to do.
+    Two at once do no harm: the second waits at a lock and finds nothing left to do. Raises SchemaTooNew, and changes nothing, if
+    the database has a revision that this release does not know.
     """
     config = Config()
     config.set_main_option("script_location", str(script_location).replace("%", "%%"))
@@ -36,5 +42,15 @@ def run_in_env() -> None:
         with context.begin_transaction():
             # Held to the end of the transaction. Alembic reads the current revision after this.
             connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtextextended('foldline.migrate', 0))")
+            _refuse_newer()
             context.run_migrations()
     engine.dispose()
+
+
+def _refuse_newer() -> None:
+    known = {script.revision for script in ScriptDirectory.from_config(context.config).walk_revisions()}
+    if unknown := sorted(set(context.get_context().get_current_heads()) - known):
+        raise SchemaTooNew(
+            f"SCHEMA_TOO_NEW: the database is at revision {', '.join(unknown)}, which this release does not know: "
+            "run the bootstrap of the newest release that was ever here"
+        )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -18,8 +20,10 @@ from uuid import uuid4
 import grpc.aio
 import psycopg
 import pytest
+from rich.console import Console
 
 from bank.v1 import person_pb2, person_pb2_grpc, person_query_pb2, person_query_pb2_grpc
+from deploy.local.dev import run
 from foldline.v1 import command_pb2
 from shared.rpc.client import bearer
 from tests.support.system.engines import Engines
@@ -87,6 +91,14 @@ async def dev(data: Path, *options: str, environment: dict[str, str] | None = No
         if process.returncode is None:
             process.send_signal(signal.SIGTERM)
             await asyncio.wait_for(process.wait(), 60)
+
+
+def test_a_data_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    """As on a file system that is read-only; here a file stands in the way."""
+    (tmp_path / "file").touch()
+    printed = io.StringIO()
+    assert run(tmp_path / "file/data", console=Console(file=printed, width=500)) == 1
+    assert re.fullmatch(r"foldline did not start: the data folder \S+ cannot be written: Not a directory\n", printed.getvalue())
 
 
 async def test_it_says_where_it_is_keeps_its_state_and_ends_in_time(tmp_path: Path) -> None:

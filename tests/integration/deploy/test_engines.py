@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +26,7 @@ from shared.platform import versions
 from tests.support.system.engines import Engines
 from tests.support.system.waiting import eventually
 
+BLOCKED = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%CREATE TABLE%'"
 TABLES = "SELECT count(*) FROM information_schema.tables WHERE table_schema = 'public'"
 
 
@@ -157,6 +160,42 @@ def test_a_server_that_is_too_old_is_refused_before_anything_is_made(
     assert bootstrap_program() == 2
     assert re.fullmatch(r"POSTGRES_TOO_OLD: this is PostgreSQL \d+, and 99 or newer is needed\n", capsys.readouterr().err)
     assert one(engines.admin_url, f"SELECT count(*) FROM pg_database WHERE datname LIKE '{prefix}%'") == 0
+
+
+def test_a_schema_of_a_newer_release_is_refused_and_left_as_it_is(
+    engines: Engines, prefix: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An older release's bootstrap, run by mistake: one sentence and exit code 2."""
+    made = bootstrap(engines.admin_url, prefix)
+    with psycopg.connect(made.read.owner) as read:
+        read.execute("UPDATE alembic_version SET version_num = '9999'")
+    monkeypatch.setattr(sys, "argv", ["bootstrap", prefix])
+    monkeypatch.setenv("DATABASE_URL", engines.admin_url)
+    assert bootstrap_program() == 2
+    assert re.fullmatch(r"SCHEMA_TOO_NEW: the database is at revision 9999, which this .+\n", capsys.readouterr().err)
+    assert one(made.read.admin, "SELECT version_num FROM alembic_version") == "9999"
+
+
+def test_a_bootstrap_that_is_ended_in_the_midst_of_a_migration_can_be_repeated(engines: Engines, prefix: str) -> None:
+    """SIGTERM while the first migration runs: it leaves nothing half done, and holds no lock."""
+    owner = bootstrap(engines.admin_url, prefix).write.owner
+    with psycopg.connect(owner, autocommit=True) as write:
+        write.execute("DROP SCHEMA public CASCADE")
+        write.execute("CREATE SCHEMA public")
+    environment = os.environ | {"DATABASE_URL": engines.admin_url}
+    with psycopg.connect(owner) as holder:  # the migration's table cannot be made until this ends
+        holder.execute("CREATE TABLE events (a int)")
+        process = subprocess.Popen([sys.executable, "-m", "deploy.bootstrap", prefix], env=environment, stdout=subprocess.DEVNULL)
+        try:
+            until = time.monotonic() + 60
+            while one(engines.admin_url, BLOCKED) == 0 and time.monotonic() < until:
+                time.sleep(0.02)
+            assert one(engines.admin_url, BLOCKED) == 1
+        finally:
+            process.terminate()
+        assert process.wait(30) == -signal.SIGTERM
+        holder.rollback()
+    assert one(bootstrap(engines.admin_url, prefix).write.app, TABLES) != 0
 
 
 def test_an_administrator_need_not_be_superuser(engines: Engines, prefix: str) -> None:
