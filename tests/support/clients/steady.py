@@ -15,7 +15,7 @@ from tests.support.system.waiting import eventually
 
 CALLERS = 8
 TIMEOUT_S = 30.0
-THINK_S = 0.02
+THINK_S = 0.04
 """The pause between an answer and the next call: processes that start beside the load get the processor."""
 
 

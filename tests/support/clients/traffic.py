@@ -25,7 +25,7 @@ from tests.support.system.waiting import eventually
 ATTEMPT_TIMEOUT_S = 12.0
 GIVE_UP_S = 40.0
 RETRY_S = 0.05
-THINK_S = 0.02
+THINK_S = 0.04
 """The pause between an answer and the next command: enough load, but processes that are started again get the processor."""
 
 
