@@ -21,6 +21,7 @@ from foldline.v1 import process_pb2, process_pb2_grpc
 from shared.platform.identity import Role
 from shared.rpc.client import bearer
 from tests.support.clients.bank import INSIDER, Bank, channels
+from tests.support.system import forked
 from tests.support.system.stack import Stack
 from tests.support.system.waiting import eventually
 
@@ -116,7 +117,7 @@ async def desk(shared_stack: Stack) -> AsyncIterator[ProcessAdmin]:
 def foldline_of(stack: Stack, tenant: str, folder: Path) -> Foldline:
     """Runs the command in a folder as `foldline dev` leaves it; returns the exit code and the JSON that it printed.
 
-    `user` is the operator's name.
+    `user` is the operator's name. A command is a process that has all imports already, or with `anew` one as a user starts it.
     """
     programs = stack.programs
     addresses = {"write": programs[WRITE].address, "read": programs[READ].address, "saga": programs[SAGA].address}
@@ -124,7 +125,7 @@ def foldline_of(stack: Stack, tenant: str, folder: Path) -> Foldline:
     addresses["saga_token_file"] = programs[SAGA].settings["FOLDLINE_TOKEN_FILE"]
     environment = {**os.environ, "FOLDLINE_DATA": str(folder)}
 
-    def run(*words: str, output: str = "json", typed: str = "", user: str = "olga") -> tuple[int, Any]:
+    def run(*words: str, output: str = "json", typed: str = "", user: str = "olga", anew: bool = False) -> tuple[int, Any]:
         tokens = {
             "acme": stack.token(tenant, "alice", [Role.USER, Role.TENANT_ADMIN]),
             "operator": stack.token("operators", user, [Role.OPERATOR, Role.READER]),
@@ -132,10 +133,14 @@ def foldline_of(stack: Stack, tenant: str, folder: Path) -> Foldline:
         file = folder / "endpoints.json"
         before = json.loads(file.read_text()) if file.exists() else {}
         file.write_text(json.dumps({**before, **addresses, "tokens": tokens}))
-        command = [sys.executable, "-m", "cli.main", *words, "-o", output]
-        done = subprocess.run(  # noqa: S603 (ours)
-            command, capture_output=True, text=True, env=environment, cwd=folder, timeout=60, check=False, input=typed
-        )
+        said = [*words, "-o", output]
+        if anew:
+            command = [sys.executable, "-m", "cli.main", *said]
+            done = subprocess.run(  # noqa: S603 (ours)
+                command, capture_output=True, text=True, env=environment, cwd=folder, timeout=60, check=False, input=typed
+            )
+        else:
+            done = forked.run("cli.main", said, cwd=folder, env=environment, typed=typed)
         assert "Traceback" not in done.stderr
         return done.returncode, json.loads(done.stdout) if output == "json" else done.stdout + done.stderr
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -13,7 +14,8 @@ from tests.e2e.conftest import Foldline
 
 
 def test_a_first_session(foldline: Foldline) -> None:
-    """Register, rename, read it at once, read the stream and the log: what the help shows works."""
+    """Register, rename, read it at once, read the stream and the log: what the help shows works, each in a process of its own."""
+    foldline = partial(foldline, anew=True)
     code, registered = foldline("send", "RegisterPerson", "person_id=new", "name=Alice O'Wonderland")
     person_id = registered["aggregate_id"]
     assert (code, registered["version"], registered["events_appended"]) == (0, 1, 1)

@@ -7,7 +7,6 @@ only watches for it.
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import os
 import signal
 import sys
@@ -30,6 +29,7 @@ from shared.processes.dispatcher import Dispatcher
 from shared.processes.records import CommandResult
 from shared.processes.runner import ProcessRunner
 from shared.rpc.status import to_status
+from tests.support.system import forked
 
 REFUSED = "REFUSED_BY_TEST"
 
@@ -94,9 +94,7 @@ STOPPING = asyncio.Event()
 
 def start(environment: Mapping[str, str], fate: Fate) -> BaseProcess:
     """Starts a saga service with these settings. It serves nobody; it only leads."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    process = context.Process(target=_live, args=(dict(environment), fate), daemon=True)
+    process = forked.context().Process(target=_live, args=(dict(environment), fate), daemon=True)
     process.start()
     return process
 
