@@ -13,8 +13,9 @@ from typing import Any
 
 from bank.v1 import account_query_pb2
 from foldline.v1 import projection_pb2, projection_pb2_grpc
-from read_service.projections.accounts import AccountRow, MovementRow, movement_view
+from read_service.projections.accounts import AccountRow, movement_view
 from read_service.registry import CALLERS
+from read_service.statement import FILTERS, Place, cut, statement_query
 from shared.folds.errors import NotFound, Rejected
 from shared.line.standing import Standing, State, read_standings
 from shared.platform.clock import timestamp
@@ -23,6 +24,7 @@ from shared.platform.leader import LockClass
 from shared.platform.postgres import Reads, one
 from shared.platform.telemetry import logger
 from shared.projections.admin import Outcome, ParkedAdmin, ParkedRow
+from shared.projections.filtering import conditions_of
 from shared.projections.rebuild import serving
 from shared.projections.rebuild_admin import ENDED, RebuildAdmin, RebuildRow
 from shared.projections.summary import SummaryServicer, in_tenant, tell_stale, tenant
@@ -65,10 +67,6 @@ REBUILD_STATES = {
 PROGRESS_S = 0.25
 WATCH_REBUILD = "foldline.v1.ProjectionService/WatchRebuild"
 
-_MOVEMENTS = f"""
-SELECT {", ".join(MovementRow._fields)} FROM movements WHERE tenant = %(tenant)s AND account_id = %(account_id)s
-"""  # noqa: S608 - names of ours
-
 
 class AccountQueryService(SummaryServicer[AccountRow]):
     """bank.v1.AccountQueryService: the summary, and the statement of an account."""
@@ -77,25 +75,25 @@ class AccountQueryService(SummaryServicer[AccountRow]):
         self, request: account_query_pb2.ListMovementsRequest, context: Any
     ) -> account_query_pb2.ListMovementsResponse:
         account_id, size = request.account_id.lower(), request.page_size or pages.SIZE_DEFAULT
+        found, bound = conditions_of(FILTERS, request.filter)
+        oldest_first = request.order_by == "moved_at"
         as_of = [request.as_of] if request.HasField("as_of") else []
-        query = ("ListMovements", tenant(), account_id, *(then.SerializeToString().hex() for then in as_of))
-        before = pages.decode(query, request.page_token, (int,))
+        asked = (str(oldest_first), *bound, *(then.SerializeToString().hex() for then in as_of))
+        query = ("ListMovements", tenant(), account_id, *asked)
+        keys = pages.decode(query, request.page_token, (int, int))
+        after = Place(*keys or (0, 0))
         await self.gate.wait(request.consistency_token, tenant(), context.time_remaining())
-        sql, values = _MOVEMENTS, {"account_id": account_id, "limit": size + 1}
-        if before is None and as_of:
-            # Movements never change, so those of then are the first of those of now, as soon as the tables have them all.
+        if keys is None and as_of:
+            # Movements never change, so those of then are those of now up to a version, as soon as the tables have them all.
             row, origin, _ = await self.existed(account_id, request.as_of, context)
             await self.gate.wait(origin.token, tenant(), context.time_remaining())
-            before = [row.version + 1]
-        if before is not None:
-            sql += " AND version < %(before)s"
-            values["before"] = before[0]
-        sql += " ORDER BY version DESC LIMIT %(limit)s"
-        rows = [MovementRow(*row) for row in await in_tenant(self.reads, tenant(), sql, values)]
+            after = Place(0, row.version + 1)
+        sql, values = statement_query(account_id, found, after, size + 1, oldest_first=oldest_first)
+        rows = await in_tenant(self.reads, tenant(), sql, values)
         stale = await self.is_stale(account_id) if rows else (await self.existing(account_id)).stale
         if stale:
             tell_stale(context)
-        shown, following = pages.cut(rows, size, query, lambda row: (row.version,))
+        shown, following = cut(rows, size, query, after.below)
         return account_query_pb2.ListMovementsResponse(
             movements=map(movement_view, shown), next_page_token=following, stale=stale
         )

@@ -16,13 +16,14 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
 from foldline.v1 import as_of_pb2
-from shared.folds.errors import Invalid, NotFound, Refusal, Rejected
+from shared.folds.errors import NotFound, Refusal, Rejected
 from shared.folds.summary import Condition, Row
 from shared.line.consistency import ConsistencyGate, Token
 from shared.platform.fairness import Room
 from shared.platform.identity import current_call
 from shared.platform.postgres import Connection, Reads
 from shared.projections import watched_lists
+from shared.projections.filtering import branches_of, conditions_of, order_of
 from shared.projections.past_events import PastEvents
 from shared.projections.summary_rpcs import SummaryRpcs, orders_of, shown_field
 from shared.projections.time_travel import TimeTravel
@@ -199,7 +200,7 @@ class SummaryServicer(Generic[Row]):
 
     async def watch_list(self, request: Any, context: Any) -> None:
         """Writes the answers of the RPC that watches a list: see `shared.projections.watched_lists`."""
-        found, bound = self._conditions(request.filter)
+        found, bound = conditions_of(self._summary.filters, request.filter)
         order = self._order("", found)
         key = "\0".join((self._list_name, *bound))
         conditions = [condition for conditions in found.values() for condition in conditions]
@@ -238,7 +239,7 @@ class SummaryServicer(Generic[Row]):
 
     async def list(self, request: Any, context: Any) -> Any:
         """The answer of the List RPC: a page of the tenant's rows that pass all filters."""
-        found, bound = self._conditions(request.filter)
+        found, bound = conditions_of(self._summary.filters, request.filter)
         order_by = self._order(request.order_by, found)
         column, descending = self._orders[order_by]
         size = request.page_size or pages.SIZE_DEFAULT
@@ -253,38 +254,9 @@ class SummaryServicer(Generic[Row]):
             tell_stale(context)
         return self._listed(**{self._many: shown, "next_page_token": following})
 
-    def _conditions(self, asked: Any) -> tuple[Mapping[str, Sequence[Condition]], Sequence[str]]:
-        """The conditions of each filter, and what binds a token to them."""
-        found = {}
-        for name, conditions in self._summary.filters.items():
-            try:
-                found[name] = conditions(getattr(asked, name))
-            except (ValueError, OverflowError):
-                raise rules_broken((f"filter.{name}", "must have moments of the years 1 to 9999")) from None
-        return found, [" ".join(f"{it.sql[0]} {it.value}" for it in conditions) for conditions in found.values()]
-
     def _order(self, asked: str, found: Mapping[str, Sequence[Condition]]) -> str:
-        """The order of a list: as asked, or the first that an index gives with all filters. Raises Invalid FILTER_NEEDS_ORDER."""
-        given = {name for name, conditions in found.items() if conditions}
-        for pair, with_too in self._summary.apart.items():
-            if given.issuperset(pair) and with_too not in given:
-                text = f"no order goes with both {pair[0]} and {pair[1]}, unless {with_too} is given as well"
-                raise Invalid("FILTER_NEEDS_ORDER", f"order_by: {text}", violations=(("order_by", text),))
-        served = [self._summary.only_in[name] for name in given if name in self._summary.only_in]
-        fit = [order for order in self._summary.orders if all(order in orders for orders in served)]
-        if fit and (not asked or asked.removesuffix(" desc") in fit):
-            return asked or fit[0]
-        text = f"with these filters it must be {' or '.join(fit)}" if fit else "no order goes with all of these filters"
-        raise Invalid("FILTER_NEEDS_ORDER", f"order_by: {text}", violations=(("order_by", text),))
-
-    def _branches(self, found: Mapping[str, Sequence[Condition]], values: dict[str, Any]) -> Sequence[str]:
-        """The queries that find the rows which meet all conditions, each row in one; adds the conditions' values."""
-        branches = [self._select]
-        for name, conditions in found.items():
-            for nth, condition in enumerate(conditions):
-                values[f"{name}_{nth}"] = condition.value
-                branches = [f"{sql} AND {text.format(f'%({name}_{nth})s')}" for sql in branches for text in condition.sql]
-        return branches
+        summary = self._summary
+        return order_of(asked, found, orders=list(summary.orders), only_in=summary.only_in, apart=summary.apart)
 
     def page_query(
         self, order_by: str, found: Mapping[str, Sequence[Condition]], after: Any, limit: int
@@ -293,7 +265,7 @@ class SummaryServicer(Generic[Row]):
         column, descending = self._orders[order_by]
         direction, beyond = ("DESC", "<") if descending else ("ASC", ">")
         values: dict[str, Any] = {"limit": limit}
-        branches = self._branches(found, values)
+        branches = branches_of(self._select, found, values)
         ordered = f" ORDER BY p.{column} {direction}, p.{self._id} {direction} LIMIT %(limit)s"
         if after is not None:
             ordered = f" AND (p.{column}, p.{self._id}) {beyond} (%(after)s, %(after_id)s)" + ordered

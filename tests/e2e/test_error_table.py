@@ -900,6 +900,12 @@ TOO_MUCH = [
 QUERIES = [
     bad("page: negative size", lambda s, p: s.persons(page_size=-1), "page_size"),
     bad("page: more than 500", lambda s, p: s.accounts(page_size=501), "page_size"),
+    bad("statement: by amount", lambda s, p: s.movements(account_id=p.blue, order_by="amount_minor"), "order_by"),
+    bad(
+        "statement: no moment",
+        lambda s, p: s.movements(account_id=p.blue, filter={"moved_at": {"since": BEYOND}}),
+        "filter.moved_at",
+    ),
     bad("statement: more than 500", lambda s, p: s.movements(account_id=p.blue, page_size=501), "page_size"),
     bad("order: unknown", lambda s, p: s.persons(order_by="shoe_size"), "order_by"),
     bad("order: a column that is not offered", lambda s, p: s.accounts(order_by="tenant"), "order_by"),
@@ -970,7 +976,7 @@ QUERIES = [
     ),
     Row(
         "page token: forged, a version beyond 64 bits",
-        lambda s, p: s.movements(account_id=p.blue, page_token=pages.encode(("ListMovements", p.tenant, p.blue), (2**64 - 1,))),
+        lambda s, p: s.movements(account_id=p.blue, page_token=pages.encode(_statement(p), (2**64 - 1, 0))),
         "INVALID_ARGUMENT",
         "PAGE_TOKEN_INVALID",
         ("page_token",),
@@ -1191,6 +1197,11 @@ def _get(place: Place, token: str) -> account_query_pb2.GetAccountRequest:
 def _token(scene: Scene, place: Place, **changes: Any) -> str:
     """A real consistency token with something changed in it."""
     return token_with(scene.stack.seal_keys, place.tenant, place.consistency_token, **changes)
+
+
+def _statement(place: Place) -> tuple[str, ...]:
+    """What a page token of a statement is bound to."""
+    return ("ListMovements", place.tenant, place.blue, "False", "", "")
 
 
 def _accounts_query(place: Place) -> tuple[str, ...]:

@@ -357,16 +357,22 @@ class ListMovementsRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     CONSISTENCY_TOKEN_FIELD_NUMBER: _builtins.int
     AS_OF_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    ORDER_BY_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     page_size: _builtins.int
     """0 means 50."""
     page_token: _builtins.str
     """From the answer before; every other field must be the same as then."""
     consistency_token: _builtins.str
+    order_by: _builtins.str
+    """`moved_at desc` (the default) or `moved_at`."""
     @_builtins.property
     def as_of(self) -> _as_of_pb2.AsOf:
         """As of when; without it, as of now."""
 
+    @_builtins.property
+    def filter(self) -> Global___MovementFilter: ...
     def __init__(
         self,
         *,
@@ -375,14 +381,44 @@ class ListMovementsRequest(_message.Message):
         page_token: _builtins.str = ...,
         consistency_token: _builtins.str = ...,
         as_of: _as_of_pb2.AsOf | None = ...,
+        filter: Global___MovementFilter | None = ...,
+        order_by: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "as_of", b"as_of", "consistency_token", b"consistency_token", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "as_of", b"as_of", "consistency_token", b"consistency_token", "filter", b"filter", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListMovementsRequest: _TypeAlias = ListMovementsRequest  # noqa: Y015
+
+@_typing.final
+class MovementFilter(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AMOUNT_MINOR_FIELD_NUMBER: _builtins.int
+    MOVED_AT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def amount_minor(self) -> _range_pb2.WholeRange:
+        """Positive amounts came in, negative ones went out. A page is then made of a thousand movements at most: it may have fewer than were
+        asked for, even none, while there is a next page.
+        """
+
+    @_builtins.property
+    def moved_at(self) -> _range_pb2.TimeRange: ...
+    def __init__(
+        self,
+        *,
+        amount_minor: _range_pb2.WholeRange | None = ...,
+        moved_at: _range_pb2.TimeRange | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["amount_minor", b"amount_minor", "moved_at", b"moved_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_minor", b"amount_minor", "moved_at", b"moved_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MovementFilter: _TypeAlias = MovementFilter  # noqa: Y015
 
 @_typing.final
 class ListMovementsResponse(_message.Message):

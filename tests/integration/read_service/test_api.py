@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from psycopg.pq import TransactionStatus
 from bank.v1 import account_pb2, account_query_pb2, account_query_pb2_grpc, person_query_pb2, person_query_pb2_grpc
 from deploy.bootstrap import Database
 from foldline.v1 import projection_pb2, projection_pb2_grpc, range_pb2
+from read_service import statement as read_statement
 from read_service.app import TABLES as WATCHED
 from read_service.app import ReadSettings, build
 from read_service.registry import PERSON_TABLES
@@ -133,6 +136,54 @@ async def test_an_account_is_shown_with_its_statement(service: Service) -> None:
     second = await service.accounts.ListMovements(statement, metadata=service.of())
     assert [(it.version, it.amount_minor, it.balance_after_minor) for it in second.movements] == [(2, 100, 100)]
     assert second.next_page_token == ""
+
+
+STATEMENT = [(2, 50, 0), (3, -7, 10), (4, 50, 10), (9, 3, 10), (10, -7, 40), (17, 8, 41), (18, 50, 90)]
+"""Version, amount, and the seconds at which it moved: versions are left out, and moments and amounts come again."""
+
+
+@pytest.mark.parametrize("read_max", [1, 3, 1000])
+async def test_a_statement_is_listed_by_ranges_in_pages(service: Service, read_max: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranges of moments and of amounts, both ways, in pages of several sizes, against the plain list."""
+    monkeypatch.setattr(read_statement, "READ_MAX", read_max)
+    store, begin = bank(), datetime(2026, 3, 4, tzinfo=UTC)
+    store.account("acme", uid(77), ALICE)
+    await service.holds(store)
+    with psycopg.connect(service.database.app) as app:
+        for version, amount, at_s in STATEMENT:
+            row = ("acme", uid(77), version, amount, 0, begin + timedelta(seconds=at_s))
+            app.execute("INSERT INTO movements VALUES (%s, %s, %s, %s, %s, %s)", row)
+    moments = list(itertools.combinations_with_replacement([None, -1, 0, 1, 10, 11, 40, 42, 90, 91], 2))
+    amounts = list(itertools.product([None, -8, -7, 3, 8, 50, 51], repeat=2))
+    asked = (
+        [(it, (None, None)) for it in moments]
+        + [((None, None), it) for it in amounts]
+        + list(zip(moments, amounts, strict=False))
+    )
+    for nth, ((since, before), (least, most)) in enumerate(asked):
+        order = ("", "moved_at", "moved_at desc")[nth % 3]
+        request = account_query_pb2.ListMovementsRequest(account_id=uid(77), order_by=order, page_size=1 + nth // 3 % 3)
+        for field, moment_s in (("since", since), ("before", before)):
+            if moment_s is not None:
+                getattr(request.filter.moved_at, field).FromDatetime(begin + timedelta(seconds=moment_s))
+        request.filter.amount_minor.CopyFrom(range_pb2.WholeRange(min=least, max=most))
+        expected = [
+            version
+            for version, amount, at_s in STATEMENT
+            if (since is None or at_s >= since)
+            and (before is None or at_s < before)
+            and (least is None or amount >= least)
+            and (most is None or amount <= most)
+        ]
+        shown: list[int] = []
+        while True:
+            answer = await service.accounts.ListMovements(request, metadata=service.of())
+            assert len(answer.movements) <= request.page_size
+            shown += [it.version for it in answer.movements]
+            if not (token := answer.next_page_token):
+                break
+            request.page_token = token
+        assert shown == (expected if order == "moved_at" else expected[::-1]), request
 
 
 async def test_absent_and_foreign_are_not_told_apart(service: Service) -> None:

@@ -15,6 +15,7 @@ import pytest
 from deploy.bootstrap import Database
 from foldline.v1.range_pb2 import TimeRange, WholeRange
 from read_service.registry import RPCS
+from read_service.statement import FILTERS, READ_MAX, Place, statement_query
 from shared.folds.errors import Invalid
 from shared.folds.moments import timestamp
 from shared.platform.postgres import SETTINGS
@@ -41,7 +42,9 @@ INSERT INTO transfers SELECT 'acme', gen_random_uuid(), CASE WHEN n % 2 = 0 THEN
   FROM generate_series(1, {rows}) n;
 INSERT INTO users SELECT 'acme', gen_random_uuid(), 'l' || n, 'e', CASE WHEN n % 1000 = 7 THEN 'failed' ELSE 'succeeded' END, '',
   {now} - n * interval '1 s', NULL, 'user', CASE WHEN n % 1000 = 8 THEN {now} END FROM generate_series(1, {rows}) n;
-ANALYZE people, accounts, transfers, users;
+INSERT INTO movements SELECT 'acme', 'busy', n * 2, (n * 7919) % 100003 - 50000, 0, {now} + n * interval '1 s', '', ''
+  FROM generate_series(1, {rows}) n;
+ANALYZE people, accounts, transfers, users, movements;
 """
 WATCHED_BLOCKS_MAX = 6000
 """For the 1001 rows that are read of a watched list."""
@@ -132,6 +135,29 @@ def test_a_watched_list_is_read_from_an_index(filled: Database, rpcs: SummaryRpc
     """As a page of as many rows as a watched list may have."""
     plan = planned(filled, *servicer(rpcs).listed_query([it for each in found.values() for it in each], order, ROWS_MAX + 1))
     assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < WATCHED_BLOCKS_MAX, json.dumps(plan, indent=1)
+
+
+LATER = TimeRange(since=timestamp(NOW + timedelta(seconds=60)))
+BRIEFLY = TimeRange(since=timestamp(NOW + timedelta(seconds=9000)), before=timestamp(NOW + timedelta(seconds=9009)))
+STATEMENTS: list[dict[str, Any]] = [
+    dict(pair)
+    for pair in itertools.product(
+        [("moved_at", it) for it in (None, LATER, LONG, BRIEFLY)],
+        [("amount_minor", it) for it in (None, WholeRange(max=10**9), WholeRange(min=77, max=79))],
+    )
+]
+
+
+@pytest.mark.parametrize("oldest_first", [False, True])
+@pytest.mark.parametrize("asked", STATEMENTS, ids=lambda asked: " ".join(f"{asked}".split()))
+def test_a_page_of_a_statement_costs_the_same_at_any_size(filled: Database, asked: dict[str, Any], oldest_first: bool) -> None:
+    """It reads rows by version, which a range of moments is turned into; for a range of amounts a thousand at most."""
+    found = {name: of(asked[name]) if asked[name] else [] for name, of in FILTERS.items()}
+    plan = planned(filled, *statement_query("busy", found, Place(0, 0), PAGE, oldest_first=oldest_first))
+    assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < BLOCKS_MAX, json.dumps(plan, indent=1)
+    read = [node["Actual Rows"] for node in nodes(plan) if node.get("Relation Name") == "movements"]
+    assert read
+    assert max(read) <= (READ_MAX if asked["amount_minor"] else PAGE)
 
 
 def planned(database: Database, sql: str, values: dict[str, Any]) -> dict[str, Any]:
