@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from deploy.engines.child import free_port
 from deploy.local.system import PROJECTOR, READ, RELAY, SAGA, WRITE
@@ -20,8 +22,14 @@ from tests.support.system.mail import Mailbox
 from tests.support.system.stack import Stack
 from tests.support.system.waiting import eventually
 
+SpanKind = Span.SpanKind
 PASSWORD = "correct horse battery"
 NAMES = ("Zaphod Beeblebrox", "Trillian Astra", "Heart of Gold", "ford@betelgeuse.example", "ford-prefect")
+
+
+# The tree of a transfer in the documentation: indented, three characters a level.
+PICTURE = re.search(r"```\n(bank\.v1\.TransferService.*?)```", Path("docs/observability.md").read_text(), re.DOTALL)[1]  # type: ignore[index]
+ROW = re.compile(r"([│├└─ ]*)(\S.*?) {2,}(\w+) +([A-Z]+)")
 
 
 def stack_of(folder: Path, engines: Engines, mail: Mailbox, settings: dict[str, str]) -> Stack:
@@ -53,12 +61,15 @@ async def test_a_transfer_is_one_trace_over_all_processes(tmp_path: Path, engine
                 await bank.deposit(source, 100)
                 await bank.ended_registration(await bank.register_user(NAMES[4], PASSWORD))
                 # Consumers that are behind read the store; one that has caught up is brought its events by the relay.
+                lacking = ["everything"]
                 async with asyncio.timeout(150):
                     over_nats = False
                     while not over_nats:
                         started = await bank.transfer(source, target, 1)
                         await bank.ended_transfer(started)
                         over_nats = await _check_tree(collector, trace_id, started[0])
+                        lacking = _lacking(PICTURE, collector.of(trace_id))
+                        over_nats = over_nats and not lacking
                 exported = {"foldline.commands", "process.memory.usage", "foldline.commit.duration"}
                 await eventually(lambda: exported <= collector.metrics, 20)
             tokens = [stack.token(), (stack.issuer.jwks_file.parent / "saga.token").read_text()]
@@ -95,6 +106,33 @@ async def _check_tree(collector: Collector, trace_id: str, transfer_id: str) -> 
     assert {seen.parent for seen in received} <= {seen.id for seen in batches}
     assert {seen.service for seen in found} == {WRITE, RELAY, READ, PROJECTOR, SAGA}
     return round_.parent == projected.parent == sent.id
+
+
+def _lacking(picture: str, found: list[Seen]) -> list[str]:
+    """The lines of a picture of a tree that no span is like: in name, service and kind, and below a span like the line above."""
+    like = {seen.id: (seen.name, seen.service, SpanKind.Name(seen.span.kind).removeprefix("SPAN_KIND_")) for seen in found}
+    edges = {(like.get(seen.parent), like[seen.id]) for seen in found}
+    path: list[tuple[str, str, str]] = []
+    lacking = []
+    for line in picture.splitlines():
+        row = ROW.match(line)
+        assert row is not None, line
+        del path[len(row[1]) // 3 :]
+        drawn = (row[2], row[3], row[4])
+        if (path[-1] if path else None, drawn) not in edges:
+            lacking.append(line)
+        path.append(drawn)
+    return lacking
+
+
+def test_a_line_that_no_span_is_like_is_found() -> None:
+    """Another name, another service, another kind, or below another span."""
+    first = Seen("a", Span(name="one", span_id=b"1", kind=SpanKind.SPAN_KIND_SERVER))
+    second = Seen("b", Span(name="two words", span_id=b"2", parent_span_id=b"1", kind=SpanKind.SPAN_KIND_CLIENT))
+    found = [first, second]
+    assert _lacking("one  a  SERVER  what it is\n└─ two words  b  CLIENT\n", found) == []
+    for wrong in ("└─ two  b  CLIENT", "└─ two words  a  CLIENT", "└─ two words  b  SERVER", "two words  b  CLIENT"):
+        assert _lacking(f"one  a  SERVER\n{wrong}\n", found) == [wrong]
 
 
 def _decision(found: list[Seen], command: str, aggregate_id: str) -> Seen:
