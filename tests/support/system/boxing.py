@@ -1,16 +1,13 @@
 """A boxer without its RPCs, in this process or in one that kills itself at a step of its work.
 
-Run as `python -m tests.support.system.boxing URL FOLDER box|unbox ID COMMAND_ID STEP`: steps are counted from 1, before and after
-each file that is written or read and each call of the database; at STEP the process gets SIGKILL. It ends with 0 if it was
-through before.
+`main` takes URL FOLDER box|unbox ID COMMAND_ID STEP: steps are counted from 1, before and after each file that is written or
+read and each call of the database; at STEP the process gets SIGKILL. It ends with 0 if it was through before.
 """
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -124,7 +121,3 @@ async def main(url: str, folder: str, way: str, counter_id: str, command_id: str
     boxing._call = stepped  # type: ignore[assignment]
     async with boxer(url, SteppedStore(files_in(Path(folder)), steps.step)) as one:
         await move(one, way, counter_id, command_id)
-
-
-if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:]))

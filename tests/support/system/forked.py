@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import multiprocessing
 import os
 import pkgutil
 import runpy
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import cli
 
 # A worker has one process to fork from, so this is what is imported for all who fork.
 IMPORTED = (
     "tests.support.system.mortal",
+    "tests.support.system.purging",
+    "tests.support.system.sweeping",
     *(f"cli.{module.name}" for module in pkgutil.iter_modules(cli.__path__) if module.name != "main"),
     "bank.v1.account_pb2_grpc",
     "foldline.v1.command_pb2_grpc",
@@ -30,6 +35,21 @@ def context() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(IMPORTED))
     return context
+
+
+def start(main: Callable[..., Coroutine[Any, Any, None]], *words: str) -> BaseProcess:
+    """A process that runs `main(*words)` on an event loop and ends with 0."""
+    process = context().Process(target=_on_a_loop, args=(main, words), daemon=True)
+    process.start()
+    return process
+
+
+async def ended(process: BaseProcess, timeout_s: float = 60) -> int:
+    """Waits for the end of a process; returns its exit code, -9 for SIGKILL. Raises TimeoutError."""
+    await asyncio.to_thread(process.join, timeout_s)
+    if process.exitcode is None:
+        raise TimeoutError(f"it has not ended within {timeout_s} s")
+    return process.exitcode
 
 
 def run(
@@ -50,6 +70,10 @@ def run(
         code = process.exitcode
         process.close()
     return subprocess.CompletedProcess([module, *words], code, printed, complained)
+
+
+def _on_a_loop(main: Callable[..., Coroutine[Any, Any, None]], words: tuple[str, ...]) -> None:
+    asyncio.run(main(*words))
 
 
 def _become(module: str, words: list[str], cwd: Path, env: dict[str, str], files: list[Path]) -> None:

@@ -1,13 +1,11 @@
 """A purger in a process that kills itself at a step of its work.
 
-Run as `python -m tests.support.system.purging URL FOLDER TENANT STEP`: steps are counted from 1, before and after each call of
-the database and of the archive; at STEP the process gets SIGKILL. It ends with 0 if it was through before.
+`main` takes URL FOLDER TENANT STEP: steps are counted from 1, before and after each call of the database and of the archive; at
+STEP the process gets SIGKILL. It ends with 0 if it was through before.
 """
 
 from __future__ import annotations
 
-import asyncio
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -58,7 +56,3 @@ async def main(url: str, folder: str, tenant: str, last: str) -> None:
     purging.WINDOW_POSITIONS, purging.LIMIT_ROWS = 7, 5
     async with reading(url) as reads:
         await SteppedPurger(reads, Archive(files_in(Path(folder))), Steps(int(last))).purge(tenant)
-
-
-if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:]))

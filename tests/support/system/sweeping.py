@@ -1,12 +1,10 @@
 """A round of retention in a process that kills itself at a step of its boxes (`tests/support/system/boxing.py`).
 
-Run as `python -m tests.support.system.sweeping URL FOLDER DAYS_AHEAD STEP`.
+`main` takes URL FOLDER DAYS_AHEAD STEP.
 """
 
 from __future__ import annotations
 
-import asyncio
-import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -35,7 +33,3 @@ async def main(url: str, folder: str, days: str, last: str) -> None:
     async with boxer(url, SteppedStore(files_in(Path(folder)), steps.step), registry) as one:
         clock = lambda: datetime.now(UTC) + timedelta(days=float(days))  # noqa: E731 - shorter than a function
         await sweeper_of(one, registry, clock).round()
-
-
-if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import sys
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from uuid import uuid4
 
@@ -21,7 +21,8 @@ from shared.platform.postgres import Reads
 from tests.support.checks.history import connected, somebody_waits
 from tests.support.domains.trial import Add, Move, build_registry, lone
 from tests.support.fakes.replica import reasons, replica
-from tests.support.system.boxing import TENANT, boxer, files_in, move
+from tests.support.system import forked
+from tests.support.system.boxing import TENANT, boxer, files_in, main, move
 from tests.support.system.waiting import eventually
 
 BUS = build_registry()
@@ -56,10 +57,9 @@ async def online(database: Database, name: str) -> list[StoredEvent]:
         return await read_stream(connection, (TENANT, "counter", name), after=0, limit=1000)
 
 
-async def child(database: Database, folder: Path, way: str, name: str, command_id: str, step: int) -> asyncio.subprocess.Process:
+def child(database: Database, folder: Path, way: str, name: str, command_id: str, step: int) -> BaseProcess:
     """A process that boxes or unboxes and is killed at a step."""
-    words = ("-m", "tests.support.system.boxing", database.app, str(folder), way, name, command_id, str(step))
-    return await asyncio.create_subprocess_exec(sys.executable, *words)
+    return forked.start(main, database.app, str(folder), way, name, command_id, str(step))
 
 
 async def refusal_of(call: object) -> str:
@@ -81,7 +81,7 @@ async def test_killed_at_every_step(write_db: Database, tmp_path: Path, way: str
             await move(one, "box", "a", str(uuid4()))
         for step in range(1, STEPS_MAX):
             command_id, start = str(uuid4()), await online(write_db, "a")
-            code = await (await child(write_db, tmp_path, way, "a", command_id, step)).wait()
+            code = await forked.ended(child(write_db, tmp_path, way, "a", command_id, step))
             left = await online(write_db, "a")
             assert (await whole(write_db, store))[: len(before)] == before
             moved = left != start
@@ -116,10 +116,10 @@ async def test_killed_while_the_database_works_on_it(write_db: Database, tmp_pat
         await holder.execute("SET idle_in_transaction_session_timeout = 0")
         async with holder.transaction():
             await lock(holder, 1)
-            killed = await child(write_db, tmp_path, way, "a", command_id, STEPS_MAX)
+            killed = child(write_db, tmp_path, way, "a", command_id, STEPS_MAX)
             await eventually(lambda: somebody_waits(watch), 30)
             killed.kill()
-            await killed.wait()
+            await forked.ended(killed)
         done = await move(one, way, "a", command_id)
         assert done.status == "completed"
     assert (await whole(write_db, store))[:12] == before

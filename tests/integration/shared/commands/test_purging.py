@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,9 @@ from shared.platform.postgres import Reads
 from tests.support.checks.history import connected
 from tests.support.domains.trial import Add, SetPassword, build_registry, lone
 from tests.support.fakes.replica import reasons, replica
+from tests.support.system import forked
 from tests.support.system.boxing import TENANT, boxer, files_in, move
-from tests.support.system.purging import reading
+from tests.support.system.purging import main, reading
 from tests.support.system.waiting import eventually
 
 OTHER = "umbrella"
@@ -193,8 +193,7 @@ async def test_killed_at_every_step_it_goes_on(write_db: Database, tmp_path: Pat
         await purging.close(reads, 1, TENANT, "olga")
         # Each child takes a few steps more than the last and starts where that one came to.
         for step in (1, 2, 3, 4, 5, 6, 7, 6, 5, 4, 3, 2, 3, 4, 5, 4, 3, 9, 100):
-            words = ("-m", "tests.support.system.purging", write_db.app, str(tmp_path), TENANT, str(step))
-            code = await (await asyncio.create_subprocess_exec(sys.executable, *words)).wait()
+            code = await forked.ended(forked.start(main, write_db.app, str(tmp_path), TENANT, str(step)))
             assert code in (0, -9)
             line = await whole(reads, tmp_path)
             mine = [event.type != PURGED for event in line[:-1] if event.tenant == TENANT]

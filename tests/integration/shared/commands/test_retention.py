@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,6 +22,7 @@ from tests.integration.shared.commands.test_boxing import online
 from tests.support.checks.history import events_of
 from tests.support.domains.trial import COUNTER, Add, Move, Moved, build_registry
 from tests.support.fakes.replica import Replica, reasons, replica
+from tests.support.system import forked, sweeping
 from tests.support.system.boxing import TENANT, boxer, files_in
 from tests.support.system.retention import sweeper_of
 
@@ -191,9 +191,8 @@ async def test_killed_in_a_round_the_next_ends_it(write_db: Database, tmp_path: 
         for name in "abc":
             await one.ask_one(Add(counter_id=name, amount=5))
         await rule(one, DAYS)
-    words = ("-m", "tests.support.system.sweeping", write_db.app, str(tmp_path), str(DAYS + 1), str(step))
-    killed = await asyncio.create_subprocess_exec(sys.executable, *words)
-    assert await killed.wait() == -9
+    killed = forked.start(sweeping.main, write_db.app, str(tmp_path), str(DAYS + 1), str(step))
+    assert await forked.ended(killed) == -9
     async with boxer(write_db.app, store, BUS) as mover:
         await sweeper(mover, Later(DAYS + 1)).round()
         reads: Reads = mover._reads
