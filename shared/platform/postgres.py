@@ -19,6 +19,8 @@ from psycopg.pq.abc import PGresult
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from shared.folds.errors import Unavailable
+from shared.platform.instruments import Labels
+from shared.platform.metrics import Metrics
 from shared.platform.packing import Packed, PackedDumper
 from shared.platform.versions import postgres_too_old
 
@@ -111,6 +113,7 @@ class Reads:
     """
 
     def __init__(self, url: str, *, application_name: str, size_max: int = 8) -> None:
+        self._name = application_name
         self._size_max = size_max
         self._lent = 0
         self._used_at: WeakKeyDictionary[Connection, float] = WeakKeyDictionary()
@@ -133,6 +136,24 @@ class Reads:
     async def close(self) -> None:
         """Closes all connections."""
         await self._pool.close()
+
+    def measure(self, metrics: Metrics) -> None:
+        """Makes metrics of the pool's use, under the names of OpenTelemetry's conventions for databases."""
+        pool = {"db.client.connection.pool.name": self._name}
+
+        def counts() -> list[tuple[float, Labels]]:
+            stats = self._pool.get_stats()
+            idle = stats["pool_available"]
+            states = {"idle": idle, "used": max(stats["pool_size"] - idle, 0)}
+            return [(count, {**pool, "db.client.connection.state": state}) for state, count in states.items()]
+
+        metrics.gauge("db.client.connection.count", "Connections of the pool, in use and idle.", counts)
+        metrics.gauge("db.client.connection.max", "The most connections that the pool makes.", lambda: [(self._size_max, pool)])
+        metrics.gauge(
+            "db.client.connection.pending_requests",
+            "Calls that wait for a connection.",
+            lambda: [(self._pool.get_stats()["requests_waiting"], pool)],
+        )
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:

@@ -72,6 +72,10 @@ class ProcessSettings(BaseSettings):
         """The names in `metric_tenants`."""
         return frozenset(filter(None, map(str.strip, self.metric_tenants.split(","))))
 
+    def effective(self) -> dict[str, object]:
+        """What holds, by variable, for the log. Of a secret only that there is one."""
+        return {f"{PREFIX}{name.upper()}": value for name, value in self.model_dump(mode="json").items() if value is not None}
+
     @property
     def listens_locally(self) -> bool:
         """Whether `listen` is an address of this machine that no other machine reaches."""

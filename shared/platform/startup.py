@@ -10,6 +10,7 @@ from typing import Any
 
 from shared.folds.errors import Unavailable
 from shared.platform import program, telemetry, tracing
+from shared.platform.otel import release
 from shared.platform.postgres import Reads, UnsafeDatabase, describe, refuse_unsafe
 from shared.platform.settings import CannotStart, ProcessSettings
 
@@ -30,6 +31,7 @@ def run(
     # Otherwise gRPC prints a line for each failed handshake, which anybody can cause.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     telemetry.configure(settings.log_level, service=service)
+    log.info("process_starts", version=release(), settings=settings.effective())
     tracing.configure(service)
     unfit: tuple[type[Exception], ...] = (UnsafeDatabase, CannotStart, *refuses)
     try:

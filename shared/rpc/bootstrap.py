@@ -61,6 +61,7 @@ def serve(
             await reads.close()  # the pool's tasks outlive a cancellation, and with them the process
             raise
         server.on_drained(reads.close)
+        reads.measure(server.probes.metrics)
         try:
             await server.start(serving=False)
             await until(stopping, startup.until_safe(reads, tables=read_only, written=written))

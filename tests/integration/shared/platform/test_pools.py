@@ -16,7 +16,9 @@ from deploy.bootstrap import Database
 from shared.folds.errors import Unavailable
 from shared.platform import postgres
 from shared.platform.leader import LockClass, hold_lease
+from shared.platform.metrics import Metrics
 from shared.platform.postgres import SETTINGS, Reads, UnsafeDatabase, one
+from tests.support.system.waiting import eventually
 
 SIZE = 4
 
@@ -30,6 +32,29 @@ async def pool(url: str) -> AsyncIterator[Reads]:
         yield reads
     finally:
         await reads.close()
+
+
+async def test_the_use_of_a_pool_is_told(write_db: Database) -> None:
+    """Who holds a connection, who waits for one, and how many there may be."""
+    metrics = Metrics("test")
+    async with pool(write_db.app) as reads, contextlib.AsyncExitStack() as held:
+        reads.measure(metrics)
+        for _ in range(SIZE):
+            await held.enter_async_context(reads.connection())
+        waiting = asyncio.create_task(ask(reads))
+
+        async def told() -> bool:
+            _, page = await metrics.render()
+            return {
+                'db_client_connection_count{db_client_connection_pool_name="test-pool",db_client_connection_state="idle"} 0.0',
+                'db_client_connection_count{db_client_connection_pool_name="test-pool",db_client_connection_state="used"} 4.0',
+                'db_client_connection_max{db_client_connection_pool_name="test-pool"} 4.0',
+                'db_client_connection_pending_requests{db_client_connection_pool_name="test-pool"} 1.0',
+            } <= set(page.decode().splitlines())
+
+        await eventually(told, 2, every_s=0.02)
+        await held.aclose()
+        await waiting
 
 
 async def ask(reads: Reads, query: str = "SELECT pg_backend_pid()") -> object:

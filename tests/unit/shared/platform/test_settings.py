@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import orjson
 import pytest
 from pydantic import SecretStr, ValidationError
 
@@ -31,6 +32,17 @@ def test_a_service_is_told_by_its_environment(monkeypatch: pytest.MonkeyPatch) -
     settings = Settings()  # type: ignore[call-arg]
     assert (settings.jwks_file, settings.uvloop, settings.listen) == (Path("/keys/jwks.json"), False, "127.0.0.1:0")
     assert "swordfish" not in repr(settings)
+
+
+def test_the_log_is_told_what_holds_and_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Defaults too, since they are what one looks for; of a secret only that there is one."""
+    monkeypatch.setenv("FOLDLINE_JWKS_FILE", "/keys/jwks.json")
+    monkeypatch.setenv("FOLDLINE_DATABASE_URL", URL)
+    told = Settings().effective()  # type: ignore[call-arg]
+    assert (told["FOLDLINE_JWKS_FILE"], told["FOLDLINE_DRAIN_S"], told["FOLDLINE_REFLECTION"]) == ("/keys/jwks.json", 9, False)
+    assert told["FOLDLINE_DATABASE_URL"] == "**********"
+    assert "FOLDLINE_JWKS_URL" not in told
+    assert "swordfish" not in orjson.dumps(told).decode()
 
 
 def test_what_is_missing_or_wrong_is_named_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
