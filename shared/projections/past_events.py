@@ -18,8 +18,11 @@ from shared.folds.errors import OverLimit, Refusal, Unavailable
 from shared.folds.summary import AggregateName
 from shared.line.consistency import Token, decode_places, encode
 from shared.platform.identity import current_call
-from shared.platform.seal import Seal
+from shared.platform.seal import NotOurs, Seal
+from shared.platform.telemetry import logger
 from shared.rpc.status import Unexpected, from_rpc_error
+
+log = logger(__name__)
 
 NAMES_MAX = 500
 """So many aggregates one call of the write service is asked for."""
@@ -53,8 +56,8 @@ class PastEvents:
     ) -> AsyncGenerator[PastPage, None]:
         """The events of the aggregates behind the place `after`, up to `as_of`, in pages.
 
-        Raises OverLimit (HISTORY_TOO_LONG) when there is one more than `events_max`, Unavailable (WRITE_SERVICE_UNAVAILABLE), or
-        the refusal of the write service.
+        Raises OverLimit (HISTORY_TOO_LONG) when there is one more than `events_max`, Unavailable (WRITE_SERVICE_UNAVAILABLE,
+        SEAL_KEYS_DIFFER), or the refusal of the write service.
         """
         if len(names) > NAMES_MAX:
             raise self.too_long()
@@ -75,6 +78,10 @@ class PastEvents:
                     raise self.too_long()
         except aio.AioRpcError as error:
             raise _refusal(error) from error
+        except NotOurs:
+            text = "the write service seals with keys that this instance was not given: see FOLDLINE_SEAL_KEYS"
+            log.warning("seal_keys_differ", text=text)
+            raise Unavailable("SEAL_KEYS_DIFFER", text) from None
         finally:
             call.cancel()
 

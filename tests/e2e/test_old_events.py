@@ -9,6 +9,7 @@ from pathlib import Path
 import psycopg
 
 from bank.v1 import person_pb2, person_query_pb2
+from foldline.v1 import as_of_pb2
 from shared.platform.identity import Role
 from tests.e2e.conftest import Caller
 from tests.e2e.test_archive import box, unbox
@@ -53,8 +54,13 @@ async def test_old_events_are_read_everywhere(bank: Bank, caller: Caller, shared
     auditor = caller(user_id="olga", roles=[Role.READER])
     line = await auditor.line(first, 4)
     assert {event.type for event in line} == {"bank.v1.PersonRegistered", "bank.v1.PersonRenamed"}
-    # Decisions and history.
+    # Decisions, history and time travel.
     assert (await state(bank, "person", ALICE, version=1))[1]["name"] == "Alice O'Wonderland"
+    why = await bank.call(bank.person_queries.ExplainPerson, person_query_pb2.ExplainPersonRequest(person_id=ALICE, field="name"))
+    assert [change.type for change in why.changes] == ["bank.v1.PersonRenamed", "bank.v1.PersonRegistered"]
+    then = as_of_pb2.AsOf(token=why.changes[1].origin.token)
+    past = await bank.call(bank.person_queries.GetPerson, person_query_pb2.GetPersonRequest(person_id=ALICE, as_of=then))
+    assert past.person.name == "Alice O'Wonderland"
     renamed = await bank.rename(HATTER, "Mad Hatter Two")
     assert renamed.version == 2
     await bank.open(ALICE)

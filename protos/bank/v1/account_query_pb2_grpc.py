@@ -74,7 +74,7 @@ class AccountQueryServiceServicer:
     def GetAccount(self, request, context):
         """As it is, or as it was: then it is folded from its events, up to the 10,000 that an instance reads at the most.
         Refusals: HISTORY_NOT_CONFIGURED, HISTORY_TOO_LONG, POSITION_NOT_REACHED, TOKEN_OF_ANOTHER_HISTORY, TOO_MANY_PAST_STATES,
-        WRITE_SERVICE_UNAVAILABLE.
+        WRITE_SERVICE_UNAVAILABLE, SEAL_KEYS_DIFFER.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

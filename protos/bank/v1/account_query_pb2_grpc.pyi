@@ -19,7 +19,7 @@ class AccountQueryServiceStub:
     GetAccount: _aio.UnaryUnaryMultiCallable[_account_query_pb2.GetAccountRequest, _account_query_pb2.GetAccountResponse]
     """As it is, or as it was: then it is folded from its events, up to the 10,000 that an instance reads at the most.
     Refusals: HISTORY_NOT_CONFIGURED, HISTORY_TOO_LONG, POSITION_NOT_REACHED, TOKEN_OF_ANOTHER_HISTORY, TOO_MANY_PAST_STATES,
-    WRITE_SERVICE_UNAVAILABLE.
+    WRITE_SERVICE_UNAVAILABLE, SEAL_KEYS_DIFFER.
     """
     ExplainAccount: _aio.UnaryUnaryMultiCallable[_account_query_pb2.ExplainAccountRequest, _account_query_pb2.ExplainAccountResponse]
     """Why it is so: the events that changed it, the newest first, and what each of them changed. Refusals: those of GetAccount,
@@ -52,7 +52,7 @@ class AccountQueryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_account_query_pb2.GetAccountResponse]:
         """As it is, or as it was: then it is folded from its events, up to the 10,000 that an instance reads at the most.
         Refusals: HISTORY_NOT_CONFIGURED, HISTORY_TOO_LONG, POSITION_NOT_REACHED, TOKEN_OF_ANOTHER_HISTORY, TOO_MANY_PAST_STATES,
-        WRITE_SERVICE_UNAVAILABLE.
+        WRITE_SERVICE_UNAVAILABLE, SEAL_KEYS_DIFFER.
         """
 
     @_abc_1.abstractmethod

@@ -19,7 +19,7 @@ class PersonQueryServiceStub:
     GetPerson: _aio.UnaryUnaryMultiCallable[_person_query_pb2.GetPersonRequest, _person_query_pb2.GetPersonResponse]
     """As it is, or as it was: then it is folded from its events, up to the 10,000 that an instance reads at the most.
     Refusals: HISTORY_NOT_CONFIGURED, HISTORY_TOO_LONG, POSITION_NOT_REACHED, TOKEN_OF_ANOTHER_HISTORY, TOO_MANY_PAST_STATES,
-    WRITE_SERVICE_UNAVAILABLE.
+    WRITE_SERVICE_UNAVAILABLE, SEAL_KEYS_DIFFER.
     """
     ExplainPerson: _aio.UnaryUnaryMultiCallable[_person_query_pb2.ExplainPersonRequest, _person_query_pb2.ExplainPersonResponse]
     """Why it is so: the events that changed it, the newest first, and what each of them changed. Refusals: those of GetPerson,
@@ -50,7 +50,7 @@ class PersonQueryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_person_query_pb2.GetPersonResponse]:
         """As it is, or as it was: then it is folded from its events, up to the 10,000 that an instance reads at the most.
         Refusals: HISTORY_NOT_CONFIGURED, HISTORY_TOO_LONG, POSITION_NOT_REACHED, TOKEN_OF_ANOTHER_HISTORY, TOO_MANY_PAST_STATES,
-        WRITE_SERVICE_UNAVAILABLE.
+        WRITE_SERVICE_UNAVAILABLE, SEAL_KEYS_DIFFER.
         """
 
     @_abc_1.abstractmethod

@@ -13,6 +13,7 @@ from typing import Any
 import grpc.aio
 import psycopg
 import pytest
+from pydantic import SecretStr
 
 from bank.v1 import account_pb2, account_query_pb2, person_pb2, transfer_pb2, transfer_query_pb2
 from deploy.bootstrap import Database
@@ -45,6 +46,8 @@ class Services:
     write: Server
     to_write: grpc.aio.Channel
     to_read: grpc.aio.Channel
+    settings: read_app.ReadSettings
+    """Those of the read service."""
 
     def by(self, *roles: Role, tenant: str = "acme") -> Bank:
         """A caller."""
@@ -89,7 +92,7 @@ async def services(
             grpc.aio.insecure_channel(address) as to_write,
             grpc.aio.insecure_channel(f"127.0.0.1:{read_port}") as to_read,
         ):
-            yield Services(issuer, write, to_write, to_read)
+            yield Services(issuer, write, to_write, to_read, settings)
 
 
 def now() -> as_of_pb2.AsOf:
@@ -157,6 +160,21 @@ async def test_without_the_write_service_only_the_past_is_away(services: Service
     assert await told(account(bank, uid(1))) == ("UNAVAILABLE", "WRITE_SERVICE_UNAVAILABLE")
     request = account_query_pb2.GetAccountRequest(account_id=uid(1))
     assert await told(bank.call(bank.account_queries.GetAccount, request)) == ("NOT_FOUND", "ACCOUNT_NOT_FOUND")
+
+
+async def test_keys_that_differ_are_named(services: Services, read_db: Database) -> None:
+    """A read service that cannot open what the write service seals says so, to its caller and in its log."""
+    bank = services.by()
+    owner, _ = await bank.register("Alice")
+    blue, _ = await bank.open(owner)
+    other = services.settings.model_copy(update={"seal_keys": SecretStr("7" * 64)})
+    assert read_db.query
+    async with (
+        served(read_db.query, lambda reads: read_app.build(other, reads)) as (_, port),
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as to_other,
+    ):
+        asked = account(Bank(services.to_write, to_other, bank.token), blue)
+        assert await told(asked) == ("UNAVAILABLE", "SEAL_KEYS_DIFFER")
 
 
 async def test_a_closed_tenant_has_no_past(services: Services) -> None:
