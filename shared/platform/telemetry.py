@@ -1,4 +1,4 @@
-"""Logs as lines of JSON on standard error, and the W3C trace context of a call.
+"""Logs as lines of JSON on standard output, and the W3C trace context of a call.
 
 Every line that is written while a call is served has the call's trace, tenant, user and method, and the facts that
 `annotate` added (for example the command id). No code may log the content of a request or a token.
@@ -38,7 +38,8 @@ _NO_FACTS: dict[str, str | float] = {}
 def configure(level: str = "info", *, service: str, stream: BinaryIO | None = None) -> None:
     """Sets up logging of the process, once, at its start. `service` is in every line."""
     level_number = logging.getLevelNamesMapping()[level.upper()]
-    lines = _Lines(stream or sys.stderr.buffer, {"service": service, "pid": os.getpid()}, level_number)
+    # A buffer of its own: what Python's could not write would give the process another exit code in the end.
+    lines = _Lines(stream or open(1, "wb", closefd=False), {"service": service, "pid": os.getpid()}, level_number)  # noqa: SIM115
     atexit.register(lines.write_out)
     divert(lines)
     # Libraries log through the standard library; their warnings and errors become lines of the same form.

@@ -50,7 +50,7 @@ async def test_what_cannot_be_used_is_one_line_and_exit_code_1(
     )
     try:
         async with asyncio.timeout(END_S):
-            _, printed = await process.communicate()
+            printed, _ = await process.communicate()
     finally:
         if process.returncode is None:
             process.kill()
