@@ -12,7 +12,7 @@ from uuid import uuid4
 import grpc.aio
 from google.protobuf.message import Message
 
-from bank.v1 import account_query_pb2, person_query_pb2
+from bank.v1 import account_query_pb2, person_query_pb2, totals_query_pb2, totals_query_pb2_grpc
 from foldline.v1 import (
     archive_pb2,
     audit_pb2,
@@ -194,6 +194,12 @@ class Scene:
             bank.person_queries.ListPersons, person_query_pb2.ListPersonsRequest(**fields)
         )
         return listed
+
+    async def totals(self, *roles: Role, **fields: str) -> Any:
+        """GetTenantTotals, for an administrator of the tenant unless roles are given."""
+        stub = totals_query_pb2_grpc.TotalsQueryServiceStub(self.read)
+        request = totals_query_pb2.GetTenantTotalsRequest(**fields)
+        return await self.by(*roles or (Role.TENANT_ADMIN,)).call(stub.GetTenantTotals, request)
 
     async def accounts(self, *, bank: Bank | None = None, **fields: Any) -> account_query_pb2.ListAccountsResponse:
         bank = bank or self.bank

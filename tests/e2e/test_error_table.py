@@ -838,6 +838,15 @@ FORBIDDEN = [
         )
         for rpc in ("DescribeTenant", "ExportTenant", "PurgeTenant", "GetTenantPurge")
     ),
+    Row("a user asks for totals", lambda s, p: s.totals(Role.USER), "PERMISSION_DENIED", "ROLE_MISSING"),
+    bad("totals: a token of 513", lambda s, p: s.totals(consistency_token="x" * 513), "consistency_token"),
+    Row(
+        "totals: a consistency token of nobody",
+        lambda s, p: s.totals(consistency_token="e30"),
+        "INVALID_ARGUMENT",
+        "CONSISTENCY_TOKEN_MALFORMED",
+        ("consistency_token",),
+    ),
     Row("a user freezes", lambda s, p: s.by(Role.USER).freeze(p.blue), "PERMISSION_DENIED", "ROLE_MISSING"),
     Row("a user unfreezes", lambda s, p: s.by(Role.USER).unfreeze(p.ice), "PERMISSION_DENIED", "ROLE_MISSING"),
     Row("a reader describes", lambda s, p: s.describe("person", p.alice, Role.READER), "PERMISSION_DENIED", "ROLE_MISSING"),

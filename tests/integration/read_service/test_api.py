@@ -17,10 +17,20 @@ import pytest
 from grpc import aio
 from psycopg.pq import TransactionStatus
 
-from bank.v1 import account_pb2, account_query_pb2, account_query_pb2_grpc, person_query_pb2, person_query_pb2_grpc
+from bank.v1 import (
+    account_pb2,
+    account_query_pb2,
+    account_query_pb2_grpc,
+    person_query_pb2,
+    person_query_pb2_grpc,
+    totals_query_pb2,
+    totals_query_pb2_grpc,
+    transfer_pb2,
+)
 from deploy.bootstrap import Database
 from foldline.v1 import projection_pb2, projection_pb2_grpc, range_pb2
 from read_service import statement as read_statement
+from read_service import totals
 from read_service.app import TABLES as WATCHED
 from read_service.app import ReadSettings, build
 from read_service.registry import PERSON_TABLES
@@ -57,6 +67,10 @@ class Service:
     @property
     def accounts(self) -> account_query_pb2_grpc.AccountQueryServiceStub:
         return account_query_pb2_grpc.AccountQueryServiceStub(self.channel)
+
+    @property
+    def totals(self) -> totals_query_pb2_grpc.TotalsQueryServiceStub:
+        return totals_query_pb2_grpc.TotalsQueryServiceStub(self.channel)
 
     @property
     def projections(self) -> projection_pb2_grpc.ProjectionServiceStub:
@@ -184,6 +198,47 @@ async def test_a_statement_is_listed_by_ranges_in_pages(service: Service, read_m
                 break
             request.page_token = token
         assert shown == (expected if order == "moved_at" else expected[::-1]), request
+
+
+async def totals_of(service: Service, tenant: str = "acme", **asked: str) -> totals_query_pb2.TenantTotals:
+    """GetTenantTotals."""
+    request = totals_query_pb2.GetTenantTotalsRequest(**asked)
+    return (await service.totals.GetTenantTotals(request, metadata=service.of(tenant, Role.TENANT_ADMIN))).totals
+
+
+async def test_a_tenants_totals_are_those_of_its_rows(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By status and currency, of one tenant; of more than are counted it says so, and gives no sums."""
+    store = bank()
+    started = transfer_pb2.TransferStarted(from_account_id=BLUE, to_account_id=RED, amount_minor=1, currency="USD")
+    for number in range(3):
+        started.transfer_id = uid(500 + number)
+        store.append("acme", started.transfer_id, started, category="transfer")
+    store.append("acme", uid(500), transfer_pb2.TransferFailed(transfer_id=uid(500), reason="X"), category="transfer")
+    store.account("acme", uid(77), ALICE)
+    store.deposit("acme", uid(77), ALICE, 2**63 - 1, 2**63 - 1)
+    token = await service.holds(store)
+    found = await totals_of(service, consistency_token=token)
+    numbers = {field.name: value.count for field, value in found.ListFields() if isinstance(value, totals_query_pb2.StatusCount)}
+    assert {name: number for name, number in numbers.items() if number} == {
+        "active_persons": 1,
+        "active_accounts": 2,
+        "frozen_accounts": 1,
+        "started_transfers": 2,
+        "failed_transfers": 1,
+    }
+    dollars = str(2**63 - 1 + 31)
+    assert [(it.currency, it.accounts, it.total_minor) for it in found.balances] == [("EUR", 1, "0"), ("USD", 2, dollars)]
+    assert [found.balances_left_out, found.stale, found.active_accounts.more] == [False] * 3
+    other = await totals_of(service, "umbrella")
+    assert (other.active_accounts.count, [it.total_minor for it in other.balances]) == (1, ["7"])
+    assert (await totals_of(service, "nobody")).active_persons.count == 0
+    monkeypatch.setattr(totals, "COUNTED_MAX", 2)
+    capped = await totals_of(service)
+    assert (capped.active_accounts.count, capped.active_accounts.more, capped.balances_left_out) == (2, False, True)
+    assert (len(capped.balances), capped.started_transfers.more) == (0, False)
+    monkeypatch.setattr(totals, "COUNTED_MAX", 1)
+    capped = await totals_of(service)
+    assert (capped.active_accounts.count, capped.active_accounts.more, capped.frozen_accounts.more) == (1, True, False)
 
 
 async def test_absent_and_foreign_are_not_told_apart(service: Service) -> None:

@@ -16,6 +16,7 @@ from deploy.bootstrap import Database
 from foldline.v1.range_pb2 import TimeRange, WholeRange
 from read_service.registry import RPCS
 from read_service.statement import FILTERS, READ_MAX, Place, statement_query
+from read_service.totals import TOTALS
 from shared.folds.errors import Invalid
 from shared.folds.moments import timestamp
 from shared.platform.postgres import SETTINGS
@@ -135,6 +136,17 @@ def test_a_watched_list_is_read_from_an_index(filled: Database, rpcs: SummaryRpc
     """As a page of as many rows as a watched list may have."""
     plan = planned(filled, *servicer(rpcs).listed_query([it for each in found.values() for it in each], order, ROWS_MAX + 1))
     assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < WATCHED_BLOCKS_MAX, json.dumps(plan, indent=1)
+
+
+def test_totals_read_indexes_and_so_many_of_their_entries(filled: Database) -> None:
+    """No table as a whole, and of no index more than are counted."""
+    with psycopg.connect(filled.owner, autocommit=True) as owner:
+        owner.execute("VACUUM people, accounts, transfers")
+    plan = planned(filled, TOTALS, {"limit": 2000})
+    scans = [node for node in nodes(plan) if node.get("Relation Name") in ("people", "accounts", "transfers")]
+    assert {node["Node Type"] for node in scans} == {"Index Only Scan"}
+    assert max(node["Actual Rows"] for node in scans) == 2000
+    assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < BLOCKS_MAX, json.dumps(plan, indent=1)
 
 
 LATER = TimeRange(since=timestamp(NOW + timedelta(seconds=60)))
