@@ -52,7 +52,7 @@ async def test_a_person_is_closed_with_all_accounts(insider: Bank) -> None:
     assert (summary.status, summary.open_account_count, summary.version) == (CLOSED, 0, closed.version)
     assert summary.closed_at.ToNanoseconds() == last.recorded_at.ToNanoseconds()
     for account in (blue, red, green):
-        assert (await insider.account(account)).status == account_query_pb2.ACCOUNT_STATUS_CLOSED
+        assert (await insider.account(account, closed.consistency_token)).status == account_query_pb2.ACCOUNT_STATUS_CLOSED
     assert (await insider.close_person(alice)).events_appended == 0
     assert (await refused(insider.open(alice))).reason == "PERSON_CLOSED"
     assert (await refused(insider.rename(alice, "Alice Cooper"))).reason == "PERSON_CLOSED"
