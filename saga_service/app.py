@@ -19,6 +19,7 @@ from saga_service.delivery_api import DeliveryService
 from saga_service.overrides import ANNOUNCEMENTS
 from saga_service.registry import PROCESSES
 from shared.folds.process import ProcessDefinition
+from shared.line.archive import open_files
 from shared.line.broker_access import Broker
 from shared.line.consumer_metrics import watch_consumers
 from shared.line.follower import Follower
@@ -36,6 +37,7 @@ from shared.processes.channels import Channel, Contacts, Deferred
 from shared.processes.deliveries import DeliveryPolicy, DeliverySender
 from shared.processes.delivery_admin import DeliveryAdmin
 from shared.processes.dispatcher import Dispatcher
+from shared.processes.history_archive import HistoryArchive
 from shared.processes.retention import ProcessRetention
 from shared.processes.runner import CHECKPOINT, ProcessRunner
 from shared.processes.runners import readiness_check, watch_processes
@@ -75,6 +77,16 @@ class SagaSettings(ServerSettings, WriteServicePeer, BrokerPeer):
     """Sent and discarded deliveries are deleted after so many days."""
     process_retention_days: float = Field(90, gt=0)
     """Processes are deleted so many days after their end, with their histories, unless an operator should look at them."""
+    process_archive_url: str = ""
+    """Where processes with their histories are written before they are deleted: `file:///folder`, which all instances share, or
+    `s3://bucket/path`; empty: nowhere."""
+
+    @field_validator("process_archive_url")
+    @classmethod
+    def _names_a_store(cls, value: str) -> str:
+        if value:
+            open_files(value)
+        return value
 
     @field_validator("smtp_url")
     @classmethod
@@ -108,6 +120,8 @@ class Leading:
     async def _run_until(self, stopping: asyncio.Event) -> None:
         # Built for every lease anew: nothing that was read under an earlier lease may be used.
         settings = self._settings
+        url = settings.process_archive_url
+        archive = HistoryArchive(open_files(url), settings.shard) if url else None
         async with AsyncExitStack() as stack:
             feed = PageFeed(Broker.of(settings), settings.shard, f"saga-{settings.shard}")
             stack.push_async_callback(feed.close)
@@ -124,6 +138,7 @@ class Leading:
                 announcements=ANNOUNCEMENTS,
                 upcasters=UPCASTERS,
                 on_deliveries=lambda: self._sender.wake() if self._sender is not None else None,
+                archive=archive,
             )
             self._sender = self._make_sender(self._runner.follows)
             retention = ProcessRetention(
@@ -131,6 +146,7 @@ class Leading:
                 connect=self._connect,
                 retention=timedelta(days=settings.process_retention_days),
                 clock=utc_now,
+                archive=archive,
             )
             await until(stopping, _all(self._runner.run(), self._sender.run(), retention.run()))
 

@@ -73,6 +73,10 @@ class Files(Struct, frozen=True):
         """As in Store."""
         return bytes(await (await self.store.get_async(path)).bytes_async())
 
+    async def paths(self, folder: str) -> list[str]:
+        """The paths of all files below a folder, in order."""
+        return sorted([found["path"] async for page in self.store.list(folder) for found in page])
+
     async def forget(self, folder: str) -> int:
         """As in Store. Of a folder of this machine the empty folders go too.
 
@@ -163,7 +167,7 @@ class Archive:
         Raises Unavailable (ARCHIVE_UNAVAILABLE) or Rejected (ARCHIVE_DAMAGED).
         """
         link_, lines = await asyncio.to_thread(lambda: (chain(key, events), b"".join(map(_line, events))))
-        location = f"{'/'.join(map(_segment, key))}/{events[-1].version:010d}-{link_.hex()[:16]}"
+        location = f"{'/'.join(map(segment, key))}/{events[-1].version:010d}-{link_.hex()[:16]}"
         files = {EVENTS: lines, SNAPSHOT: json.encode(snapshot) + b"\n"}
         manifest = Manifest(
             format=FORMAT,
@@ -176,7 +180,7 @@ class Archive:
             files={name: FileSum(len(data), hashlib.sha256(data).hexdigest()) for name, data in files.items()},
         )
         files[MANIFEST] = json.format(json.encode(manifest)) + b"\n"
-        with _refusals():
+        with refusals():
             # The manifest is last: a box without one is not complete.
             for name, data in files.items():
                 await self._store.write(f"{location}/{name}", data)
@@ -215,16 +219,16 @@ class Archive:
 
         Killed anywhere: what is left goes at the next call.
         """
-        folder = _segment(tenant)
+        folder = segment(tenant)
         self._cached = {at: found for at, found in self._cached.items() if not at.startswith(f"{folder}/")}
-        with _refusals():
+        with refusals():
             return await self._store.forget(folder)
 
     async def forget_aggregate(self, key: AggregateKey) -> int:
         """Deletes all boxes of an aggregate, as `forget` does those of a tenant."""
-        folder = "/".join(map(_segment, key))
+        folder = "/".join(map(segment, key))
         self._cached = {at: found for at, found in self._cached.items() if not at.startswith(f"{folder}/")}
-        with _refusals():
+        with refusals():
             return await self._store.forget(folder)
 
     async def _manifest(self, location: str, key: AggregateKey) -> Manifest:
@@ -234,7 +238,7 @@ class Archive:
         return manifest
 
     async def _file(self, location: str, name: str) -> bytes:
-        with _refusals():
+        with refusals():
             try:
                 return await self._store.read(f"{location}/{name}")
             except FileNotFoundError as error:
@@ -242,22 +246,26 @@ class Archive:
 
 
 def open_archive(url: str) -> Archive | None:
-    """The archive at a URL: `file:///folder`, which is made if it is not there, `s3://bucket/path`, or another of obstore.
+    """The archive at a URL; None without one. Raises ValueError for a URL that names no store."""
+    return Archive(open_files(url)) if url else None
 
-    None without a URL. Credentials for an object store come from its own variables (AWS_ACCESS_KEY_ID …). Raises ValueError
-    for a URL that names no store.
+
+def open_files(url: str) -> Files:
+    """The store at a URL: `file:///folder`, which is made if it is not there, `s3://bucket/path`, or another of obstore.
+
+    Credentials for an object store come from its own variables (AWS_ACCESS_KEY_ID …). Raises ValueError for a URL that names
+    no store.
     """
-    if not url:
-        return None
     parts = urlsplit(url)
     try:
         if parts.scheme == "file":
             folder = Path(unquote(parts.path))
             folder.mkdir(parents=True, exist_ok=True)
-            return Archive(Files(from_url(url), folder))
-        return Archive(Files(from_url(url), None))
+            return Files(from_url(url), folder)
+        return Files(from_url(url), None)
     except (exceptions.BaseError, OSError, ValueError) as error:
-        raise ValueError(f"the archive's URL cannot be used: {error}") from error
+        said = str(error).partition("\n")[0]
+        raise ValueError(f"the archive's URL cannot be used: {said}") from error
 
 
 def chain(key: AggregateKey, events: Iterable[StoredEvent]) -> bytes:
@@ -365,7 +373,7 @@ def _manifest(location: str, data: bytes) -> Manifest:
         raise _damaged(location, f"{MANIFEST} has another form") from error
 
 
-def _segment(name: str) -> str:
+def segment(name: str) -> str:
     """A name as one part of a path, which it cannot leave."""
     return quote(name, safe="").replace(".", "%2E")
 
@@ -385,7 +393,7 @@ def _sync(folder: Path, path: str) -> None:
 
 
 @contextmanager
-def _refusals() -> Any:
+def refusals() -> Any:
     """Turns what a store says into a refusal."""
     try:
         yield

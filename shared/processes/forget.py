@@ -1,4 +1,7 @@
-"""Deletes what the saga service keeps of a tenant that is gone, or of an aggregate that is purged."""
+"""Deletes what the saga service keeps of a tenant that is gone, or of an aggregate that is purged.
+
+What was archived of its processes goes as well, last: nothing of it can be archived any more then.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from shared.line.event_store import AggregateKey
 from shared.platform.packing import texts
 from shared.platform.postgres import Connection, one
 from shared.platform.telemetry import logger
+from shared.processes.history_archive import HistoryArchive
 
 FORGET_MAX = 1000
 """Rows of each table that one transaction deletes."""
@@ -30,11 +34,23 @@ TABLES: tuple[LiteralString, ...] = (*OF_PROCESSES, "parked_events", "deliveries
 log = logger(__name__)
 
 
-async def forget(connection: Connection, name: str, shard: int, at: Checkpoint, tenant: str) -> int:
+async def forget(
+    connection: Connection, name: str, shard: int, at: Checkpoint, tenant: str, archive: HistoryArchive | None = None
+) -> int:
     """Deletes all rows of a tenant whose last event is behind the checkpoint `at`; returns how many there were.
 
-    Killed anywhere: the checkpoint is before that event, so the next leader deletes the others. Raises Fenced.
+    Killed anywhere: the checkpoint is before that event, so the next leader deletes the others. Raises Fenced, and Unavailable
+    (ARCHIVE_UNAVAILABLE).
     """
+    if archive is None:
+        return await _forget_rows(connection, name, shard, at, tenant)
+    async with archive.sweeping:
+        total = await _forget_rows(connection, name, shard, at, tenant)
+        await archive.forget(tenant)
+        return total
+
+
+async def _forget_rows(connection: Connection, name: str, shard: int, at: Checkpoint, tenant: str) -> int:
     total = 0
     while True:
         gone = 0
@@ -56,13 +72,30 @@ async def forget(connection: Connection, name: str, shard: int, at: Checkpoint, 
 
 
 async def forget_aggregate(
-    connection: Connection, name: str, shard: int, at: Checkpoint, types: Sequence[str], key: AggregateKey
+    connection: Connection,
+    name: str,
+    shard: int,
+    at: Checkpoint,
+    types: Sequence[str],
+    key: AggregateKey,
+    archive: HistoryArchive | None = None,
 ) -> int:
     """Deletes the processes of some types that have an aggregate's id, and the aggregate's parked events; returns how many rows.
 
     The aggregate's last event is behind the checkpoint `at`. A process has a bounded number of rows, so it is one transaction.
-    Raises Fenced.
+    Raises Fenced, Unavailable (ARCHIVE_UNAVAILABLE) and Rejected (ARCHIVE_DAMAGED).
     """
+    if archive is None:
+        return await _forget_aggregate(connection, name, shard, at, types, key)
+    async with archive.sweeping:
+        gone = await _forget_aggregate(connection, name, shard, at, types, key)
+        await archive.forget_process(key[0], types, key[2])
+        return gone
+
+
+async def _forget_aggregate(
+    connection: Connection, name: str, shard: int, at: Checkpoint, types: Sequence[str], key: AggregateKey
+) -> int:
     tenant, category, aggregate_id = key
     async with connection.transaction():
         await checkpoints.hold(connection, name, shard, at)

@@ -42,6 +42,7 @@ from shared.platform.telemetry import logger, trace_id
 from shared.processes import forget, one_statement, parked, store, switches
 from shared.processes.announce import of_event
 from shared.processes.dispatcher import Dispatcher, Told
+from shared.processes.history_archive import HistoryArchive
 from shared.processes.inputs import Inputs, refused_mandatory
 from shared.processes.one_statement import Memory, Stale
 from shared.processes.parked import ParkedEvent, ParkedStreams, Unroutable, stream_of
@@ -103,10 +104,11 @@ class ProcessRunner(Consumer):
         announcements: Announcements = NO_ANNOUNCEMENTS,
         upcasters: Upcasters = NONE,
         on_deliveries: Callable[[], None] = lambda: None,
+        archive: HistoryArchive | None = None,
     ) -> None:
         """`dispatcher` makes a dispatcher that sets the given event when it has answers. There is one dispatcher at a time.
 
-        `on_deliveries` is called when a round has written deliveries.
+        `on_deliveries` is called when a round has written deliveries. Of a tenant that ends, what is in `archive` goes too.
         """
         super().__init__(CHECKPOINT, shard, connect)
         self._follow = follow
@@ -117,6 +119,7 @@ class ProcessRunner(Consumer):
         self._announced = announcements
         self._off: frozenset[SwitchedOff] = frozenset()
         self._on_deliveries = on_deliveries
+        self._archive = archive
         self.follows = asyncio.Event()
         """Set while the event store is known to hold the history that our tables follow. Nothing is sent before that."""
         self.kinds = process_types(managers, upcasters)
@@ -185,10 +188,10 @@ class ProcessRunner(Consumer):
             if self._announcements:
                 self._announce(inputs)
             if (tenant := closed_in(batch.events)) is not None:
-                await forget.forget(connection, self.name, self.shard, self.at, tenant)
+                await forget.forget(connection, self.name, self.shard, self.at, tenant, self._archive)
             elif (key := purged_in(batch.events)) is not None:
                 types = [name for name, kind in self.kinds.items() if kind.manager.aggregate == key[1]]
-                await forget.forget_aggregate(connection, self.name, self.shard, self.at, types, key)
+                await forget.forget_aggregate(connection, self.name, self.shard, self.at, types, key, self._archive)
             if is_end(batch.events):
                 self._parked = await parked.load(connection, self.name, self.shard)
                 self._memory.clear()
