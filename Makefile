@@ -73,17 +73,20 @@ baseline: $(DEV_STAMP)  ## take the contracts as they are for what buf breaking 
 ROWS_ALONE := aggregate% lone% unary% send% pipeline% stream% catch% whole% gathering% fairness% overload% heal% --list
 PEER_IF_NEEDED = $(if $(filter transfers%,$(ARGS)),$(PEER),$(if $(filter $(ROWS_ALONE),$(ARGS)),,$(PEER)))
 
-bench: $(DEV_STAMP)  ## measure against the bare ceilings and DBOS; writes out/bench.json
+bench: $(DEV_STAMP)  ## measure against the bare ceilings, DBOS and Restate; writes out/bench.json
 	@$(if $(PEER_IF_NEEDED),$(MAKE) peer,:)
 	@$(BIN)/python -m tests.bench $(ARGS)
 
-peer: $(PEER)  ## the environment of DBOS, which the bench measures against
+peer: $(PEER)  ## the environment of DBOS and Restate, which the bench measures against
 
 # What Foldline is measured against stays out of its own environment.
-$(PEER): bench.lock
+$(PEER): bench.lock tests/bench/package-lock.json
 	@test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
 	@.venv-bench/bin/python -m pip install --disable-pip-version-check --quiet --require-hashes --no-deps \
 	  --only-binary :all: -r bench.lock
+	@cp tests/bench/package.json tests/bench/package-lock.json .venv-bench/
+	@if command -v npm >/dev/null; then cd .venv-bench && npm ci --ignore-scripts --no-audit --no-fund --silent; \
+	  else echo "npm is not there: the rows against Restate will fail" >&2; fi
 	@touch $@
 
 UV_COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --only-binary :all:

@@ -6,7 +6,8 @@
 - `echo.py`: the ceiling of RPCs: a bare grpc.aio server that answers with the bytes it got.
 - `bare_write.py`: the ceiling of writes: psycopg statements that put the same rows into the same tables.
 - `bare_catch_up.py`: the ceiling of projections: one loop that reads, folds and writes the same tables.
-- `transfers.py`, `peer_dbos.py`, `versus_dbos.py`: transfers, beside those of DBOS in an environment of its own.
+- `transfers.py`, `peer.py` with `peer_dbos.py` and `peer_restate.py`, `versus_peers.py`: transfers, beside those of DBOS and of
+  Restate, in an environment of their own.
 - `healing.py`: how long a process that was killed is missed.
 - `workload.py`: the requests and rows that all of them use. `children.py`: processes, and what they cost.
 - `stage.py`: engines, databases and Foldline's processes. `rows.py`: what is measured. `report.py`: what is printed.

@@ -15,7 +15,7 @@ from tests.bench import aggregate_load, crowds, healing, lone_append, lone_round
 from tests.bench.rows import ROWS as CEILINGS
 from tests.bench.rows import Row, Sample
 from tests.bench.stage import Stage, on_stage, own_engines, own_folder
-from tests.bench.versus_dbos import ROWS as VERSUS_DBOS
+from tests.bench.versus_peers import ROWS as VERSUS_PEERS
 from tests.support.system.engines import Engines
 
 ROWS = (
@@ -27,7 +27,7 @@ ROWS = (
     healing.ROW,
     pipeline.ROW,
     *queries.ROWS,
-    *VERSUS_DBOS,
+    *VERSUS_PEERS,
 )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -60,9 +61,9 @@ class Child:
         return answer
 
     async def stop(self) -> None:
-        """Ends it."""
+        """Ends it, with the processes that it has started: it leads a session of its own."""
         with suppress(ProcessLookupError):
-            self._process.kill()
+            os.killpg(self.pid, signal.SIGKILL)
         await self._process.wait()
 
 

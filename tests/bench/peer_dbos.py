@@ -1,8 +1,5 @@
 """The peer of `transfers_vs_dbos`: DBOS runs transfers of the same four steps, each durable by itself.
 
-A process of the bench like the others, orders and answers as lines of JSON, but run by the interpreter of
-`.venv-bench`: it knows nothing of Foldline and Foldline nothing of it.
-
 What was chosen, by trying each once for 600 transfers among 1,000 accounts, on two cores that were shared (transfers/s):
 
 - `@DBOS.step` with one psycopg statement each, so one commit of the application and one of DBOS's record: 69-83. A step
@@ -19,35 +16,14 @@ What was chosen, by trying each once for 600 transfers among 1,000 accounts, on 
 
 from __future__ import annotations
 
-import json
-import random
 import resource
-import statistics
 import sys
 import threading
-import time
-import uuid
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import psycopg
 from dbos import DBOS
 
-TABLES = """
-CREATE TABLE accounts (id uuid PRIMARY KEY, balance bigint NOT NULL CHECK (balance >= 0));
-CREATE TABLE transfers (
-    id uuid PRIMARY KEY, source uuid NOT NULL, target uuid NOT NULL, amount bigint NOT NULL, status text NOT NULL
-);
-CREATE TABLE movements (transfer_id uuid, account_id uuid, amount bigint, PRIMARY KEY (transfer_id, account_id))
-"""
-START = "INSERT INTO transfers VALUES (%s, %s, %s, %s, 'started') ON CONFLICT DO NOTHING"
-MOVE = """
-WITH once AS (INSERT INTO movements VALUES (%s, %s, %s) ON CONFLICT DO NOTHING RETURNING amount)
-UPDATE accounts SET balance = balance + once.amount FROM once WHERE id = %s
-"""
-COMPLETE = "UPDATE transfers SET status = 'completed' WHERE id = %s"
-BALANCE = 10**12
-AT_ONCE = 8
+from tests.bench.peer import COMPLETE, MOVE, START, Peer
 
 _url = sys.argv[1]
 _of_thread = threading.local()
@@ -93,60 +69,8 @@ def transfer(transfer_id: str, source: str, target: str, amount: int) -> None:
     complete(transfer_id)
 
 
-@dataclass(slots=True, kw_only=True)
-class Order:
-    """What is to be done. `kind` is sustained or paced."""
-
-    kind: str
-    transfers: int
-    # Transfers a second, if paced.
-    per_s: float = 50.0
-
-
-class Peer:
-    """Accounts, and transfers among them."""
-
-    def __init__(self, accounts: int) -> None:
-        self._accounts = [str(uuid.uuid4()) for _ in range(accounts)]
-        self._completed = 0
-        with psycopg.connect(_url) as connection:
-            connection.execute(TABLES)
-            with connection.cursor() as cursor:
-                cursor.executemany("INSERT INTO accounts VALUES (%s, %s)", [(each, BALANCE) for each in self._accounts])
-
-    def carry_out(self, order: Order) -> dict[str, float]:
-        """Runs so many transfers and says how long each took, from when it was due."""
-        cpu_before, began = _cpu_s(), time.perf_counter()
-        due = [began + nth / order.per_s if order.kind == "paced" else None for nth in range(order.transfers)]
-        # Paced: a thread for each that may be under way, also when they come faster than they go.
-        with ThreadPoolExecutor(AT_ONCE if order.kind == "sustained" else 64) as callers:
-            took_s = sorted(callers.map(self._one, due))
-        lasted_s = time.perf_counter() - began
-        self._completed += order.transfers
-        self._audit()
-        return {
-            "done": order.transfers,
-            "sent": order.transfers,
-            "per_s": order.transfers / lasted_s,
-            "p50_ms": 1000 * statistics.median(took_s),
-            "p99_ms": 1000 * took_s[int(len(took_s) * 0.99)],
-            "cpu_us": 1e6 * (_cpu_s() - cpu_before) / order.transfers,
-        }
-
-    def _one(self, due: float | None) -> float:
-        began = time.perf_counter() if due is None else due
-        time.sleep(max(began - time.perf_counter(), 0))
-        source, target = random.sample(self._accounts, 2)
-        DBOS.start_workflow(transfer, str(uuid.uuid4()), source, target, 1).get_result()
-        return time.perf_counter() - began
-
-    def _audit(self) -> None:
-        """Raises RuntimeError unless every transfer is complete and the money all there."""
-        with psycopg.connect(_url) as connection:
-            count = "SELECT (SELECT count(*) FROM transfers WHERE status = 'completed'), (SELECT sum(balance) FROM accounts)"
-            found = connection.execute(count).fetchone()
-        if found != (self._completed, BALANCE * len(self._accounts)):
-            raise RuntimeError(f"{self._completed} transfers ended, and the tables say {found}")
+def _carry_out(transfer_id: str, source: str, target: str, amount: int) -> None:
+    DBOS.start_workflow(transfer, transfer_id, source, target, amount).get_result()
 
 
 def _cpu_s() -> float:
@@ -156,13 +80,11 @@ def _cpu_s() -> float:
 
 def main() -> None:
     """Carries out orders until standard input ends."""
-    peer = Peer(accounts=1000)
+    peer = Peer(_url, accounts=1000, transfer=_carry_out, cpu_s=_cpu_s)
     DBOS(config={"name": "peer", "system_database_url": _url, "log_level": "ERROR"})
     DBOS.launch()
     try:
-        for line in sys.stdin:
-            sys.stdout.write(json.dumps(peer.carry_out(Order(**json.loads(line)))) + "\n")
-            sys.stdout.flush()
+        peer.serve()
     finally:
         DBOS.destroy()
 
