@@ -32,6 +32,7 @@ from shared.platform import postgres
 from shared.platform.postgres import Reads
 from shared.processes.admin import ProcessAdmin
 from shared.processes.dispatcher import Dispatcher, RetryPolicy
+from shared.processes.history_archive import HistoryArchive
 from shared.processes.records import ProcessKey
 from shared.processes.round import NO_ANNOUNCEMENTS
 from shared.processes.runner import ProcessRunner
@@ -249,6 +250,7 @@ class World:
         batch_max: int = 500,
         announcements: Announcements = NO_ANNOUNCEMENTS,
         upcasters: Upcasters = NONE,
+        archive: HistoryArchive | None = None,
     ) -> ProcessRunner:
         """A runner that follows the line and is not running yet."""
         follower = Follower(StoreLine(self.store), feed, silence_s=0.01, batch_max=batch_max, upcasters=upcasters)
@@ -264,6 +266,7 @@ class World:
             clock=self.clock,
             announcements=announcements,
             upcasters=upcasters,
+            archive=archive,
         )
 
     @asynccontextmanager

@@ -273,7 +273,8 @@ def _sweep_and_die(url: str, folder: str, at: str) -> None:
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("at", [pytest.param("before the manifest", marks=pytest.mark.long), "before the rows"])
+@pytest.mark.long
+@pytest.mark.parametrize("at", ["before the manifest", "before the rows"])
 async def test_a_kill_loses_nothing(world: World, tmp_path: Path, at: str) -> None:
     """What was archived and not deleted is archived again; what was half written is not believed."""
     await old(world, 1)

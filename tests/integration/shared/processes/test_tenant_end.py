@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import orjson
 import psycopg
 import pytest
+from msgspec import Raw
 
 from deploy.bootstrap import Database
 from foldline.v1 import retention_pb2, tenant_pb2
 from shared.folds.errors import Rejected, Unavailable
 from shared.line import checkpoint as checkpoints
+from shared.line.archive import open_files
 from shared.processes import forget as forget_module
 from shared.processes import runner as runner_module
+from shared.processes.history_archive import HistoryArchive, PastProcess
 from tests.support.checks.history import connected, somebody_waits_for_a_row
 from tests.support.domains import gifts
 from tests.support.domains.gifts import TENANT, World
@@ -132,6 +137,45 @@ async def _statuses(world: World, **counts: int) -> bool:
 
 async def _none(world: World) -> bool:
     return await rows(world) == {}
+
+
+async def test_what_was_archived_goes_too(world: World, tmp_path: Path) -> None:
+    """Of a purged aggregate its process, of a tenant that ends all; of others nothing."""
+    folder = tmp_path / "archive"
+    archive = HistoryArchive(open_files(folder.as_uri()), 1)
+    past = [_past(uid(number)) for number in (1, 2)]
+    await archive.write(TENANT, "gift", past)
+    await archive.write("other", "gift", past)
+
+    def kept() -> list[tuple[str, str]]:
+        files = sorted(folder.rglob("processes.jsonl"))
+        lines = [(it.relative_to(folder).parts[0], line) for it in files for line in it.read_bytes().splitlines()]
+        return [(tenant, orjson.loads(line)["process_id"]) for tenant, line in lines]
+
+    others = [("other", uid(1)), ("other", uid(2))]
+    async with world.running(world.runner(archive=archive)) as runner:
+        await passed(world, runner, world.store.append(TENANT, uid(1), retention_pb2.AggregatePurged()).position)
+        assert kept() == [(TENANT, uid(2)), *others]
+        await passed(world, runner, end(world))
+        assert kept() == others
+
+
+def _past(process_id: str) -> PastProcess:
+    moment = datetime(2026, 1, 2, tzinfo=UTC)
+    return PastProcess(
+        type="gift",
+        process_id=process_id,
+        state=Raw(b"{}"),
+        schema=1,
+        phase="given",
+        correlation_id="",
+        causation_id="",
+        on_behalf_of="",
+        traceparent="",
+        started_at=moment,
+        ended_at=moment,
+        history=[],
+    )
 
 
 async def test_at_the_end_of_an_aggregate_its_process_goes_alone(world: World) -> None:
