@@ -14,7 +14,14 @@ from cli.calls import Refused, plain, unary
 from cli.endpoints import Endpoints
 from cli.status_calls import status
 from cli.tenant_export import ExportWriter
-from foldline.v1 import tenant_pb2, tenant_pb2_grpc
+from foldline.v1 import (
+    process_pb2,
+    process_pb2_grpc,
+    projection_pb2,
+    projection_pb2_grpc,
+    tenant_pb2,
+    tenant_pb2_grpc,
+)
 from shared.folds.errors import Unavailable
 from shared.rpc.client import bearer, channel
 from shared.rpc.status import from_rpc_error
@@ -45,7 +52,8 @@ async def purged(endpoints: Endpoints, tenant: str) -> dict[str, Any]:
     """How far the purge of a tenant is, everywhere. Raises Refused.
 
     `consumers` has those that have not passed the tenant's end yet, with the position where they are. When the write service is
-    done and there are none, `sha256` is there: over the other fields as JSON with sorted keys and no spaces.
+    done and there are none, `gone_read` and `gone_saga` have the rows of their databases that went, by table, and `sha256` is
+    there: over the other fields as JSON with sorted keys and no spaces.
     """
     async with channel(endpoints.write) as write:
         stub = tenant_pb2_grpc.TenantServiceStub(write)
@@ -59,8 +67,20 @@ async def purged(endpoints: Endpoints, tenant: str) -> dict[str, Any]:
     if found["stage"] != DONE or behind:
         return {**found, "consumers": behind}
     found["passed_by"] = sorted(consumers)
+    found["gone_read"], found["gone_saga"] = await _forgotten(endpoints, tenant)
     text = json.dumps(found, sort_keys=True, separators=(",", ":"))
     return {**found, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+async def _forgotten(endpoints: Endpoints, tenant: str) -> tuple[dict[str, int], dict[str, int]]:
+    """How many rows of a tenant have gone from the databases of the read and the saga service, by table."""
+    token = endpoints.token("operator")
+    async with channel(endpoints.read) as read, channel(endpoints.known_saga()) as saga:
+        tables = projection_pb2_grpc.ProjectionServiceStub(read)
+        processes = process_pb2_grpc.ProcessServiceStub(saga)
+        query = await unary(tables.GetForgottenTenant, projection_pb2.GetForgottenTenantRequest(tenant=tenant), token)
+        process = await unary(processes.GetForgottenProcesses, process_pb2.GetForgottenProcessesRequest(tenant=tenant), token)
+    return dict(query.rows), dict(process.rows)
 
 
 async def until_purged(endpoints: Endpoints, tenant: str) -> dict[str, Any]:

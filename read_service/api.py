@@ -42,6 +42,7 @@ ROLES: Mapping[str, frozenset[Role]] = {
         f"foldline.v1.ProjectionService/{rpc}": OPERATORS
         for rpc in ("StartRebuild", "WatchRebuild", "SwitchRebuild", "CancelRebuild", "DropFormer")
     },
+    "foldline.v1.ProjectionService/GetForgottenTenant": OPERATORS,
     "foldline.v1.ProjectionService/ListParked": OPERATORS,
     "foldline.v1.ProjectionService/GetParked": OPERATORS,
     "foldline.v1.ProjectionService/RetryParked": OPERATORS,
@@ -173,6 +174,13 @@ class ProjectionService(projection_pb2_grpc.ProjectionServiceServicer):
         _noted("drop", request.name)
         row = await self._rebuilds.drop(request.name)
         return projection_pb2.DropFormerResponse(rebuild=_rebuild(request.name, row))
+
+    async def GetForgottenTenant(
+        self, request: projection_pb2.GetForgottenTenantRequest, context: Any
+    ) -> projection_pb2.GetForgottenTenantResponse:
+        async with self._reads.connection() as connection:
+            cursor = await connection.execute("SELECT * FROM forgotten_rows(%s, %s)", (self._shard, request.tenant))
+            return projection_pb2.GetForgottenTenantResponse(rows=dict(await cursor.fetchall()))
 
     async def ListParked(self, request: projection_pb2.ListParkedRequest, context: Any) -> projection_pb2.ListParkedResponse:
         size, wanted = request.page_size or pages.SIZE_DEFAULT, request.filter

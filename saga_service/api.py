@@ -45,6 +45,7 @@ ROLES: Mapping[str, frozenset[Role]] = {
     "foldline.v1.ProcessService/AskAcknowledgement": OPERATORS,
     "foldline.v1.ProcessService/ConfirmAcknowledgement": OPERATORS,
     "foldline.v1.ProcessService/RejectAcknowledgement": OPERATORS,
+    "foldline.v1.ProcessService/GetForgottenProcesses": OPERATORS,
     "foldline.v1.ProcessService/ListParkedStreams": OPERATORS,
     "foldline.v1.ProcessService/RetryParkedStream": OPERATORS,
     "foldline.v1.ProcessService/DiscardParkedEvent": OPERATORS,
@@ -112,6 +113,11 @@ class ProcessService(process_pb2_grpc.ProcessServiceServicer):
 
     async def ListRunners(self, request: process_pb2.ListRunnersRequest, context: Any) -> process_pb2.ListRunnersResponse:
         return process_pb2.ListRunnersResponse(runners=map(_runner, await self._admin.runners()))
+
+    async def GetForgottenProcesses(
+        self, request: process_pb2.GetForgottenProcessesRequest, context: Any
+    ) -> process_pb2.GetForgottenProcessesResponse:
+        return process_pb2.GetForgottenProcessesResponse(rows=await self._admin.forgotten(request.tenant))
 
     async def AcceptHistory(self, request: process_pb2.AcceptHistoryRequest, context: Any) -> process_pb2.AcceptHistoryResponse:
         revision = await self._admin.accept_history(_user_id())

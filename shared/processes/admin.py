@@ -16,6 +16,7 @@ from shared.folds.errors import Code, Refusal, Rejected
 from shared.folds.process import CANCELLED_BY_OPERATOR, ProcessDefinition
 from shared.folds.upcasting import NONE, Upcasters
 from shared.line import checkpoint as checkpoints
+from shared.line import forgotten
 from shared.line.follower import Line
 from shared.line.standing import State
 from shared.platform.clock import utc_now
@@ -161,6 +162,11 @@ class ProcessAdmin:
         """How far the runner of each shard has followed the line, and whether it goes on."""
         async with self._reads.connection() as connection:
             return await runners.read(connection, self._shard, self._clock())
+
+    async def forgotten(self, tenant: str) -> dict[str, int]:
+        """How many rows of a closed tenant have gone, by table; empty if its end was not met yet."""
+        async with self._reads.connection() as connection:
+            return await forgotten.read(connection, self._shard, tenant)
 
     async def accept_history(self, user_id: str) -> Revision:
         """Lets a diverged runner go on with the line as it is now; see `shared/processes/history.py`.

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import LiteralString
 
 from shared.line import checkpoint as checkpoints
+from shared.line import forgotten
 from shared.line.checkpoint import Checkpoint
 from shared.line.event_store import AggregateKey
 from shared.platform.packing import texts
@@ -53,7 +54,7 @@ async def forget(
 async def _forget_rows(connection: Connection, name: str, shard: int, at: Checkpoint, tenant: str) -> int:
     total = 0
     while True:
-        gone = 0
+        by_table: dict[str, int] = {}
         async with connection.transaction():
             await checkpoints.hold(connection, name, shard, at)
             for table in TABLES:
@@ -62,7 +63,9 @@ async def _forget_rows(connection: Connection, name: str, shard: int, at: Checkp
                     f"DELETE FROM {table} WHERE ctid = ANY (ARRAY({some}))",  # noqa: S608
                     (tenant, FORGET_MAX),
                 )
-                gone += cursor.rowcount
+                by_table[table] = cursor.rowcount
+            await forgotten.count(connection, shard, tenant, by_table)
+            gone = sum(by_table.values())
             # A row that somebody else changed while it was looked for has been passed over.
             left = not gone and await _is_left(connection, tenant)
         total += gone

@@ -11,6 +11,7 @@ from typing import Any
 
 from shared.folds.projection import Projection, Purge, RowKey
 from shared.line import checkpoint as checkpoints
+from shared.line import forgotten
 from shared.line.checkpoint import Checkpoint
 from shared.line.event_store import AggregateKey
 from shared.platform.postgres import Connection
@@ -31,12 +32,17 @@ async def forget_tenant(tables: Tables, connection: Connection, shard: int, at: 
     """Deletes all rows of a tenant whose last event is the next one; returns how many there were. Raises Fenced."""
     total = 0
     all_rows = [rows async for _, rows in _with_former(tables, connection)]
+    # What a rebuild has begun to fill beside the tables that serve was there twice.
+    counted = tables.announced
     while True:
         async with connection.transaction():
             await checkpoints.hold(connection, tables.consumer, shard, at)
-            gone = await parking.forget(connection, tables.consumer, shard, tenant, FORGET_MAX)
+            by_table = {"parked": await parking.forget(connection, tables.consumer, shard, tenant, FORGET_MAX)}
             for rows in all_rows:
-                gone += await rows.forget(connection, tenant, FORGET_MAX)
+                by_table[rows.table] = await rows.forget(connection, tenant, FORGET_MAX)
+            if counted:
+                await forgotten.count(connection, shard, tenant, by_table)
+            gone = sum(by_table.values())
             if not gone and tables.announced:
                 await changes.forget(connection, tables.group.name, shard)
                 await changes.write(connection, tables.group.name, shard, None)

@@ -64,7 +64,8 @@ class Rows:
         self._select = f"SELECT {', '.join(read)} FROM {wanted} JOIN {target} t ON {same}"  # noqa: S608 (names of ours)
         self._delete_all = f"DELETE FROM {target}"  # noqa: S608
         self._any = f"SELECT EXISTS (SELECT FROM {target})"  # noqa: S608
-        self._target = target
+        self.table = target
+        """The name of the table."""
         some = f"SELECT ctid FROM {target} WHERE tenant = %s LIMIT %s"  # noqa: S608
         self._forget = f"DELETE FROM {target} WHERE ctid = ANY (ARRAY({some}))"  # noqa: S608
         self._with = f"SELECT {', '.join(read)} FROM {target} t WHERE t.tenant = %s AND t.{{}} = %s"  # noqa: S608
@@ -133,7 +134,7 @@ class Rows:
 
     async def is_there(self, connection: Connection) -> bool:
         """Whether the table exists."""
-        return await (await connection.execute("SELECT to_regclass(%s) IS NOT NULL", (self._target,))).fetchone() == (True,)
+        return await (await connection.execute("SELECT to_regclass(%s) IS NOT NULL", (self.table,))).fetchone() == (True,)
 
     async def any_there(self, connection: Connection) -> bool:
         """Whether there is a row, of any tenant."""

@@ -101,6 +101,13 @@ class Operator:
         answer: Awaitable[object] = getattr(self.projections, rpc)(request, metadata=self.user if user else self.who, timeout=20)
         return answer
 
+    def forgotten(self, rpc: str, tenant: str, *, user: bool = False) -> Awaitable[object]:
+        """GetForgottenTenant of the read service or GetForgottenProcesses of the saga service."""
+        module, stub = (projection_pb2, self.projections) if rpc == "GetForgottenTenant" else (process_pb2, self.processes)
+        request = getattr(module, f"{rpc}Request")(tenant=tenant)
+        answer: Awaitable[object] = getattr(stub, rpc)(request, metadata=self.user if user else self.who, timeout=20)
+        return answer
+
     def rebuild(self, rpc: str, name: str, *, user: bool = False) -> Awaitable[object]:
         """An RPC of rebuilds; of WatchRebuild the first answer."""
         request = getattr(projection_pb2, f"{rpc}Request")(name=name)
@@ -295,6 +302,12 @@ TABLE: list[Row] = [
     *(
         (f"{rpc}: by a user", lambda d, rpc=rpc: d.parked(rpc, user=True), "PERMISSION_DENIED", "ROLE_MISSING", ())
         for rpc in ("ListParked", "GetParked", "RetryParked", "DiscardParked")
+    ),
+    bad("forgotten: rows of no tenant", lambda d: d.forgotten("GetForgottenTenant", ""), "tenant"),
+    bad("forgotten: processes of no tenant", lambda d: d.forgotten("GetForgottenProcesses", ""), "tenant"),
+    *(
+        (f"{rpc}: by a user", lambda d, rpc=rpc: d.forgotten(rpc, "x", user=True), "PERMISSION_DENIED", "ROLE_MISSING", ())
+        for rpc in ("GetForgottenTenant", "GetForgottenProcesses")
     ),
     *(row for rpc, refusal in REBUILDS.items() for row in rebuilding(rpc, *refusal)),
     ("restored: another epoch", lambda d: d.restored("of old/1"), "FAILED_PRECONDITION", "EPOCH_CHANGED", ()),

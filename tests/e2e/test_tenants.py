@@ -96,6 +96,8 @@ async def test_a_tenant_is_purged_everywhere(
     assert foldline("tenant", "export", tenant, folder, output="text")[0] == 2
     assert names_in(tmp_path / "export" / "events.jsonl") >= {"Alice", "Boxed 11"}
 
+    found = rows(shared_stack, tenant).items()
+    before = {name.split()[1]: count for name, count in found if not name.startswith("write ")}
     file = tmp_path / "certificate.json"
     code, told = foldline("tenant", "purge", tenant, "--yes-purge", tenant, "--certificate", str(file))
     assert code == 0
@@ -103,6 +105,11 @@ async def test_a_tenant_is_purged_everywhere(
     assert told["gone"]["events"] == shown["rows"]["events"] + 1
     assert json.loads(file.read_text()) == told
     assert {"read accounts", "saga processes"} <= set(told["passed_by"])
+    gone = {**told["gone_read"], **told["gone_saga"]}
+    assert {"accounts", "movements", "people", "users", "processes", "process_history"} <= before.keys() <= gone.keys()
+    assert all(gone[table] >= count for table, count in before.items())
+    assert gone["people"] == before["people"]
+    assert (gone["parked"], gone["notices"]) == (0, 0)
     assert foldline("tenant", "purged", tenant) == (0, told)
 
     code, refusal = foldline("tenant", "export", tenant, str(tmp_path / "late"))

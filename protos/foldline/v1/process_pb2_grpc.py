@@ -100,6 +100,11 @@ class ProcessServiceStub:
                 request_serializer=foldline_dot_v1_dot_process__pb2.RejectAcknowledgementRequest.SerializeToString,
                 response_deserializer=foldline_dot_v1_dot_process__pb2.RejectAcknowledgementResponse.FromString,
                 _registered_method=True)
+        self.GetForgottenProcesses = channel.unary_unary(
+                '/foldline.v1.ProcessService/GetForgottenProcesses',
+                request_serializer=foldline_dot_v1_dot_process__pb2.GetForgottenProcessesRequest.SerializeToString,
+                response_deserializer=foldline_dot_v1_dot_process__pb2.GetForgottenProcessesResponse.FromString,
+                _registered_method=True)
         self.ListParkedStreams = channel.unary_unary(
                 '/foldline.v1.ProcessService/ListParkedStreams',
                 request_serializer=foldline_dot_v1_dot_process__pb2.ListParkedStreamsRequest.SerializeToString,
@@ -220,6 +225,13 @@ class ProcessServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetForgottenProcesses(self, request, context):
+        """How many rows of a tenant that is closed have gone, by table; nothing of one that is not.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListParkedStreams(self, request, context):
         """Streams whose first parked event cannot be decoded or names no process; later events of the stream wait behind it.
         """
@@ -308,6 +320,11 @@ def add_ProcessServiceServicer_to_server(servicer, server):
                     servicer.RejectAcknowledgement,
                     request_deserializer=foldline_dot_v1_dot_process__pb2.RejectAcknowledgementRequest.FromString,
                     response_serializer=foldline_dot_v1_dot_process__pb2.RejectAcknowledgementResponse.SerializeToString,
+            ),
+            'GetForgottenProcesses': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetForgottenProcesses,
+                    request_deserializer=foldline_dot_v1_dot_process__pb2.GetForgottenProcessesRequest.FromString,
+                    response_serializer=foldline_dot_v1_dot_process__pb2.GetForgottenProcessesResponse.SerializeToString,
             ),
             'ListParkedStreams': grpc.unary_unary_rpc_method_handler(
                     servicer.ListParkedStreams,
@@ -677,6 +694,33 @@ class ProcessService:
             '/foldline.v1.ProcessService/RejectAcknowledgement',
             foldline_dot_v1_dot_process__pb2.RejectAcknowledgementRequest.SerializeToString,
             foldline_dot_v1_dot_process__pb2.RejectAcknowledgementResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetForgottenProcesses(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/foldline.v1.ProcessService/GetForgottenProcesses',
+            foldline_dot_v1_dot_process__pb2.GetForgottenProcessesRequest.SerializeToString,
+            foldline_dot_v1_dot_process__pb2.GetForgottenProcessesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -57,6 +57,8 @@ class ProcessServiceStub:
     """
     RejectAcknowledgement: _aio.UnaryUnaryMultiCallable[_process_pb2.RejectAcknowledgementRequest, _process_pb2.RejectAcknowledgementResponse]
     """Drops what was asked for; whoever asked may do so too. Refusals: PROCESS_NOT_FOUND, NOT_ASKED."""
+    GetForgottenProcesses: _aio.UnaryUnaryMultiCallable[_process_pb2.GetForgottenProcessesRequest, _process_pb2.GetForgottenProcessesResponse]
+    """How many rows of a tenant that is closed have gone, by table; nothing of one that is not."""
     ListParkedStreams: _aio.UnaryUnaryMultiCallable[_process_pb2.ListParkedStreamsRequest, _process_pb2.ListParkedStreamsResponse]
     """Streams whose first parked event cannot be decoded or names no process; later events of the stream wait behind it."""
     RetryParkedStream: _aio.UnaryUnaryMultiCallable[_process_pb2.RetryParkedStreamRequest, _process_pb2.RetryParkedStreamResponse]
@@ -185,6 +187,14 @@ class ProcessServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_process_pb2.RejectAcknowledgementRequest, _abc.Awaitable[_process_pb2.RejectAcknowledgementResponse]],
     ) -> _abc.Awaitable[_process_pb2.RejectAcknowledgementResponse]:
         """Drops what was asked for; whoever asked may do so too. Refusals: PROCESS_NOT_FOUND, NOT_ASKED."""
+
+    @_abc_1.abstractmethod
+    def GetForgottenProcesses(
+        self,
+        request: _process_pb2.GetForgottenProcessesRequest,
+        context: _aio.ServicerContext[_process_pb2.GetForgottenProcessesRequest, _abc.Awaitable[_process_pb2.GetForgottenProcessesResponse]],
+    ) -> _abc.Awaitable[_process_pb2.GetForgottenProcessesResponse]:
+        """How many rows of a tenant that is closed have gone, by table; nothing of one that is not."""
 
     @_abc_1.abstractmethod
     def ListParkedStreams(

@@ -70,6 +70,11 @@ class ProjectionServiceStub:
                 request_serializer=foldline_dot_v1_dot_projection__pb2.DropFormerRequest.SerializeToString,
                 response_deserializer=foldline_dot_v1_dot_projection__pb2.DropFormerResponse.FromString,
                 _registered_method=True)
+        self.GetForgottenTenant = channel.unary_unary(
+                '/foldline.v1.ProjectionService/GetForgottenTenant',
+                request_serializer=foldline_dot_v1_dot_projection__pb2.GetForgottenTenantRequest.SerializeToString,
+                response_deserializer=foldline_dot_v1_dot_projection__pb2.GetForgottenTenantResponse.FromString,
+                _registered_method=True)
         self.ListParked = channel.unary_unary(
                 '/foldline.v1.ProjectionService/ListParked',
                 request_serializer=foldline_dot_v1_dot_projection__pb2.ListParkedRequest.SerializeToString,
@@ -149,6 +154,14 @@ class ProjectionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetForgottenTenant(self, request, context):
+        """How many rows of a tenant that is closed have gone, by table; nothing of one that is not. Those of tables that a rebuild had
+        replaced are by those tables' names, parked events and keys under "parked".
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListParked(self, request, context):
         """Keys whose event could not be folded, those that were parked first before the others, of all tenants. Later events of such a
         key wait behind it, in order; everything else goes on.
@@ -218,6 +231,11 @@ def add_ProjectionServiceServicer_to_server(servicer, server):
                     servicer.DropFormer,
                     request_deserializer=foldline_dot_v1_dot_projection__pb2.DropFormerRequest.FromString,
                     response_serializer=foldline_dot_v1_dot_projection__pb2.DropFormerResponse.SerializeToString,
+            ),
+            'GetForgottenTenant': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetForgottenTenant,
+                    request_deserializer=foldline_dot_v1_dot_projection__pb2.GetForgottenTenantRequest.FromString,
+                    response_serializer=foldline_dot_v1_dot_projection__pb2.GetForgottenTenantResponse.SerializeToString,
             ),
             'ListParked': grpc.unary_unary_rpc_method_handler(
                     servicer.ListParked,
@@ -430,6 +448,33 @@ class ProjectionService:
             '/foldline.v1.ProjectionService/DropFormer',
             foldline_dot_v1_dot_projection__pb2.DropFormerRequest.SerializeToString,
             foldline_dot_v1_dot_projection__pb2.DropFormerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetForgottenTenant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/foldline.v1.ProjectionService/GetForgottenTenant',
+            foldline_dot_v1_dot_projection__pb2.GetForgottenTenantRequest.SerializeToString,
+            foldline_dot_v1_dot_projection__pb2.GetForgottenTenantResponse.FromString,
             options,
             channel_credentials,
             insecure,

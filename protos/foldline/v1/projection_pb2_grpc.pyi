@@ -37,6 +37,10 @@ class ProjectionServiceStub:
     """Ends a rebuild that has not switched, and drops its tables. Refusals: PROJECTION_NOT_FOUND, REBUILD_NOT_RUNNING."""
     DropFormer: _aio.UnaryUnaryMultiCallable[_projection_pb2.DropFormerRequest, _projection_pb2.DropFormerResponse]
     """Drops the tables that served before the last rebuild. Refusals: PROJECTION_NOT_FOUND, NO_FORMER_TABLES."""
+    GetForgottenTenant: _aio.UnaryUnaryMultiCallable[_projection_pb2.GetForgottenTenantRequest, _projection_pb2.GetForgottenTenantResponse]
+    """How many rows of a tenant that is closed have gone, by table; nothing of one that is not. Those of tables that a rebuild had
+    replaced are by those tables' names, parked events and keys under "parked".
+    """
     ListParked: _aio.UnaryUnaryMultiCallable[_projection_pb2.ListParkedRequest, _projection_pb2.ListParkedResponse]
     """Keys whose event could not be folded, those that were parked first before the others, of all tenants. Later events of such a
     key wait behind it, in order; everything else goes on.
@@ -118,6 +122,16 @@ class ProjectionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_projection_pb2.DropFormerRequest, _abc.Awaitable[_projection_pb2.DropFormerResponse]],
     ) -> _abc.Awaitable[_projection_pb2.DropFormerResponse]:
         """Drops the tables that served before the last rebuild. Refusals: PROJECTION_NOT_FOUND, NO_FORMER_TABLES."""
+
+    @_abc_1.abstractmethod
+    def GetForgottenTenant(
+        self,
+        request: _projection_pb2.GetForgottenTenantRequest,
+        context: _aio.ServicerContext[_projection_pb2.GetForgottenTenantRequest, _abc.Awaitable[_projection_pb2.GetForgottenTenantResponse]],
+    ) -> _abc.Awaitable[_projection_pb2.GetForgottenTenantResponse]:
+        """How many rows of a tenant that is closed have gone, by table; nothing of one that is not. Those of tables that a rebuild had
+        replaced are by those tables' names, parked events and keys under "parked".
+        """
 
     @_abc_1.abstractmethod
     def ListParked(

@@ -72,10 +72,14 @@ async def test_processes_in_every_state_go(world: World, monkeypatch: pytest.Mon
         broken.type, broken.payload = "bank.v1.AccountOpened", b"\xff"
         await passed(world, runner, broken.position)
         assert {"processes", "process_commands", "process_history", "parked_events"} <= (await rows(world)).keys()
+        before = await rows(world)
         at = end(world)
         await passed(world, runner, at)
         await eventually(lambda: _none(world), 20)
         assert runner._parked.streams == set()
+        counted = dict(await world.query(f"SELECT table_name, rows FROM forgotten_tenants WHERE tenant = '{TENANT}'"))
+        assert {table: counted[table] for table in before} == before
+        assert (set(counted), counted["notices"]) == (set(forget_module.TABLES), 0)
     async with world.running() as again:
         await passed(world, again, at)
         assert await rows(world) == {}

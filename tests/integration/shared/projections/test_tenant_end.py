@@ -103,6 +103,12 @@ async def test_ended_between_two_deletions_the_next_goes_on(read_db: Database, m
         await reached(it, len(store.events))
     assert gone > 7
     assert dump(read_db) == expected(store)
+    with psycopg.connect(read_db.app) as app:
+        counted: dict[str, int] = dict(
+            app.execute("SELECT table_name, rows FROM forgotten_tenants WHERE tenant = %s", (GONE,)).fetchall()
+        )
+    mine = folded([event for event in store.events if event.tenant == GONE and event.aggregate_type != "tenant"])
+    assert counted == {**{table: len(rows) for table, rows in mine.items()}, "parked": 0}  # what was rolled back is not
 
 
 async def test_the_broker_may_bring_the_end_among_others(read_db: Database) -> None:
