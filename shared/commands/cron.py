@@ -22,7 +22,8 @@ CATCH_UP_MAX = 100
 """How many firings of one schedule are released at a time. The others follow when these have been sent."""
 
 MISSED_AFTER = timedelta(minutes=1)
-"""A firing that is late by less is not missed: a replica was replaced, or the database was away for a moment."""
+"""What was due while no scheduler was at work is not missed if that was for less: a replica was replaced, or the database was
+away for a moment."""
 
 FIELDS = 5
 
@@ -105,8 +106,22 @@ class Firings(Struct, frozen=True):
     next: datetime | None
 
 
-def firings(times: CronTimes, catch_up: str, due_at: datetime, now: datetime, limit: int) -> Firings:
-    """Which firings are due of a schedule whose next time, `due_at`, has come; at most `limit`."""
+class Away(Struct, frozen=True):
+    """The last time that no scheduler was at work: behind one moment, until another."""
+
+    since: datetime
+    until: datetime
+
+    def missed(self, time: datetime) -> bool:
+        """Whether nobody was there at a time, and not for a moment only."""
+        return self.since < time <= self.until and self.until - self.since > MISSED_AFTER
+
+
+def firings(times: CronTimes, catch_up: str, due_at: datetime, now: datetime, limit: int, away: Away | None = None) -> Firings:
+    """Which firings are due of a schedule whose next time, `due_at`, has come; at most `limit`.
+
+    If it is not known when a scheduler was `away`, what is late by more than MISSED_AFTER counts as missed.
+    """
     if catch_up == "all":
         due, following = [due_at], None
         for following in times.after(due_at):
@@ -117,8 +132,8 @@ def firings(times: CronTimes, catch_up: str, due_at: datetime, now: datetime, li
             following = None
         return Firings(due, following)
     newest = times.newest(due_at, now)
-    missed = catch_up == "none" and now - newest > MISSED_AFTER
-    return Firings([] if missed else [newest], times.next(newest))
+    missed = now - newest > MISSED_AFTER if away is None else away.missed(newest)
+    return Firings([] if missed and catch_up == "none" else [newest], times.next(newest))
 
 
 @cache

@@ -14,7 +14,7 @@ from typing import LiteralString
 
 from msgspec import Struct
 
-from shared.commands.cron import CATCH_UP_MAX, Firings, firings, read_cron
+from shared.commands.cron import CATCH_UP_MAX, Away, Firings, firings, read_cron
 from shared.commands.turns import TenantTurns
 from shared.folds.errors import Invalid
 from shared.folds.ids import firing_id
@@ -60,11 +60,11 @@ def turns_of_schedules() -> TenantTurns:
     return TenantTurns("schedules", "active", _COLUMNS, "schedule_id")
 
 
-async def release_due(connection: Connection, turns: TenantTurns | None = None) -> float | None:
+async def release_due(connection: Connection, turns: TenantTurns | None = None, away: Away | None = None) -> float | None:
     """Releases firings that are due, tenants by turns; returns in how many seconds the next are, None if that is unknown."""
     due = await read_due(connection, turns=turns)
     if due:
-        return 0.0 if await release(connection, due) else None  # None: somebody else has them
+        return 0.0 if await release(connection, due, away) else None  # None: somebody else has them
     cursor = await connection.execute(_NEXT)
     following = await cursor.fetchall()
     return max(0.0, following[0][0]) if following else None
@@ -90,7 +90,7 @@ async def read_due(connection: Connection, limit: int = RELEASED_MAX, *, turns: 
     return [*first, *(row for _, row in sorted(ranked, key=lambda it: it[0]))][:limit]
 
 
-async def release(connection: Connection, due: Sequence[DueSchedule]) -> int:
+async def release(connection: Connection, due: Sequence[DueSchedule], away: Away | None = None) -> int:
     """Releases the firings of schedules, RELEASED_MAX of them at the most; returns how many were new.
 
     A schedule that this release does not understand is paused, with the reason in its row: the others go on.
@@ -107,7 +107,7 @@ async def release(connection: Connection, due: Sequence[DueSchedule]) -> int:
             log.warning("schedule_paused", schedule_id=schedule.schedule_id, tenant=schedule.tenant, reason=refusal.reason)
             await change(connection, (schedule.tenant, schedule.schedule_id), "paused", problem=refusal.reason)
             continue
-        fired = firings(times, schedule.catch_up, schedule.due_at, schedule.now, min(each, room))
+        fired = firings(times, schedule.catch_up, schedule.due_at, schedule.now, min(each, room), away)
         _tell_of_missed(schedule, fired)
         found.append((schedule, fired))
         room -= len(fired.due)

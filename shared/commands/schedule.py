@@ -8,6 +8,8 @@ row. Killed before the append: the row still waits, and is fired again. Killed a
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, LiteralString
@@ -17,6 +19,7 @@ from msgspec import Struct
 
 from shared.commands.closed import refused_if_closed
 from shared.commands.committer import Committer
+from shared.commands.cron import MISSED_AFTER, Away
 from shared.commands.decide import Command, Sender
 from shared.commands.firing import release_due, turns_of_schedules
 from shared.commands.intake import PendingReply
@@ -26,7 +29,7 @@ from shared.folds.errors import Code, Forbidden, InternalError, Invalid, NotFoun
 from shared.platform.identity import Identity, Role
 from shared.platform.metrics import Metrics
 from shared.platform.packing import texts
-from shared.platform.postgres import Connection, Reads, is_trouble
+from shared.platform.postgres import Connection, Reads, is_trouble, one
 from shared.platform.probe import DatabaseProbe
 from shared.platform.rounds import Hindrances, rounds
 from shared.platform.telemetry import logger
@@ -142,6 +145,10 @@ class Schedule:
             del self._allowances[next(iter(self._allowances))]
 
 
+SEEN_EVERY_S = 5.0
+"""So often a scheduler says that it is at work."""
+
+
 class Scheduler:
     """Sends what is due to a committer, until cancelled.
 
@@ -153,9 +160,17 @@ class Scheduler:
         self._committer = committer
         self._turns = TenantTurns("commands", "scheduled", _COLUMNS, "received_at")
         self._turns_of_schedules = turns_of_schedules()
+        # When a scheduler was last away, as far as it is known, and when this one last said that it is there.
+        self._away: Away | None = None
+        self._seen_at = float("-inf")
 
     async def run(self) -> None:
         """Fires due commands in the order of their times. While the database is away it tries again."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(rounds(Hindrances("scheduler_unseen"), self._be_seen, SEEN_EVERY_S))
+            group.create_task(self._run())
+
+    async def _run(self) -> None:
         pause_s = RETRY_S
 
         async def one_round() -> None:
@@ -191,10 +206,24 @@ class Scheduler:
                 await self._end(command, status, why)
         return pause_s
 
+    async def _be_seen(self) -> None:
+        async with self._database.connection() as connection:
+            await self._seen(connection)
+
+    async def _seen(self, connection: Connection) -> None:
+        """Says that a scheduler is at work, and learns since when none was."""
+        before, now = await one(connection, "SELECT * FROM scheduler_seen(%s)", (self._committer.shard,))
+        if before is not None and (self._away is None or now - before > MISSED_AFTER):
+            self._away = Away(before, now)
+        self._seen_at = time.monotonic()
+
     async def _release(self, connection: Connection) -> float:
         """Releases firings; returns in how many seconds to look again. A defect in it holds up no other command."""
         try:
-            look_in_s = await release_due(connection, self._turns_of_schedules)
+            # Who was stopped, or had no database, must know it before anything fires.
+            if time.monotonic() - self._seen_at > 2 * SEEN_EVERY_S:
+                await self._seen(connection)
+            look_in_s = await release_due(connection, self._turns_of_schedules, self._away)
         except Exception as error:
             if is_trouble(error):
                 raise

@@ -38,8 +38,8 @@ class _CatchUpEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CatchUp.Value
     """All of them run, in order, at most a hundred at a time."""
 
 class CatchUp(_CatchUp, metaclass=_CatchUpEnumTypeWrapper):
-    """What becomes of firings that were due while no service ran. A firing is missed when it is late by more than a minute,
-    whatever the reason, also because so much was due at once that it was not its turn.
+    """What becomes of firings that were due while no service ran, for more than a minute. One that is late since so much was due at once
+    is not missed.
     """
 
 CATCH_UP_UNSPECIFIED: CatchUp.ValueType  # 0

@@ -123,6 +123,33 @@ async def test_what_was_missed_is_caught_up_as_the_schedule_says(write_db: Datab
         assert (after.status, after.due_at) == ("active", schedule.due_at)
 
 
+@pytest.mark.parametrize(("seen_ago_h", "count"), [(3, 0), (1, 1)])
+async def test_what_was_due_while_a_scheduler_was_there_is_not_missed(write_db: Database, seen_ago_h: int, count: int) -> None:
+    """Nobody had been there for an hour by then, or somebody was for an hour more. One that was stopped knows, and a new one."""
+    hour = (now() - timedelta(hours=2)).hour
+    async with pool(write_db) as reads, replica(write_db, REGISTRY) as one, connected(write_db.owner) as owner:
+        stopped = Scheduler(reads, one.committer)
+        await stopped._fire()
+        for scheduler in (stopped, Scheduler(reads, one.committer)):
+            schedule = await create(reads, cron=f"0 {hour} * * *", catch_up="none")
+            await set_back(write_db, timedelta(days=1), schedule)
+            await owner.execute("UPDATE scheduler_lives SET seen_at = now() - make_interval(hours => %s)", (seen_ago_h,))
+            scheduler._seen_at = float("-inf")
+            await scheduler._fire()
+            await scheduler._fire()
+            assert [row.status for row in await fired(write_db, schedule)] == ["completed"] * count
+
+
+async def test_two_schedulers_at_once_know_of_each_other(write_db: Database) -> None:
+    """Whoever comes second finds the first there, and neither finds a time without one."""
+    async with pool(write_db) as reads, replica(write_db, REGISTRY) as one:
+        both = [Scheduler(reads, one.committer) for _ in range(2)]
+        for _ in range(2):
+            await asyncio.gather(*(each._be_seen() for each in both))
+        found = [each._away for each in both]
+        assert all(away is not None and away.until - away.since < timedelta(seconds=30) for away in found)
+
+
 async def test_catching_up_is_bounded(write_db: Database) -> None:
     """A year of minutes of three schedules: so many at a time, and no more before those are sent; in the order of times."""
     async with pool(write_db) as reads, replica(write_db, REGISTRY) as one:

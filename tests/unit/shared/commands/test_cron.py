@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.commands.cron import CATCH_UP_MAX, CronTimes, firings, first_time, read_cron
+from shared.commands.cron import CATCH_UP_MAX, Away, CronTimes, firings, first_time, read_cron
 from shared.folds.errors import Invalid
 
 NOW = datetime(2026, 6, 1, 10, 2, 10, tzinfo=UTC)
@@ -135,6 +135,20 @@ def test_a_firing_that_is_hardly_late_is_not_missed() -> None:
     for catch_up in ("none", "one", "all"):
         found = firings(daily(10), catch_up, at(10, 0), at(10, 0) + timedelta(seconds=60), 100)
         assert (found.due, found.next) == ([at(10, 0)], at(10, 0, day=2))
+
+
+def test_what_is_late_is_missed_only_if_no_scheduler_was_there() -> None:
+    """For more than a minute. The times of `away` belong to it as the last time before and the first time again do."""
+    for since, until, missed in (
+        (at(8, 0), at(9, 30), True),
+        (at(8, 0), at(9, 0), True),
+        (at(9, 0), at(9, 30), False),  # it was there at nine
+        (at(6, 0), at(8, 59), False),  # it was there again
+        (at(8, 59) + timedelta(seconds=30), at(9, 0) + timedelta(seconds=30), False),  # away for a minute
+    ):
+        found = firings(daily(), "none", at(9, 0), NOW, 100, Away(since, until))
+        assert (found.due, found.next) == ([] if missed else [at(9, 0)], at(9, 0, day=2))
+        assert firings(daily(), "one", at(9, 0), NOW, 100, Away(since, until)).due == [at(9, 0)]
 
 
 def test_none_of_what_was_missed_fires() -> None:
