@@ -134,7 +134,7 @@ class SummaryServicer(Generic[Row]):
         keys = pages.decode(query, request.page_token, (int,))
         before = keys[0] if keys else None
         found = await self.past.explain(id_, as_of, context, field=field, before=before, limit=size + 1)
-        if not found.changes and before is None and not field:
+        if not found.there:
             raise self._absent(id_, found.stale)
         if found.stale:
             tell_stale(context)

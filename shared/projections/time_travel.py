@@ -51,10 +51,14 @@ class Change(Struct, frozen=True):
 
 
 class Explained(Struct, frozen=True):
-    """Changes of a row with their numbers, the newest first; `stale` if an event behind them could not be applied."""
+    """Changes of a row with their numbers, the newest first; `stale` if an event behind them could not be applied.
+
+    `there`: whether there ever was such a row.
+    """
 
     changes: Sequence[tuple[int, as_of_pb2.RowChange]]
     stale: bool
+    there: bool
 
 
 class _Enough(Exception):
@@ -161,8 +165,11 @@ class TimeTravel(Generic[Row]):
         Raises as `as_of` does.
         """
         found: deque[Change] = deque(maxlen=limit)
+        there = False
 
         def note(change: Change) -> None:
+            nonlocal there
+            there = True
             if before is not None and change.nth >= before:
                 raise _Enough
             if not field or self._differ(change, field):
@@ -171,7 +178,7 @@ class TimeTravel(Generic[Row]):
         stale = False
         with suppress(_Enough):
             stale = (await self._fold(id_, as_of, context, note)).stale
-        return Explained([(change.nth, self._row_change(change, field)) for change in reversed(found)], stale)
+        return Explained([(change.nth, self._row_change(change, field)) for change in reversed(found)], stale, there)
 
     def fields(self) -> list[str]:
         """The names of the fields whose changes can be explained."""

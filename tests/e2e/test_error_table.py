@@ -189,6 +189,9 @@ PAST += [
     for name in ("account", "person", "transfer", "user")
     for row in (
         of_the_past("Explain", name, "no UUID", INVALID, lambda s, p, name=name: {f"{name}_id": "x"}, f"{name}_id"),  # type: ignore[misc]
+        of_the_past(
+            "Explain", name, "a field of nobody", f"NOT_FOUND {name.upper()}_NOT_FOUND", lambda s, p: {"field": "status"}
+        ),
         of_the_past("Explain", name, "a field that is none", INVALID, lambda s, p: {"field": "stale"}, "field"),
         of_the_past("Explain", name, "negative page size", INVALID, lambda s, p: {"page_size": -1}, "page_size"),
         of_the_past(

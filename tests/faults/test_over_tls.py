@@ -16,10 +16,12 @@ from deploy.bootstrap import bootstrap
 from deploy.engines.child import free_port
 from deploy.local.supervisor import Program
 from deploy.local.system import PROJECTOR, READ, RELAY, SAGA, WRITE, System
+from foldline.v1 import as_of_pb2
 from shared.platform.certificates import ClientTls
 from shared.platform.identity import Role
 from shared.rpc.client import channel
 from tests.e2e.test_probes import page
+from tests.e2e.test_time_travel import asked
 from tests.support.checks.invariants import check, look
 from tests.support.clients.bank import Bank
 from tests.support.clients.steady import steady
@@ -110,12 +112,17 @@ async def test_money_moves_over_tls_while_certificates_are_renewed(system: OverT
     """No client sees an error when all certificates are replaced under load; processes that start then use the new ones."""
     for restarted in (False, True):
         async with system.channel(WRITE) as write, system.channel(READ) as read:
-            async with steady(Bank(write, read, system.token(f"load-{restarted}".lower()))) as clients:
+            bank = Bank(write, read, system.token(f"load-{restarted}".lower()))
+            async with steady(bank) as clients:
                 await clients.more(20)
                 system.renew()
                 await eventually(lambda: _renewed(system, WRITE), 10)
                 await clients.more(40)
             assert clients.transfers
+            # The read service, which calls the write service for that.
+            alice, registered = await bank.register("Alice")
+            then = as_of_pb2.AsOf(token=registered.consistency_token)
+            assert (await asked(bank, "Get", "person", person_id=alice, as_of=then)).person.name == "Alice"
         for name in PROCESSES:
             assert await system.stop(name, 30) == 0, name
         await system.start_all()
