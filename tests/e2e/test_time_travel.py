@@ -130,10 +130,10 @@ async def test_what_was_is_what_the_tables_had(bank: Bank, caller: Caller, tenan
         assert composed(type(message), await explained(operator, which)) == message
 
 
-async def statement(bank: Bank, account_id: str, size: int = 2, **when: Any) -> list[account_query_pb2.Movement]:
-    """What moved on an account up to then, the newest first, page by page."""
+async def statement(bank: Bank, account_id: str, order_by: str = "", **when: Any) -> list[account_query_pb2.Movement]:
+    """What moved on an account up to then, the newest first unless told otherwise, page by page."""
     found: list[account_query_pb2.Movement] = []
-    request = account_query_pb2.ListMovementsRequest(account_id=account_id, page_size=size)
+    request = account_query_pb2.ListMovementsRequest(account_id=account_id, page_size=2, order_by=order_by)
     if when:
         request.as_of.CopyFrom(as_of_pb2.AsOf(**when))
     while True:
@@ -154,6 +154,7 @@ async def test_a_statement_as_of_then(bank: Bank) -> None:
         moved = await statement(bank, blue, token=receipt.consistency_token)
         assert [movement.amount_minor for movement in moved] == list(range(nth, 0, -1))
         assert await statement(bank, blue, moment=moved[0].moved_at) == moved
+        assert await statement(bank, blue, "moved_at", token=receipt.consistency_token) == moved[::-1]
     assert await statement(bank, blue) == moved
 
 
