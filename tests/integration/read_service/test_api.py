@@ -582,7 +582,8 @@ async def test_every_table_of_rows_is_under_policies(read_db: Database) -> None:
                AND has_table_privilege('foldline_read_query', oid, 'SELECT') AND NOT relrowsecurity"""
         ).fetchall()
     shared = ("alembic_version", "checkpoints")
-    of_operators = ("parked_events", "parked_keys", "parked_requests", "projection_rebuilds", "row_change_heads", "row_changes")
+    parked = ("parked_events", "parked_keys", "parked_requests")
+    of_operators = ("forgotten_tenants", *parked, "projection_rebuilds", "row_change_heads", "row_changes")
     assert [name for (name,) in bare] == sorted((*shared, *of_operators))
     assert sorted(readable) == [("checkpoints",), ("row_change_heads",)]
 
