@@ -22,9 +22,10 @@ from typing import IO, Any
 
 from cli.calls import plain, record
 from cli.contract import decoded
-from foldline.v1 import command_pb2, event_store_pb2, schedule_pb2
+from foldline.v1 import command_pb2, event_store_pb2, retention_pb2, schedule_pb2
 
 FORMAT = 1
+AGGREGATE_PURGED = retention_pb2.AggregatePurged.DESCRIPTOR.full_name
 EVENTS, COMMANDS, SCHEDULES, MANIFEST = "events.jsonl", "commands.jsonl", "schedules.jsonl", "manifest.json"
 FILES = (EVENTS, COMMANDS, SCHEDULES)
 
@@ -128,7 +129,9 @@ def verify(folder: Path) -> dict[str, Any]:
                 event = json.loads(line)
                 base64.b64decode(event["payload"], validate=True)
                 stream = (event["aggregate_type"], event["aggregate_id"])
-                versions[stream] += 1
+                # Of an aggregate that is purged the end alone is left, or a beginning and the end.
+                purged = event["type"] == AGGREGATE_PURGED and event["version"] > versions[stream]
+                versions[stream] = event["version"] if purged else versions[stream] + 1
                 if event["tenant"] != manifest["tenant"] or event["version"] != versions[stream]:
                     raise Damaged(f"event {event['position']} is not the next of its aggregate")
                 if not last < event["position"] <= manifest["position"]:

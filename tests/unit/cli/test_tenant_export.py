@@ -12,7 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from bank.v1 import person_pb2
 from cli.tenant_export import COMMANDS, EVENTS, MANIFEST, SCHEDULES, Damaged, ExportWriter, verify
-from foldline.v1 import command_pb2, event_store_pb2, schedule_pb2
+from foldline.v1 import command_pb2, event_store_pb2, retention_pb2, schedule_pb2
 
 
 def written(folder: Path) -> Path:
@@ -52,6 +52,37 @@ def test_what_is_written_is_whole_and_readable(tmp_path: Path) -> None:
     first = json.loads((folder / EVENTS).read_text().splitlines()[0])
     assert (first["content"]["name"], first["position"]) == ("Zoë 2", 2)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("versions", "whole"), [((8,), True), ((1, 2, 8), True), ((1, 3, 8), False), ((2,), False), ((1, 1), False)]
+)
+def test_of_a_purged_aggregate_the_end_is_there_with_a_beginning_or_none(
+    tmp_path: Path, versions: tuple[int, ...], whole: bool
+) -> None:
+    """The eighth event is the end. Anything else that is missing is found out."""
+    writer = ExportWriter(tmp_path / "out", "acme")
+    for position, version in enumerate(versions, 1):
+        event = retention_pb2.AggregatePurged() if version == 8 else person_pb2.PersonRegistered(person_id="a")
+        writer.event(
+            event_store_pb2.EventEnvelope(
+                position=position,
+                event_id=f"id-{position}",
+                tenant="acme",
+                aggregate_type="person",
+                aggregate_id="a",
+                version=version,
+                type=event.DESCRIPTOR.full_name,
+                recorded_at=Timestamp(seconds=position),
+                payload=event.SerializeToString(),
+            )
+        )
+    writer.end(position=10, epoch="e", shard=1)
+    if whole:
+        assert verify(tmp_path / "out")["events"] == len(versions)
+    else:
+        with pytest.raises(Damaged):
+            verify(tmp_path / "out")
 
 
 def test_a_folder_that_is_there_is_not_touched(tmp_path: Path) -> None:
