@@ -25,6 +25,7 @@ from shared.platform.postgres import Reads, one
 from shared.platform.telemetry import logger
 from shared.projections.admin import Outcome, ParkedAdmin, ParkedRow
 from shared.projections.filtering import conditions_of
+from shared.projections.masks import mask_of, only
 from shared.projections.rebuild import serving
 from shared.projections.rebuild_admin import ENDED, RebuildAdmin, RebuildRow
 from shared.projections.summary import SummaryServicer, in_tenant, tell_stale, tenant
@@ -76,6 +77,7 @@ class AccountQueryService(SummaryServicer[AccountRow]):
         self, request: account_query_pb2.ListMovementsRequest, context: Any
     ) -> account_query_pb2.ListMovementsResponse:
         account_id, size = request.account_id.lower(), request.page_size or pages.SIZE_DEFAULT
+        mask = mask_of(request, account_query_pb2.Movement.DESCRIPTOR)
         found, bound = conditions_of(FILTERS, request.filter)
         oldest_first = request.order_by == "moved_at"
         as_of = [request.as_of] if request.HasField("as_of") else []
@@ -96,7 +98,7 @@ class AccountQueryService(SummaryServicer[AccountRow]):
             tell_stale(context)
         shown, following = cut(rows, size, query, after.below)
         return account_query_pb2.ListMovementsResponse(
-            movements=map(movement_view, shown), next_page_token=following, stale=stale
+            movements=[only(mask, movement_view(row)) for row in shown], next_page_token=following, stale=stale
         )
 
 

@@ -13,6 +13,7 @@ from typing import Any, Generic, get_type_hints
 
 from google.protobuf import message_factory
 from google.protobuf.descriptor import Descriptor
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 
 from foldline.v1 import as_of_pb2
@@ -24,6 +25,7 @@ from shared.platform.identity import current_call
 from shared.platform.postgres import Connection, Reads
 from shared.projections import watched_lists
 from shared.projections.filtering import branches_of, conditions_of, order_of
+from shared.projections.masks import mask_of, only
 from shared.projections.past_events import PastEvents
 from shared.projections.summary_rpcs import SummaryRpcs, orders_of, shown_field
 from shared.projections.time_travel import TimeTravel
@@ -71,6 +73,7 @@ class SummaryServicer(Generic[Row]):
         stale = _STALE.format(row=f"p.{self._id}", group=self._group)
         self._select = f"SELECT {columns}, {stale} FROM {summary.source} WHERE p.tenant = %(tenant)s"  # noqa: S608 - names of ours
         self._list_name = rpcs.list_rpc.name
+        self._kind = shown_field(rpcs.get_rpc.output_type).message_type
         self._one, self._got = shown_field(rpcs.get_rpc.output_type).name, _made(rpcs.get_rpc.output_type)
         self._many, self._listed = shown_field(rpcs.list_rpc.output_type).name, _made(rpcs.list_rpc.output_type)
         self._watched = _made(rpcs.watch_rpc.output_type)
@@ -91,13 +94,14 @@ class SummaryServicer(Generic[Row]):
 
     async def get(self, request: Any, context: Any) -> Any:
         """The answer of the Get RPC. Raises NotFound for an id that the tenant does not have, or did not have then."""
+        mask = mask_of(request, self._kind)
         if request.HasField("as_of"):
-            return await self._get_past(request, context)
+            return await self._get_past(request, context, mask)
         await self.gate.wait(request.consistency_token, tenant(), context.time_remaining())
         shown = await self.existing(getattr(request, self._id))
         if shown.stale:
             tell_stale(context)
-        return self._got(**{self._one: shown})
+        return self._got(**{self._one: only(mask, shown)})
 
     @property
     def past(self) -> TimeTravel[Row]:
@@ -106,13 +110,13 @@ class SummaryServicer(Generic[Row]):
             raise Rejected("HISTORY_NOT_CONFIGURED", "this instance was not told where the write service is, which has the past")
         return self._past
 
-    async def _get_past(self, request: Any, context: Any) -> Any:
+    async def _get_past(self, request: Any, context: Any, mask: FieldMask | None) -> Any:
         row, origin, stale = await self.existed(getattr(request, self._id), request.as_of, context)
         shown: Any = self._summary.view(row)
         if stale:
             shown.stale = True
             tell_stale(context)
-        return self._got(**{self._one: shown, "origin": origin})
+        return self._got(**{self._one: only(mask, shown), "origin": origin})
 
     async def existed(self, id_: str, as_of: as_of_pb2.AsOf, context: Any) -> tuple[Row, as_of_pb2.RowOrigin, bool]:
         """The row of an id in the caller's tenant as of then, its origin, and whether it is stale.
@@ -239,6 +243,7 @@ class SummaryServicer(Generic[Row]):
 
     async def list(self, request: Any, context: Any) -> Any:
         """The answer of the List RPC: a page of the tenant's rows that pass all filters."""
+        mask = mask_of(request, self._kind)
         found, bound = conditions_of(self._summary.filters, request.filter)
         order_by = self._order(request.order_by, found)
         column, descending = self._orders[order_by]
@@ -252,7 +257,8 @@ class SummaryServicer(Generic[Row]):
         shown = [self._shown(row) for row in cut]
         if any(each.stale for each in shown):
             tell_stale(context)
-        return self._listed(**{self._many: shown, "next_page_token": following})
+        masked = shown if mask is None else [only(mask, each) for each in shown]
+        return self._listed(**{self._many: masked, "next_page_token": following})
 
     def _order(self, asked: str, found: Mapping[str, Sequence[Condition]]) -> str:
         summary = self._summary

@@ -43,6 +43,8 @@ class SummaryRpcs(Generic[Row]):
         asked, answered = self.explain_rpc.input_type, self.explain_rpc.output_type
         _check(f"{name}_id" in asked.fields_by_name, f"{asked.full_name} has no {name}_id")
         _check(shown_field(answered).name == "changes", f"{answered.full_name} has no changes")
+        masked = (self.get_rpc.input_type, self.list_rpc.input_type)
+        _check(all("read_mask" in each.fields_by_name for each in masked), f"{self.service.full_name} has no read_mask")
         asked, answered = self.watch_rpc.input_type, self.watch_rpc.output_type
         _check(f"{name}_id" in asked.fields_by_name, f"{asked.full_name} has no {name}_id")
         _check(shown_field(answered).message_type is shown, f"{answered.full_name} has no {shown.name}")

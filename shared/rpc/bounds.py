@@ -37,14 +37,19 @@ def rules_broken(*violations: tuple[str, str]) -> Invalid:
 
 
 def refuse_uncounted(message: type[Message], raw: bytes) -> None:
-    """Refuses the bytes of a message whose fields are too many. Bytes that cannot be read are left to the decoder.
+    """Refuses the bytes of a message whose fields, or those of a large message in it, are too many.
+
+    Bytes that cannot be read are left to the decoder.
 
     Raises Invalid: INVALID_REQUEST if a field has more elements than its rules allow, or the request too many other fields;
     MALFORMED_MESSAGE for a group, which no contract has.
     """
-    if len(raw) <= COUNTED_ABOVE_BYTES:
+    _refuse_uncounted(cast("Descriptor", message.DESCRIPTOR), raw, 0)
+
+
+def _refuse_uncounted(kind: Descriptor, raw: bytes, depth: int) -> None:
+    if len(raw) <= COUNTED_ABOVE_BYTES or depth > _DEPTH_MAX:
         return
-    kind = cast("Descriptor", message.DESCRIPTOR)
     left = dict(_limits(kind))
     others = OTHER_FIELDS_MAX
     at, end = 0, len(raw)
@@ -63,6 +68,7 @@ def refuse_uncounted(message: type[Message], raw: bytes) -> None:
                     raise Invalid("INVALID_REQUEST", "the request has too many fields", violations=(("", text),))
             if wire_type == _DELIMITED:
                 size, at = _varint(raw, at)
+                _refuse_uncounted_inner(kind.fields_by_number.get(number), raw, (at, size), depth + 1)
                 at += size
             elif wire_type == _VARINT:
                 _, at = _varint(raw, at)
@@ -75,6 +81,13 @@ def refuse_uncounted(message: type[Message], raw: bytes) -> None:
                 raise Invalid("MALFORMED_MESSAGE", "the request cannot be read", violations=(("", text),))
     except (IndexError, ValueError):
         return
+
+
+def _refuse_uncounted_inner(field: FieldDescriptor | None, raw: bytes, part: tuple[int, int], depth: int) -> None:
+    """The same of a field's message, whose bytes begin at the first number of `part` and are as many as the second."""
+    at, size = part
+    if size > COUNTED_ABOVE_BYTES and field is not None and field.message_type is not None:
+        _refuse_uncounted(field.message_type, raw[at : at + size], depth)
 
 
 def refuse_oversized(message: Message, *, within: str = "") -> None:

@@ -92,6 +92,13 @@ def watched_list(name: str, situation: str, reason: str, *fields: str, **asked: 
     return Row(f"{rpc}: {situation}", lambda s, p: watch(s, rpc, **asked), "INVALID_ARGUMENT", reason, fields)
 
 
+MASKED: dict[str, Callable[..., Awaitable[object]]] = {
+    "persons": lambda s, p, **more: s.persons(**more),
+    "accounts": lambda s, p, **more: s.accounts(**more),
+    "movements": lambda s, p, **more: s.movements(account_id=p.blue, **more),
+}
+"""Lists whose answers can be masked; Get and the other lists are answered by the same code."""
+
 WATCHED = [
     row
     for name in ("account", "person", "transfer", "user")
@@ -912,6 +919,11 @@ TOO_MUCH = [
 QUERIES = [
     bad("page: negative size", lambda s, p: s.persons(page_size=-1), "page_size"),
     bad("page: more than 500", lambda s, p: s.accounts(page_size=501), "page_size"),
+    *(
+        bad(f"read_mask of {what}: {why}", lambda s, p, ask=ask, paths=paths: ask(s, p, read_mask={"paths": paths}), "read_mask")  # type: ignore[misc]
+        for what, ask in MASKED.items()
+        for why, paths in (("no field", ["version", "nonsense"]), ("too many", ["version"] * 65))
+    ),
     bad("statement: by amount", lambda s, p: s.movements(account_id=p.blue, order_by="amount_minor"), "order_by"),
     bad(
         "statement: no moment",

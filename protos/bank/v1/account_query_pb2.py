@@ -26,10 +26,11 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from foldline.v1 import as_of_pb2 as foldline_dot_v1_dot_as__of__pb2
 from foldline.v1 import range_pb2 as foldline_dot_v1_dot_range__pb2
 from foldline.v1 import watch_pb2 as foldline_dot_v1_dot_watch__pb2
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x62\x61nk/v1/account_query.proto\x12\x07\x62\x61nk.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x17\x66oldline/v1/as_of.proto\x1a\x17\x66oldline/v1/range.proto\x1a\x17\x66oldline/v1/watch.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x92\x02\n\x0e\x41\x63\x63ountSummary\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x10\n\x08owner_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x10\n\x08\x63urrency\x18\x04 \x01(\t\x12\x15\n\rbalance_minor\x18\x05 \x01(\x03\x12&\n\x06status\x18\x06 \x01(\x0e\x32\x16.bank.v1.AccountStatus\x12-\n\topened_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07version\x18\x08 \x01(\x03\x12\r\n\x05stale\x18\t \x01(\x08\x12,\n\x08\x62oxed_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xb2\x01\n\x08Movement\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x14\n\x0c\x61mount_minor\x18\x02 \x01(\x03\x12\x1b\n\x13\x62\x61lance_after_minor\x18\x03 \x01(\x03\x12,\n\x08moved_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0btransfer_id\x18\x05 \x01(\t\x12\x1f\n\x17\x63ounterparty_account_id\x18\x06 \x01(\t\"x\n\x11GetAccountRequest\x12\x1c\n\naccount_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12#\n\x11\x63onsistency_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12 \n\x05\x61s_of\x18\x03 \x01(\x0b\x32\x11.foldline.v1.AsOf\"f\n\x12GetAccountResponse\x12(\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x17.bank.v1.AccountSummary\x12&\n\x06origin\x18\x02 \x01(\x0b\x32\x16.foldline.v1.RowOrigin\"\xac\x01\n\x15\x45xplainAccountRequest\x12\x1c\n\naccount_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12 \n\x05\x61s_of\x18\x02 \x01(\x0b\x32\x11.foldline.v1.AsOf\x12\x16\n\x05\x66ield\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18?\x12\x1d\n\tpage_size\x18\x04 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x1c\n\npage_token\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x10\"i\n\x16\x45xplainAccountResponse\x12\'\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x16.foldline.v1.RowChange\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\r\n\x05stale\x18\x03 \x01(\x08\"\xde\x01\n\rAccountFilter\x12\x1d\n\x08owner_id\x18\x01 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x30\n\x06status\x18\x02 \x01(\x0e\x32\x16.bank.v1.AccountStatusB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12!\n\x08\x63urrency\x18\x03 \x01(\tB\x0f\xbaH\x0cr\x07\x98\x01\x03\xba\x01\x01\x00\xd8\x01\x01\x12.\n\rbalance_minor\x18\x04 \x01(\x0b\x32\x17.foldline.v1.WholeRange\x12)\n\topened_at\x18\x05 \x01(\x0b\x32\x16.foldline.v1.TimeRange\"\xf8\x01\n\x13ListAccountsRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x10\x12&\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x16.bank.v1.AccountFilter\x12W\n\x08order_by\x18\x04 \x01(\tBE\xbaHBr@R\x00R\topened_atR\x0eopened_at descR\rbalance_minorR\x12\x62\x61lance_minor desc\x12#\n\x11\x63onsistency_token\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"Z\n\x14ListAccountsResponse\x12)\n\x08\x61\x63\x63ounts\x18\x01 \x03(\x0b\x32\x17.bank.v1.AccountSummary\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x95\x02\n\x14ListMovementsRequest\x12\x1c\n\naccount_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x10\x12#\n\x11\x63onsistency_token\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12 \n\x05\x61s_of\x18\x05 \x01(\x0b\x32\x11.foldline.v1.AsOf\x12\'\n\x06\x66ilter\x18\x06 \x01(\x0b\x32\x17.bank.v1.MovementFilter\x12\x32\n\x08order_by\x18\x07 \x01(\tB \xbaH\x1dr\x1bR\x00R\x08moved_atR\rmoved_at desc\"i\n\x0eMovementFilter\x12-\n\x0c\x61mount_minor\x18\x01 \x01(\x0b\x32\x17.foldline.v1.WholeRange\x12(\n\x08moved_at\x18\x02 \x01(\x0b\x32\x16.foldline.v1.TimeRange\"e\n\x15ListMovementsResponse\x12$\n\tmovements\x18\x01 \x03(\x0b\x32\x11.bank.v1.Movement\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\r\n\x05stale\x18\x03 \x01(\x08\"x\n\x13WatchAccountRequest\x12\x1c\n\naccount_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1e\n\x0cresume_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12#\n\x11\x63onsistency_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"V\n\x14WatchAccountResponse\x12(\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x17.bank.v1.AccountSummary\x12\x14\n\x0cresume_token\x18\x02 \x01(\t\"\x83\x01\n\x14WatchAccountsRequest\x12&\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x16.bank.v1.AccountFilter\x12\x1e\n\x0cresume_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12#\n\x11\x63onsistency_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"k\n\x15WatchAccountsResponse\x12\'\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x16.bank.v1.AccountChange\x12\x13\n\x0b\x62\x65gins_anew\x18\x02 \x01(\x08\x12\x14\n\x0cresume_token\x18\x03 \x01(\t\"t\n\rAccountChange\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.foldline.v1.ListChange\x12\x12\n\naccount_id\x18\x02 \x01(\t\x12(\n\x07\x61\x63\x63ount\x18\x03 \x01(\x0b\x32\x17.bank.v1.AccountSummary*\x80\x01\n\rAccountStatus\x12\x1e\n\x1a\x41\x43\x43OUNT_STATUS_UNSPECIFIED\x10\x00\x12\x19\n\x15\x41\x43\x43OUNT_STATUS_ACTIVE\x10\x01\x12\x19\n\x15\x41\x43\x43OUNT_STATUS_FROZEN\x10\x02\x12\x19\n\x15\x41\x43\x43OUNT_STATUS_CLOSED\x10\x03\x32\xed\x03\n\x13\x41\x63\x63ountQueryService\x12\x45\n\nGetAccount\x12\x1a.bank.v1.GetAccountRequest\x1a\x1b.bank.v1.GetAccountResponse\x12Q\n\x0e\x45xplainAccount\x12\x1e.bank.v1.ExplainAccountRequest\x1a\x1f.bank.v1.ExplainAccountResponse\x12K\n\x0cListAccounts\x12\x1c.bank.v1.ListAccountsRequest\x1a\x1d.bank.v1.ListAccountsResponse\x12M\n\x0cWatchAccount\x12\x1c.bank.v1.WatchAccountRequest\x1a\x1d.bank.v1.WatchAccountResponse0\x01\x12P\n\rWatchAccounts\x12\x1d.bank.v1.WatchAccountsRequest\x1a\x1e.bank.v1.WatchAccountsResponse0\x01\x12N\n\rListMovements\x12\x1d.bank.v1.ListMovementsRequest\x1a\x1e.bank.v1.ListMovementsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x62\x61nk/v1/account_query.proto\x12\x07\x62\x61nk.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x17\x66oldline/v1/as_of.proto\x1a\x17\x66oldline/v1/range.proto\x1a\x17\x66oldline/v1/watch.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x92\x02\n\x0e\x41\x63\x63ountSummary\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x10\n\x08owner_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x10\n\x08\x63urrency\x18\x04 \x01(\t\x12\x15\n\rbalance_minor\x18\x05 \x01(\x03\x12&\n\x06status\x18\x06 \x01(\x0e\x32\x16.bank.v1.AccountStatus\x12-\n\topened_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07version\x18\x08 \x01(\x03\x12\r\n\x05stale\x18\t \x01(\x08\x12,\n\x08\x62oxed_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xb2\x01\n\x08Movement\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x14\n\x0c\x61mount_minor\x18\x02 \x01(\x03\x12\x1b\n\x13\x62\x61lance_after_minor\x18\x03 \x01(\x03\x12,\n\x08moved_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0btransfer_id\x18\x05 \x01(\t\x12\x1f\n\x17\x63ounterparty_account_id\x18\x06 \x01(\t\"\xa7\x01\n\x11GetAccountRequest\x12\x1c\n\naccount_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12#\n\x11\x63onsistency_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12 \n\x05\x61s_of\x18\x03 \x01(\x0b\x32\x11.foldline.v1.AsOf\x12-\n\tread_mask\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"f\n\x12GetAccountResponse\x12(\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x17.bank.v1.AccountSummary\x12&\n\x06origin\x18\x02 \x01(\x0b\x32\x16.foldline.v1.RowOrigin\"\xac\x01\n\x15\x45xplainAccountRequest\x12\x1c\n\naccount_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12 \n\x05\x61s_of\x18\x02 \x01(\x0b\x32\x11.foldline.v1.AsOf\x12\x16\n\x05\x66ield\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18?\x12\x1d\n\tpage_size\x18\x04 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x1c\n\npage_token\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x10\"i\n\x16\x45xplainAccountResponse\x12\'\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x16.foldline.v1.RowChange\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\r\n\x05stale\x18\x03 \x01(\x08\"\xde\x01\n\rAccountFilter\x12\x1d\n\x08owner_id\x18\x01 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x30\n\x06status\x18\x02 \x01(\x0e\x32\x16.bank.v1.AccountStatusB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12!\n\x08\x63urrency\x18\x03 \x01(\tB\x0f\xbaH\x0cr\x07\x98\x01\x03\xba\x01\x01\x00\xd8\x01\x01\x12.\n\rbalance_minor\x18\x04 \x01(\x0b\x32\x17.foldline.v1.WholeRange\x12)\n\topened_at\x18\x05 \x01(\x0b\x32\x16.foldline.v1.TimeRange\"\xa7\x02\n\x13ListAccountsRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x10\x12&\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x16.bank.v1.AccountFilter\x12W\n\x08order_by\x18\x04 \x01(\tBE\xbaHBr@R\x00R\topened_atR\x0eopened_at descR\rbalance_minorR\x12\x62\x61lance_minor desc\x12#\n\x11\x63onsistency_token\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12-\n\tread_mask\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"Z\n\x14ListAccountsResponse\x12)\n\x08\x61\x63\x63ounts\x18\x01 \x03(\x0b\x32\x17.bank.v1.AccountSummary\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xc4\x02\n\x14ListMovementsRequest\x12\x1c\n\naccount_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x10\x12#\n\x11\x63onsistency_token\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12 \n\x05\x61s_of\x18\x05 \x01(\x0b\x32\x11.foldline.v1.AsOf\x12\'\n\x06\x66ilter\x18\x06 \x01(\x0b\x32\x17.bank.v1.MovementFilter\x12\x32\n\x08order_by\x18\x07 \x01(\tB \xbaH\x1dr\x1bR\x00R\x08moved_atR\rmoved_at desc\x12-\n\tread_mask\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"i\n\x0eMovementFilter\x12-\n\x0c\x61mount_minor\x18\x01 \x01(\x0b\x32\x17.foldline.v1.WholeRange\x12(\n\x08moved_at\x18\x02 \x01(\x0b\x32\x16.foldline.v1.TimeRange\"e\n\x15ListMovementsResponse\x12$\n\tmovements\x18\x01 \x03(\x0b\x32\x11.bank.v1.Movement\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\r\n\x05stale\x18\x03 \x01(\x08\"x\n\x13WatchAccountRequest\x12\x1c\n\naccount_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1e\n\x0cresume_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12#\n\x11\x63onsistency_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"V\n\x14WatchAccountResponse\x12(\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x17.bank.v1.AccountSummary\x12\x14\n\x0cresume_token\x18\x02 \x01(\t\"\x83\x01\n\x14WatchAccountsRequest\x12&\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x16.bank.v1.AccountFilter\x12\x1e\n\x0cresume_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12#\n\x11\x63onsistency_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"k\n\x15WatchAccountsResponse\x12\'\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x16.bank.v1.AccountChange\x12\x13\n\x0b\x62\x65gins_anew\x18\x02 \x01(\x08\x12\x14\n\x0cresume_token\x18\x03 \x01(\t\"t\n\rAccountChange\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.foldline.v1.ListChange\x12\x12\n\naccount_id\x18\x02 \x01(\t\x12(\n\x07\x61\x63\x63ount\x18\x03 \x01(\x0b\x32\x17.bank.v1.AccountSummary*\x80\x01\n\rAccountStatus\x12\x1e\n\x1a\x41\x43\x43OUNT_STATUS_UNSPECIFIED\x10\x00\x12\x19\n\x15\x41\x43\x43OUNT_STATUS_ACTIVE\x10\x01\x12\x19\n\x15\x41\x43\x43OUNT_STATUS_FROZEN\x10\x02\x12\x19\n\x15\x41\x43\x43OUNT_STATUS_CLOSED\x10\x03\x32\xed\x03\n\x13\x41\x63\x63ountQueryService\x12\x45\n\nGetAccount\x12\x1a.bank.v1.GetAccountRequest\x1a\x1b.bank.v1.GetAccountResponse\x12Q\n\x0e\x45xplainAccount\x12\x1e.bank.v1.ExplainAccountRequest\x1a\x1f.bank.v1.ExplainAccountResponse\x12K\n\x0cListAccounts\x12\x1c.bank.v1.ListAccountsRequest\x1a\x1d.bank.v1.ListAccountsResponse\x12M\n\x0cWatchAccount\x12\x1c.bank.v1.WatchAccountRequest\x1a\x1d.bank.v1.WatchAccountResponse0\x01\x12P\n\rWatchAccounts\x12\x1d.bank.v1.WatchAccountsRequest\x1a\x1e.bank.v1.WatchAccountsResponse0\x01\x12N\n\rListMovements\x12\x1d.bank.v1.ListMovementsRequest\x1a\x1e.bank.v1.ListMovementsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -82,42 +83,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WATCHACCOUNTSREQUEST'].fields_by_name['resume_token']._serialized_options = b'\272H\005r\003\030\200\004'
   _globals['_WATCHACCOUNTSREQUEST'].fields_by_name['consistency_token']._loaded_options = None
   _globals['_WATCHACCOUNTSREQUEST'].fields_by_name['consistency_token']._serialized_options = b'\272H\005r\003\030\200\004'
-  _globals['_ACCOUNTSTATUS']._serialized_start=2773
-  _globals['_ACCOUNTSTATUS']._serialized_end=2901
-  _globals['_ACCOUNTSUMMARY']._serialized_start=178
-  _globals['_ACCOUNTSUMMARY']._serialized_end=452
-  _globals['_MOVEMENT']._serialized_start=455
-  _globals['_MOVEMENT']._serialized_end=633
-  _globals['_GETACCOUNTREQUEST']._serialized_start=635
-  _globals['_GETACCOUNTREQUEST']._serialized_end=755
-  _globals['_GETACCOUNTRESPONSE']._serialized_start=757
-  _globals['_GETACCOUNTRESPONSE']._serialized_end=859
-  _globals['_EXPLAINACCOUNTREQUEST']._serialized_start=862
-  _globals['_EXPLAINACCOUNTREQUEST']._serialized_end=1034
-  _globals['_EXPLAINACCOUNTRESPONSE']._serialized_start=1036
-  _globals['_EXPLAINACCOUNTRESPONSE']._serialized_end=1141
-  _globals['_ACCOUNTFILTER']._serialized_start=1144
-  _globals['_ACCOUNTFILTER']._serialized_end=1366
-  _globals['_LISTACCOUNTSREQUEST']._serialized_start=1369
-  _globals['_LISTACCOUNTSREQUEST']._serialized_end=1617
-  _globals['_LISTACCOUNTSRESPONSE']._serialized_start=1619
-  _globals['_LISTACCOUNTSRESPONSE']._serialized_end=1709
-  _globals['_LISTMOVEMENTSREQUEST']._serialized_start=1712
-  _globals['_LISTMOVEMENTSREQUEST']._serialized_end=1989
-  _globals['_MOVEMENTFILTER']._serialized_start=1991
-  _globals['_MOVEMENTFILTER']._serialized_end=2096
-  _globals['_LISTMOVEMENTSRESPONSE']._serialized_start=2098
-  _globals['_LISTMOVEMENTSRESPONSE']._serialized_end=2199
-  _globals['_WATCHACCOUNTREQUEST']._serialized_start=2201
-  _globals['_WATCHACCOUNTREQUEST']._serialized_end=2321
-  _globals['_WATCHACCOUNTRESPONSE']._serialized_start=2323
-  _globals['_WATCHACCOUNTRESPONSE']._serialized_end=2409
-  _globals['_WATCHACCOUNTSREQUEST']._serialized_start=2412
-  _globals['_WATCHACCOUNTSREQUEST']._serialized_end=2543
-  _globals['_WATCHACCOUNTSRESPONSE']._serialized_start=2545
-  _globals['_WATCHACCOUNTSRESPONSE']._serialized_end=2652
-  _globals['_ACCOUNTCHANGE']._serialized_start=2654
-  _globals['_ACCOUNTCHANGE']._serialized_end=2770
-  _globals['_ACCOUNTQUERYSERVICE']._serialized_start=2904
-  _globals['_ACCOUNTQUERYSERVICE']._serialized_end=3397
+  _globals['_ACCOUNTSTATUS']._serialized_start=2949
+  _globals['_ACCOUNTSTATUS']._serialized_end=3077
+  _globals['_ACCOUNTSUMMARY']._serialized_start=212
+  _globals['_ACCOUNTSUMMARY']._serialized_end=486
+  _globals['_MOVEMENT']._serialized_start=489
+  _globals['_MOVEMENT']._serialized_end=667
+  _globals['_GETACCOUNTREQUEST']._serialized_start=670
+  _globals['_GETACCOUNTREQUEST']._serialized_end=837
+  _globals['_GETACCOUNTRESPONSE']._serialized_start=839
+  _globals['_GETACCOUNTRESPONSE']._serialized_end=941
+  _globals['_EXPLAINACCOUNTREQUEST']._serialized_start=944
+  _globals['_EXPLAINACCOUNTREQUEST']._serialized_end=1116
+  _globals['_EXPLAINACCOUNTRESPONSE']._serialized_start=1118
+  _globals['_EXPLAINACCOUNTRESPONSE']._serialized_end=1223
+  _globals['_ACCOUNTFILTER']._serialized_start=1226
+  _globals['_ACCOUNTFILTER']._serialized_end=1448
+  _globals['_LISTACCOUNTSREQUEST']._serialized_start=1451
+  _globals['_LISTACCOUNTSREQUEST']._serialized_end=1746
+  _globals['_LISTACCOUNTSRESPONSE']._serialized_start=1748
+  _globals['_LISTACCOUNTSRESPONSE']._serialized_end=1838
+  _globals['_LISTMOVEMENTSREQUEST']._serialized_start=1841
+  _globals['_LISTMOVEMENTSREQUEST']._serialized_end=2165
+  _globals['_MOVEMENTFILTER']._serialized_start=2167
+  _globals['_MOVEMENTFILTER']._serialized_end=2272
+  _globals['_LISTMOVEMENTSRESPONSE']._serialized_start=2274
+  _globals['_LISTMOVEMENTSRESPONSE']._serialized_end=2375
+  _globals['_WATCHACCOUNTREQUEST']._serialized_start=2377
+  _globals['_WATCHACCOUNTREQUEST']._serialized_end=2497
+  _globals['_WATCHACCOUNTRESPONSE']._serialized_start=2499
+  _globals['_WATCHACCOUNTRESPONSE']._serialized_end=2585
+  _globals['_WATCHACCOUNTSREQUEST']._serialized_start=2588
+  _globals['_WATCHACCOUNTSREQUEST']._serialized_end=2719
+  _globals['_WATCHACCOUNTSRESPONSE']._serialized_start=2721
+  _globals['_WATCHACCOUNTSRESPONSE']._serialized_end=2828
+  _globals['_ACCOUNTCHANGE']._serialized_start=2830
+  _globals['_ACCOUNTCHANGE']._serialized_end=2946
+  _globals['_ACCOUNTQUERYSERVICE']._serialized_start=3080
+  _globals['_ACCOUNTQUERYSERVICE']._serialized_end=3573
 # @@protoc_insertion_point(module_scope)

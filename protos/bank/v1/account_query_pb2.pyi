@@ -8,6 +8,7 @@ from foldline.v1 import as_of_pb2 as _as_of_pb2
 from foldline.v1 import range_pb2 as _range_pb2
 from foldline.v1 import watch_pb2 as _watch_pb2
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -139,6 +140,7 @@ class GetAccountRequest(_message.Message):
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     CONSISTENCY_TOKEN_FIELD_NUMBER: _builtins.int
     AS_OF_FIELD_NUMBER: _builtins.int
+    READ_MASK_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     consistency_token: _builtins.str
     """From a command's receipt: the answer has that command seen, or the call fails with NOT_YET_CONSISTENT."""
@@ -146,16 +148,21 @@ class GetAccountRequest(_message.Message):
     def as_of(self) -> _as_of_pb2.AsOf:
         """As of when; without it, as the tables are now. No consistency token is needed with it: it is answered from the events."""
 
+    @_builtins.property
+    def read_mask(self) -> _field_mask_pb2.FieldMask:
+        """Fields of what is shown, by name; none means all. A field that is left out is as if it had no value."""
+
     def __init__(
         self,
         *,
         account_id: _builtins.str = ...,
         consistency_token: _builtins.str = ...,
         as_of: _as_of_pb2.AsOf | None = ...,
+        read_mask: _field_mask_pb2.FieldMask | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "read_mask", b"read_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "as_of", b"as_of", "consistency_token", b"consistency_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "as_of", b"as_of", "consistency_token", b"consistency_token", "read_mask", b"read_mask"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -298,6 +305,7 @@ class ListAccountsRequest(_message.Message):
     FILTER_FIELD_NUMBER: _builtins.int
     ORDER_BY_FIELD_NUMBER: _builtins.int
     CONSISTENCY_TOKEN_FIELD_NUMBER: _builtins.int
+    READ_MASK_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """0 means 50."""
     page_token: _builtins.str
@@ -307,6 +315,10 @@ class ListAccountsRequest(_message.Message):
     consistency_token: _builtins.str
     @_builtins.property
     def filter(self) -> Global___AccountFilter: ...
+    @_builtins.property
+    def read_mask(self) -> _field_mask_pb2.FieldMask:
+        """Fields of what is shown, by name; none means all. A field that is left out is as if it had no value."""
+
     def __init__(
         self,
         *,
@@ -315,10 +327,11 @@ class ListAccountsRequest(_message.Message):
         filter: Global___AccountFilter | None = ...,
         order_by: _builtins.str = ...,
         consistency_token: _builtins.str = ...,
+        read_mask: _field_mask_pb2.FieldMask | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "read_mask", b"read_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency_token", b"consistency_token", "filter", b"filter", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency_token", b"consistency_token", "filter", b"filter", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token", "read_mask", b"read_mask"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -359,6 +372,7 @@ class ListMovementsRequest(_message.Message):
     AS_OF_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
     ORDER_BY_FIELD_NUMBER: _builtins.int
+    READ_MASK_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     page_size: _builtins.int
     """0 means 50."""
@@ -373,6 +387,10 @@ class ListMovementsRequest(_message.Message):
 
     @_builtins.property
     def filter(self) -> Global___MovementFilter: ...
+    @_builtins.property
+    def read_mask(self) -> _field_mask_pb2.FieldMask:
+        """Fields of what is shown, by name; none means all. A field that is left out is as if it had no value."""
+
     def __init__(
         self,
         *,
@@ -383,10 +401,11 @@ class ListMovementsRequest(_message.Message):
         as_of: _as_of_pb2.AsOf | None = ...,
         filter: Global___MovementFilter | None = ...,
         order_by: _builtins.str = ...,
+        read_mask: _field_mask_pb2.FieldMask | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "filter", b"filter"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "filter", b"filter", "read_mask", b"read_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "as_of", b"as_of", "consistency_token", b"consistency_token", "filter", b"filter", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "as_of", b"as_of", "consistency_token", b"consistency_token", "filter", b"filter", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token", "read_mask", b"read_mask"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -27,10 +27,11 @@ from foldline.v1 import as_of_pb2 as foldline_dot_v1_dot_as__of__pb2
 from foldline.v1 import options_pb2 as foldline_dot_v1_dot_options__pb2
 from foldline.v1 import range_pb2 as foldline_dot_v1_dot_range__pb2
 from foldline.v1 import watch_pb2 as foldline_dot_v1_dot_watch__pb2
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x62\x61nk/v1/person_query.proto\x12\x07\x62\x61nk.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x17\x66oldline/v1/as_of.proto\x1a\x19\x66oldline/v1/options.proto\x1a\x17\x66oldline/v1/range.proto\x1a\x17\x66oldline/v1/watch.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd9\x02\n\rPersonSummary\x12\x11\n\tperson_id\x18\x01 \x01(\t\x12\x12\n\x04name\x18\x02 \x01(\tB\x04\xa8\xbb\x18\x01\x12\x31\n\rregistered_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\x12open_account_count\x18\x04 \x01(\x05\x12.\n\x0etotal_balances\x18\x05 \x03(\x0b\x32\x16.bank.v1.CurrencyTotal\x12\x0f\n\x07version\x18\x06 \x01(\x03\x12%\n\x06status\x18\x07 \x01(\x0e\x32\x15.bank.v1.PersonStatus\x12-\n\tclosed_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05stale\x18\t \x01(\x08\x12,\n\x08\x62oxed_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"6\n\rCurrencyTotal\x12\x10\n\x08\x63urrency\x18\x01 \x01(\t\x12\x13\n\x0btotal_minor\x18\x02 \x01(\t\"v\n\x10GetPersonRequest\x12\x1b\n\tperson_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12#\n\x11\x63onsistency_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12 \n\x05\x61s_of\x18\x03 \x01(\x0b\x32\x11.foldline.v1.AsOf\"c\n\x11GetPersonResponse\x12&\n\x06person\x18\x01 \x01(\x0b\x32\x16.bank.v1.PersonSummary\x12&\n\x06origin\x18\x02 \x01(\x0b\x32\x16.foldline.v1.RowOrigin\"\xaa\x01\n\x14\x45xplainPersonRequest\x12\x1b\n\tperson_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12 \n\x05\x61s_of\x18\x02 \x01(\x0b\x32\x11.foldline.v1.AsOf\x12\x16\n\x05\x66ield\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18?\x12\x1d\n\tpage_size\x18\x04 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x1c\n\npage_token\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x10\"h\n\x15\x45xplainPersonResponse\x12\'\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x16.foldline.v1.RowChange\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\r\n\x05stale\x18\x03 \x01(\x08\"\x8d\x01\n\x0cPersonFilter\x12\x1d\n\x0bname_prefix\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12/\n\x06status\x18\x02 \x01(\x0e\x32\x15.bank.v1.PersonStatusB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12-\n\rregistered_at\x18\x03 \x01(\x0b\x32\x16.foldline.v1.TimeRange\"\xed\x01\n\x12ListPersonsRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x1d\n\npage_token\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80\x01\x12%\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x15.bank.v1.PersonFilter\x12M\n\x08order_by\x18\x04 \x01(\tB;\xbaH8r6R\x00R\x04nameR\tname descR\rregistered_atR\x12registered_at desc\x12#\n\x11\x63onsistency_token\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"W\n\x13ListPersonsResponse\x12\'\n\x07persons\x18\x01 \x03(\x0b\x32\x16.bank.v1.PersonSummary\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"v\n\x12WatchPersonRequest\x12\x1b\n\tperson_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1e\n\x0cresume_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12#\n\x11\x63onsistency_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"S\n\x13WatchPersonResponse\x12&\n\x06person\x18\x01 \x01(\x0b\x32\x16.bank.v1.PersonSummary\x12\x14\n\x0cresume_token\x18\x02 \x01(\t\"\x81\x01\n\x13WatchPersonsRequest\x12%\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x15.bank.v1.PersonFilter\x12\x1e\n\x0cresume_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12#\n\x11\x63onsistency_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"i\n\x14WatchPersonsResponse\x12&\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x15.bank.v1.PersonChange\x12\x13\n\x0b\x62\x65gins_anew\x18\x02 \x01(\x08\x12\x14\n\x0cresume_token\x18\x03 \x01(\t\"p\n\x0cPersonChange\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.foldline.v1.ListChange\x12\x11\n\tperson_id\x18\x02 \x01(\t\x12&\n\x06person\x18\x03 \x01(\x0b\x32\x16.bank.v1.PersonSummary*a\n\x0cPersonStatus\x12\x1d\n\x19PERSON_STATUS_UNSPECIFIED\x10\x00\x12\x18\n\x14PERSON_STATUS_ACTIVE\x10\x01\x12\x18\n\x14PERSON_STATUS_CLOSED\x10\x02\x32\x8d\x03\n\x12PersonQueryService\x12\x42\n\tGetPerson\x12\x19.bank.v1.GetPersonRequest\x1a\x1a.bank.v1.GetPersonResponse\x12N\n\rExplainPerson\x12\x1d.bank.v1.ExplainPersonRequest\x1a\x1e.bank.v1.ExplainPersonResponse\x12H\n\x0bListPersons\x12\x1b.bank.v1.ListPersonsRequest\x1a\x1c.bank.v1.ListPersonsResponse\x12J\n\x0bWatchPerson\x12\x1b.bank.v1.WatchPersonRequest\x1a\x1c.bank.v1.WatchPersonResponse0\x01\x12M\n\x0cWatchPersons\x12\x1c.bank.v1.WatchPersonsRequest\x1a\x1d.bank.v1.WatchPersonsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x62\x61nk/v1/person_query.proto\x12\x07\x62\x61nk.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x17\x66oldline/v1/as_of.proto\x1a\x19\x66oldline/v1/options.proto\x1a\x17\x66oldline/v1/range.proto\x1a\x17\x66oldline/v1/watch.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd9\x02\n\rPersonSummary\x12\x11\n\tperson_id\x18\x01 \x01(\t\x12\x12\n\x04name\x18\x02 \x01(\tB\x04\xa8\xbb\x18\x01\x12\x31\n\rregistered_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\x12open_account_count\x18\x04 \x01(\x05\x12.\n\x0etotal_balances\x18\x05 \x03(\x0b\x32\x16.bank.v1.CurrencyTotal\x12\x0f\n\x07version\x18\x06 \x01(\x03\x12%\n\x06status\x18\x07 \x01(\x0e\x32\x15.bank.v1.PersonStatus\x12-\n\tclosed_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05stale\x18\t \x01(\x08\x12,\n\x08\x62oxed_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"6\n\rCurrencyTotal\x12\x10\n\x08\x63urrency\x18\x01 \x01(\t\x12\x13\n\x0btotal_minor\x18\x02 \x01(\t\"\xa5\x01\n\x10GetPersonRequest\x12\x1b\n\tperson_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12#\n\x11\x63onsistency_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12 \n\x05\x61s_of\x18\x03 \x01(\x0b\x32\x11.foldline.v1.AsOf\x12-\n\tread_mask\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"c\n\x11GetPersonResponse\x12&\n\x06person\x18\x01 \x01(\x0b\x32\x16.bank.v1.PersonSummary\x12&\n\x06origin\x18\x02 \x01(\x0b\x32\x16.foldline.v1.RowOrigin\"\xaa\x01\n\x14\x45xplainPersonRequest\x12\x1b\n\tperson_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12 \n\x05\x61s_of\x18\x02 \x01(\x0b\x32\x11.foldline.v1.AsOf\x12\x16\n\x05\x66ield\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18?\x12\x1d\n\tpage_size\x18\x04 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x1c\n\npage_token\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x10\"h\n\x15\x45xplainPersonResponse\x12\'\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x16.foldline.v1.RowChange\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\r\n\x05stale\x18\x03 \x01(\x08\"\x8d\x01\n\x0cPersonFilter\x12\x1d\n\x0bname_prefix\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12/\n\x06status\x18\x02 \x01(\x0e\x32\x15.bank.v1.PersonStatusB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12-\n\rregistered_at\x18\x03 \x01(\x0b\x32\x16.foldline.v1.TimeRange\"\x9c\x02\n\x12ListPersonsRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x1d\n\npage_token\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80\x01\x12%\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x15.bank.v1.PersonFilter\x12M\n\x08order_by\x18\x04 \x01(\tB;\xbaH8r6R\x00R\x04nameR\tname descR\rregistered_atR\x12registered_at desc\x12#\n\x11\x63onsistency_token\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12-\n\tread_mask\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"W\n\x13ListPersonsResponse\x12\'\n\x07persons\x18\x01 \x03(\x0b\x32\x16.bank.v1.PersonSummary\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"v\n\x12WatchPersonRequest\x12\x1b\n\tperson_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1e\n\x0cresume_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12#\n\x11\x63onsistency_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"S\n\x13WatchPersonResponse\x12&\n\x06person\x18\x01 \x01(\x0b\x32\x16.bank.v1.PersonSummary\x12\x14\n\x0cresume_token\x18\x02 \x01(\t\"\x81\x01\n\x13WatchPersonsRequest\x12%\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x15.bank.v1.PersonFilter\x12\x1e\n\x0cresume_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12#\n\x11\x63onsistency_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"i\n\x14WatchPersonsResponse\x12&\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x15.bank.v1.PersonChange\x12\x13\n\x0b\x62\x65gins_anew\x18\x02 \x01(\x08\x12\x14\n\x0cresume_token\x18\x03 \x01(\t\"p\n\x0cPersonChange\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.foldline.v1.ListChange\x12\x11\n\tperson_id\x18\x02 \x01(\t\x12&\n\x06person\x18\x03 \x01(\x0b\x32\x16.bank.v1.PersonSummary*a\n\x0cPersonStatus\x12\x1d\n\x19PERSON_STATUS_UNSPECIFIED\x10\x00\x12\x18\n\x14PERSON_STATUS_ACTIVE\x10\x01\x12\x18\n\x14PERSON_STATUS_CLOSED\x10\x02\x32\x8d\x03\n\x12PersonQueryService\x12\x42\n\tGetPerson\x12\x19.bank.v1.GetPersonRequest\x1a\x1a.bank.v1.GetPersonResponse\x12N\n\rExplainPerson\x12\x1d.bank.v1.ExplainPersonRequest\x1a\x1e.bank.v1.ExplainPersonResponse\x12H\n\x0bListPersons\x12\x1b.bank.v1.ListPersonsRequest\x1a\x1c.bank.v1.ListPersonsResponse\x12J\n\x0bWatchPerson\x12\x1b.bank.v1.WatchPersonRequest\x1a\x1c.bank.v1.WatchPersonResponse0\x01\x12M\n\x0cWatchPersons\x12\x1c.bank.v1.WatchPersonsRequest\x1a\x1d.bank.v1.WatchPersonsResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -73,36 +74,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WATCHPERSONSREQUEST'].fields_by_name['resume_token']._serialized_options = b'\272H\005r\003\030\200\004'
   _globals['_WATCHPERSONSREQUEST'].fields_by_name['consistency_token']._loaded_options = None
   _globals['_WATCHPERSONSREQUEST'].fields_by_name['consistency_token']._serialized_options = b'\272H\005r\003\030\200\004'
-  _globals['_PERSONSTATUS']._serialized_start=2138
-  _globals['_PERSONSTATUS']._serialized_end=2235
-  _globals['_PERSONSUMMARY']._serialized_start=204
-  _globals['_PERSONSUMMARY']._serialized_end=549
-  _globals['_CURRENCYTOTAL']._serialized_start=551
-  _globals['_CURRENCYTOTAL']._serialized_end=605
-  _globals['_GETPERSONREQUEST']._serialized_start=607
-  _globals['_GETPERSONREQUEST']._serialized_end=725
-  _globals['_GETPERSONRESPONSE']._serialized_start=727
-  _globals['_GETPERSONRESPONSE']._serialized_end=826
-  _globals['_EXPLAINPERSONREQUEST']._serialized_start=829
-  _globals['_EXPLAINPERSONREQUEST']._serialized_end=999
-  _globals['_EXPLAINPERSONRESPONSE']._serialized_start=1001
-  _globals['_EXPLAINPERSONRESPONSE']._serialized_end=1105
-  _globals['_PERSONFILTER']._serialized_start=1108
-  _globals['_PERSONFILTER']._serialized_end=1249
-  _globals['_LISTPERSONSREQUEST']._serialized_start=1252
-  _globals['_LISTPERSONSREQUEST']._serialized_end=1489
-  _globals['_LISTPERSONSRESPONSE']._serialized_start=1491
-  _globals['_LISTPERSONSRESPONSE']._serialized_end=1578
-  _globals['_WATCHPERSONREQUEST']._serialized_start=1580
-  _globals['_WATCHPERSONREQUEST']._serialized_end=1698
-  _globals['_WATCHPERSONRESPONSE']._serialized_start=1700
-  _globals['_WATCHPERSONRESPONSE']._serialized_end=1783
-  _globals['_WATCHPERSONSREQUEST']._serialized_start=1786
-  _globals['_WATCHPERSONSREQUEST']._serialized_end=1915
-  _globals['_WATCHPERSONSRESPONSE']._serialized_start=1917
-  _globals['_WATCHPERSONSRESPONSE']._serialized_end=2022
-  _globals['_PERSONCHANGE']._serialized_start=2024
-  _globals['_PERSONCHANGE']._serialized_end=2136
-  _globals['_PERSONQUERYSERVICE']._serialized_start=2238
-  _globals['_PERSONQUERYSERVICE']._serialized_end=2635
+  _globals['_PERSONSTATUS']._serialized_start=2267
+  _globals['_PERSONSTATUS']._serialized_end=2364
+  _globals['_PERSONSUMMARY']._serialized_start=238
+  _globals['_PERSONSUMMARY']._serialized_end=583
+  _globals['_CURRENCYTOTAL']._serialized_start=585
+  _globals['_CURRENCYTOTAL']._serialized_end=639
+  _globals['_GETPERSONREQUEST']._serialized_start=642
+  _globals['_GETPERSONREQUEST']._serialized_end=807
+  _globals['_GETPERSONRESPONSE']._serialized_start=809
+  _globals['_GETPERSONRESPONSE']._serialized_end=908
+  _globals['_EXPLAINPERSONREQUEST']._serialized_start=911
+  _globals['_EXPLAINPERSONREQUEST']._serialized_end=1081
+  _globals['_EXPLAINPERSONRESPONSE']._serialized_start=1083
+  _globals['_EXPLAINPERSONRESPONSE']._serialized_end=1187
+  _globals['_PERSONFILTER']._serialized_start=1190
+  _globals['_PERSONFILTER']._serialized_end=1331
+  _globals['_LISTPERSONSREQUEST']._serialized_start=1334
+  _globals['_LISTPERSONSREQUEST']._serialized_end=1618
+  _globals['_LISTPERSONSRESPONSE']._serialized_start=1620
+  _globals['_LISTPERSONSRESPONSE']._serialized_end=1707
+  _globals['_WATCHPERSONREQUEST']._serialized_start=1709
+  _globals['_WATCHPERSONREQUEST']._serialized_end=1827
+  _globals['_WATCHPERSONRESPONSE']._serialized_start=1829
+  _globals['_WATCHPERSONRESPONSE']._serialized_end=1912
+  _globals['_WATCHPERSONSREQUEST']._serialized_start=1915
+  _globals['_WATCHPERSONSREQUEST']._serialized_end=2044
+  _globals['_WATCHPERSONSRESPONSE']._serialized_start=2046
+  _globals['_WATCHPERSONSRESPONSE']._serialized_end=2151
+  _globals['_PERSONCHANGE']._serialized_start=2153
+  _globals['_PERSONCHANGE']._serialized_end=2265
+  _globals['_PERSONQUERYSERVICE']._serialized_start=2367
+  _globals['_PERSONQUERYSERVICE']._serialized_end=2764
 # @@protoc_insertion_point(module_scope)

@@ -8,6 +8,7 @@ from foldline.v1 import as_of_pb2 as _as_of_pb2
 from foldline.v1 import range_pb2 as _range_pb2
 from foldline.v1 import watch_pb2 as _watch_pb2
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -128,6 +129,7 @@ class GetPersonRequest(_message.Message):
     PERSON_ID_FIELD_NUMBER: _builtins.int
     CONSISTENCY_TOKEN_FIELD_NUMBER: _builtins.int
     AS_OF_FIELD_NUMBER: _builtins.int
+    READ_MASK_FIELD_NUMBER: _builtins.int
     person_id: _builtins.str
     consistency_token: _builtins.str
     """From a command's receipt: the answer has that command seen, or the call fails with NOT_YET_CONSISTENT."""
@@ -135,16 +137,21 @@ class GetPersonRequest(_message.Message):
     def as_of(self) -> _as_of_pb2.AsOf:
         """As of when; without it, as the tables are now. No consistency token is needed with it: it is answered from the events."""
 
+    @_builtins.property
+    def read_mask(self) -> _field_mask_pb2.FieldMask:
+        """Fields of what is shown, by name; none means all. A field that is left out is as if it had no value."""
+
     def __init__(
         self,
         *,
         person_id: _builtins.str = ...,
         consistency_token: _builtins.str = ...,
         as_of: _as_of_pb2.AsOf | None = ...,
+        read_mask: _field_mask_pb2.FieldMask | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "read_mask", b"read_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "consistency_token", b"consistency_token", "person_id", b"person_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "consistency_token", b"consistency_token", "person_id", b"person_id", "read_mask", b"read_mask"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -279,6 +286,7 @@ class ListPersonsRequest(_message.Message):
     FILTER_FIELD_NUMBER: _builtins.int
     ORDER_BY_FIELD_NUMBER: _builtins.int
     CONSISTENCY_TOKEN_FIELD_NUMBER: _builtins.int
+    READ_MASK_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """0 means 50."""
     page_token: _builtins.str
@@ -290,6 +298,10 @@ class ListPersonsRequest(_message.Message):
     consistency_token: _builtins.str
     @_builtins.property
     def filter(self) -> Global___PersonFilter: ...
+    @_builtins.property
+    def read_mask(self) -> _field_mask_pb2.FieldMask:
+        """Fields of what is shown, by name; none means all. A field that is left out is as if it had no value."""
+
     def __init__(
         self,
         *,
@@ -298,10 +310,11 @@ class ListPersonsRequest(_message.Message):
         filter: Global___PersonFilter | None = ...,
         order_by: _builtins.str = ...,
         consistency_token: _builtins.str = ...,
+        read_mask: _field_mask_pb2.FieldMask | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "read_mask", b"read_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency_token", b"consistency_token", "filter", b"filter", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency_token", b"consistency_token", "filter", b"filter", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token", "read_mask", b"read_mask"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

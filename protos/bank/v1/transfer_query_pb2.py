@@ -27,10 +27,11 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from foldline.v1 import as_of_pb2 as foldline_dot_v1_dot_as__of__pb2
 from foldline.v1 import range_pb2 as foldline_dot_v1_dot_range__pb2
 from foldline.v1 import watch_pb2 as foldline_dot_v1_dot_watch__pb2
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x62\x61nk/v1/transfer_query.proto\x12\x07\x62\x61nk.v1\x1a\x16\x62\x61nk/v1/transfer.proto\x1a\x1b\x62uf/validate/validate.proto\x1a\x17\x66oldline/v1/as_of.proto\x1a\x17\x66oldline/v1/range.proto\x1a\x17\x66oldline/v1/watch.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"M\n\x0cTransferStep\x12\x0c\n\x04name\x18\x01 \x01(\t\x12/\n\x0bhappened_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xf7\x02\n\x0fTransferSummary\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\x12\x17\n\x0f\x66rom_account_id\x18\x02 \x01(\t\x12\x15\n\rto_account_id\x18\x03 \x01(\t\x12\x14\n\x0c\x61mount_minor\x18\x04 \x01(\x03\x12\x10\n\x08\x63urrency\x18\x05 \x01(\t\x12\'\n\x06status\x18\x06 \x01(\x0e\x32\x17.bank.v1.TransferStatus\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12+\n\x0c\x63ompensation\x18\x08 \x01(\x0e\x32\x15.bank.v1.Compensation\x12$\n\x05steps\x18\t \x03(\x0b\x32\x15.bank.v1.TransferStep\x12.\n\nstarted_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nded_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05stale\x18\x0c \x01(\x08\"z\n\x12GetTransferRequest\x12\x1d\n\x0btransfer_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12#\n\x11\x63onsistency_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12 \n\x05\x61s_of\x18\x03 \x01(\x0b\x32\x11.foldline.v1.AsOf\"i\n\x13GetTransferResponse\x12*\n\x08transfer\x18\x01 \x01(\x0b\x32\x18.bank.v1.TransferSummary\x12&\n\x06origin\x18\x02 \x01(\x0b\x32\x16.foldline.v1.RowOrigin\"\xae\x01\n\x16\x45xplainTransferRequest\x12\x1d\n\x0btransfer_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12 \n\x05\x61s_of\x18\x02 \x01(\x0b\x32\x11.foldline.v1.AsOf\x12\x16\n\x05\x66ield\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18?\x12\x1d\n\tpage_size\x18\x04 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x1c\n\npage_token\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x10\"j\n\x17\x45xplainTransferResponse\x12\'\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x16.foldline.v1.RowChange\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\r\n\x05stale\x18\x03 \x01(\x08\"\xbf\x01\n\x0eTransferFilter\x12\x1f\n\naccount_id\x18\x01 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x31\n\x06status\x18\x02 \x01(\x0e\x32\x17.bank.v1.TransferStatusB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12-\n\x0c\x61mount_minor\x18\x03 \x01(\x0b\x32\x17.foldline.v1.WholeRange\x12*\n\nstarted_at\x18\x04 \x01(\x0b\x32\x16.foldline.v1.TimeRange\"\xfa\x01\n\x14ListTransfersRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x10\x12\'\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x17.bank.v1.TransferFilter\x12W\n\x08order_by\x18\x04 \x01(\tBE\xbaHBr@R\x00R\nstarted_atR\x0fstarted_at descR\x0c\x61mount_minorR\x11\x61mount_minor desc\x12#\n\x11\x63onsistency_token\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"]\n\x15ListTransfersResponse\x12+\n\ttransfers\x18\x01 \x03(\x0b\x32\x18.bank.v1.TransferSummary\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"z\n\x14WatchTransferRequest\x12\x1d\n\x0btransfer_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1e\n\x0cresume_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12#\n\x11\x63onsistency_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"Y\n\x15WatchTransferResponse\x12*\n\x08transfer\x18\x01 \x01(\x0b\x32\x18.bank.v1.TransferSummary\x12\x14\n\x0cresume_token\x18\x02 \x01(\t\"\x85\x01\n\x15WatchTransfersRequest\x12\'\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x17.bank.v1.TransferFilter\x12\x1e\n\x0cresume_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12#\n\x11\x63onsistency_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"m\n\x16WatchTransfersResponse\x12(\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x17.bank.v1.TransferChange\x12\x13\n\x0b\x62\x65gins_anew\x18\x02 \x01(\x08\x12\x14\n\x0cresume_token\x18\x03 \x01(\t\"x\n\x0eTransferChange\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.foldline.v1.ListChange\x12\x13\n\x0btransfer_id\x18\x02 \x01(\t\x12*\n\x08transfer\x18\x03 \x01(\x0b\x32\x18.bank.v1.TransferSummary*\x89\x01\n\x0eTransferStatus\x12\x1f\n\x1bTRANSFER_STATUS_UNSPECIFIED\x10\x00\x12\x1b\n\x17TRANSFER_STATUS_STARTED\x10\x01\x12\x1d\n\x19TRANSFER_STATUS_COMPLETED\x10\x02\x12\x1a\n\x16TRANSFER_STATUS_FAILED\x10\x03\x32\xad\x03\n\x14TransferQueryService\x12H\n\x0bGetTransfer\x12\x1b.bank.v1.GetTransferRequest\x1a\x1c.bank.v1.GetTransferResponse\x12T\n\x0f\x45xplainTransfer\x12\x1f.bank.v1.ExplainTransferRequest\x1a .bank.v1.ExplainTransferResponse\x12N\n\rListTransfers\x12\x1d.bank.v1.ListTransfersRequest\x1a\x1e.bank.v1.ListTransfersResponse\x12P\n\rWatchTransfer\x12\x1d.bank.v1.WatchTransferRequest\x1a\x1e.bank.v1.WatchTransferResponse0\x01\x12S\n\x0eWatchTransfers\x12\x1e.bank.v1.WatchTransfersRequest\x1a\x1f.bank.v1.WatchTransfersResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x62\x61nk/v1/transfer_query.proto\x12\x07\x62\x61nk.v1\x1a\x16\x62\x61nk/v1/transfer.proto\x1a\x1b\x62uf/validate/validate.proto\x1a\x17\x66oldline/v1/as_of.proto\x1a\x17\x66oldline/v1/range.proto\x1a\x17\x66oldline/v1/watch.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"M\n\x0cTransferStep\x12\x0c\n\x04name\x18\x01 \x01(\t\x12/\n\x0bhappened_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xf7\x02\n\x0fTransferSummary\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\x12\x17\n\x0f\x66rom_account_id\x18\x02 \x01(\t\x12\x15\n\rto_account_id\x18\x03 \x01(\t\x12\x14\n\x0c\x61mount_minor\x18\x04 \x01(\x03\x12\x10\n\x08\x63urrency\x18\x05 \x01(\t\x12\'\n\x06status\x18\x06 \x01(\x0e\x32\x17.bank.v1.TransferStatus\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12+\n\x0c\x63ompensation\x18\x08 \x01(\x0e\x32\x15.bank.v1.Compensation\x12$\n\x05steps\x18\t \x03(\x0b\x32\x15.bank.v1.TransferStep\x12.\n\nstarted_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nded_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05stale\x18\x0c \x01(\x08\"\xa9\x01\n\x12GetTransferRequest\x12\x1d\n\x0btransfer_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12#\n\x11\x63onsistency_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12 \n\x05\x61s_of\x18\x03 \x01(\x0b\x32\x11.foldline.v1.AsOf\x12-\n\tread_mask\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"i\n\x13GetTransferResponse\x12*\n\x08transfer\x18\x01 \x01(\x0b\x32\x18.bank.v1.TransferSummary\x12&\n\x06origin\x18\x02 \x01(\x0b\x32\x16.foldline.v1.RowOrigin\"\xae\x01\n\x16\x45xplainTransferRequest\x12\x1d\n\x0btransfer_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12 \n\x05\x61s_of\x18\x02 \x01(\x0b\x32\x11.foldline.v1.AsOf\x12\x16\n\x05\x66ield\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18?\x12\x1d\n\tpage_size\x18\x04 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x1c\n\npage_token\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x10\"j\n\x17\x45xplainTransferResponse\x12\'\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x16.foldline.v1.RowChange\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\r\n\x05stale\x18\x03 \x01(\x08\"\xbf\x01\n\x0eTransferFilter\x12\x1f\n\naccount_id\x18\x01 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x31\n\x06status\x18\x02 \x01(\x0e\x32\x17.bank.v1.TransferStatusB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12-\n\x0c\x61mount_minor\x18\x03 \x01(\x0b\x32\x17.foldline.v1.WholeRange\x12*\n\nstarted_at\x18\x04 \x01(\x0b\x32\x16.foldline.v1.TimeRange\"\xa9\x02\n\x14ListTransfersRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x10\x12\'\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x17.bank.v1.TransferFilter\x12W\n\x08order_by\x18\x04 \x01(\tBE\xbaHBr@R\x00R\nstarted_atR\x0fstarted_at descR\x0c\x61mount_minorR\x11\x61mount_minor desc\x12#\n\x11\x63onsistency_token\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12-\n\tread_mask\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"]\n\x15ListTransfersResponse\x12+\n\ttransfers\x18\x01 \x03(\x0b\x32\x18.bank.v1.TransferSummary\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"z\n\x14WatchTransferRequest\x12\x1d\n\x0btransfer_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1e\n\x0cresume_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12#\n\x11\x63onsistency_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"Y\n\x15WatchTransferResponse\x12*\n\x08transfer\x18\x01 \x01(\x0b\x32\x18.bank.v1.TransferSummary\x12\x14\n\x0cresume_token\x18\x02 \x01(\t\"\x85\x01\n\x15WatchTransfersRequest\x12\'\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x17.bank.v1.TransferFilter\x12\x1e\n\x0cresume_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12#\n\x11\x63onsistency_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"m\n\x16WatchTransfersResponse\x12(\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x17.bank.v1.TransferChange\x12\x13\n\x0b\x62\x65gins_anew\x18\x02 \x01(\x08\x12\x14\n\x0cresume_token\x18\x03 \x01(\t\"x\n\x0eTransferChange\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.foldline.v1.ListChange\x12\x13\n\x0btransfer_id\x18\x02 \x01(\t\x12*\n\x08transfer\x18\x03 \x01(\x0b\x32\x18.bank.v1.TransferSummary*\x89\x01\n\x0eTransferStatus\x12\x1f\n\x1bTRANSFER_STATUS_UNSPECIFIED\x10\x00\x12\x1b\n\x17TRANSFER_STATUS_STARTED\x10\x01\x12\x1d\n\x19TRANSFER_STATUS_COMPLETED\x10\x02\x12\x1a\n\x16TRANSFER_STATUS_FAILED\x10\x03\x32\xad\x03\n\x14TransferQueryService\x12H\n\x0bGetTransfer\x12\x1b.bank.v1.GetTransferRequest\x1a\x1c.bank.v1.GetTransferResponse\x12T\n\x0f\x45xplainTransfer\x12\x1f.bank.v1.ExplainTransferRequest\x1a .bank.v1.ExplainTransferResponse\x12N\n\rListTransfers\x12\x1d.bank.v1.ListTransfersRequest\x1a\x1e.bank.v1.ListTransfersResponse\x12P\n\rWatchTransfer\x12\x1d.bank.v1.WatchTransferRequest\x1a\x1e.bank.v1.WatchTransferResponse0\x01\x12S\n\x0eWatchTransfers\x12\x1e.bank.v1.WatchTransfersRequest\x1a\x1f.bank.v1.WatchTransfersResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -71,36 +72,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WATCHTRANSFERSREQUEST'].fields_by_name['resume_token']._serialized_options = b'\272H\005r\003\030\200\004'
   _globals['_WATCHTRANSFERSREQUEST'].fields_by_name['consistency_token']._loaded_options = None
   _globals['_WATCHTRANSFERSREQUEST'].fields_by_name['consistency_token']._serialized_options = b'\272H\005r\003\030\200\004'
-  _globals['_TRANSFERSTATUS']._serialized_start=2302
-  _globals['_TRANSFERSTATUS']._serialized_end=2439
-  _globals['_TRANSFERSTEP']._serialized_start=202
-  _globals['_TRANSFERSTEP']._serialized_end=279
-  _globals['_TRANSFERSUMMARY']._serialized_start=282
-  _globals['_TRANSFERSUMMARY']._serialized_end=657
-  _globals['_GETTRANSFERREQUEST']._serialized_start=659
-  _globals['_GETTRANSFERREQUEST']._serialized_end=781
-  _globals['_GETTRANSFERRESPONSE']._serialized_start=783
-  _globals['_GETTRANSFERRESPONSE']._serialized_end=888
-  _globals['_EXPLAINTRANSFERREQUEST']._serialized_start=891
-  _globals['_EXPLAINTRANSFERREQUEST']._serialized_end=1065
-  _globals['_EXPLAINTRANSFERRESPONSE']._serialized_start=1067
-  _globals['_EXPLAINTRANSFERRESPONSE']._serialized_end=1173
-  _globals['_TRANSFERFILTER']._serialized_start=1176
-  _globals['_TRANSFERFILTER']._serialized_end=1367
-  _globals['_LISTTRANSFERSREQUEST']._serialized_start=1370
-  _globals['_LISTTRANSFERSREQUEST']._serialized_end=1620
-  _globals['_LISTTRANSFERSRESPONSE']._serialized_start=1622
-  _globals['_LISTTRANSFERSRESPONSE']._serialized_end=1715
-  _globals['_WATCHTRANSFERREQUEST']._serialized_start=1717
-  _globals['_WATCHTRANSFERREQUEST']._serialized_end=1839
-  _globals['_WATCHTRANSFERRESPONSE']._serialized_start=1841
-  _globals['_WATCHTRANSFERRESPONSE']._serialized_end=1930
-  _globals['_WATCHTRANSFERSREQUEST']._serialized_start=1933
-  _globals['_WATCHTRANSFERSREQUEST']._serialized_end=2066
-  _globals['_WATCHTRANSFERSRESPONSE']._serialized_start=2068
-  _globals['_WATCHTRANSFERSRESPONSE']._serialized_end=2177
-  _globals['_TRANSFERCHANGE']._serialized_start=2179
-  _globals['_TRANSFERCHANGE']._serialized_end=2299
-  _globals['_TRANSFERQUERYSERVICE']._serialized_start=2442
-  _globals['_TRANSFERQUERYSERVICE']._serialized_end=2871
+  _globals['_TRANSFERSTATUS']._serialized_start=2431
+  _globals['_TRANSFERSTATUS']._serialized_end=2568
+  _globals['_TRANSFERSTEP']._serialized_start=236
+  _globals['_TRANSFERSTEP']._serialized_end=313
+  _globals['_TRANSFERSUMMARY']._serialized_start=316
+  _globals['_TRANSFERSUMMARY']._serialized_end=691
+  _globals['_GETTRANSFERREQUEST']._serialized_start=694
+  _globals['_GETTRANSFERREQUEST']._serialized_end=863
+  _globals['_GETTRANSFERRESPONSE']._serialized_start=865
+  _globals['_GETTRANSFERRESPONSE']._serialized_end=970
+  _globals['_EXPLAINTRANSFERREQUEST']._serialized_start=973
+  _globals['_EXPLAINTRANSFERREQUEST']._serialized_end=1147
+  _globals['_EXPLAINTRANSFERRESPONSE']._serialized_start=1149
+  _globals['_EXPLAINTRANSFERRESPONSE']._serialized_end=1255
+  _globals['_TRANSFERFILTER']._serialized_start=1258
+  _globals['_TRANSFERFILTER']._serialized_end=1449
+  _globals['_LISTTRANSFERSREQUEST']._serialized_start=1452
+  _globals['_LISTTRANSFERSREQUEST']._serialized_end=1749
+  _globals['_LISTTRANSFERSRESPONSE']._serialized_start=1751
+  _globals['_LISTTRANSFERSRESPONSE']._serialized_end=1844
+  _globals['_WATCHTRANSFERREQUEST']._serialized_start=1846
+  _globals['_WATCHTRANSFERREQUEST']._serialized_end=1968
+  _globals['_WATCHTRANSFERRESPONSE']._serialized_start=1970
+  _globals['_WATCHTRANSFERRESPONSE']._serialized_end=2059
+  _globals['_WATCHTRANSFERSREQUEST']._serialized_start=2062
+  _globals['_WATCHTRANSFERSREQUEST']._serialized_end=2195
+  _globals['_WATCHTRANSFERSRESPONSE']._serialized_start=2197
+  _globals['_WATCHTRANSFERSRESPONSE']._serialized_end=2306
+  _globals['_TRANSFERCHANGE']._serialized_start=2308
+  _globals['_TRANSFERCHANGE']._serialized_end=2428
+  _globals['_TRANSFERQUERYSERVICE']._serialized_start=2571
+  _globals['_TRANSFERQUERYSERVICE']._serialized_end=3000
 # @@protoc_insertion_point(module_scope)

@@ -27,10 +27,11 @@ from foldline.v1 import as_of_pb2 as foldline_dot_v1_dot_as__of__pb2
 from foldline.v1 import options_pb2 as foldline_dot_v1_dot_options__pb2
 from foldline.v1 import range_pb2 as foldline_dot_v1_dot_range__pb2
 from foldline.v1 import watch_pb2 as foldline_dot_v1_dot_watch__pb2
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x62\x61nk/v1/user_query.proto\x12\x07\x62\x61nk.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x17\x66oldline/v1/as_of.proto\x1a\x19\x66oldline/v1/options.proto\x1a\x17\x66oldline/v1/range.proto\x1a\x17\x66oldline/v1/watch.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb5\x02\n\x0bUserSummary\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x13\n\x05login\x18\x02 \x01(\tB\x04\xa8\xbb\x18\x01\x12\x13\n\x05\x65mail\x18\x03 \x01(\tB\x04\xa8\xbb\x18\x01\x12+\n\x06status\x18\x04 \x01(\x0e\x32\x1b.bank.v1.RegistrationStatus\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12.\n\nstarted_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nded_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05roles\x18\x08 \x03(\t\x12\x32\n\x0e\x64\x65\x61\x63tivated_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05stale\x18\n \x01(\x08\"r\n\x0eGetUserRequest\x12\x19\n\x07user_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12#\n\x11\x63onsistency_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12 \n\x05\x61s_of\x18\x03 \x01(\x0b\x32\x11.foldline.v1.AsOf\"]\n\x0fGetUserResponse\x12\"\n\x04user\x18\x01 \x01(\x0b\x32\x14.bank.v1.UserSummary\x12&\n\x06origin\x18\x02 \x01(\x0b\x32\x16.foldline.v1.RowOrigin\"\xa6\x01\n\x12\x45xplainUserRequest\x12\x19\n\x07user_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12 \n\x05\x61s_of\x18\x02 \x01(\x0b\x32\x11.foldline.v1.AsOf\x12\x16\n\x05\x66ield\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18?\x12\x1d\n\tpage_size\x18\x04 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x1c\n\npage_token\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x10\"f\n\x13\x45xplainUserResponse\x12\'\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x16.foldline.v1.RowChange\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\r\n\x05stale\x18\x03 \x01(\x08\"\x84\x01\n\nUserFilter\x12\x35\n\x06status\x18\x01 \x01(\x0e\x32\x1b.bank.v1.RegistrationStatusB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x13\n\x0b\x64\x65\x61\x63tivated\x18\x02 \x01(\x08\x12*\n\nstarted_at\x18\x03 \x01(\x0b\x32\x16.foldline.v1.TimeRange\"\xd1\x01\n\x10ListUsersRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x10\x12#\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x13.bank.v1.UserFilter\x12\x36\n\x08order_by\x18\x04 \x01(\tB$\xbaH!r\x1fR\x00R\nstarted_atR\x0fstarted_at desc\x12#\n\x11\x63onsistency_token\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"Q\n\x11ListUsersResponse\x12#\n\x05users\x18\x01 \x03(\x0b\x32\x14.bank.v1.UserSummary\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"r\n\x10WatchUserRequest\x12\x19\n\x07user_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1e\n\x0cresume_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12#\n\x11\x63onsistency_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"M\n\x11WatchUserResponse\x12\"\n\x04user\x18\x01 \x01(\x0b\x32\x14.bank.v1.UserSummary\x12\x14\n\x0cresume_token\x18\x02 \x01(\t\"}\n\x11WatchUsersRequest\x12#\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x13.bank.v1.UserFilter\x12\x1e\n\x0cresume_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12#\n\x11\x63onsistency_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"e\n\x12WatchUsersResponse\x12$\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x13.bank.v1.UserChange\x12\x13\n\x0b\x62\x65gins_anew\x18\x02 \x01(\x08\x12\x14\n\x0cresume_token\x18\x03 \x01(\t\"h\n\nUserChange\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.foldline.v1.ListChange\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\"\n\x04user\x18\x03 \x01(\x0b\x32\x14.bank.v1.UserSummary*\x9d\x01\n\x12RegistrationStatus\x12#\n\x1fREGISTRATION_STATUS_UNSPECIFIED\x10\x00\x12\x1f\n\x1bREGISTRATION_STATUS_STARTED\x10\x01\x12!\n\x1dREGISTRATION_STATUS_SUCCEEDED\x10\x02\x12\x1e\n\x1aREGISTRATION_STATUS_FAILED\x10\x03\x32\xed\x02\n\x10UserQueryService\x12<\n\x07GetUser\x12\x17.bank.v1.GetUserRequest\x1a\x18.bank.v1.GetUserResponse\x12H\n\x0b\x45xplainUser\x12\x1b.bank.v1.ExplainUserRequest\x1a\x1c.bank.v1.ExplainUserResponse\x12\x42\n\tListUsers\x12\x19.bank.v1.ListUsersRequest\x1a\x1a.bank.v1.ListUsersResponse\x12\x44\n\tWatchUser\x12\x19.bank.v1.WatchUserRequest\x1a\x1a.bank.v1.WatchUserResponse0\x01\x12G\n\nWatchUsers\x12\x1a.bank.v1.WatchUsersRequest\x1a\x1b.bank.v1.WatchUsersResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x62\x61nk/v1/user_query.proto\x12\x07\x62\x61nk.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x17\x66oldline/v1/as_of.proto\x1a\x19\x66oldline/v1/options.proto\x1a\x17\x66oldline/v1/range.proto\x1a\x17\x66oldline/v1/watch.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb5\x02\n\x0bUserSummary\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x13\n\x05login\x18\x02 \x01(\tB\x04\xa8\xbb\x18\x01\x12\x13\n\x05\x65mail\x18\x03 \x01(\tB\x04\xa8\xbb\x18\x01\x12+\n\x06status\x18\x04 \x01(\x0e\x32\x1b.bank.v1.RegistrationStatus\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12.\n\nstarted_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nded_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05roles\x18\x08 \x03(\t\x12\x32\n\x0e\x64\x65\x61\x63tivated_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05stale\x18\n \x01(\x08\"\xa1\x01\n\x0eGetUserRequest\x12\x19\n\x07user_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12#\n\x11\x63onsistency_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12 \n\x05\x61s_of\x18\x03 \x01(\x0b\x32\x11.foldline.v1.AsOf\x12-\n\tread_mask\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"]\n\x0fGetUserResponse\x12\"\n\x04user\x18\x01 \x01(\x0b\x32\x14.bank.v1.UserSummary\x12&\n\x06origin\x18\x02 \x01(\x0b\x32\x16.foldline.v1.RowOrigin\"\xa6\x01\n\x12\x45xplainUserRequest\x12\x19\n\x07user_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12 \n\x05\x61s_of\x18\x02 \x01(\x0b\x32\x11.foldline.v1.AsOf\x12\x16\n\x05\x66ield\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18?\x12\x1d\n\tpage_size\x18\x04 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x1c\n\npage_token\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x10\"f\n\x13\x45xplainUserResponse\x12\'\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x16.foldline.v1.RowChange\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\r\n\x05stale\x18\x03 \x01(\x08\"\x84\x01\n\nUserFilter\x12\x35\n\x06status\x18\x01 \x01(\x0e\x32\x1b.bank.v1.RegistrationStatusB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x13\n\x0b\x64\x65\x61\x63tivated\x18\x02 \x01(\x08\x12*\n\nstarted_at\x18\x03 \x01(\x0b\x32\x16.foldline.v1.TimeRange\"\x80\x02\n\x10ListUsersRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xf4\x03(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x10\x12#\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x13.bank.v1.UserFilter\x12\x36\n\x08order_by\x18\x04 \x01(\tB$\xbaH!r\x1fR\x00R\nstarted_atR\x0fstarted_at desc\x12#\n\x11\x63onsistency_token\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12-\n\tread_mask\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"Q\n\x11ListUsersResponse\x12#\n\x05users\x18\x01 \x03(\x0b\x32\x14.bank.v1.UserSummary\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"r\n\x10WatchUserRequest\x12\x19\n\x07user_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1e\n\x0cresume_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12#\n\x11\x63onsistency_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"M\n\x11WatchUserResponse\x12\"\n\x04user\x18\x01 \x01(\x0b\x32\x14.bank.v1.UserSummary\x12\x14\n\x0cresume_token\x18\x02 \x01(\t\"}\n\x11WatchUsersRequest\x12#\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x13.bank.v1.UserFilter\x12\x1e\n\x0cresume_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x12#\n\x11\x63onsistency_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\"e\n\x12WatchUsersResponse\x12$\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x13.bank.v1.UserChange\x12\x13\n\x0b\x62\x65gins_anew\x18\x02 \x01(\x08\x12\x14\n\x0cresume_token\x18\x03 \x01(\t\"h\n\nUserChange\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.foldline.v1.ListChange\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\"\n\x04user\x18\x03 \x01(\x0b\x32\x14.bank.v1.UserSummary*\x9d\x01\n\x12RegistrationStatus\x12#\n\x1fREGISTRATION_STATUS_UNSPECIFIED\x10\x00\x12\x1f\n\x1bREGISTRATION_STATUS_STARTED\x10\x01\x12!\n\x1dREGISTRATION_STATUS_SUCCEEDED\x10\x02\x12\x1e\n\x1aREGISTRATION_STATUS_FAILED\x10\x03\x32\xed\x02\n\x10UserQueryService\x12<\n\x07GetUser\x12\x17.bank.v1.GetUserRequest\x1a\x18.bank.v1.GetUserResponse\x12H\n\x0b\x45xplainUser\x12\x1b.bank.v1.ExplainUserRequest\x1a\x1c.bank.v1.ExplainUserResponse\x12\x42\n\tListUsers\x12\x19.bank.v1.ListUsersRequest\x1a\x1a.bank.v1.ListUsersResponse\x12\x44\n\tWatchUser\x12\x19.bank.v1.WatchUserRequest\x1a\x1a.bank.v1.WatchUserResponse0\x01\x12G\n\nWatchUsers\x12\x1a.bank.v1.WatchUsersRequest\x1a\x1b.bank.v1.WatchUsersResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -73,34 +74,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WATCHUSERSREQUEST'].fields_by_name['resume_token']._serialized_options = b'\272H\005r\003\030\200\004'
   _globals['_WATCHUSERSREQUEST'].fields_by_name['consistency_token']._loaded_options = None
   _globals['_WATCHUSERSREQUEST'].fields_by_name['consistency_token']._serialized_options = b'\272H\005r\003\030\200\004'
-  _globals['_REGISTRATIONSTATUS']._serialized_start=1959
-  _globals['_REGISTRATIONSTATUS']._serialized_end=2116
-  _globals['_USERSUMMARY']._serialized_start=202
-  _globals['_USERSUMMARY']._serialized_end=511
-  _globals['_GETUSERREQUEST']._serialized_start=513
-  _globals['_GETUSERREQUEST']._serialized_end=627
-  _globals['_GETUSERRESPONSE']._serialized_start=629
-  _globals['_GETUSERRESPONSE']._serialized_end=722
-  _globals['_EXPLAINUSERREQUEST']._serialized_start=725
-  _globals['_EXPLAINUSERREQUEST']._serialized_end=891
-  _globals['_EXPLAINUSERRESPONSE']._serialized_start=893
-  _globals['_EXPLAINUSERRESPONSE']._serialized_end=995
-  _globals['_USERFILTER']._serialized_start=998
-  _globals['_USERFILTER']._serialized_end=1130
-  _globals['_LISTUSERSREQUEST']._serialized_start=1133
-  _globals['_LISTUSERSREQUEST']._serialized_end=1342
-  _globals['_LISTUSERSRESPONSE']._serialized_start=1344
-  _globals['_LISTUSERSRESPONSE']._serialized_end=1425
-  _globals['_WATCHUSERREQUEST']._serialized_start=1427
-  _globals['_WATCHUSERREQUEST']._serialized_end=1541
-  _globals['_WATCHUSERRESPONSE']._serialized_start=1543
-  _globals['_WATCHUSERRESPONSE']._serialized_end=1620
-  _globals['_WATCHUSERSREQUEST']._serialized_start=1622
-  _globals['_WATCHUSERSREQUEST']._serialized_end=1747
-  _globals['_WATCHUSERSRESPONSE']._serialized_start=1749
-  _globals['_WATCHUSERSRESPONSE']._serialized_end=1850
-  _globals['_USERCHANGE']._serialized_start=1852
-  _globals['_USERCHANGE']._serialized_end=1956
-  _globals['_USERQUERYSERVICE']._serialized_start=2119
-  _globals['_USERQUERYSERVICE']._serialized_end=2484
+  _globals['_REGISTRATIONSTATUS']._serialized_start=2088
+  _globals['_REGISTRATIONSTATUS']._serialized_end=2245
+  _globals['_USERSUMMARY']._serialized_start=236
+  _globals['_USERSUMMARY']._serialized_end=545
+  _globals['_GETUSERREQUEST']._serialized_start=548
+  _globals['_GETUSERREQUEST']._serialized_end=709
+  _globals['_GETUSERRESPONSE']._serialized_start=711
+  _globals['_GETUSERRESPONSE']._serialized_end=804
+  _globals['_EXPLAINUSERREQUEST']._serialized_start=807
+  _globals['_EXPLAINUSERREQUEST']._serialized_end=973
+  _globals['_EXPLAINUSERRESPONSE']._serialized_start=975
+  _globals['_EXPLAINUSERRESPONSE']._serialized_end=1077
+  _globals['_USERFILTER']._serialized_start=1080
+  _globals['_USERFILTER']._serialized_end=1212
+  _globals['_LISTUSERSREQUEST']._serialized_start=1215
+  _globals['_LISTUSERSREQUEST']._serialized_end=1471
+  _globals['_LISTUSERSRESPONSE']._serialized_start=1473
+  _globals['_LISTUSERSRESPONSE']._serialized_end=1554
+  _globals['_WATCHUSERREQUEST']._serialized_start=1556
+  _globals['_WATCHUSERREQUEST']._serialized_end=1670
+  _globals['_WATCHUSERRESPONSE']._serialized_start=1672
+  _globals['_WATCHUSERRESPONSE']._serialized_end=1749
+  _globals['_WATCHUSERSREQUEST']._serialized_start=1751
+  _globals['_WATCHUSERSREQUEST']._serialized_end=1876
+  _globals['_WATCHUSERSRESPONSE']._serialized_start=1878
+  _globals['_WATCHUSERSRESPONSE']._serialized_end=1979
+  _globals['_USERCHANGE']._serialized_start=1981
+  _globals['_USERCHANGE']._serialized_end=2085
+  _globals['_USERQUERYSERVICE']._serialized_start=2248
+  _globals['_USERQUERYSERVICE']._serialized_end=2613
 # @@protoc_insertion_point(module_scope)

@@ -14,6 +14,8 @@ from typing import Any
 import grpc
 import psycopg
 import pytest
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.timestamp_pb2 import Timestamp
 from grpc import aio
 from psycopg.pq import TransactionStatus
 
@@ -198,6 +200,33 @@ async def test_a_statement_is_listed_by_ranges_in_pages(service: Service, read_m
                 break
             request.page_token = token
         assert shown == (expected if order == "moved_at" else expected[::-1]), request
+
+
+async def test_an_answer_has_the_fields_that_were_asked_for(service: Service) -> None:
+    """Of one, of each of a list, of a statement; none named means all, and one within another is named by its path."""
+    await service.holds(bank())
+    accounts, who = service.accounts, service.of()
+
+    def mask(*paths: str) -> FieldMask:
+        return FieldMask(paths=paths)
+
+    request = account_query_pb2.GetAccountRequest(account_id=BLUE, read_mask=mask("name", "opened_at.seconds"))
+    account = (await accounts.GetAccount(request, metadata=who)).account
+    assert account == account_query_pb2.AccountSummary(name="blue", opened_at=Timestamp(seconds=account.opened_at.seconds))
+    assert account.opened_at.seconds > 0
+    request.read_mask.CopyFrom(mask())
+    assert (await accounts.GetAccount(request, metadata=who)).account.version == 3
+    listing = account_query_pb2.ListAccountsRequest(page_size=1, read_mask=mask("balance_minor"))
+    listed = await accounts.ListAccounts(listing, metadata=who)
+    assert [*listed.accounts] == [account_query_pb2.AccountSummary(balance_minor=31)]
+    assert listed.next_page_token
+    lines = account_query_pb2.ListMovementsRequest(account_id=BLUE, read_mask=mask("version"))
+    statement = await accounts.ListMovements(lines, metadata=who)
+    assert [*statement.movements] == [account_query_pb2.Movement(version=3), account_query_pb2.Movement(version=2)]
+    for wrong in ("nonsense", "name.length", "", "*"):
+        request.read_mask.CopyFrom(mask("name", wrong))
+        told = await refused(accounts.GetAccount(request, metadata=who))
+        assert (told.reason, told.violations[0][0]) == ("INVALID_REQUEST", "read_mask")
 
 
 async def totals_of(service: Service, tenant: str = "acme", **asked: str) -> totals_query_pb2.TenantTotals:
