@@ -9,8 +9,8 @@ from contextlib import aclosing
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.line.follower import Line
 
-GAP_MAX = 64
-"""So many events that nobody asked for are read to save a call, which costs about as much."""
+GAP_MAX = 100
+"""So many events that nobody asked for are read to save a call: of processor time an event costs 25 µs, a call 2.8 ms."""
 CALLS_AT_ONCE = 4
 
 
