@@ -53,7 +53,8 @@ def packed_keys(keys: Sequence[AggregateKey]) -> tuple[Packed, Packed, Packed]:
 
 
 # The newest snapshot of the current schema, if there is one, and the events after it. A row without a type is a
-# snapshot; it is sorted before its events.
+# snapshot; it is sorted before its events. Of an aggregate that is purged, the mark alone: its snapshot is gone at once, but its
+# events, of which there may be millions, go in steps.
 _LOAD = """
 WITH wanted AS (
   SELECT * FROM unnest(%s, %s, %s, %s) WITH ORDINALITY AS w(tenant, category, aggregate_id, schema, nth)
@@ -69,7 +70,12 @@ UNION ALL
 SELECT b.nth::integer, e.version, e.type, e.payload FROM base b JOIN LATERAL (
   SELECT e.version, e.type, e.payload FROM events e
   WHERE e.tenant = b.tenant AND e.category = b.category AND e.aggregate_id = b.aggregate_id
-    AND e.version > coalesce(b.base_version, 0)
+    AND e.version > coalesce(b.base_version, (
+      SELECT n.version - 1 FROM (
+        SELECT l.version, l.type FROM events l
+        WHERE l.tenant = b.tenant AND l.category = b.category AND l.aggregate_id = b.aggregate_id
+        ORDER BY l.version DESC LIMIT 1) n
+      WHERE n.type = %s), 0)
   ORDER BY e.version OFFSET 0) e ON true
 ORDER BY 1, 2
 """
@@ -108,7 +114,7 @@ async def _load(
 ) -> tuple[dict[AggregateKey, Versioned], list[AggregateKey]]:
     """The states, and the keys of those whose snapshot cannot be read."""
     aggregates = [registry.aggregate_of(category) for _, category, _ in wanted]
-    cursor = await connection.execute(_LOAD, (*packed_keys(wanted), int4s(schemas)))
+    cursor = await connection.execute(_LOAD, (*packed_keys(wanted), int4s(schemas), AGGREGATE_PURGED))
     versions = [0] * len(wanted)
     states = [aggregate.initial for aggregate in aggregates]
     marks: dict[int, str] = {}

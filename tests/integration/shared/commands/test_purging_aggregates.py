@@ -15,7 +15,7 @@ from uuid import uuid4
 import pytest
 
 from deploy.bootstrap import Database
-from shared.commands import aggregate_purging, history, purging, retention_plan
+from shared.commands import aggregate_purging, history, purging, retention_plan, states
 from shared.commands.aggregate_purging import AggregatePurger
 from shared.commands.append import AppendConflict, append
 from shared.commands.boxing import Boxer
@@ -24,6 +24,7 @@ from shared.commands.recurring import Recurring
 from shared.commands.retention import SetRetention
 from shared.commands.retention_plan import PlannedPurge, Purges
 from shared.commands.schedule import Schedule, Scheduler
+from shared.commands.states import Purged, Versioned
 from shared.folds.errors import Refusal, Rejected
 from shared.line.archive import Archive
 from shared.line.ends import AGGREGATE_PURGED
@@ -269,6 +270,26 @@ async def test_the_sweeper_purges_by_the_rule_alone(write_db: Database, tmp_path
         assert await rows(write_db, "ended") == {**GONE, "events": [AGGREGATE_PURGED], "boxes": [""]}
         assert (await rows(write_db, "live"))["boxed_events"] == [1]
         assert {event.tenant for event in await whole(mover._reads, tmp_path) if event.type == PURGED} == {TENANT}
+
+
+async def test_a_command_on_what_is_being_purged_reads_the_mark_alone(write_db: Database, tmp_path: Path) -> None:
+    """However many of its events are still there, and without a snapshot."""
+    async with replica(write_db, BUS) as one, boxer(write_db.app, files_in(tmp_path), BUS) as mover:
+        for amount in (*[1] * 11, -11):
+            await one.ask_one(Add(counter_id="a", amount=amount))
+        await purger_of(mover, BUS).begin((await planned(mover))[0])
+        read = "SELECT idx_tup_fetch + seq_tup_read FROM pg_stat_xact_user_tables WHERE relname = 'events'"
+        key = (TENANT, "counter", "a")
+        async with connected(write_db.app) as connection, connection.transaction():
+            await connection.execute("SET LOCAL enable_seqscan = off")
+            before = await (await connection.execute(read)).fetchone()
+            found = await states.load(connection, BUS, [key])
+            after = await (await connection.execute(read)).fetchone()
+        assert found == {key: Versioned(13, Purged())}
+        assert before is not None
+        assert after is not None
+        assert after[0] - before[0] <= 2  # to see that it is the mark, and then the mark
+        assert len(await online(write_db, "a")) == 13
 
 
 @pytest.mark.parametrize("version", [2, 3, 4])
