@@ -8,13 +8,13 @@ from pydantic import model_validator
 
 from shared.platform.certificates import ClientTls
 from shared.platform.settings import ProcessSettings, refuse_unusable
-from shared.platform.urls import TLS_SCHEME, NatsUrl, ServiceAddress, nats_is_verified
+from shared.platform.urls import TLS_SCHEME, NatsUrl, PerhapsServiceAddress, ServiceAddress, nats_is_verified
 
 
 class PerhapsWriteServicePeer(ProcessSettings):
     """The way to the write service, for a process that does without it as well."""
 
-    write_address: ServiceAddress | None = None
+    write_address: PerhapsServiceAddress = None
     """The write service's address, host:port, or grpcs://host:port for TLS: there events of the past are read. Without it
     questions about the past are refused."""
     ca_file: Path | None = None

@@ -109,9 +109,8 @@ KeysUrl = Annotated[str, AfterValidator(_keys_url)]
 """A URL of a set of keys."""
 Address = Annotated[str, AfterValidator(_address)]
 """A host and a port."""
-ServiceAddress = Annotated[
-    str,
-    AfterValidator(_service_address),
-    OverTls(lambda value: value.startswith(TLS_SCHEME), f"must begin with {TLS_SCHEME}"),
-]
+_SERVICE_OVER_TLS = OverTls(lambda value: value.startswith(TLS_SCHEME), f"must begin with {TLS_SCHEME}")
+ServiceAddress = Annotated[str, AfterValidator(_service_address), _SERVICE_OVER_TLS]
 """A host and a port of a service, with `grpcs://` before it for TLS."""
+PerhapsServiceAddress = Annotated[ServiceAddress | None, _SERVICE_OVER_TLS]
+"""The same, or None. What is said of one member of a union is not in the field's metadata, so `OverTls` is said of the whole."""

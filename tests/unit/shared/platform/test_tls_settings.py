@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from docs.generate import PROCESSES
+from read_service.app import ReadSettings
 from saga_service.app import SagaSettings
-from shared.platform.settings import load
+from saga_service.check import EventStore, SagaDatabase
+from shared.platform.settings import ProcessSettings, load
+from shared.platform.urls import OverTls
 from tests.support.system.authority import Authority
+from tests.support.system.sealing import KEYS
 
 YEAR = timedelta(days=365)
 DATABASE = "postgresql://app:swordfish@db:5432/saga"
@@ -53,6 +60,39 @@ def test_mail_over_tls_is_no_reason_not_to_start(url: str, good: Authority, monk
     del good
     monkeypatch.setenv("FOLDLINE_SMTP_URL", url)
     assert load(SagaSettings, "a_service", arguments=[]).smtp_url is not None
+
+
+@pytest.mark.parametrize("settings", [*PROCESSES.values(), EventStore, SagaDatabase])
+def test_every_address_that_must_lead_over_tls_is_looked_at(settings: type[ProcessSettings]) -> None:
+    """One that may be absent too: what is said within its type is said of the whole field."""
+    for name, field in settings.model_fields.items():
+        assert set(_over_tls(field.annotation)) <= {said for said in field.metadata if isinstance(said, OverTls)}, name
+
+
+def _over_tls(annotation: object) -> Iterator[OverTls]:
+    for part in get_args(annotation):
+        if isinstance(part, OverTls):
+            yield part
+        yield from _over_tls(part)
+
+
+def test_the_read_service_sends_no_token_to_a_write_service_in_plain_text(
+    good: Authority, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It does without an address; one that is not over TLS ends the start. A caller's token would travel there."""
+    query = f"{DATABASE}?sslmode=verify-full&sslrootcert={good.ca}"
+    monkeypatch.setenv("FOLDLINE_QUERY_DATABASE_URL", query)
+    monkeypatch.setenv("FOLDLINE_SEAL_KEYS", KEYS)
+    assert load(ReadSettings, "a_service", arguments=[]).write_address == "grpcs://write:50051"
+    for name in ("CA_FILE", "CLIENT_CERT_FILE", "CLIENT_KEY_FILE"):
+        monkeypatch.delenv(f"FOLDLINE_{name}")
+    monkeypatch.setenv("FOLDLINE_WRITE_ADDRESS", "write:50051")
+    with pytest.raises(SystemExit) as caught:
+        load(ReadSettings, "a_service", arguments=[])
+    assert caught.value.code == 2
+    assert "FOLDLINE_TLS_REQUIRED: FOLDLINE_WRITE_ADDRESS must begin with grpcs://" in capsys.readouterr().err
+    monkeypatch.delenv("FOLDLINE_WRITE_ADDRESS")
+    assert load(ReadSettings, "a_service", arguments=[]).write_address is None
 
 
 @pytest.mark.parametrize(
