@@ -22,17 +22,21 @@ NEAR_VERSIONS = 1000
 Names = Sequence[tuple[str, str]]
 """Aggregates of a tenant: category and id."""
 
+# A position plus 0 fits no index, so that PostgreSQL cannot choose to read the line between two positions for one stream of it.
 _POSITIONS = """
 SELECT position FROM (
   SELECT e.position
-  FROM unnest(%(categories)s::text[], %(ids)s::text[], %(versions)s::bigint[]) AS k(category, aggregate_id, version)
+  FROM unnest(%(categories)s::text[], %(ids)s::text[], %(lows)s::bigint[], %(highs)s::bigint[])
+    AS k(category, aggregate_id, low, high)
   CROSS JOIN LATERAL (
-    SELECT position FROM events WHERE tenant = %(tenant)s AND category = k.category AND aggregate_id = k.aggregate_id
-      AND version >= k.version AND position > %(after)s AND position <= %(upto)s ORDER BY version LIMIT %(limit)s) e
+    SELECT position FROM events
+    WHERE tenant = %(tenant)s AND category = k.category AND aggregate_id = k.aggregate_id
+      AND version >= k.low AND version < k.high AND position + 0 > %(after)s AND position + 0 <= %(upto)s
+    ORDER BY version LIMIT %(limit)s) e
   UNION ALL
   SELECT b.position FROM unnest(%(categories)s::text[], %(ids)s::text[]) AS k(category, aggregate_id)
   JOIN boxes x ON x.tenant = %(tenant)s AND x.category = k.category AND x.aggregate_id = k.aggregate_id
-  JOIN boxed_events b USING (box_id) WHERE b.position > %(after)s AND b.position <= %(upto)s) p
+  JOIN boxed_events b USING (box_id) WHERE b.position + 0 > %(after)s AND b.position + 0 <= %(upto)s) p
 ORDER BY position LIMIT %(limit)s
 """
 _NEWEST = """
@@ -48,39 +52,47 @@ SELECT position FROM events WHERE tenant = %s AND category = %s AND aggregate_id
 async def positions_of(connection: Connection, tenant: str, names: Names, *, after: int, upto: int, limit: int) -> list[int]:
     """The positions of the first `limit` events of the aggregates that are behind `after` and not behind `upto`, in order."""
     categories, ids = texts([name[0] for name in names]), texts([name[1] for name in names])
-    versions = [1] * len(names)
-    if after:
+    async with connection.transaction():
+        # One snapshot: what is put back from the archive meanwhile would be in none of the versions that were looked for.
+        await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         cursor = await connection.execute(_NEWEST, (tenant, categories, ids))
         newest = [version for (version,) in await cursor.fetchall()]
-        versions = [
-            await _first_version(connection, (tenant, *name), after, last) for name, last in zip(names, newest, strict=True)
-        ]
-    cursor = await connection.execute(
-        _POSITIONS,
-        {
-            "tenant": tenant,
-            "categories": categories,
-            "ids": ids,
-            "versions": int8s(versions),
-            "after": after,
-            "upto": upto,
-            "limit": limit,
-        },
-    )
-    return [position for (position,) in await cursor.fetchall()]
+        lows, highs = [], []
+        for name, last in zip(names, newest, strict=True):
+            key = (tenant, *name)
+            lows.append((await _first_version(connection, key, after, 1, last + 1))[0])
+            highs.append((await _first_version(connection, key, upto, lows[-1], last + 1))[1])
+        cursor = await connection.execute(
+            _POSITIONS,
+            {
+                "tenant": tenant,
+                "categories": categories,
+                "ids": ids,
+                "lows": int8s(lows),
+                "highs": int8s(highs),
+                "after": after,
+                "upto": upto,
+                "limit": limit,
+            },
+        )
+        return [position for (position,) in await cursor.fetchall()]
 
 
-async def _first_version(connection: Connection, key: tuple[str, str, str], after: int, newest: int) -> int:
-    """A version of a stream that is not behind the first one behind the position `after`, and at most NEAR_VERSIONS before it."""
-    low, high = 1, newest + 1
+async def _first_version(
+    connection: Connection, key: tuple[str, str, str], position: int, low: int, high: int
+) -> tuple[int, int]:
+    """Two versions of a stream, at most NEAR_VERSIONS apart, between which the first one behind a position is, or which it is.
+
+    `low` and `high` are two further apart.
+    """
     while high - low > NEAR_VERSIONS:
         middle = (low + high) // 2
         row = await (await connection.execute(_FROM_VERSION, (*key, middle))).fetchone()
-        if row is None or row[0] > after:
+        if row is None or row[0] > position:
             high = middle
         else:
             low = middle
-    return low
+    return low, high
 
 
 async def pages_of(

@@ -6,6 +6,7 @@ import itertools
 from pathlib import Path
 from uuid import uuid4
 
+import psycopg
 import pytest
 
 from deploy.bootstrap import Database
@@ -13,12 +14,22 @@ from shared.line import streams
 from shared.line.archive import Archive
 from shared.line.event_store import StoredEvent
 from shared.line.read_through import read_through
-from shared.platform.postgres import Reads
+from shared.platform.postgres import Reads, connect
 from tests.integration.shared.commands.test_boxing import filled
 from tests.support.fakes.replica import TENANT
 from tests.support.system.boxing import boxer, files_in, move
+from tests.support.system.waiting import eventually
 
 NAMES = ["a", "b", "c", "d"]
+LINE_EVENTS = 40_000
+
+ENDING = "SELECT FROM pg_stat_activity WHERE application_name = 'test'"
+FILL = """
+INSERT INTO events (position, event_id, tenant, category, aggregate_id, version, type, payload, recorded_at, metadata)
+SELECT n, gen_random_uuid(), 'acme', 'counter', {id}, row_number() OVER (PARTITION BY {id} ORDER BY n), 'trial.Added', '',
+  now(), ''
+FROM generate_series(1, {events}) AS n
+"""
 
 
 async def read(reads: Reads, archive: Archive, names: list[str], after: int, upto: int, limit: int) -> list[StoredEvent]:
@@ -80,3 +91,42 @@ async def test_what_is_boxed_between_two_pages_is_found(
         assert found == [event for event in line if event.position in positions]
     finally:
         await reads.close()
+
+
+@pytest.mark.parametrize(
+    "id_",
+    ["'a' || n % 200", "CASE n % 600 WHEN 1 THEN 'a1' WHEN 2 THEN 'a2' ELSE 'a0' END"],
+    ids=["many alike", "one hot"],
+)
+async def test_a_part_of_a_stream_costs_the_same_in_any_line(write_db: Database, id_: str) -> None:
+    """Neither the line between the two ends of the part is read, nor the stream before or behind them."""
+    with psycopg.connect(write_db.admin, autocommit=True) as admin:
+        admin.execute(FILL.format(id=id_, events=LINE_EVENTS).encode())
+        admin.execute("VACUUM ANALYZE events")
+
+        def tuples_read() -> dict[str, int]:
+            admin.execute("SELECT pg_stat_force_next_flush()")
+            rows = admin.execute("SELECT indexrelname, idx_tup_read FROM pg_stat_user_indexes WHERE relname = 'events'")
+            return dict(rows.fetchall())
+
+        for names, after, upto in (
+            (["a1", "a2"], LINE_EVENTS // 4, LINE_EVENTS),
+            (["a1", "a2"], 0, LINE_EVENTS // 2),
+            (["a0"], 0, 1000),
+            (["a0"], LINE_EVENTS // 2, LINE_EVENTS // 2 + 1000),
+        ):
+            before = tuples_read()
+            async with await connect(write_db.app, application_name="test") as connection:
+                found = await streams.positions_of(
+                    connection, TENANT, [("counter", name) for name in names], after=after, upto=upto, limit=10_000
+                )
+            # The server counts what a connection did when it ends.
+            await eventually(lambda: not admin.execute(ENDING).fetchall())
+            read = {index: count - before[index] for index, count in tuples_read().items()}
+            wanted = admin.execute(
+                "SELECT position FROM events WHERE aggregate_id = ANY (%s) AND position BETWEEN %s AND %s ORDER BY position",
+                (names, after + 1, upto),
+            ).fetchall()
+            assert found == [position for (position,) in wanted]
+            assert read["events_pkey"] == 0, (names, after, upto, read)
+            assert sum(read.values()) <= len(found) + 2 * len(names) * streams.NEAR_VERSIONS, (names, after, upto, read)
