@@ -129,7 +129,10 @@ TRANSFERS = Projection(
         transfer_pb2.TransferCompleted: completed,
         transfer_pb2.TransferFailed: failed,
     },
-    purges=[Purge("account", "from_account_id", without_source), Purge("account", "to_account_id", without_target)],
+    purges=[
+        Purge("account", "from_account_id", without_source, order="started_at"),
+        Purge("account", "to_account_id", without_target, order="started_at"),
+    ],
 )
 
 STATUSES = {

@@ -36,12 +36,15 @@ class Purge(Generic[Row]):
     """What becomes of a table's rows when an aggregate of a category is purged: of those that have its id in a column.
 
     They are deleted; or `fold` gives each without what it had from the aggregate's events. A rebuild, which reads none of these
-    events, must come to the same rows. `fold` may run again on what it has given.
+    events, must come to the same rows. `fold` may run again on what it has given. The rows are read in pages, in the order of
+    `order`, a column that is never null and that no `fold` changes, and of their keys: the table needs an index of the tenant,
+    `column`, `order` and the rest of the key, so that a page costs the same however many rows there are.
     """
 
     category: str
     column: str
     fold: Callable[[Row], Row] | None = None
+    order: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +75,8 @@ class Projection(Generic[Row]):
         if not keys or keys != names[: len(keys)] or keys[0] != "tenant":
             raise TypeError(f"{self.table.name} must begin with its primary key, and that with the tenant")
         for purge in self.purges:
-            if purge.column not in names[1:] or (purge.fold is not None and self.append_only):
+            wrong = purge.order not in names[1:] or self.append_only if purge.fold is not None else purge.order != ""
+            if purge.column not in names[1:] or wrong:
                 raise TypeError(f"{self.table.name} cannot purge a {purge.category} by {purge.column}")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
-from shared.folds.projection import Projection, Purge, RowKey
+from shared.folds.projection import Projection, Purge
 from shared.line import checkpoint as checkpoints
 from shared.line import forgotten
 from shared.line.checkpoint import Checkpoint
@@ -104,8 +104,8 @@ async def _fold(
     while True:
         async with connection.transaction():
             await checkpoints.hold(connection, tables.consumer, shard, at)
-            found: dict[RowKey, Any] = await rows.select_with(connection, key[0], purge.column, key[2], after, FORGET_MAX)
-            changed = [new for old in found.values() if (new := purge.fold(old)) != old]
+            found = await rows.select_with(connection, key[0], purge.column, key[2], purge.order, after, FORGET_MAX)
+            changed = [new for old in found if (new := purge.fold(old)) != old]
             if changed:
                 await rows.upsert(connection, changed)
             if changed and tables.announced:
@@ -113,4 +113,4 @@ async def _fold(
         total += len(changed)
         if len(found) < FORGET_MAX:
             return total
-        after = list(found)[-1]
+        after = found[-1]

@@ -69,8 +69,7 @@ class Rows:
         some = f"SELECT ctid FROM {target} WHERE tenant = %s LIMIT %s"  # noqa: S608
         self._forget = f"DELETE FROM {target} WHERE ctid = ANY (ARRAY({some}))"  # noqa: S608
         self._with = f"SELECT {', '.join(read)} FROM {target} t WHERE t.tenant = %s AND t.{{}} = %s"  # noqa: S608
-        self._behind = f" AND ({', '.join(keys)}) > ({', '.join(['%s'] * len(keys))})"
-        self._in_order = f" ORDER BY {', '.join(keys)} LIMIT %s"
+        self._own = keys[1:]
         # The second column names the row to those who watch it.
         some = f"SELECT ctid FROM {target} WHERE tenant = %s AND {{}} = %s LIMIT %s"  # noqa: S608
         self._forget_with = f"DELETE FROM {target} WHERE ctid = ANY (ARRAY({some})) RETURNING {names[1]}"  # noqa: S608
@@ -123,14 +122,25 @@ class Rows:
         cursor = await connection.execute(self._forget_with.format(column), (tenant, value, limit))
         return [str(id_) for (id_,) in await cursor.fetchall()]
 
+    def page_with(self, column: str, order: str, *, behind: bool) -> str:
+        """The query for rows of a tenant with a value in a column, in the order of another column and then of their keys.
+
+        Its values are the tenant and the column's; for rows behind another one, that one's `order` and its key without the
+        tenant; and how many rows at most.
+        """
+        place = ", ".join(f"t.{name}" for name in (order, *self._own))
+        after = f" AND ({place}) > ({', '.join(['%s'] * (1 + len(self._own)))})" if behind else ""
+        return f"{self._with.format(column)}{after} ORDER BY {place} LIMIT %s"
+
     async def select_with(
-        self, connection: Connection, tenant: str, column: str, value: str, after: RowKey | None, limit: int
-    ) -> dict[RowKey, Any]:
-        """The first rows of a tenant with this value in a column, behind a key, in the order of their keys."""
-        query = self._with.format(column) + (self._behind if after is not None else "") + self._in_order
+        self, connection: Connection, tenant: str, column: str, value: str, order: str, after: Any | None, limit: int
+    ) -> list[Any]:
+        """The first rows of a tenant with this value in a column, behind the row `after`, in the order of `page_with`."""
+        behind = () if after is None else (getattr(after, order), *after[1 : self._key_width])
+        query = self.page_with(column, order, behind=after is not None)
         found: dict[RowKey, Any] = {}
-        await self.load(await connection.execute(query, (tenant, value, *(after or ()), limit)), found)
-        return found
+        await self.load(await connection.execute(query, (tenant, value, *behind, limit)), found)
+        return list(found.values())
 
     async def is_there(self, connection: Connection) -> bool:
         """Whether the table exists."""

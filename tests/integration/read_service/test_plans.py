@@ -14,12 +14,14 @@ import pytest
 
 from deploy.bootstrap import Database
 from foldline.v1.range_pb2 import TimeRange, WholeRange
-from read_service.registry import RPCS
+from read_service.registry import GROUPS, RPCS
 from read_service.statement import FILTERS, READ_MAX, Place, statement_query
 from read_service.totals import TOTALS
 from shared.folds.errors import Invalid
 from shared.folds.moments import timestamp
+from shared.folds.projection import Projection, Purge
 from shared.platform.postgres import SETTINGS
+from shared.projections.rows import Rows
 from shared.projections.summary import SummaryServicer
 from shared.projections.summary_rpcs import SummaryRpcs
 from shared.projections.watched_list import ROWS_MAX
@@ -37,8 +39,8 @@ INSERT INTO accounts SELECT 'acme', gen_random_uuid(), 'owner-' || n % ({rows} /
   CASE WHEN n % 1000 = 8 THEN 'EUR' ELSE 'USD' END,
   (n * 7919) % 100003, CASE n % 1000 WHEN 7 THEN 'frozen' WHEN 9 THEN 'closed' ELSE 'active' END, {now} - n * interval '1 s', 1
   FROM generate_series(1, {rows}) n;
-INSERT INTO transfers SELECT 'acme', gen_random_uuid(), CASE WHEN n % 2 = 0 THEN 'busy' ELSE 'a' || n % 1000 END,
-  'b' || n % 1000, n, 'USD',
+INSERT INTO transfers SELECT 'acme', gen_random_uuid(), CASE WHEN n % 2 = 0 THEN 'busy' WHEN n % 20 = 3 THEN 'large' ELSE 'a' || n % 1000 END,
+  CASE WHEN n % 20 = 6 THEN 'large' ELSE 'b' || n % 1000 END, n, 'USD',
   CASE n % 1000 WHEN 7 THEN 'failed' WHEN 8 THEN 'started' ELSE 'completed' END, '', 0, {now} - n * interval '1 s'
   FROM generate_series(1, {rows}) n;
 INSERT INTO users SELECT 'acme', gen_random_uuid(), 'l' || n, 'e', CASE WHEN n % 1000 = 7 THEN 'failed' ELSE 'succeeded' END, '',
@@ -170,6 +172,34 @@ def test_a_page_of_a_statement_costs_the_same_at_any_size(filled: Database, aske
     read = [node["Actual Rows"] for node in nodes(plan) if node.get("Relation Name") == "movements"]
     assert read
     assert max(read) <= (READ_MAX if asked["amount_minor"] else PAGE)
+
+
+FOLDED = [
+    pytest.param(projection, purge, id=f"{projection.table.name} by {purge.column}")
+    for group in GROUPS
+    for projection in group.projections
+    for purge in projection.purges
+    if purge.fold is not None
+]
+
+
+@pytest.mark.parametrize("behind", [False, True])
+@pytest.mark.parametrize(("projection", "purge"), FOLDED)
+def test_rows_of_a_purged_aggregate_are_read_from_an_index_in_order(
+    filled: Database, projection: Projection[Any], purge: Purge[Any], behind: bool
+) -> None:
+    """So many of an aggregate's rows as the projector changes in one transaction, however many it has."""
+    sql = Rows(projection).page_with(purge.column, purge.order, behind=behind)
+    after = (NOW - timedelta(seconds=ROWS // 2), "") if behind else ()
+    with psycopg.connect(filled.app) as connection:
+        for name, value in SETTINGS.items():
+            connection.execute("SELECT set_config(%s, %s, true)", (name, value))
+        values = ("acme", "large", *after, PAGE)
+        [(found,)] = connection.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {sql}", values).fetchall()
+    plan = found[0]["Plan"]
+    assert plan["Actual Rows"] == PAGE
+    assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < BLOCKS_MAX, json.dumps(plan, indent=1)
+    assert not any("Sort" in node["Node Type"] for node in nodes(plan))
 
 
 def planned(database: Database, sql: str, values: dict[str, Any]) -> dict[str, Any]:
