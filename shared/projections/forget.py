@@ -65,9 +65,13 @@ async def forget_aggregate(tables: Tables, connection: Connection, shard: int, a
             if purge.category == key[1]:
                 work = _delete if purge.fold is None else _fold
                 total += await work(tables, connection, shard, at, key, rows, purge)
+    async for parked_id, positions in parking.waiting_of(connection, tables.consumer, shard, key):
+        async with connection.transaction():
+            await checkpoints.hold(connection, tables.consumer, shard, at)
+            total += await parking.take_out(connection, parked_id, positions)
     async with connection.transaction():
         await checkpoints.hold(connection, tables.consumer, shard, at)
-        total += await parking.forget_aggregate(connection, tables.consumer, shard, key)
+        await parking.release_empty(connection, tables.consumer, shard, key[0])
     await tables.load_parked(connection, shard)
     log.info("aggregate_forgotten", projection=tables.consumer, tenant=key[0], category=key[1], aggregate_id=key[2], rows=total)
     return total

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID, uuid4
 
@@ -174,34 +174,48 @@ async def delete_all(connection: Connection, consumer: str, shard: int) -> None:
     await connection.execute("DELETE FROM parked_keys WHERE consumer = %s AND shard = %s", (consumer, shard))
 
 
-async def forget_aggregate(connection: Connection, consumer: str, shard: int, key: AggregateKey) -> int:
-    """Deletes the events of an aggregate that wait at keys, and the keys at which none is left; returns how many events.
+async def waiting_of(
+    connection: Connection, consumer: str, shard: int, key: AggregateKey
+) -> AsyncIterator[tuple[UUID, list[int]]]:
+    """The events of an aggregate that wait at keys: a key and positions, of one page of its queue at a time.
+
+    Call it outside of a transaction, so that each page has a time limit of its own.
+    """
+    cursor = await connection.execute(
+        "SELECT parked_id FROM parked_keys WHERE consumer = %s AND shard = %s AND tenant = %s", (consumer, shard, key[0])
+    )
+    for (parked_id,) in await cursor.fetchall():
+        after = 0
+        while events := await events_of(connection, parked_id, after):
+            if mine := [it.position for it in events if (it.tenant, it.aggregate_type, it.aggregate_id) == key]:
+                yield parked_id, mine
+            after = events[-1].position
+
+
+async def take_out(connection: Connection, parked_id: UUID, positions: Sequence[int]) -> int:
+    """Removes events from anywhere in a key's queue; returns how many there were."""
+    cursor = await connection.execute(
+        "DELETE FROM parked_events WHERE parked_id = %s AND position = ANY (%s)", (parked_id, int8s(positions))
+    )
+    return cursor.rowcount
+
+
+async def release_empty(connection: Connection, consumer: str, shard: int, tenant: str) -> None:
+    """Deletes the keys of a tenant at which no event is left since its aggregate was purged.
 
     What waited behind the aggregate stays parked until an operator replays it. Call it in a transaction.
     """
-    mine = "consumer = %s AND shard = %s AND tenant = %s"
-    cursor = await connection.execute(f"SELECT parked_id FROM parked_keys WHERE {mine}", (consumer, shard, key[0]))  # noqa: S608
-    total = 0
-    for (parked_id,) in await cursor.fetchall():
-        after, gone = 0, list[int]()
-        while events := await events_of(connection, parked_id, after):
-            gone += [it.position for it in events if (it.tenant, it.aggregate_type, it.aggregate_id) == key]
-            after = events[-1].position
-        total += len(gone)
-        await connection.execute(
-            "DELETE FROM parked_events WHERE parked_id = %s AND position = ANY (%s)", (parked_id, int8s(gone))
-        )
     await connection.execute(
-        f"""WITH empty AS (
-              SELECT parked_id FROM parked_keys k
-              WHERE {mine} AND NOT EXISTS (SELECT FROM parked_events e WHERE e.parked_id = k.parked_id)),
-            waiting AS (
-              UPDATE parked_keys SET behind = NULL, error = %s
-              WHERE behind IN (SELECT parked_id FROM empty) AND parked_id NOT IN (SELECT parked_id FROM empty))
-            DELETE FROM parked_keys WHERE parked_id IN (SELECT parked_id FROM empty)""",  # noqa: S608
-        (consumer, shard, key[0], "the aggregate that it waited behind was purged"),
+        """WITH empty AS (
+             SELECT parked_id FROM parked_keys k
+             WHERE consumer = %s AND shard = %s AND tenant = %s
+               AND NOT EXISTS (SELECT FROM parked_events e WHERE e.parked_id = k.parked_id)),
+           waiting AS (
+             UPDATE parked_keys SET behind = NULL, error = %s
+             WHERE behind IN (SELECT parked_id FROM empty) AND parked_id NOT IN (SELECT parked_id FROM empty))
+           DELETE FROM parked_keys WHERE parked_id IN (SELECT parked_id FROM empty)""",
+        (consumer, shard, tenant, "the aggregate that it waited behind was purged"),
     )
-    return total
 
 
 async def forget(connection: Connection, consumer: str, shard: int, tenant: str, limit: int) -> int:

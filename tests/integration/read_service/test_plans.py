@@ -39,7 +39,8 @@ INSERT INTO accounts SELECT 'acme', gen_random_uuid(), 'owner-' || n % ({rows} /
   CASE WHEN n % 1000 = 8 THEN 'EUR' ELSE 'USD' END,
   (n * 7919) % 100003, CASE n % 1000 WHEN 7 THEN 'frozen' WHEN 9 THEN 'closed' ELSE 'active' END, {now} - n * interval '1 s', 1
   FROM generate_series(1, {rows}) n;
-INSERT INTO transfers SELECT 'acme', gen_random_uuid(), CASE WHEN n % 2 = 0 THEN 'busy' WHEN n % 20 = 3 THEN 'large' ELSE 'a' || n % 1000 END,
+INSERT INTO transfers SELECT 'acme', gen_random_uuid(),
+  CASE WHEN n % 2 = 0 THEN 'busy' WHEN n % 20 = 3 THEN 'large' ELSE 'a' || n % 1000 END,
   CASE WHEN n % 20 = 6 THEN 'large' ELSE 'b' || n % 1000 END, n, 'USD',
   CASE n % 1000 WHEN 7 THEN 'failed' WHEN 8 THEN 'started' ELSE 'completed' END, '', 0, {now} - n * interval '1 s'
   FROM generate_series(1, {rows}) n;

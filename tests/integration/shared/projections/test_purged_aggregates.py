@@ -14,6 +14,7 @@ from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.line import consumer
 from shared.line.event_store import PURGED
 from shared.projections import forget as forget_module
+from shared.projections import parking
 from shared.projections.rows import Rows
 from tests.support.fakes.line import Store, StoreLine, uid
 from tests.support.fakes.tables import checkpoint_row, dump, projector, reached, running
@@ -22,6 +23,17 @@ TENANT = "acme"
 GOES, STAYS = uid(1), uid(2)
 GOING, STAYING = uid(11), uid(12)
 TRANSFER, REFUNDED, USER = uid(21), uid(22), uid(31)
+
+SEEN = """
+CREATE TABLE seen (at xid8);
+CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = public AS $$
+BEGIN
+  INSERT INTO seen VALUES (pg_current_xact_id());
+  RETURN OLD;
+END $$;
+CREATE TRIGGER see BEFORE DELETE ON parked_events FOR EACH ROW EXECUTE FUNCTION see();
+"""
+"""Notes the transaction of each deletion."""
 
 
 def moved(store: Store, account_id: str, owner_id: str, amount: int, after: int, transfer_id: str) -> None:
@@ -134,6 +146,23 @@ async def test_what_is_parked_and_cached_of_it_goes_and_watchers_are_told(read_d
         assert all(id_ in told for id_ in (GOING, GOES, USER, TRANSFER))
         events = owner_role.execute("SELECT envelope FROM parked_events").fetchall()
     assert {EventEnvelope.FromString(raw).aggregate_id for (raw,) in events} == {STAYING}
+
+
+async def test_what_waits_at_a_key_goes_a_page_in_a_transaction(read_db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a queue of any length is done within the time limit of transactions."""
+    monkeypatch.setattr(parking, "PAGE", 1)
+    store = bank()
+    async with running(projector(read_db, StoreLine(store))) as it:
+        for _ in range(3):
+            store.deposit(TENANT, GOING, GOES, 1, 1).payload = b"\xff"
+        await reached(it, len(store.events))
+        with psycopg.connect(read_db.owner) as owner_role:
+            owner_role.execute(SEEN)
+        end(store)
+        await reached(it, len(store.events))
+        assert it._tables.parked == {}
+    with psycopg.connect(read_db.owner) as owner_role:
+        assert owner_role.execute("SELECT count(*), count(DISTINCT at) FROM seen").fetchone() == (3, 3)
 
 
 async def test_killed_between_two_deletions_the_next_goes_on(read_db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
