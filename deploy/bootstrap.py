@@ -26,7 +26,7 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 import psycopg
 from psycopg import sql
 
-from shared.platform.migrate import migrate
+from shared.platform.migrate import migrate, refuse_newer
 from shared.platform.postgres import SETTINGS, UnsafeDatabase
 from shared.platform.versions import postgres_too_old
 
@@ -75,8 +75,8 @@ def bootstrap(admin_url: str, prefix: str = "foldline", *, passwords: Mapping[st
     """Makes what is missing and migrates each database; returns the URLs.
 
     The administrator needs CREATEDB and CREATEROLE, not superuser. A role whose password is not in `passwords` gets a
-    new one, which shuts out whoever knows only the old. Raises ValueError if `prefix` is no plain name, and UnsafeDatabase,
-    before anything is made, if the server is too old.
+    new one, which shuts out whoever knows only the old. Raises ValueError if `prefix` is no plain name, and, before anything is
+    made or changed, UnsafeDatabase if the server is too old, SchemaTooNew if a newer release has migrated one of the databases.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,39}", prefix):
         raise ValueError(f"the prefix {prefix!r} is no plain name of at most 40 characters")
@@ -86,11 +86,28 @@ def bootstrap(admin_url: str, prefix: str = "foldline", *, passwords: Mapping[st
             raise UnsafeDatabase(too_old)
         # One bootstrap at a time on a server and prefix; freed when the connection ends, however that happens.
         admin.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", [f"foldline.bootstrap.{prefix}"])
+        for service in SERVICES:
+            refuse_newer(_migrations(service), _revisions(admin, admin_url, f"{prefix}_{service}"))
         made = {service: _make(admin, admin_url, prefix, service, known) for service in SERVICES}
         for service, database in made.items():
             roles = {role: f"{prefix}_{service}_{role}" for role in SERVICES[service]}
-            migrate(ROOT / f"{service}_service" / "migrations", database.owner, roles)
+            migrate(_migrations(service), database.owner, roles)
     return Databases(write=made["write"], read=made["read"], saga=made["saga"], passwords=known)
+
+
+def _migrations(service: str) -> Path:
+    return ROOT / f"{service}_service" / "migrations"
+
+
+def _revisions(admin: psycopg.Connection, admin_url: str, name: str) -> list[str]:
+    """What the database is at: nothing if it is not there, or not yet the administrator's to read."""
+    readable = "SELECT pg_has_role(datdba, 'USAGE') FROM pg_database WHERE datname = %s"
+    if admin.execute(readable, [name]).fetchone() != (True,):
+        return []
+    with psycopg.connect(with_database(admin_url, name), autocommit=True) as database:
+        if database.execute("SELECT to_regclass('public.alembic_version')").fetchone() == (None,):
+            return []
+        return [revision for (revision,) in database.execute("SELECT version_num FROM public.alembic_version")]
 
 
 def drop(admin_url: str, prefix: str) -> None:

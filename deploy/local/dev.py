@@ -26,6 +26,7 @@ from deploy.engines.nats import Nats
 from deploy.engines.postgres import Postgres
 from deploy.local.system import READ, SAGA, WRITE, System
 from shared.platform.identity import Role
+from shared.platform.migrate import SchemaTooNew
 from shared.platform.postgres import UnsafeDatabase
 
 PREFIX = "foldline"
@@ -103,7 +104,7 @@ class Machine:
             self._held = self._hold()
             try:
                 databases = bootstrap(self.admin_url, self._prefix, passwords=self._state.passwords)
-            except UnsafeDatabase as error:
+            except (UnsafeDatabase, SchemaTooNew) as error:
                 raise NotStarted(str(error)) from None
         ports = {name: self._state.port(name) for name in (WRITE, READ, SAGA)}
         self._remember(databases)

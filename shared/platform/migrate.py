@@ -6,7 +6,7 @@ A migration finds the names of the roles it grants to in `context.config.attribu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from alembic import command, context
@@ -33,6 +33,11 @@ def migrate(script_location: Path, owner_url: str, roles: Mapping[str, str], *, 
     command.upgrade(config, "head")
 
 
+def refuse_newer(script_location: Path, revisions: Iterable[str]) -> None:
+    """Raises SchemaTooNew if one of these revisions of a database is not below `script_location`."""
+    _refuse_unknown(ScriptDirectory(str(script_location)), revisions)
+
+
 def run_in_env() -> None:
     """What migrations/env.py does: connects as the owner and runs the revisions that are missing."""
     url = make_url(context.config.attributes["owner_url"]).set(drivername="postgresql+psycopg")
@@ -42,14 +47,13 @@ def run_in_env() -> None:
         with context.begin_transaction():
             # Held to the end of the transaction. Alembic reads the current revision after this.
             connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtextextended('foldline.migrate', 0))")
-            _refuse_newer()
+            _refuse_unknown(ScriptDirectory.from_config(context.config), context.get_context().get_current_heads())
             context.run_migrations()
     engine.dispose()
 
 
-def _refuse_newer() -> None:
-    known = {script.revision for script in ScriptDirectory.from_config(context.config).walk_revisions()}
-    if unknown := sorted(set(context.get_context().get_current_heads()) - known):
+def _refuse_unknown(scripts: ScriptDirectory, revisions: Iterable[str]) -> None:
+    if unknown := sorted(set(revisions) - {script.revision for script in scripts.walk_revisions()}):
         raise SchemaTooNew(
             f"SCHEMA_TOO_NEW: the database is at revision {', '.join(unknown)}, which this release does not know: "
             "run the bootstrap of the newest release that was ever here"

@@ -19,9 +19,10 @@ import pytest
 
 from deploy.bootstrap import Database, bootstrap, bootstrap_with_files, drop, with_database
 from deploy.bootstrap import main as bootstrap_program
-from deploy.engines.child import free_port
+from deploy.engines.child import NotStarted, free_port
 from deploy.engines.nats import Nats
 from deploy.engines.postgres import Postgres
+from deploy.local.dev import Machine
 from shared.platform import versions
 from tests.support.system.engines import Engines
 from tests.support.system.waiting import eventually
@@ -165,7 +166,7 @@ def test_a_server_that_is_too_old_is_refused_before_anything_is_made(
 def test_a_schema_of_a_newer_release_is_refused_and_left_as_it_is(
     engines: Engines, prefix: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An older release's bootstrap, run by mistake: one sentence and exit code 2."""
+    """An older release's bootstrap, run by mistake: one sentence and exit code 2. The newer release's passwords stay."""
     made = bootstrap(engines.admin_url, prefix)
     with psycopg.connect(made.read.owner) as read:
         read.execute("UPDATE alembic_version SET version_num = '9999'")
@@ -174,6 +175,24 @@ def test_a_schema_of_a_newer_release_is_refused_and_left_as_it_is(
     assert bootstrap_program() == 2
     assert re.fullmatch(r"SCHEMA_TOO_NEW: the database is at revision 9999, which this .+\n", capsys.readouterr().err)
     assert one(made.read.admin, "SELECT version_num FROM alembic_version") == "9999"
+    assert one(made.write.app, "SELECT 1") == one(made.read.app, "SELECT 1") == 1
+
+
+async def test_a_schema_of_a_newer_release_is_one_sentence_of_foldline_dev(
+    engines: Engines, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not start, and says why."""
+    made = bootstrap(engines.admin_url, prefix)
+    with psycopg.connect(made.saga.owner) as saga:
+        saga.execute("UPDATE alembic_version SET version_num = '9999'")
+    monkeypatch.setenv("DATABASE_URL", engines.admin_url)
+    monkeypatch.setenv("NATS_URL", engines.nats_url)
+    machine = Machine(tmp_path, prefix=prefix)
+    try:
+        with pytest.raises(NotStarted, match="SCHEMA_TOO_NEW"):
+            await machine.start()
+    finally:
+        await machine.stop()
 
 
 def test_a_bootstrap_that_is_ended_in_the_midst_of_a_migration_can_be_repeated(engines: Engines, prefix: str) -> None:
