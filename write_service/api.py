@@ -30,6 +30,7 @@ from shared.line.archive import Archive
 from shared.line.consistency import encode_places
 from shared.line.read_through import read_through
 from shared.platform.clock import timestamp
+from shared.platform.fairness import Room
 from shared.platform.identity import Role, current_call, seen_position
 from shared.platform.postgres import Reads
 from shared.platform.seal import Seal
@@ -166,6 +167,7 @@ class EventStoreService(event_store_pb2_grpc.EventStoreServiceServicer):
         self._registry = registry
         self._seal = seal
         self._archive = archive
+        self._room = Room()
 
     async def ReadStream(
         self, request: event_store_pb2.ReadStreamRequest, context: Any
@@ -194,7 +196,7 @@ class EventStoreService(event_store_pb2_grpc.EventStoreServiceServicer):
         for name in request.aggregates:
             self._registry.refuse_reading(name.aggregate_type, identity.roles)
         names = [*dict.fromkeys((name.aggregate_type, name.aggregate_id.lower()) for name in request.aggregates)]
-        async with self._reads.connection() as connection:
+        async with self._room.slots.one(identity.tenant), self._reads.connection() as connection:
             head = await event_store.read_head(connection)
             bounds = bounds_of(request, head, self._seal)
             positions = await streams.positions_of(

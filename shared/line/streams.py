@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 
-from shared.folds.errors import Unavailable
+from shared.folds.errors import OverLimit, Unavailable
 from shared.line.archive import Archive
 from shared.line.event_store import StoredEvent, read_places_of, read_positions
 from shared.line.read_through import TRIES, read_boxed
@@ -18,6 +18,11 @@ from shared.platform.postgres import Connection, Reads
 PAGE_EVENTS = 200
 NEAR_VERSIONS = 1000
 """So many versions of a stream are read through to find the first behind a position; of a longer stream it is searched for."""
+
+LOOKED_AT_MAX = 1_000_000
+"""So many events are looked at for the positions of one call: as many as those in 500 streams that are two NEAR_VERSIONS long."""
+STATEMENT_TIMEOUT = "5s"
+"""For each statement that looks for positions."""
 
 Names = Sequence[tuple[str, str]]
 """Aggregates of a tenant: category and id."""
@@ -50,11 +55,15 @@ SELECT position FROM events WHERE tenant = %s AND category = %s AND aggregate_id
 
 
 async def positions_of(connection: Connection, tenant: str, names: Names, *, after: int, upto: int, limit: int) -> list[int]:
-    """The positions of the first `limit` events of the aggregates that are behind `after` and not behind `upto`, in order."""
+    """The positions of the first `limit` events of the aggregates that are behind `after` and not behind `upto`, in order.
+
+    Raises OverLimit (HISTORY_TOO_LONG) if more than LOOKED_AT_MAX events of the tables had to be looked at.
+    """
     categories, ids = texts([name[0] for name in names]), texts([name[1] for name in names])
     async with connection.transaction():
         # One snapshot: what is put back from the archive meanwhile would be in none of the versions that were looked for.
         await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        await connection.execute("SELECT set_config('statement_timeout', %s, true)", (STATEMENT_TIMEOUT,))
         cursor = await connection.execute(_NEWEST, (tenant, categories, ids))
         newest = [version for (version,) in await cursor.fetchall()]
         lows, highs = [], []
@@ -62,6 +71,9 @@ async def positions_of(connection: Connection, tenant: str, names: Names, *, aft
             key = (tenant, *name)
             lows.append((await _first_version(connection, key, after, 1, last + 1))[0])
             highs.append((await _first_version(connection, key, upto, lows[-1], last + 1))[1])
+        if sum(min(high - low, limit) for low, high in zip(lows, highs, strict=True)) > LOOKED_AT_MAX:
+            text = f"more than {LOOKED_AT_MAX} events would have to be looked at: ask for fewer of them, or of fewer aggregates"
+            raise OverLimit("HISTORY_TOO_LONG", text, events_max=LOOKED_AT_MAX)
         cursor = await connection.execute(
             _POSITIONS,
             {

@@ -70,7 +70,8 @@ class EventStoreServiceServicer:
 
     def ReadStreams(self, request, context):
         """The events of several aggregates of the caller's tenant in the order of the line, the oldest first, those in the archive too.
-        Refusals: CONSISTENCY_TOKEN_MALFORMED, POSITION_NOT_REACHED, TOKEN_OF_ANOTHER_HISTORY, TENANT_CLOSED.
+        Refusals: CONSISTENCY_TOKEN_MALFORMED, HISTORY_TOO_LONG, POSITION_NOT_REACHED, TENANT_CLOSED, TOKEN_OF_ANOTHER_HISTORY,
+        TOO_MANY_PAST_STATES.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

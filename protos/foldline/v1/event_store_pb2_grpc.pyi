@@ -20,7 +20,8 @@ class EventStoreServiceStub:
     """The events of one aggregate of the caller's tenant, by version."""
     ReadStreams: _aio.UnaryStreamMultiCallable[_event_store_pb2.ReadStreamsRequest, _event_store_pb2.ReadStreamsResponse]
     """The events of several aggregates of the caller's tenant in the order of the line, the oldest first, those in the archive too.
-    Refusals: CONSISTENCY_TOKEN_MALFORMED, POSITION_NOT_REACHED, TOKEN_OF_ANOTHER_HISTORY, TENANT_CLOSED.
+    Refusals: CONSISTENCY_TOKEN_MALFORMED, HISTORY_TOO_LONG, POSITION_NOT_REACHED, TENANT_CLOSED, TOKEN_OF_ANOTHER_HISTORY,
+    TOO_MANY_PAST_STATES.
     """
     ReadAll: _aio.UnaryStreamMultiCallable[_event_store_pb2.ReadAllRequest, _event_store_pb2.ReadAllResponse]
     """The line of a shard, of all tenants, by position, up to the head as it is when the call begins. Role `reader`.
@@ -50,7 +51,8 @@ class EventStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_event_store_pb2.ReadStreamsRequest, _abc.AsyncIterator[_event_store_pb2.ReadStreamsResponse]],
     ) -> _abc.AsyncIterator[_event_store_pb2.ReadStreamsResponse]:
         """The events of several aggregates of the caller's tenant in the order of the line, the oldest first, those in the archive too.
-        Refusals: CONSISTENCY_TOKEN_MALFORMED, POSITION_NOT_REACHED, TOKEN_OF_ANOTHER_HISTORY, TENANT_CLOSED.
+        Refusals: CONSISTENCY_TOKEN_MALFORMED, HISTORY_TOO_LONG, POSITION_NOT_REACHED, TENANT_CLOSED, TOKEN_OF_ANOTHER_HISTORY,
+        TOO_MANY_PAST_STATES.
         """
 
     @_abc_1.abstractmethod

@@ -17,10 +17,10 @@ from pydantic import SecretStr
 
 from bank.v1 import account_pb2, account_query_pb2, person_pb2, transfer_pb2, transfer_query_pb2
 from deploy.bootstrap import Database
-from foldline.v1 import as_of_pb2, tenant_pb2, tenant_pb2_grpc
+from foldline.v1 import as_of_pb2, event_store_pb2, tenant_pb2, tenant_pb2_grpc
 from read_service import app as read_app
 from read_service.registry import RPCS
-from shared.platform import fairness
+from shared.platform import fairness, postgres
 from shared.platform.identity import Role
 from shared.platform.postgres import Reads
 from shared.platform.tokens import DevelopmentIssuer
@@ -75,6 +75,7 @@ async def services(
 ) -> AsyncIterator[Services]:
     """Both over fresh databases; no projector runs."""
     monkeypatch.setattr(fairness, "WAITING_MAX", WAITING_MAX)
+    monkeypatch.setattr(postgres, "LOCK_TIMEOUT", "20s")  # what a test holds is waited for
     issuer = DevelopmentIssuer(tmp_path)
     common: Any = {"jwks_file": issuer.jwks_file, "seal_keys": KEYS}
     written = write_app.WriteSettings(database_url=write_db.app, **common)  # type: ignore[arg-type]
@@ -199,6 +200,25 @@ async def test_more_questions_than_wait_are_refused(services: Services, write_db
         asked = [asyncio.create_task(account(bank, blue)) for _ in range(40)]
         refusals = 40 - fairness.FOLDS_MAX - WAITING_MAX
         await eventually(lambda: sum(each.done() for each in asked) == refusals, 20)
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    refused_ones = [read_refusal(answer) for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
+    assert {(told.code, told.reason) for told in refused_ones} == {("RESOURCE_EXHAUSTED", "TOO_MANY_PAST_STATES")}
+    assert len(refused_ones) == refusals
+
+
+async def test_more_readings_of_streams_than_wait_are_refused(services: Services, write_db: Database) -> None:
+    """Two look for positions, so that they leave connections to all other calls."""
+    bank = services.by()
+    owner, _ = await bank.register("Alice")
+    request = event_store_pb2.ReadStreamsRequest(events_max=5)
+    request.aggregates.add(aggregate_type="person", aggregate_id=owner)
+    async with await psycopg.AsyncConnection.connect(write_db.admin) as holder:
+        await holder.execute("LOCK TABLE tenant_purges IN ACCESS EXCLUSIVE MODE")
+        asked = [asyncio.create_task(bank.collect(bank.events.ReadStreams, request)) for _ in range(40)]
+        refusals = 40 - fairness.FOLDS_MAX - WAITING_MAX
+        await eventually(lambda: sum(each.done() for each in asked) == refusals, 20)
+        read = event_store_pb2.ReadStreamRequest(aggregate_type="person", aggregate_id=owner)
+        assert await bank.collect(bank.events.ReadStream, read)
     answers = await asyncio.gather(*asked, return_exceptions=True)
     refused_ones = [read_refusal(answer) for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
     assert {(told.code, told.reason) for told in refused_ones} == {("RESOURCE_EXHAUSTED", "TOO_MANY_PAST_STATES")}

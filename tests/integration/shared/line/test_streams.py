@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 from deploy.bootstrap import Database
+from shared.folds.errors import OverLimit, Unavailable
 from shared.line import streams
 from shared.line.archive import Archive
 from shared.line.event_store import StoredEvent
@@ -130,3 +131,31 @@ async def test_a_part_of_a_stream_costs_the_same_in_any_line(write_db: Database,
             assert found == [position for (position,) in wanted]
             assert read["events_pkey"] == 0, (names, after, upto, read)
             assert sum(read.values()) <= len(found) + 2 * len(names) * streams.NEAR_VERSIONS, (names, after, upto, read)
+
+
+async def test_looking_for_positions_has_limits(write_db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the events that are looked at, whatever is asked for, and of the time of a statement; the connection is as before."""
+    await filled(write_db, "a", "b")
+    names = [("counter", "a"), ("counter", "b")]
+
+    async with await connect(write_db.app, application_name="test") as connection:
+
+        async def found(limit: int) -> int:
+            return len(await streams.positions_of(connection, TENANT, names, after=0, upto=24, limit=limit))
+
+        monkeypatch.setattr(streams, "LOOKED_AT_MAX", 20)
+        assert await found(limit=10) == 10
+        with pytest.raises(OverLimit, match="more than 20 events") as refused:
+            await found(limit=11)
+        assert refused.value.reason == "HISTORY_TOO_LONG"
+    monkeypatch.setattr(streams, "STATEMENT_TIMEOUT", "50ms")
+    monkeypatch.setattr(streams, "_POSITIONS", "SELECT pg_sleep(20), %(limit)s::bigint")
+    reads = Reads(write_db.app, application_name="test", size_max=1)
+    await reads.open()
+    try:
+        with pytest.raises(Unavailable) as busy:
+            async with reads.connection() as connection:
+                await found(limit=10)
+        assert busy.value.reason == "DATABASE_BUSY"
+    finally:
+        await reads.close()
