@@ -2,8 +2,9 @@
 
 1. `purge_aggregates` appends AggregatePurged to an aggregate and to all that goes with it, in one transaction, if each is at the
    version that was looked at. From then on commands on them are refused as AGGREGATE_PURGED. Snapshots and credentials go here.
-2. `purge_aggregates_step`, again and again: the events leave holes, the newest first; then the commands of the log go. Each call
-   is one bounded transaction that also notes how far it came.
+2. `purge_aggregates_step`, again and again: the events leave holes, the newest first; then the commands of the log and
+   the schedules go, but of commands that processes sent the payloads alone. Each call is one bounded transaction that also notes
+   how far it came.
 3. Once no box of the tenant is being written, the folders of the archive are deleted; then the rows that know of them.
 
 The services that follow the line delete their own rows at AggregatePurged.

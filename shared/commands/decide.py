@@ -318,6 +318,8 @@ class BatchDecider:
 
     def _record(self, command: Command, outcome: Outcome, error: bytes | None, decided_us: int) -> None:
         sender = command.sender
+        # Of what is purged, nothing is stored again.
+        purged = outcome.refusal is not None and outcome.refusal.reason == "AGGREGATE_PURGED"
         self.plan.outcomes[command.key] = outcome
         if command.due_at is not None:
             self.plan.batch.fires = True
@@ -329,7 +331,7 @@ class BatchDecider:
                 command.aggregate[1],
                 command.aggregate[2],
                 command.fingerprint,
-                command.payload,
+                b"" if purged else command.payload,
                 outcome.status,
                 sender.user_id,
                 sender.on_behalf_of,

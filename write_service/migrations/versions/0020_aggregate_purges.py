@@ -15,7 +15,8 @@ depends_on = None
 
 # A row of `aggregate_purges` is for one aggregate and what goes with it: the arrays name all of them, that one last, with the
 # version of the last event that goes. Its mark, AggregatePurged, is the next version, and stays. A box without a location stands
-# for the events that are gone, so that no append takes one of their versions (0010).
+# for the events that are gone, so that no append takes one of their versions (0010). While commands go, those of aggregates
+# before `part`, and of that one those received up to `after`, are through.
 TABLES = """
 CREATE TABLE aggregate_purges (
   purge_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -29,14 +30,18 @@ CREATE TABLE aggregate_purges (
   events bigint NOT NULL DEFAULT 0,
   boxed_events bigint NOT NULL DEFAULT 0,
   commands bigint NOT NULL DEFAULT 0,
+  schedules bigint NOT NULL DEFAULT 0,
   snapshots bigint NOT NULL DEFAULT 0,
   credentials bigint NOT NULL DEFAULT 0,
   boxes bigint NOT NULL DEFAULT 0,
   files bigint NOT NULL DEFAULT 0,
+  part integer NOT NULL DEFAULT 1,
+  after timestamptz NOT NULL DEFAULT '-infinity',
   done_at timestamptz
 );
 CREATE INDEX aggregate_purges_open ON aggregate_purges (purge_id) WHERE stage <> 'done';
 CREATE INDEX aggregate_purges_by_tenant ON aggregate_purges (tenant, purge_id);
+CREATE INDEX schedules_by_aggregate ON schedules (tenant, category, aggregate_id);
 ALTER TABLE purged_events DROP CONSTRAINT purged_events_tenant_fkey;
 ALTER TABLE purged_events ADD COLUMN purged_at timestamptz;
 COMMENT ON COLUMN purged_events.purged_at IS 'Of an event that went with its aggregate; of others the tenant''s end says when.';
@@ -126,6 +131,8 @@ $$;
 
 # One step, one transaction, of up to `p_limit` rows. Returns the stage that it leaves behind. Two at once: the second waits for
 # the row. The newest events go first, of all aggregates of the purge, so that what is left at any time can be folded (0017).
+# Of commands that processes sent (ids of version 8) the outcome stays, without the payload: a process that was away sends them
+# again, and must get the first answer, or it would take what was done for refused.
 # Nothing is done for a tenant that is closed: the tenant's own purge deletes all of it, and counts what it deletes.
 STEP = """
 CREATE FUNCTION purge_aggregates_step(p_purge_id bigint, p_limit integer) RETURNS text
@@ -136,6 +143,9 @@ DECLARE
   online bigint;
   boxed bigint;
   gone bigint;
+  ended bigint;
+  until timestamptz;
+  is_last boolean;
 BEGIN
   SELECT * INTO p FROM aggregate_purges a WHERE a.purge_id = p_purge_id FOR UPDATE;
   IF NOT FOUND OR EXISTS (SELECT FROM tenant_purges t WHERE t.tenant = p.tenant) THEN
@@ -167,12 +177,31 @@ BEGIN
       stage = CASE WHEN online + boxed = 0 THEN 'rows' ELSE 'events' END
     WHERE purge_id = p_purge_id RETURNING stage INTO p.stage;
   ELSIF p.stage = 'rows' THEN
-    DELETE FROM commands WHERE ctid = ANY (ARRAY(
-      SELECT k.ctid FROM unnest(p.categories, p.aggregate_ids) AS a(category, aggregate_id)
-      JOIN commands k ON k.tenant = p.tenant AND k.category = a.category AND k.aggregate_id = a.aggregate_id
-      WHERE k.command_id <> p.command_id AND k.finished_at <= p.purged_at LIMIT p_limit));
+    SELECT k.received_at INTO until FROM commands k
+    WHERE k.tenant = p.tenant AND k.category = p.categories[p.part] AND k.aggregate_id = p.aggregate_ids[p.part]
+      AND k.received_at > p.after
+    ORDER BY k.received_at OFFSET p_limit - 1 LIMIT 1;
+    is_last := until IS NULL;
+    until := coalesce(until, 'infinity');
+    DELETE FROM commands k
+    WHERE k.tenant = p.tenant AND k.category = p.categories[p.part] AND k.aggregate_id = p.aggregate_ids[p.part]
+      AND k.received_at > p.after AND k.received_at <= until
+      AND k.finished_at <= p.purged_at AND k.command_id <> p.command_id AND substr(k.command_id::text, 15, 1) <> '8';
     GET DIAGNOSTICS gone = ROW_COUNT;
-    UPDATE aggregate_purges SET commands = p.commands + gone, stage = CASE WHEN gone = 0 THEN 'archive' ELSE 'rows' END
+    UPDATE commands k SET payload = ''
+    WHERE k.tenant = p.tenant AND k.category = p.categories[p.part] AND k.aggregate_id = p.aggregate_ids[p.part]
+      AND k.received_at > p.after AND k.received_at <= until
+      AND k.finished_at <= p.purged_at AND k.payload <> '' AND k.command_id <> p.command_id;
+    DELETE FROM schedules WHERE is_last AND ctid = ANY (ARRAY(
+      SELECT s.ctid FROM schedules s
+      WHERE s.tenant = p.tenant AND s.category = p.categories[p.part] AND s.aggregate_id = p.aggregate_ids[p.part]
+        AND s.status = 'ended' AND s.created_at <= p.purged_at LIMIT p_limit));
+    GET DIAGNOSTICS ended = ROW_COUNT;
+    is_last := is_last AND ended < p_limit;
+    UPDATE aggregate_purges SET commands = p.commands + gone, schedules = p.schedules + ended,
+      after = CASE WHEN is_last THEN '-infinity' WHEN until = 'infinity' THEN p.after ELSE until END,
+      part = p.part + is_last::integer,
+      stage = CASE WHEN is_last AND p.part = cardinality(p.aggregate_ids) THEN 'archive' ELSE 'rows' END
     WHERE purge_id = p_purge_id RETURNING stage INTO p.stage;
   END IF;
   RETURN p.stage;

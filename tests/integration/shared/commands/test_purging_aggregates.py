@@ -10,9 +10,10 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
+from msgspec.structs import replace
 
 from deploy.bootstrap import Database
 from shared.commands import aggregate_purging, history, purging, retention_plan, states
@@ -26,10 +27,12 @@ from shared.commands.retention_plan import PlannedPurge, Purges
 from shared.commands.schedule import Schedule, Scheduler
 from shared.commands.states import Purged, Versioned
 from shared.folds.errors import Refusal, Rejected
+from shared.folds.ids import step_id
 from shared.line.archive import Archive
 from shared.line.ends import AGGREGATE_PURGED
 from shared.line.event_store import PURGED, StoredEvent, read_event_id
 from shared.platform.fairness import Room
+from shared.platform.identity import Identity, Role
 from shared.platform.postgres import Connection, Reads
 from tests.integration.shared.commands.test_boxing import online
 from tests.integration.shared.commands.test_purging import refusal_of, whole
@@ -243,6 +246,11 @@ async def test_whatever_concerns_it_is_refused_for_ever(write_db: Database, tmp_
             await Schedule(mover._reads).add(late, datetime.now(UTC))
             await scheduler._fire()
             assert reasons(await third.ask(late)) == ["AGGREGATE_PURGED"]
+        async with connected(write_db.app) as connection:
+            cursor = await connection.execute("SELECT type, payload FROM commands WHERE aggregate_id = 'a'")
+            logged = dict(await cursor.fetchall())
+        assert logged.keys() == {"foldline.v1.PurgeAggregateRequest", "trial.Add"}
+        assert logged["trial.Add"] == b""
         for way in ("box", "unbox"):
             assert await refusal_of(move(mover, way, "a", str(uuid4()))) == "AGGREGATE_PURGED"
         key = (TENANT, "counter", "a")
@@ -290,6 +298,50 @@ async def test_a_command_on_what_is_being_purged_reads_the_mark_alone(write_db: 
         assert after is not None
         assert after[0] - before[0] <= 2  # to see that it is the mark, and then the mark
         assert len(await online(write_db, "a")) == 13
+
+
+async def test_a_process_that_was_away_gets_its_first_answers(
+    write_db: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are in the log, without the payloads, however many there are to a step; what others sent is gone."""
+    monkeypatch.setattr(aggregate_purging, "LIMIT_ROWS", 2)
+    monkeypatch.setattr(aggregate_purging, "PAUSE_S", 0)
+    async with replica(write_db, BUS) as one, boxer(write_db.app, files_in(tmp_path), BUS) as mover:
+        sent = []
+        for nth, amount in enumerate((1, 2, 3, 4, -10)):
+            step = str(step_id("transfer", str(UUID(int=nth)), "debit"))
+            sent.append(replace(one.command(Add(counter_id="a", amount=amount), id=step), received_at=later(-nth)))
+            await one.ask_one(Add(counter_id="a", amount=1))
+            first = await one.ask(*sent[-1:])
+            assert reasons(first) == ["completed"]
+        await one.ask_one(Add(counter_id="a", amount=-5))
+        refused = one.command(Add(counter_id="a", amount=-1), id=str(step_id("transfer", str(UUID(int=9)), "debit")))
+        assert reasons(await one.ask(refused)) == ["BELOW_ZERO"]
+        answers = [await one.ask(command) for command in sent]
+        await purged(mover)
+        async with replica(write_db, BUS) as other:
+            assert [await other.ask(command) for command in sent] == answers
+            assert reasons(await other.ask(refused)) == ["BELOW_ZERO"]
+        async with connected(write_db.app) as connection:
+            cursor = await connection.execute("SELECT payload FROM commands WHERE tenant = %s AND type = 'trial.Add'", (TENANT,))
+            assert await cursor.fetchall() == [(b"",)] * 6
+            assert await (await connection.execute("SELECT commands FROM aggregate_purges")).fetchall() == [(6,)]
+
+
+async def test_schedules_that_have_ended_go_with_it(write_db: Database, tmp_path: Path) -> None:
+    """Of the aggregate and of its parts; those of others stay."""
+    identity = Identity(tenant=TENANT, user_id="alice", roles=frozenset({Role.USER}))
+    async with replica(write_db, BUS) as one, boxer(write_db.app, files_in(tmp_path), BUS) as mover:
+        for amount in (1, -1):
+            await one.ask_one(Add(counter_id="a", amount=amount))
+        recurring = Recurring(mover._reads)
+        for name in "ab":
+            added = await recurring.add(one.command(Add(counter_id=name, amount=1)), "0 0 1 1 *", "UTC", "none")
+            await recurring.end(identity, added.schedule_id)
+        await purged(mover)
+        async with connected(write_db.app) as connection:
+            assert await (await connection.execute("SELECT aggregate_id FROM schedules")).fetchall() == [("b",)]
+            assert await (await connection.execute("SELECT schedules FROM aggregate_purges")).fetchall() == [(1,)]
 
 
 @pytest.mark.parametrize("version", [2, 3, 4])
