@@ -32,6 +32,7 @@ from shared.projections.watch import WatchLimits
 from shared.rpc.client import channel
 from shared.rpc.probes import Probes
 from shared.rpc.server import Server
+from upcasters import UPCASTERS
 
 TABLES = (
     *(projection.table.name for group in GROUPS for projection in group.projections),
@@ -95,7 +96,7 @@ def build(settings: ReadSettings, reads: Reads) -> Server:
     if settings.write_address:
         to_write = channel(settings.write_address, retries=False, tls=settings.write_tls)
         server.on_drained(to_write.close)
-        past = PastEvents(to_write, seal, settings.shard, settings.history_events_max), Room()
+        past = PastEvents(to_write, seal, settings.shard, settings.history_events_max, UPCASTERS), Room()
     for row in RPCS:
         made = SERVICERS.get(row.summary.name, SummaryServicer)
         servicer = made(row, reads, gates[row.group.name], settings.shard, limits, lists, past)

@@ -16,6 +16,7 @@ from foldline.v1 import as_of_pb2, event_store_pb2, event_store_pb2_grpc
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.errors import OverLimit, Refusal, Unavailable
 from shared.folds.summary import AggregateName
+from shared.folds.upcasting import Upcasters
 from shared.line.consistency import Token, decode_places, encode
 from shared.platform.identity import current_call
 from shared.platform.seal import NotOurs, Seal
@@ -40,11 +41,12 @@ class PastPage(Struct, frozen=True):
 class PastEvents:
     """The events of aggregates of a caller's tenant, from the write service."""
 
-    def __init__(self, channel: aio.Channel, seal: Seal, shard: int, events_max: int) -> None:
-        """`channel` leads to the write service. `events_max`: of one reading."""
+    def __init__(self, channel: aio.Channel, seal: Seal, shard: int, events_max: int, upcasters: Upcasters) -> None:
+        """`channel` leads to the write service, which may be of an older release. `events_max`: of one reading."""
         self._stub = event_store_pb2_grpc.EventStoreServiceStub(channel)
         self._seal = seal
         self._shard = shard
+        self._upcasters = upcasters
         self.events_max = events_max
 
     def token(self, epoch: str, position: int) -> str:
@@ -54,7 +56,7 @@ class PastEvents:
     async def read(
         self, names: Sequence[AggregateName], context: Any, *, after: str = "", as_of: as_of_pb2.AsOf | None = None
     ) -> AsyncGenerator[PastPage, None]:
-        """The events of the aggregates behind the place `after`, up to `as_of`, in pages.
+        """The events of the aggregates behind the place `after`, up to `as_of`, in pages, with the contracts of today.
 
         Raises OverLimit (HISTORY_TOO_LONG) when there is one more than `events_max`, Unavailable (WRITE_SERVICE_UNAVAILABLE,
         SEAL_KEYS_DIFFER), or the refusal of the write service.
@@ -72,6 +74,7 @@ class PastEvents:
                 epoch, positions = decode_places(answer.sealed_positions, self._seal, tenant)
                 for envelope, position in zip(answer.events, positions, strict=True):
                     envelope.position = position
+                self._upcasters.update(answer.events)
                 # Who has found an end among those that are within the limit asks for no more.
                 yield PastPage(epoch, answer.events[:left])
                 if (left := left - len(answer.events)) < 0:

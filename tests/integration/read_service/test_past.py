@@ -15,11 +15,13 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
-from bank.v1 import account_pb2, account_query_pb2, person_pb2, transfer_pb2, transfer_query_pb2
+from bank.legacy.v1 import person_pb2 as person_legacy_pb2
+from bank.v1 import account_pb2, account_query_pb2, person_pb2, person_query_pb2, transfer_pb2, transfer_query_pb2
 from deploy.bootstrap import Database
 from foldline.v1 import as_of_pb2, event_store_pb2, tenant_pb2, tenant_pb2_grpc
 from read_service import app as read_app
 from read_service.registry import RPCS
+from shared.line.event_store import envelope
 from shared.platform import fairness, postgres
 from shared.platform.identity import Role
 from shared.platform.postgres import Reads
@@ -32,6 +34,7 @@ from tests.support.fakes.line import Store, uid
 from tests.support.fakes.tables import Id, stepwise
 from tests.support.system.sealing import KEYS
 from tests.support.system.waiting import eventually
+from write_service import api as write_api
 from write_service import app as write_app
 
 EVENTS_MAX = 5
@@ -188,6 +191,24 @@ async def test_a_closed_tenant_has_no_past(services: Services) -> None:
     stub = tenant_pb2_grpc.TenantServiceStub(services.to_write)
     await operator.call(stub.PurgeTenant, tenant_pb2.PurgeTenantRequest(tenant="acme", confirmed_tenant="acme"))
     assert await told(account(bank, blue)) == ("FAILED_PRECONDITION", "TENANT_CLOSED")
+
+
+async def test_a_write_service_of_an_older_release_may_hand_out_older_events(
+    services: Services, write_db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The read service, which is updated before it, folds them all the same."""
+    monkeypatch.setattr(write_api.EventStoreService, "_shown", lambda _, events: [*map(envelope, events)])
+    old = person_legacy_pb2.PersonAdded(person_id=new_id(), last_and_first_name="Liddell, Alice")
+    async with await psycopg.AsyncConnection.connect(write_db.admin) as admin:
+        await admin.execute(
+            """INSERT INTO events
+                 (position, event_id, tenant, category, aggregate_id, version, type, payload, recorded_at, metadata)
+               VALUES (1, gen_random_uuid(), 'acme', 'person', %s, 1, %s, %s, now(), '')""",
+            (old.person_id, old.DESCRIPTOR.full_name, old.SerializeToString()),
+        )
+    bank = services.by()
+    request = person_query_pb2.GetPersonRequest(person_id=old.person_id, as_of=now())
+    assert (await bank.call(bank.person_queries.GetPerson, request)).person.name == "Alice Liddell"
 
 
 async def test_more_questions_than_wait_are_refused(services: Services, write_db: Database) -> None:
