@@ -28,10 +28,12 @@ from shared.commands.boxing import RETENTION_USER, decided_elsewhere
 from shared.commands.closed import await_archive
 from shared.commands.codec import MessageCodec
 from shared.commands.decide import Command, Sender, metadata_of
+from shared.commands.intake import id_reused
+from shared.commands.log import read_commands
 from shared.commands.registry import CommandRegistry, Route
 from shared.commands.retention_plan import COMMAND_WAITS, PlannedPurge
 from shared.folds.errors import Rejected
-from shared.folds.ids import derived_id
+from shared.folds.ids import reserved_id
 from shared.line.archive import Archive
 from shared.line.ends import AGGREGATE_PURGED
 from shared.line.event_store import AggregateKey
@@ -96,7 +98,7 @@ class AggregatePurger:
     async def begin(self, planned: PlannedPurge) -> None:
         """Appends the ends of a planned aggregate and of what goes with it. A repeat changes nothing.
 
-        Raises Rejected (AGGREGATE_MOVED, COMMAND_WAITS) or Unavailable.
+        Raises Rejected (AGGREGATE_MOVED, COMMAND_WAITS), Invalid (COMMAND_ID_REUSED) or Unavailable.
         """
         command = self._command(planned)
         group = [*planned.parts, planned]
@@ -133,6 +135,9 @@ class AggregatePurger:
             except UniqueViolation as error:
                 if error.diag.constraint_name != "commands_pkey":
                     raise
+                row = (await read_commands(connection, [command.key])).get(command.key)
+                if row is not None and row.fingerprint != command.fingerprint:
+                    raise id_reused(row) from error
                 return  # somebody else has begun it
         self._committed(head)
         tenant, category, aggregate_id = planned.key
@@ -210,7 +215,7 @@ class AggregatePurger:
     def _command(self, planned: PlannedPurge) -> Command:
         key = planned.key
         content = PurgeAggregate(aggregate_type=key[1], aggregate_id=key[2])
-        command_id = derived_id("purge", *key, str(planned.version))
+        command_id = reserved_id("purge", *key, str(planned.version))
         aggregate = self._registry.aggregate_of(key[1])
         return Command(
             key=(key[0], command_id),

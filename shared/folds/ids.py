@@ -1,8 +1,8 @@
 """Derived ids: an id is computed from the thing that it names, so every program computes the same id for the same thing.
 
-The ids of commands that processes and schedules send are UUIDs of version 8. The write service refuses such a command id from a
-caller without role `process`. Anybody can compute the id of a step from public ids, but nobody else can use it before the
-process does.
+The ids of commands that processes, schedules and rules of purging send are UUIDs of version 8. The write service refuses such a
+command id from a caller without role `process`. Anybody can compute the id of a step from public ids, but nobody else can use it
+before the process does.
 """
 
 from __future__ import annotations
@@ -26,6 +26,11 @@ def step_id(process_type: str, process_id: str, step: str, attempt: int = 1) -> 
 def firing_id(schedule_id: str, due_at: datetime) -> str:
     """The command id of a schedule's firing. It is in the space of `step_id`, so that nobody uses it before the firing does."""
     return str(_version_8(UUID(schedule_id).bytes + f"firing/{due_at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}".encode()))
+
+
+def reserved_id(*parts: str) -> str:
+    """As `derived_id`, in the space of `step_id`: for commands of the write service itself, which no caller may use before."""
+    return str(_version_8("".join(f"{len(part)}:{part}" for part in parts).encode()))
 
 
 def _version_8(content: bytes) -> UUID:

@@ -27,7 +27,7 @@ from shared.commands.retention_plan import PlannedPurge, Purges
 from shared.commands.schedule import Schedule, Scheduler
 from shared.commands.states import Purged, Versioned
 from shared.folds.errors import Refusal, Rejected
-from shared.folds.ids import step_id
+from shared.folds.ids import is_of_processes, step_id
 from shared.line.archive import Archive
 from shared.line.ends import AGGREGATE_PURGED
 from shared.line.event_store import PURGED, StoredEvent, read_event_id
@@ -326,6 +326,20 @@ async def test_a_process_that_was_away_gets_its_first_answers(
             cursor = await connection.execute("SELECT payload FROM commands WHERE tenant = %s AND type = 'trial.Add'", (TENANT,))
             assert await cursor.fetchall() == [(b"",)] * 6
             assert await (await connection.execute("SELECT commands FROM aggregate_purges")).fetchall() == [(6,)]
+
+
+async def test_nobody_can_keep_it_by_the_id_of_its_purge(write_db: Database, tmp_path: Path) -> None:
+    """Users may not use it, for it is in the space of processes; if it is taken all the same, the refusal is named."""
+    async with replica(write_db, BUS) as one, boxer(write_db.app, files_in(tmp_path), BUS) as mover:
+        for amount in (1, -1):
+            await one.ask_one(Add(counter_id="a", amount=amount))
+        purger = purger_of(mover, BUS)
+        [goes] = await planned(mover)
+        command_id = purger._command(goes).key[1]
+        assert is_of_processes(command_id)
+        await one.ask_one(Add(counter_id="live", amount=1), id=command_id)
+        assert await refusal_of(purger.begin(goes)) == "COMMAND_ID_REUSED"
+        assert await purger.open() == []
 
 
 async def test_schedules_that_have_ended_go_with_it(write_db: Database, tmp_path: Path) -> None:
