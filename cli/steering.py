@@ -18,6 +18,7 @@ steering = typer.Typer()
 acknowledge = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 parked = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
+CHECK_FAILED = 4
 Reason = Annotated[str, typer.Option("--reason", help="Why, for the record. No personal data.")]
 AggregateType = Annotated[str, typer.Argument(metavar="AGGREGATE_TYPE", help="For example account.")]
 AggregateId = Annotated[str, typer.Argument(metavar="AGGREGATE_ID")]
@@ -115,6 +116,8 @@ def process_check(
 
     Exits with 1 if there is a mismatch. One in a history (COMMANDS_DIFFER, STATE_DIFFERS and the like) may be meant: the process
     goes on all the same, but is not where the new code would have brought it. `--histories 0` leaves them out.
+
+    Exits with 4 if the check itself failed, and nothing is known of the processes.
     """
     import subprocess
     import sys
@@ -131,9 +134,10 @@ def process_check(
     program = [sys.executable, "-m", "saga_service.check"]
     program += [] if histories is None else ["--histories", str(histories)]
     done = subprocess.run(program, env=environment, capture_output=True, text=True, check=False)  # noqa: S603 (our own)
-    if done.returncode not in (OK, REFUSED):
+    if done.returncode not in (OK, REFUSED) or not done.stdout:
         complain(done.stderr.strip())
-        raise typer.Exit(done.returncode)
+        # Code that cannot even be imported ends with 1 as well, but says nothing of any process.
+        raise typer.Exit(CHECK_FAILED if done.returncode == REFUSED else done.returncode)
     found = json.loads(done.stdout)
     if output is Output.JSON:
         print_json(found)

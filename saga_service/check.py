@@ -2,7 +2,7 @@
 
 Run it before a deployment, with the settings of the saga service. It reads the saga database and, for the histories, the line,
 and writes nothing. It prints JSON, and exits with 1 if there is a mismatch, with 2 if it is not set up, with 3 if the
-database or the write service does not answer.
+database or the write service does not answer, with 4 if the check itself failed: then nothing is known of the processes.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import sys
 import time
+import traceback
 from collections.abc import Iterable
 from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
@@ -110,12 +111,15 @@ def main() -> int:
     settings = None if histories_max == 0 else load(EventStore, "saga_service.check", arguments=())
     try:
         found = asyncio.run(_look(database_url, settings, histories_max))
-    except psycopg.OperationalError as error:
-        sys.stderr.write(f"the saga database does not answer: {str(error).strip()}\n")
+    except psycopg.Error as error:
+        sys.stderr.write(f"the saga database cannot be read: {str(error).strip()}\n")
         return 3
     except LineAway as error:
         sys.stderr.write(f"the events of histories cannot be read: {error}; --histories 0 does without them\n")
         return 3
+    except Exception:  # noqa: BLE001 (the interpreter's exit code would be 1, that of a mismatch)
+        traceback.print_exc()
+        return 4
     sys.stdout.write(orjson.dumps(found).decode() + "\n")
     return 1 if found["failed"] else 0
 

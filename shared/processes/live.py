@@ -56,6 +56,9 @@ async def pages(connection: Connection, *, histories_max: int | None) -> AsyncGe
     async with connection.transaction():
         await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         await take_time(connection, 0)
+        # Between two pages the caller reads events and folds them, for longer than the role's transactions may idle. This
+        # one only reads, and holds up nobody but a migration.
+        await connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
         (now,) = await one(connection, "SELECT now()")
         after: tuple[Any, ...] = (BEGIN, "", "", "")
         left = histories_max

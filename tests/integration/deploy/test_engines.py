@@ -24,6 +24,7 @@ from deploy.engines.nats import Nats
 from deploy.engines.postgres import Postgres
 from deploy.local.dev import Machine
 from shared.platform import versions
+from shared.platform.migrate import SchemaTooNew
 from tests.support.system.engines import Engines
 from tests.support.system.waiting import eventually
 
@@ -223,7 +224,13 @@ def test_an_administrator_need_not_be_superuser(engines: Engines, prefix: str) -
         admin.execute("CREATE ROLE manager LOGIN CREATEDB CREATEROLE PASSWORD 'secret'")
     try:
         url = with_database(engines.admin_url, "postgres", user="manager", password="secret")
-        assert one(bootstrap(url, prefix).write.app, TABLES) != 0
+        made = bootstrap(url, prefix)
+        assert one(made.write.app, TABLES) != 0
+        with psycopg.connect(made.saga.owner) as saga:
+            saga.execute("UPDATE alembic_version SET version_num = '9999'")
+        with pytest.raises(SchemaTooNew):
+            bootstrap(url, prefix)
+        assert one(made.write.app, "SELECT 1") == 1  # its password was not changed
     finally:
         drop(engines.admin_url, prefix)
         with psycopg.connect(engines.admin_url, autocommit=True) as admin:

@@ -273,3 +273,14 @@ def test_numbers_of_64_bits_are_numbers() -> None:
     record = command_pb2.CommandRecord(receipt=command_pb2.CommandReceipt(version=7, position=2**53 + 1), user_id="7")
     made = plain(record)
     assert (made["receipt"]["version"], made["receipt"]["position"], made["user_id"]) == (7, 2**53 + 1, "7")
+
+
+def test_a_check_of_processes_that_crashes_is_no_mismatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code that cannot be imported ends with 1, as a mismatch does, and says nothing: exit code 4, and what it said."""
+    (tmp_path / "saga_service").mkdir()
+    (tmp_path / "saga_service" / "__init__.py").touch()
+    (tmp_path / "saga_service" / "check.py").write_text("raise ValueError('broken')\n")
+    monkeypatch.setenv("FOLDLINE_DATABASE_URL", "postgresql://app@127.0.0.1:1/saga")
+    done = CliRunner().invoke(app, ["process", "check"])
+    assert done.exit_code == 4
+    assert "ValueError: broken" in done.stderr

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Iterator
+from contextlib import aclosing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from psycopg.errors import IdleInTransactionSessionTimeout
 
 from deploy.bootstrap import Database
 from foldline.v1.event_store_pb2 import EventEnvelope
 from saga_service.check import look
+from saga_service.check import main as check_program
 from shared.folds.errors import Unavailable
 from shared.folds.process import Answer, ProcessDefinition, Send, Step
 from shared.line.follower import Line, LineAway
 from shared.line.lookup import GAP_MAX
+from shared.platform.postgres import connect
+from shared.processes import live
 from tests.support.checks.history import connected
 from tests.support.domains import gifts
 from tests.support.domains.gifts import GIFT, TENANT, Gift, World, deposit, on_answer
@@ -228,6 +234,50 @@ async def test_the_check_tries_the_inputs_that_wait_for_a_mended_fold(world: Wor
     assert await checked(world, GIFT) == [("FOLD_FAILED", "waiting event bank.v1.AccountOpened: ValueError")]
     gifts.DEFECTS.accounts.clear()
     assert await checked(world, GIFT) == []
+
+
+async def test_the_database_does_not_end_the_check_while_events_are_read(world: World) -> None:
+    """Between two pages it waits in a transaction, longer than one of its role may: here another with the same limit is ended."""
+    await stranded(world, 1)
+    impatient = f"{world.database.app}?options=-c%20idle_in_transaction_session_timeout%3D500ms"
+    async with (
+        await connect(impatient, application_name="test") as connection,
+        await connect(impatient, application_name="test") as other,
+        aclosing(live.pages(connection, histories_max=None)) as pages,
+    ):
+        assert len(await anext(pages)) == 1
+        await other.execute("BEGIN")
+
+        async def ended() -> bool:
+            return not await world.query("SELECT 1 FROM pg_stat_activity WHERE pid = %s", other.info.backend_pid)
+
+        await eventually(ended)
+        with pytest.raises(IdleInTransactionSessionTimeout):
+            await other.execute("SELECT 1")
+        assert [page async for page in pages] == []
+
+
+def test_a_database_that_cannot_be_read_is_no_mismatch(
+    read_db: Database, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One without processes: one sentence and exit code 3, where 1 would say that processes would not go on."""
+    monkeypatch.setenv("FOLDLINE_DATABASE_URL", read_db.app)
+    monkeypatch.setattr(sys, "argv", ["check", "--histories", "0"])
+    assert check_program() == 3
+    assert capsys.readouterr().err.startswith('the saga database cannot be read: relation "processes" does not exist')
+
+
+def test_a_check_that_fails_is_no_mismatch(
+    saga_db: Database, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 4; what went wrong is told, and no processes are counted."""
+    monkeypatch.setenv("FOLDLINE_DATABASE_URL", saga_db.app)
+    monkeypatch.setattr(sys, "argv", ["check", "--histories", "0"])
+    monkeypatch.setattr("saga_service.check.process_types", {}.__getitem__)
+    assert check_program() == 4
+    printed = capsys.readouterr()
+    assert "TypeError" in printed.err
+    assert printed.out == ""
 
 
 async def test_ended_processes_are_not_looked_at(world: World) -> None:
