@@ -31,7 +31,7 @@ from shared.line.consistency import encode_places
 from shared.line.read_through import read_through
 from shared.platform.clock import timestamp
 from shared.platform.fairness import Room
-from shared.platform.identity import Role, current_call, seen_position
+from shared.platform.identity import Role, current_call, seen_position, seen_user
 from shared.platform.postgres import Reads
 from shared.platform.seal import Seal
 from shared.platform.telemetry import logger
@@ -183,10 +183,7 @@ class EventStoreService(event_store_pb2_grpc.EventStoreServiceServicer):
                 raise NotFound("STREAM_NOT_FOUND", "there is no such stream, or no event of it from there on")
             if not events:
                 return
-            shown = self._shown(events)
-            for envelope in shown:
-                envelope.position = seen_position(envelope.position)
-            yield event_store_pb2.ReadStreamResponse(events=shown)
+            yield event_store_pb2.ReadStreamResponse(events=map(_as_seen, self._shown(events)))
             after, left = events[-1].version, left - len(events)
 
     async def ReadStreams(
@@ -209,9 +206,7 @@ class EventStoreService(event_store_pb2_grpc.EventStoreServiceServicer):
                 events = [event for event in page if bounds.moment is None or event.recorded_at <= bounds.moment]
                 for shown in in_messages(self._shown(events)):
                     places = encode_places(head.epoch, [envelope.position for envelope in shown], self._seal, identity.tenant)
-                    for envelope in shown:
-                        envelope.position = seen_position(envelope.position)
-                    yield event_store_pb2.ReadStreamsResponse(events=shown, sealed_positions=places)
+                    yield event_store_pb2.ReadStreamsResponse(events=map(_as_seen, shown), sealed_positions=places)
                 if len(events) < len(page):  # times never decrease along the line
                     return
 
@@ -257,3 +252,11 @@ class EventStoreService(event_store_pb2_grpc.EventStoreServiceServicer):
             position=head.position,
         )
         return event_store_pb2.MarkRestoredResponse(epoch=head.epoch, head_position=head.position)
+
+
+def _as_seen(envelope: event_store_pb2.EventEnvelope) -> event_store_pb2.EventEnvelope:
+    """The envelope, without what the caller may not see."""
+    by = envelope.metadata
+    envelope.position = seen_position(envelope.position)
+    by.user_id, by.on_behalf_of = seen_user(by.user_id), seen_user(by.on_behalf_of)
+    return envelope

@@ -39,8 +39,15 @@ class Call(Struct, frozen=True):
 current_call: ContextVar[Call] = ContextVar("current_call")
 
 SEE_THE_LINE = frozenset({Role.OPERATOR, Role.PROCESS, Role.READER})
+SEE_USERS = frozenset({Role.TENANT_ADMIN, *SEE_THE_LINE})
 
 
 def seen_position(position: int) -> int:
     """A position as the caller sees it: 0, unless it has a role that may know how far the line of all tenants is."""
     return 0 if SEE_THE_LINE.isdisjoint(current_call.get().identity.roles) else position
+
+
+def seen_user(user_id: str) -> str:
+    """By or for whom a command was sent, as the caller sees it: empty, unless it is the caller or its role may see others."""
+    identity = current_call.get().identity
+    return user_id if user_id == identity.user_id or not SEE_USERS.isdisjoint(identity.roles) else ""

@@ -23,13 +23,10 @@ from shared.folds.projection import Group
 from shared.folds.summary import AggregateName, Row, Summary
 from shared.line.ends import AGGREGATE_PURGED
 from shared.platform.fairness import Room
-from shared.platform.identity import Role, current_call, seen_position
+from shared.platform.identity import current_call, seen_position
 from shared.projections.parking import Parking, aggregate_of, cause_of
 from shared.projections.past_events import PastEvents, PastPage
 from shared.projections.tables import Tables
-
-SEE_USERS = frozenset({Role.TENANT_ADMIN, Role.OPERATOR})
-"""Who sees by whom and for whom the commands of others were sent."""
 
 
 class Past(Struct, Generic[Row], frozen=True):
@@ -203,9 +200,7 @@ class TimeTravel(Generic[Row]):
         return {name: orjson.dumps(value).decode() for name, value in fields.items()}
 
     def _row_change(self, change: Change, field: str) -> as_of_pb2.RowChange:
-        envelope, identity = change.envelope, current_call.get().identity
-        by = envelope.metadata
-        told = not SEE_USERS.isdisjoint(identity.roles)
+        envelope, by = change.envelope, change.envelope.metadata
         return as_of_pb2.RowChange(
             origin=self._origin(change),
             event_id=envelope.event_id,
@@ -216,8 +211,8 @@ class TimeTravel(Generic[Row]):
             command_id=by.command_id,
             correlation_id=by.correlation_id,
             causation_id=by.causation_id,
-            user_id=by.user_id if told or by.user_id == identity.user_id else "",
-            on_behalf_of=by.on_behalf_of if told or by.on_behalf_of == identity.user_id else "",
+            user_id=by.user_id,
+            on_behalf_of=by.on_behalf_of,
             fields=self._differ(change, field),
         )
 

@@ -115,7 +115,9 @@ class RowChange(_message.Message):
     causation_id: _builtins.str
     """The event that caused the command; empty if a caller did."""
     user_id: _builtins.str
-    """Who sent the command, and for whom. Empty, unless it is the caller or the caller has role `tenant_admin` or `operator`."""
+    """Who sent the command, and for whom. Empty, unless it is the caller or the caller has role `tenant_admin`, `operator`, `process`
+    or `reader`.
+    """
     on_behalf_of: _builtins.str
     @_builtins.property
     def origin(self) -> Global___RowOrigin: ...

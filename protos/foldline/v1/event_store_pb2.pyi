@@ -37,8 +37,8 @@ class EventEnvelope(_message.Message):
     RECORDED_AT_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     position: _builtins.int
-    """In the shard's line, of all tenants: 1, 2, 3 ... in the order of commits. In ReadStream 0, unless the caller has role
-    `reader`, `operator` or `process`.
+    """In the shard's line, of all tenants: 1, 2, 3 ... in the order of commits. In ReadStream and ReadStreams 0, unless the
+    caller has role `reader`, `operator` or `process`.
     """
     event_id: _builtins.str
     tenant: _builtins.str
@@ -94,6 +94,9 @@ class EventMetadata(_message.Message):
     causation_id: _builtins.str
     """The event that caused the command; empty if a caller did."""
     user_id: _builtins.str
+    """Who sent the command, and for whom. In ReadStream and ReadStreams empty, unless it is the caller or the caller has role
+    `tenant_admin`, `operator`, `process` or `reader`.
+    """
     on_behalf_of: _builtins.str
     traceparent: _builtins.str
     """W3C trace context of the call that sent the command."""

@@ -52,9 +52,9 @@ class Services:
     settings: read_app.ReadSettings
     """Those of the read service."""
 
-    def by(self, *roles: Role, tenant: str = "acme") -> Bank:
+    def by(self, *roles: Role, tenant: str = "acme", user_id: str = "alice") -> Bank:
         """A caller."""
-        token = self.issuer.issue(tenant=tenant, user_id="alice", roles=roles or (Role.USER, Role.TENANT_ADMIN))
+        token = self.issuer.issue(tenant=tenant, user_id=user_id, roles=roles or (Role.USER, Role.TENANT_ADMIN))
         return Bank(self.to_write, self.to_read, token, timeout_s=30)
 
 
@@ -209,6 +209,29 @@ async def test_a_write_service_of_an_older_release_may_hand_out_older_events(
     bank = services.by()
     request = person_query_pb2.GetPersonRequest(person_id=old.person_id, as_of=now())
     assert (await bank.call(bank.person_queries.GetPerson, request)).person.name == "Alice Liddell"
+
+
+async def test_by_whom_events_were_made_is_not_told_to_every_user(services: Services) -> None:
+    """Neither with one stream nor with several, nor in the reason of a row; an administrator is told, and whoever it was."""
+    owner, _ = await services.by().register("Alice")
+    one = event_store_pb2.ReadStreamRequest(aggregate_type="person", aggregate_id=owner)
+    several = event_store_pb2.ReadStreamsRequest(events_max=5)
+    several.aggregates.add(aggregate_type="person", aggregate_id=owner)
+    explain = person_query_pb2.ExplainPersonRequest(person_id=owner)
+    for role, user_id, told in (
+        (Role.USER, "mallory", ""),
+        (Role.USER, "alice", "alice"),
+        (Role.TENANT_ADMIN, "mallory", "alice"),
+        (Role.OPERATOR, "mallory", "alice"),
+        (Role.PROCESS, "mallory", "alice"),
+    ):
+        bank = services.by(role, user_id=user_id)
+        [answer] = await bank.collect(bank.events.ReadStream, one)
+        [more] = await bank.collect(bank.events.ReadStreams, several)
+        assert [event.metadata.user_id for event in (*answer.events, *more.events)] == [told, told]
+        if role is not Role.PROCESS:
+            [change] = (await bank.call(bank.person_queries.ExplainPerson, explain)).changes
+            assert change.user_id == told
 
 
 async def test_more_questions_than_wait_are_refused(services: Services, write_db: Database) -> None:
