@@ -39,14 +39,18 @@ SELECT position FROM (
       AND version >= k.low AND version < k.high AND position + 0 > %(after)s AND position + 0 <= %(upto)s
     ORDER BY version LIMIT %(limit)s) e
   UNION ALL
-  SELECT b.position FROM unnest(%(categories)s::text[], %(ids)s::text[]) AS k(category, aggregate_id)
+  SELECT b.position FROM unnest(%(categories)s::text[], %(ids)s::text[], %(gone)s::bigint[]) AS k(category, aggregate_id, gone)
   JOIN boxes x ON x.tenant = %(tenant)s AND x.category = k.category AND x.aggregate_id = k.aggregate_id
-  JOIN boxed_events b USING (box_id) WHERE b.position + 0 > %(after)s AND b.position + 0 <= %(upto)s) p
+  JOIN boxed_events b USING (box_id) WHERE x.version > k.gone AND b.position + 0 > %(after)s AND b.position + 0 <= %(upto)s) p
 ORDER BY position LIMIT %(limit)s
 """
-_NEWEST = """
-SELECT coalesce((SELECT version FROM events WHERE tenant = %s AND category = k.category AND aggregate_id = k.aggregate_id
-                 ORDER BY version DESC LIMIT 1), 0)
+# The newest version, and that of the last event that is gone or, once the aggregate is marked as purged, about to go.
+_VERSIONS = """
+SELECT
+  coalesce((SELECT version FROM events WHERE tenant = %s AND category = k.category AND aggregate_id = k.aggregate_id
+            ORDER BY version DESC LIMIT 1), 0),
+  coalesce((SELECT max(version) FROM boxes WHERE tenant = %s AND category = k.category AND aggregate_id = k.aggregate_id
+            AND location = ''), 0)
 FROM unnest(%s::text[], %s::text[]) WITH ORDINALITY AS k(category, aggregate_id, nth) ORDER BY nth
 """
 _FROM_VERSION = """
@@ -57,6 +61,8 @@ SELECT position FROM events WHERE tenant = %s AND category = %s AND aggregate_id
 async def positions_of(connection: Connection, tenant: str, names: Names, *, after: int, upto: int, limit: int) -> list[int]:
     """The positions of the first `limit` events of the aggregates that are behind `after` and not behind `upto`, in order.
 
+    Of an aggregate that is purged that is the mark alone, whether or not all others are gone yet.
+
     Raises OverLimit (HISTORY_TOO_LONG) if more than LOOKED_AT_MAX events of the tables had to be looked at.
     """
     categories, ids = texts([name[0] for name in names]), texts([name[1] for name in names])
@@ -64,12 +70,12 @@ async def positions_of(connection: Connection, tenant: str, names: Names, *, aft
         # One snapshot: what is put back from the archive meanwhile would be in none of the versions that were looked for.
         await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         await connection.execute("SELECT set_config('statement_timeout', %s, true)", (STATEMENT_TIMEOUT,))
-        cursor = await connection.execute(_NEWEST, (tenant, categories, ids))
-        newest = [version for (version,) in await cursor.fetchall()]
-        lows, highs = [], []
-        for name, last in zip(names, newest, strict=True):
+        cursor = await connection.execute(_VERSIONS, (tenant, tenant, categories, ids))
+        lows, highs, gone = [], [], []
+        for name, (last, purged) in zip(names, await cursor.fetchall(), strict=True):
             key = (tenant, *name)
-            lows.append((await _first_version(connection, key, after, 1, last + 1))[0])
+            gone.append(purged)
+            lows.append((await _first_version(connection, key, after, purged + 1, max(last, purged) + 1))[0])
             highs.append((await _first_version(connection, key, upto, lows[-1], last + 1))[1])
         if sum(min(high - low, limit) for low, high in zip(lows, highs, strict=True)) > LOOKED_AT_MAX:
             text = f"more than {LOOKED_AT_MAX} events would have to be looked at: ask for fewer of them, or of fewer aggregates"
@@ -82,6 +88,7 @@ async def positions_of(connection: Connection, tenant: str, names: Names, *, aft
                 "ids": ids,
                 "lows": int8s(lows),
                 "highs": int8s(highs),
+                "gone": int8s(gone),
                 "after": after,
                 "upto": upto,
                 "limit": limit,

@@ -13,12 +13,15 @@ from deploy.bootstrap import Database
 from shared.folds.errors import OverLimit, Unavailable
 from shared.line import streams
 from shared.line.archive import Archive
+from shared.line.ends import AGGREGATE_PURGED
 from shared.line.event_store import StoredEvent
 from shared.line.read_through import read_through
 from shared.platform.postgres import Reads, connect
+from tests.integration.shared.commands import test_purging_aggregates
 from tests.integration.shared.commands.test_boxing import filled
-from tests.support.fakes.replica import TENANT
+from tests.support.fakes.replica import TENANT, replica
 from tests.support.system.boxing import boxer, files_in, move
+from tests.support.system.retention import purger_of
 from tests.support.system.waiting import eventually
 
 NAMES = ["a", "b", "c", "d"]
@@ -131,6 +134,24 @@ async def test_a_part_of_a_stream_costs_the_same_in_any_line(write_db: Database,
             assert found == [position for (position,) in wanted]
             assert read["events_pkey"] == 0, (names, after, upto, read)
             assert sum(read.values()) <= len(found) + 2 * len(names) * streams.NEAR_VERSIONS, (names, after, upto, read)
+
+
+async def test_of_a_marked_aggregate_nothing_but_the_mark_is_read(write_db: Database, tmp_path: Path) -> None:
+    """At once, though nothing of it is gone yet: neither what is in the tables, nor what is boxed."""
+    names = ["whole", "part"]
+    async with (
+        replica(write_db, test_purging_aggregates.BUS) as one,
+        boxer(write_db.app, files_in(tmp_path), test_purging_aggregates.BUS) as mover,
+    ):
+        await test_purging_aggregates.filled(one, mover)
+        archive = Archive(files_in(tmp_path))
+        before = await read(mover._reads, archive, names, 0, 1000, 500)
+        [_, goes] = await test_purging_aggregates.planned(mover)
+        await purger_of(mover, test_purging_aggregates.BUS).begin(goes)
+        for after in (0, before[4].position):
+            events = await read(mover._reads, archive, names, after, 1000, 500)
+            assert [event.type for event in events] == [AGGREGATE_PURGED] * 2
+        assert await read(mover._reads, archive, names, 0, before[-1].position, 500) == []
 
 
 async def test_looking_for_positions_has_limits(write_db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
