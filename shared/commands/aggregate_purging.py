@@ -16,6 +16,7 @@ at once: the command's id follows from the aggregate and its version, so one beg
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
@@ -49,6 +50,9 @@ PAUSE_S = 0.02
 LIMIT_ROWS = 2000
 OPEN_MAX = 1000
 """How many purges one round goes on with."""
+STEPS_A_TURN = 10
+TURNS = 10
+"""In one round. The oldest purge of each tenant has a turn in any case."""
 MOVED = "AGGREGATE_MOVED"
 """Why one is left: it, or what goes with it, had an event since it was looked at, or the tenant was closed."""
 
@@ -144,36 +148,52 @@ class AggregatePurger:
         log.warning("aggregate_purged", tenant=tenant, category=category, aggregate_id=aggregate_id, parts=len(planned.parts))
 
     async def run(self) -> None:
-        """Goes on with every purge until cancelled. What goes wrong with one is logged and tried again, and holds up no other."""
+        """Goes on with every purge until cancelled. What goes wrong with one is logged and tried again, and holds up no other.
+
+        Purges take turns, so that one of millions of events does not make another tenant's wait until it is done.
+        """
         hindrances = Hindrances("aggregate_purge_waits")
+        pause_s = EVERY_S
 
         async def one_round() -> None:
-            for purge_id in await self.open():
+            nonlocal pause_s
+            pause_s, turns = EVERY_S, 0
+            for purge_id, nth in await self._open():
+                if nth > 1 and turns >= TURNS:
+                    break
                 with hindrances.told(str(purge_id), purge_id=purge_id):
-                    await self.purge(purge_id)
+                    if not await self.purge(purge_id, STEPS_A_TURN):
+                        pause_s = PAUSE_S
+                    turns += 1
 
-        await rounds(hindrances, one_round, EVERY_S)
+        await rounds(hindrances, one_round, lambda: pause_s)
 
     async def open(self) -> list[int]:
-        """The purges that are not done, the oldest first."""
+        """The purges that are not done: the oldest of each tenant, then the second, and so on."""
+        return [purge_id for purge_id, _ in await self._open()]
+
+    async def _open(self) -> list[tuple[int, int]]:
+        """Each with which one of its tenant's it is, counted from 1."""
         async with self._reads.connection() as connection:
             cursor = await connection.execute(
-                """SELECT purge_id FROM aggregate_purges a
+                """SELECT purge_id, row_number() OVER (PARTITION BY tenant ORDER BY purge_id) AS nth FROM aggregate_purges a
                    WHERE stage <> 'done' AND NOT EXISTS (SELECT FROM tenant_purges t WHERE t.tenant = a.tenant)
-                   ORDER BY purge_id LIMIT %s""",
+                   ORDER BY nth, purge_id LIMIT %s""",
                 (OPEN_MAX,),
             )
-            return [purge_id for (purge_id,) in await cursor.fetchall()]
+            return [(purge_id, nth) for purge_id, nth in await cursor.fetchall()]
 
-    async def purge(self, purge_id: int) -> None:
-        """Takes steps until all is gone. Raises Rejected or Unavailable of the archive."""
-        stage = "events"
-        while stage != "done":
+    async def purge(self, purge_id: int, steps_max: int = sys.maxsize) -> bool:
+        """Takes steps; whether all is gone. Raises Rejected or Unavailable of the archive."""
+        for _ in range(steps_max):
+            stage = await self._step(purge_id)
             if stage == "archive":
                 await self._archived(purge_id)
-                return
-            stage = await self._step(purge_id)
+                return True
+            if stage == "done":
+                return True
             await asyncio.sleep(PAUSE_S)
+        return False
 
     async def _step(self, purge_id: int) -> str:
         async with self._reads.connection() as connection:

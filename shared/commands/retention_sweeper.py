@@ -27,7 +27,7 @@ from shared.platform.telemetry import logger
 
 EVERY_S = 60.0
 DONE_MAX = 100
-"""Aggregates that are boxed or purged in one round."""
+"""Aggregates that are boxed or purged in one round, with those that go with them; the page that reaches it is the last."""
 EXAMINED_MAX = 20_000
 """Aggregates in one round."""
 PAGE_EXAMINED = 1000
@@ -101,7 +101,7 @@ class RetentionSweeper:
         await rounds(Hindrances("retention_waits"), self.round, EVERY_S)
 
     async def round(self) -> int:
-        """Boxes and purges what is past its date, up to DONE_MAX aggregates; returns how many.
+        """Boxes and purges what is past its date, up to DONE_MAX aggregates or a page more; returns how many, parts included.
 
         Raises Unavailable or OverLimit.
         """
@@ -137,22 +137,23 @@ class RetentionSweeper:
         """Does what is to be done of the next page of a type; returns with how many, and whether there is more of the type."""
         tenant, category, kind = turn
         after, now = self._after.get(turn, ""), self._clock()
-        found: list[tuple[AggregateKey, str, Callable[[], Awaitable[object]]]]
+        found: list[tuple[AggregateKey, int, str, Callable[[], Awaitable[object]]]]
         if kind == BOX:
             boxes = await retention_plan.plan(
                 self._boxer, self._reads, tenant, category, days, now, after=after, examined=PAGE_EXAMINED, found_max=PAGE_DONE
             )
-            found = [(each.key, each.held_by, self._box(each)) for each in boxes.planned]
+            found = [(each.key, each.parts, each.held_by, self._box(each)) for each in boxes.planned]
             self._after[turn] = boxes.after
         else:
             purges = await self._purges.plan(
                 tenant, category, days, now, after=after, examined=PAGE_EXAMINED, found_max=PAGE_DONE
             )
-            found = [(each.key, each.held_by, self._purge(each)) for each in purges.planned]
+            found = [(each.key, len(each.parts), each.held_by, self._purge(each)) for each in purges.planned]
             self._after[turn] = purges.after
         done = 0
-        for key, held_by, carry_out in found:
-            done += await self._one(kind, key, held_by, carry_out)
+        for key, parts, held_by, carry_out in found:
+            if await self._one(kind, key, held_by, carry_out):
+                done += 1 + parts
         return done, bool(self._after[turn])
 
     def _box(self, planned: Planned) -> Callable[[], Awaitable[object]]:

@@ -41,10 +41,12 @@ CREATE TABLE aggregate_purges (
 );
 CREATE INDEX aggregate_purges_open ON aggregate_purges (purge_id) WHERE stage <> 'done';
 CREATE INDEX aggregate_purges_by_tenant ON aggregate_purges (tenant, purge_id);
+CREATE INDEX boxed_events_by_box_and_position ON boxed_events (box_id, position);
 CREATE INDEX schedules_by_aggregate ON schedules (tenant, category, aggregate_id);
 ALTER TABLE purged_events DROP CONSTRAINT purged_events_tenant_fkey;
 ALTER TABLE purged_events ADD COLUMN purged_at timestamptz;
 COMMENT ON COLUMN purged_events.purged_at IS 'Of an event that went with its aggregate; of others the tenant''s end says when.';
+DROP INDEX boxed_events_by_box;
 """
 
 # The marks, and the row of the command that asked, in one transaction: from then on nobody decides on the aggregates. A command
@@ -130,16 +132,19 @@ $$;
 """
 
 # One step, one transaction, of up to `p_limit` rows. Returns the stage that it leaves behind. Two at once: the second waits for
-# the row. The newest events go first, of all aggregates of the purge, so that what is left at any time can be folded (0017).
+# the row. The newest events go first, of all aggregates of the purge, so that what is left at any time can be folded (0017):
+# some of the newest are read of each aggregate and of each box, and of these go the ones behind which nothing can be missing.
 # Of commands that processes sent (ids of version 8) the outcome stays, without the payload: a process that was away sends them
 # again, and must get the first answer, or it would take what was done for refused.
 # Nothing is done for a tenant that is closed: the tenant's own purge deletes all of it, and counts what it deletes.
 STEP = """
 CREATE FUNCTION purge_aggregates_step(p_purge_id bigint, p_limit integer) RETURNS text
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp
+SET plan_cache_mode = force_custom_plan AS $$
 DECLARE
   p aggregate_purges;
   at bigint[];
+  each integer;
   online bigint;
   boxed bigint;
   gone bigint;
@@ -152,17 +157,26 @@ BEGIN
     RETURN 'done';
   END IF;
   IF p.stage = 'events' THEN
-    SELECT array_agg(f.position) INTO at FROM (
-      SELECT e.position FROM unnest(p.categories, p.aggregate_ids, p.versions) AS a(category, aggregate_id, version)
+    each := greatest(p_limit / cardinality(p.versions), 20);
+    WITH found AS MATERIALIZED (
+      SELECT a.nth AS source, e.position
+      FROM unnest(p.categories, p.aggregate_ids, p.versions) WITH ORDINALITY AS a(category, aggregate_id, version, nth)
       CROSS JOIN LATERAL (
         SELECT e.position FROM events e
         WHERE e.tenant = p.tenant AND e.category = a.category AND e.aggregate_id = a.aggregate_id AND e.version <= a.version
-        ORDER BY e.version DESC LIMIT p_limit) e
+        ORDER BY e.version DESC LIMIT each) e
       UNION ALL
-      SELECT b.position FROM unnest(p.categories, p.aggregate_ids) AS a(category, aggregate_id)
+      SELECT -x.box_id, b.position FROM unnest(p.categories, p.aggregate_ids) AS a(category, aggregate_id)
       JOIN boxes x ON x.tenant = p.tenant AND x.category = a.category AND x.aggregate_id = a.aggregate_id
-      JOIN boxed_events b USING (box_id)
-      ORDER BY 1 DESC LIMIT p_limit) AS f;
+      CROSS JOIN LATERAL (
+        SELECT b.position FROM boxed_events b WHERE b.box_id = x.box_id ORDER BY b.position DESC LIMIT each) b
+    ), behind AS (
+      SELECT max(s.oldest) AS oldest
+      FROM (SELECT min(f.position) AS oldest FROM found f GROUP BY f.source HAVING count(*) = each) s
+    )
+    SELECT array_agg(n.position) INTO at FROM (
+      SELECT f.position FROM found f CROSS JOIN behind b WHERE f.position >= coalesce(b.oldest, 0)
+      ORDER BY f.position DESC LIMIT p_limit) n;
     PERFORM set_config('foldline.boxing', 'on', true);
     WITH gone AS (DELETE FROM events e WHERE e.position = ANY (at) RETURNING e.position, e.event_id)
     INSERT INTO purged_events (position, event_id, tenant, purged_at)

@@ -342,6 +342,67 @@ async def test_nobody_can_keep_it_by_the_id_of_its_purge(write_db: Database, tmp
         assert await purger.open() == []
 
 
+async def test_a_step_reads_as_many_rows_as_it_may_delete(write_db: Database, tmp_path: Path) -> None:
+    """However many aggregates there are, in the archive or not; what goes is the end of what is left."""
+    async with replica(write_db, BUS) as one, boxer(write_db.app, files_in(tmp_path), BUS) as mover:
+        parts = [f"part-{n}" for n in range(4)]
+        await one.ask_one(Add(counter_id="whole", amount=4))
+        for name in parts:
+            await one.ask_one(Move(counter_id="whole", to_id=name, amount=1))
+        await one.ask(*(one.command(Add(counter_id=parts[n % 4], amount=1)) for n in range(400)))
+        await one.ask(*(one.command(Add(counter_id=name, amount=-101)) for name in parts))
+        await move(mover, "box", parts[0], str(uuid4()))
+        [goes] = [each for each in await planned(mover) if each.key[2] == "whole"]
+        purger = purger_of(mover, BUS)
+        await purger.begin(goes)
+        [purge_id] = await purger.open()
+        read = (
+            "SELECT sum(idx_tup_fetch + seq_tup_read) FROM pg_stat_xact_user_tables WHERE relname IN ('events', 'boxed_events')"
+        )
+        stage, steps = "events", 0
+        async with connected(write_db.app) as connection:
+            while stage == "events":
+                async with connection.transaction():
+                    await connection.execute("SET LOCAL enable_seqscan = off")
+                    [(before,)] = await (await connection.execute(read)).fetchall()
+                    cursor = await connection.execute("SELECT purge_aggregates_step(%s, 100)", (purge_id,))
+                    [(stage,)] = await cursor.fetchall()
+                    [(after,)] = await (await connection.execute(read)).fetchall()
+                assert after - (before or 0) <= 300  # twenty of each aggregate and of the box, and what is deleted
+                assert is_beginning(await whole(mover._reads, tmp_path))
+                steps += 1
+        assert 5 <= steps <= 10
+
+
+async def test_tenants_take_turns(write_db: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The small purge of one is done before the large one of another that began before."""
+    monkeypatch.setattr(aggregate_purging, "LIMIT_ROWS", 1)
+    monkeypatch.setattr(aggregate_purging, "PAUSE_S", 0)
+    async with replica(write_db, BUS) as one, boxer(write_db.app, files_in(tmp_path), BUS) as mover:
+        for tenant, count in ((TENANT, 60), (OTHER, 1)):
+            await one.ask(*(one.command(Add(counter_id="a", amount=1), tenant=tenant) for _ in range(count)))
+            await one.ask_one(Add(counter_id="a", amount=-count), tenant=tenant)
+        purger = purger_of(mover, BUS)
+        for tenant in (TENANT, OTHER):
+            page = await Purges(mover, mover._reads, BUS).plan(
+                tenant, "counter", DAYS, later(), after="", examined=9, found_max=9
+            )
+            await purger.begin(page.planned[0])
+        running = asyncio.create_task(purger.run())
+        try:
+            await eventually(lambda: _none_open(purger), 20)
+        finally:
+            running.cancel()
+        async with connected(write_db.app) as connection:
+            cursor = await connection.execute("SELECT tenant FROM aggregate_purges ORDER BY done_at")
+            assert await cursor.fetchall() == [(OTHER,), (TENANT,)]
+
+
+async def _none_open(purger: AggregatePurger) -> bool:
+    """Whether all purges are done."""
+    return await purger.open() == []
+
+
 async def test_schedules_that_have_ended_go_with_it(write_db: Database, tmp_path: Path) -> None:
     """Of the aggregate and of its parts; those of others stay."""
     identity = Identity(tenant=TENANT, user_id="alice", roles=frozenset({Role.USER}))
