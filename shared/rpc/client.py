@@ -23,26 +23,23 @@ _FORMER_CALLS_S = 900.0
 # gRPC itself repeats a call that is UNAVAILABLE: commands are idempotent by their ids, and queries change nothing. So it does one
 # that the server cancelled, which is what gRPC says of a call that reaches a server in the moment in which it stops. The pauses
 # come to three seconds, longer than a channel needs to notice that a replica is back, so one that ends meanwhile is not missed.
-_SERVICE_CONFIG = json.dumps(
-    {
-        "loadBalancingConfig": [{"round_robin": {}}],
-        "methodConfig": [
-            {
-                "name": [{}],
-                "retryPolicy": {
-                    "maxAttempts": 5,
-                    "initialBackoff": "0.1s",
-                    "maxBackoff": "2s",
-                    "backoffMultiplier": 3,
-                    "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
-                },
-            }
-        ],
-    }
-)
+_BALANCED: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
+_REPEATED: dict[str, Any] = {
+    "methodConfig": [
+        {
+            "name": [{}],
+            "retryPolicy": {
+                "maxAttempts": 5,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "2s",
+                "backoffMultiplier": 3,
+                "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
+            },
+        }
+    ],
+}
 
 OPTIONS: tuple[tuple[str, int | str], ...] = (
-    ("grpc.service_config", _SERVICE_CONFIG),
     ("grpc.max_receive_message_length", _MESSAGE_SIZE_MAX),
     ("grpc.max_send_message_length", _MESSAGE_SIZE_MAX),
     # A cut network is noticed within 20 s. Servers of ours allow a ping every 5 s; a server that allows less closes the
@@ -58,14 +55,14 @@ OPTIONS: tuple[tuple[str, int | str], ...] = (
 
 
 def channel(target: str, *, retries: bool = True, tls: ClientTls | None = None) -> aio.Channel:
-    """A channel to `host:port`, or to a name that resolves to several. Close it, or use it with `async with`.
+    """A channel to `host:port`, or to a name that resolves to several, which take turns. Close it, or use it with `async with`.
 
     `grpcs://host:port` is reached over TLS, with the certificates of `tls`, or the usual public authorities. Without
     `retries` the first UNAVAILABLE comes through. Raises ValueError for certificates that cannot be used.
     """
     hold_grpc()
-    chosen = OPTIONS if retries else tuple(option for option in OPTIONS if option[0] != "grpc.service_config")
-    options = [*chosen, ("grpc.enable_retries", int(retries))]
+    config = json.dumps(_BALANCED | _REPEATED if retries else _BALANCED)
+    options = [*OPTIONS, ("grpc.service_config", config), ("grpc.enable_retries", int(retries))]
     if target.startswith(TLS_SCHEME):
         return _TlsChannel(target.removeprefix(TLS_SCHEME), options, tls or ClientTls())
     return aio.insecure_channel(target, options=options)

@@ -1,9 +1,9 @@
-"""Channels of ours: what they try again."""
+"""Channels of ours: what they try again, and where calls go."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import grpc
@@ -12,6 +12,7 @@ from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from shared.rpc.client import channel
+from tests.support.system.waiting import eventually
 
 REQUEST = health_pb2.HealthCheckRequest()
 ANSWER = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
@@ -59,3 +60,25 @@ async def test_a_refusal_is_not_repeated() -> None:
         with pytest.raises(aio.AioRpcError):
             await health_pb2_grpc.HealthStub(through).Check(REQUEST, timeout=10)
         assert len(attempts) == 1
+
+
+@pytest.mark.parametrize("retries", [True, False])
+async def test_calls_take_turns_between_the_addresses_of_a_name(retries: bool) -> None:
+    """Whether they are repeated or not: several of a service have the same share of the calls."""
+    async with (
+        failing(grpc.StatusCode.ABORTED) as (one, of_one),
+        failing(grpc.StatusCode.ABORTED) as (other, of_other),
+        channel(f"ipv4:{one},{other}", retries=retries) as through,
+    ):
+        stub = health_pb2_grpc.HealthStub(through)
+
+        async def both_were_called() -> bool:
+            with suppress(aio.AioRpcError):
+                await stub.Check(REQUEST, timeout=10)
+            return bool(of_one and of_other)
+
+        await eventually(both_were_called, 10)
+        before = len(of_one), len(of_other)
+        for _ in range(10):
+            await stub.Check(REQUEST, timeout=10)
+        assert (len(of_one) - before[0], len(of_other) - before[1]) == (5, 5)
