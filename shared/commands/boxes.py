@@ -12,7 +12,7 @@ from foldline.v1 import archive_pb2
 from shared.commands.codec import MessageCodec
 from shared.commands.states import packed_keys
 from shared.line.ends import AGGREGATE_PURGED
-from shared.line.event_store import BOXED, AggregateKey
+from shared.line.event_store import BOXED, UNBOXED, AggregateKey
 from shared.platform.packing import texts
 from shared.platform.postgres import Reads
 
@@ -63,12 +63,16 @@ class StoredBox(Struct, frozen=True):
 
 
 class Stored(Struct, frozen=True):
-    """Where an aggregate is: version and time of its newest event, and whether those before it are in the archive, or gone."""
+    """Where an aggregate is: version and time of its newest event, and whether those before it are in the archive, or gone.
+
+    `marked`: whether boxing or unboxing appended that event.
+    """
 
     version: int
     boxed: bool
     purged: bool
     changed_at: datetime
+    marked: bool
 
 
 async def read_stored(reads: Reads, keys: Sequence[AggregateKey]) -> dict[AggregateKey, Stored]:
@@ -82,10 +86,34 @@ async def read_stored(reads: Reads, keys: Sequence[AggregateKey]) -> dict[Aggreg
                  ORDER BY e.version DESC LIMIT 1) e""",
             packed_keys(keys),
         )
-        return {
-            keys[nth - 1]: Stored(version, type_ == BOXED, type_ == AGGREGATE_PURGED, at)
-            for nth, version, type_, at in await cursor.fetchall()
-        }
+        return {keys[nth - 1]: stored_as(version, type_, at) for nth, version, type_, at in await cursor.fetchall()}
+
+
+def stored_as(version: int, type_name: str, recorded_at: datetime) -> Stored:
+    """Where an aggregate with this newest event is."""
+    return Stored(version, type_name == BOXED, type_name == AGGREGATE_PURGED, recorded_at, type_name in (BOXED, UNBOXED))
+
+
+async def last_used(reads: Reads, keys: Sequence[AggregateKey]) -> dict[AggregateKey, datetime]:
+    """When aggregates last changed, whatever boxing and unboxing has appended since.
+
+    Left out are those that are in a box of a release that did not note it.
+    """
+    async with reads.connection() as connection:
+        cursor = await connection.execute(
+            """SELECT u.nth, u.used_at FROM (
+                 SELECT w.nth::integer, coalesce(
+                   (SELECT e.recorded_at FROM events e
+                    WHERE e.tenant = w.tenant AND e.category = w.category AND e.aggregate_id = w.aggregate_id
+                      AND e.type <> ALL(%s) ORDER BY e.version DESC LIMIT 1),
+                   (SELECT b.changed_at FROM boxes b
+                    WHERE b.tenant = w.tenant AND b.category = w.category AND b.aggregate_id = w.aggregate_id
+                    ORDER BY b.version DESC LIMIT 1)) AS used_at
+                 FROM unnest(%s, %s, %s) WITH ORDINALITY AS w(tenant, category, aggregate_id, nth)) u
+               WHERE u.used_at IS NOT NULL""",
+            (texts([BOXED, UNBOXED]), *packed_keys(keys)),
+        )
+        return {keys[nth - 1]: used_at for nth, used_at in await cursor.fetchall()}
 
 
 async def newest_box(reads: Reads, key: AggregateKey, version: int = 0) -> StoredBox | None:

@@ -15,15 +15,15 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from shared.commands import states
-from shared.commands.boxes import Stored, newest_box, read_stored
+from shared.commands.boxes import Stored, last_used, newest_box, read_stored, stored_as
 from shared.commands.boxing import Boxer
 from shared.commands.registry import CommandRegistry
 from shared.commands.states import Boxed, Purged, Unreadable
 from shared.folds.errors import NotFound, Refusal, Rejected
-from shared.line.ends import AGGREGATE_PURGED
-from shared.line.event_store import BOXED, AggregateKey
+from shared.line.event_store import AggregateKey
 from shared.platform.packing import texts
 from shared.platform.postgres import Reads, one
 
@@ -87,38 +87,40 @@ ORDER BY n.aggregate_id
 """
 
 
-async def _walk(
-    reads: Reads, tenant: str, category: str, before: datetime, *, after: str, examined: int
-) -> tuple[list[tuple[str, int, str, datetime]], str]:
-    """Of the next `examined` aggregates those without an event since `before`, by id, and the last that was looked at.
-
-    Each is an id with version, type and time of its newest event. Those that are purged are left out.
-    """
+async def _walk(reads: Reads, tenant: str, category: str, *, after: str, examined: int) -> tuple[dict[AggregateKey, Stored], str]:
+    """Where the next `examined` aggregates are, by id, without those that are purged, and the last that was looked at."""
     asked = {"tenant": tenant, "category": category, "after": after, "limit": examined}
     async with reads.connection() as connection:
         rows = await (await connection.execute(_NEWEST, asked)).fetchall()
-    old = [row for row in rows if row[2] != AGGREGATE_PURGED and row[3] <= before]
-    return old, rows[-1][0] if len(rows) == examined else ""
+    found = {(tenant, category, id_): stored_as(version, type_, at) for id_, version, type_, at in rows}
+    return {key: at for key, at in found.items() if not at.purged}, rows[-1][0] if len(rows) == examined else ""
+
+
+async def _as_last_used(reads: Reads, found: dict[AggregateKey, Stored]) -> dict[AggregateKey, Stored]:
+    """The same, each with the time of the newest event that is neither of boxing nor of unboxing."""
+    marked = [key for key, at in found.items() if at.marked]
+    used_at = await last_used(reads, marked) if marked else {}
+    return {key: replace(at, changed_at=used_at.get(key, at.changed_at)) for key, at in found.items()}
 
 
 async def plan(
     boxer: Boxer, reads: Reads, tenant: str, category: str, days: int, now: datetime, *, after: str, examined: int, found_max: int
 ) -> Page:
-    """What a rule would box of a type, in the order of the ids behind `after`.
+    """What a rule would box of a type, in the order of the ids behind `after`: what has no event for so many days.
 
+    Unboxing is such an event, so that what was put back stays for as long as what was used.
     Looks at `examined` aggregates at most, and ends behind the one that is the last of `found_max`.
     """
     before = now - timedelta(days=days)
-    rows, last = await _walk(reads, tenant, category, before, after=after, examined=examined)
+    found, last = await _walk(reads, tenant, category, after=after, examined=examined)
     planned: list[Planned] = []
-    for aggregate_id, version, type_name, changed_at in rows:
-        if type_name == BOXED:
+    for key, at in found.items():
+        if at.boxed or at.changed_at > before:
             continue
-        key = (tenant, category, aggregate_id)
         parts, held_by = await _parts(boxer, reads, key, before)
-        planned.append(Planned(key, version, changed_at, parts, held_by))
+        planned.append(Planned(key, at.version, at.changed_at, parts, held_by))
         if len(planned) == found_max:
-            return Page(planned, aggregate_id)
+            return Page(planned, key[2])
     return Page(planned, last)
 
 
@@ -145,10 +147,10 @@ class Purges:
     async def plan(
         self, tenant: str, category: str, days: int, now: datetime, *, after: str, examined: int, found_max: int
     ) -> PurgePage:
-        """What a rule would purge of a type, as `plan` says what it would box."""
+        """What a rule would purge of a type, as `plan` says what it would box; boxing and unboxing are no use of an aggregate."""
         before = now - timedelta(days=days)
-        rows, last = await _walk(self._reads, tenant, category, before, after=after, examined=examined)
-        old = {(tenant, category, id_): Stored(version, type_ == BOXED, False, at) for id_, version, type_, at in rows}
+        found, last = await _walk(self._reads, tenant, category, after=after, examined=examined)
+        old = {key: at for key, at in (await _as_last_used(self._reads, found)).items() if at.changed_at <= before}
         planned: list[PlannedPurge] = []
         keys = list(old)
         for first in range(0, len(keys), LOADED_AT_ONCE):
@@ -171,6 +173,7 @@ class Purges:
         try:
             keys = [part for part in await self._boxer.parts_of(key) if part != key]
             found = {part: at for part, at in (await read_stored(self._reads, keys)).items() if not at.purged} if keys else {}
+            found = await _as_last_used(self._reads, found)
             ended, unknown = await self._ended(found)
             if any(at.changed_at > before for at in found.values()):
                 held_by = PART_IN_USE

@@ -32,7 +32,9 @@ class SetRetentionRequest(_message.Message):
     box_after_days: _builtins.int
     """An aggregate is boxed when it had no event for so many days. 0: never by itself."""
     purge_after_days: _builtins.int
-    """An aggregate that has ended is purged when it had no event for so many days. 0: never. Both 0: there is no rule any more."""
+    """An aggregate that has ended is purged when it had no event for so many days; those of boxing and unboxing do not count.
+    0: never. Both 0: there is no rule any more.
+    """
     @_builtins.property
     def options(self) -> _command_pb2.CommandOptions: ...
     def __init__(
@@ -279,7 +281,7 @@ class PlannedBox(_message.Message):
     aggregate_type: _builtins.str
     aggregate_id: _builtins.str
     version: _builtins.int
-    """Of its newest event."""
+    """Of its newest event; `changed_at` of the newest that is not of boxing or unboxing."""
     parts: _builtins.int
     """How many aggregates would be boxed with it."""
     held_by: _builtins.str

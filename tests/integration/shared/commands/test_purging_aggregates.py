@@ -223,6 +223,28 @@ async def test_a_part_that_was_used_since_keeps_the_whole(write_db: Database, tm
         assert [(each.key[2], each.held_by) for each in page.planned] == [("whole", retention_plan.PART_IN_USE)]
 
 
+@pytest.mark.parametrize("ways", [["box"], ["box", "unbox"], ["box", "unbox", "box"]])
+async def test_boxing_and_a_look_at_it_put_no_purge_off(write_db: Database, tmp_path: Path, ways: list[str]) -> None:
+    """The time to the purge is that since the last use, of the whole and of its part; the rule of boxing sees the unboxing."""
+    async with replica(write_db, BUS) as one, boxer(write_db.app, files_in(tmp_path), BUS) as mover:
+        await one.ask_one(Add(counter_id="whole", amount=2))
+        await one.ask_one(Move(counter_id="whole", to_id="part", amount=2))
+        await one.ask_one(Add(counter_id="part", amount=-2))
+        used = datetime.now(UTC)
+        for way in ways:
+            await move(mover, way, "whole", str(uuid4()))
+        due = used + timedelta(days=DAYS)
+        page = await Purges(mover, mover._reads, BUS).plan(TENANT, "counter", DAYS, due, after="", examined=9, found_max=9)
+        assert [(each.key[2], each.held_by) for each in page.planned] == [("part", ""), ("whole", "")]
+        assert max(each.changed_at for each in page.planned) < used
+        boxes = await retention_plan.plan(mover, mover._reads, TENANT, "counter", DAYS, due, after="", examined=9, found_max=9)
+        assert boxes.planned == []
+        for each in page.planned[1:]:
+            await purger_of(mover, BUS).begin(each)
+        await finished(purger_of(mover, BUS))
+        assert await rows(write_db, "whole", "part") == GONE
+
+
 async def test_whatever_concerns_it_is_refused_for_ever(write_db: Database, tmp_path: Path) -> None:
     """By replicas with its newest state in memory, an older one, or none; by commands, reactions, readings, schedules."""
     async with (
