@@ -13,7 +13,8 @@ from shared.commands.log import StoredCommand, Wanted, list_commands, read_comma
 from shared.commands.recurring import StoredSchedule, list_tenant, read_schedule
 from shared.folds.errors import NotFound, Rejected
 from shared.line.archive import Archive
-from shared.line.event_store import StoredEvent, read_tenant
+from shared.line.event_store import Place, StoredEvent, read_tenant
+from shared.line.read_through import read_box
 from shared.platform.postgres import Reads
 
 WINDOW_POSITIONS = 5000
@@ -33,23 +34,31 @@ async def events_of(reads: Reads, archive: Archive | None, tenant: str, upto: in
     Raises Rejected (ARCHIVE_NOT_CONFIGURED, ARCHIVE_DAMAGED) or Unavailable (ARCHIVE_UNAVAILABLE).
     """
     for after in range(0, upto, WINDOW_POSITIONS):
+        for page in _pages(await _window(reads, archive, tenant, after, min(after + WINDOW_POSITIONS, upto))):
+            yield page
+
+
+async def _window(reads: Reads, archive: Archive | None, tenant: str, after: int, upto: int) -> list[StoredEvent]:
+    """The events of a tenant behind a position and up to another, in order."""
+    while True:
         # In one snapshot, so that an event that is boxed or unboxed meanwhile is found once.
         async with reads.connection() as connection, connection.transaction():
             await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
             # A plan for any window would read all of a tenant's index for each.
             await connection.execute("SET LOCAL plan_cache_mode = force_custom_plan")
-            found, places = await read_tenant(connection, tenant, after=after, upto=min(after + WINDOW_POSITIONS, upto))
+            found, places = await read_tenant(connection, tenant, after=after, upto=upto)
         if places and archive is None:
             raise Rejected("ARCHIVE_NOT_CONFIGURED", "events are in the archive, and this service was not told where that is")
-        boxes: dict[str, list[int]] = {}
+        boxes: dict[str, list[Place]] = {}
         for place in places:
-            boxes.setdefault(place.location, []).append(place.position)
-        known = {place.location: place for place in places}
-        for location, positions in boxes.items():
+            boxes.setdefault(place.location, []).append(place)
+        for inside in boxes.values():
             assert archive is not None
-            found += await archive.events(location, known[location].key, known[location].chain, positions)
-        for page in _pages(sorted(found, key=lambda event: event.position)):
-            yield page
+            if not (boxed := await read_box(reads, archive, inside)):
+                break  # purged meanwhile; what is left is found by the next look
+            found += boxed
+        else:
+            return sorted(found, key=lambda event: event.position)
 
 
 def _pages(events: Sequence[StoredEvent]) -> Iterator[list[StoredEvent]]:

@@ -120,6 +120,15 @@ async def read_places_of(connection: Connection, tenant: str, positions: Sequenc
     return [Place(row[0], row[1], (row[2], row[3], row[4]), row[5], row[6]) for row in await cursor.fetchall()]
 
 
+async def are_there(connection: Connection, places: Sequence[Place]) -> bool:
+    """Whether all of these events are still in the archive where they were found."""
+    cursor = await connection.execute(
+        """SELECT e.position, b.location FROM boxed_events e JOIN boxes b USING (box_id) WHERE e.position = ANY (%s)""",
+        (int8s([place.position for place in places]),),
+    )
+    return {(place.position, place.location) for place in places} == set(await cursor.fetchall())
+
+
 async def read_tenant(connection: Connection, tenant: str, *, after: int, upto: int) -> tuple[list[StoredEvent], list[Place]]:
     """The events of a tenant behind `after` and up to `upto`: those in the tables, and where those in the archive are."""
     cursor = await connection.execute(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from time import monotonic
 
 from shared.folds.errors import Rejected, Unavailable
 from shared.line.archive import Archive
-from shared.line.event_store import Place, StoredEvent, read_holes, read_line, read_places
+from shared.line.event_store import Place, StoredEvent, are_there, read_holes, read_line, read_places
 from shared.platform.postgres import Reads
 
 TRIES = 5
@@ -35,7 +36,7 @@ async def read_through(reads: Reads, archive: Archive | None, *, after: int, lim
         online = {event.position for event in found}
         found += [hole for hole in holes if hole.position not in online]
         online.update(hole.position for hole in holes)
-        found += await read_boxed([place for place in places if place.position not in online], archive)
+        found += await read_boxed(reads, [place for place in places if place.position not in online], archive)
         # Positions are distinct, so all before a gap, and none behind one, are where they would be without gaps.
         ordered = enumerate(sorted(found, key=lambda event: event.position)[:limit], after + 1)
         if dense := [event for position, event in ordered if event.position == position]:
@@ -43,8 +44,11 @@ async def read_through(reads: Reads, archive: Archive | None, *, after: int, lim
     raise Unavailable("LINE_CHANGING", "aggregates are being boxed or unboxed; the same call may be made again")
 
 
-async def read_boxed(places: list[Place], archive: Archive | None) -> list[StoredEvent]:
-    """The events that are in the archive; after READING_S_MAX only those of the boxes that the first places are in."""
+async def read_boxed(reads: Reads, places: list[Place], archive: Archive | None) -> list[StoredEvent]:
+    """The events that are in the archive; after READING_S_MAX only those of the boxes that the first places are in.
+
+    Left out are those that were purged since they were found. Raises as `read_through` does.
+    """
     if places and archive is None:
         raise Rejected("ARCHIVE_NOT_CONFIGURED", "events are in the archive, and this service was not told where that is")
     assert archive is not None or not places
@@ -57,12 +61,24 @@ async def read_boxed(places: list[Place], archive: Archive | None) -> list[Store
         if first and monotonic() > until:
             break
         assert archive is not None
-        calls = [
-            archive.events(location, inside[0].key, inside[0].chain, [place.position for place in inside])
-            for location, inside in wanted[first : first + BOXES_AT_ONCE]
-        ]
+        calls = [read_box(reads, archive, inside) for _, inside in wanted[first : first + BOXES_AT_ONCE]]
         for found in await asyncio.gather(*calls, return_exceptions=True):
             if isinstance(found, BaseException):
                 raise found
             events += found
     return events
+
+
+async def read_box(reads: Reads, archive: Archive, places: Sequence[Place]) -> Sequence[StoredEvent]:
+    """The events of places in one box; none if they were purged since they were found. Call it while no connection is held.
+
+    The box's files go after its places: it is damaged only if the places are there.
+    """
+    try:
+        box = places[0]
+        return await archive.events(box.location, box.key, box.chain, [place.position for place in places])
+    except Rejected:
+        async with reads.connection() as connection:
+            if await are_there(connection, places):
+                raise
+        return []

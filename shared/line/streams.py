@@ -136,7 +136,7 @@ async def _page(reads: Reads, archive: Archive | None, tenant: str, wanted: Sequ
             boxed = [position for position in missing if position not in found]
             places = await read_places_of(connection, tenant, boxed) if boxed else []
         # Reading the archive may end before the last place is read; then there is another round.
-        found.update((event.position, event) for event in await read_boxed(places, archive))
+        found.update((event.position, event) for event in await read_boxed(reads, places, archive))
         if len(found) == before and not (tries := tries - 1):
             raise Unavailable("LINE_CHANGING", "aggregates are being boxed or unboxed; the same call may be made again")
     return [found[position] for position in wanted]
