@@ -18,6 +18,7 @@ from shared.platform.shares import Shares
 ItemT = TypeVar("ItemT")
 
 FOLDS_MAX = 2
+READINGS_MAX = 32
 WAITING_MAX = 64
 
 
@@ -178,10 +179,12 @@ class Slots:
 class Room:
     """What keeps the folding of long streams from holding up everything else on the event loop.
 
-    FOLDS_MAX fold at once, each a page at a time; tenants take turns at both.
+    FOLDS_MAX fold at once, each a page at a time; tenants take turns at both. Who waits long for each page, since another
+    service reads it, has one of `readings`, READINGS_MAX at once, and a slot only while it folds.
     """
 
     def __init__(self) -> None:
+        self.readings = Slots(READINGS_MAX, WAITING_MAX, _too_many)
         self.slots = Slots(FOLDS_MAX, WAITING_MAX, _too_many)
         self.turns = Turns()
 

@@ -228,14 +228,15 @@ class TimeTravel(Generic[Row]):
         """Folds the events of an id, and tells `changed` of each change."""
         folded, nth = Folded(self._tables, self._summary, id_), 0
         tenant = current_call.get().identity.tenant
-        async with self._room.slots.one(tenant), aclosing(self._needed(id_, as_of, context)) as pages:
+        async with self._room.readings.one(tenant), aclosing(self._needed(id_, as_of, context)) as pages:
             async for page in pages:
-                await self._room.turns.next(tenant)
-                for envelope in page.events:
-                    before = folded.row
-                    if folded.add(envelope):
-                        nth += 1
-                        changed(Change(nth, page.epoch, envelope, before, folded.row))
+                async with self._room.slots.one(tenant):
+                    await self._room.turns.next(tenant)
+                    for envelope in page.events:
+                        before = folded.row
+                        if folded.add(envelope):
+                            nth += 1
+                            changed(Change(nth, page.epoch, envelope, before, folded.row))
         return folded
 
     async def _needed(self, id_: str, as_of: as_of_pb2.AsOf | None, context: Any) -> AsyncGenerator[PastPage, None]:
