@@ -117,7 +117,7 @@ async def test_a_database_that_is_dropped_and_made_anew_is_filled_by_the_running
 
 
 async def test_a_read_database_newer_than_the_line_stops_with_a_name(read_db: Database) -> None:
-    """Its rows are of a history that the store has lost; nothing is changed. `accept-history` goes on: see test_projector."""
+    """Its rows are of a history that is lost; nothing is changed. `accept-history` goes on: see test_projector_stops."""
     store = bank()
     await fill(read_db, store)
     before = dump(read_db)
