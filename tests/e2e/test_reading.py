@@ -38,6 +38,7 @@ SERVICES = {
         "bank.v1.PersonQueryService",
         "bank.v1.TransferQueryService",
         "bank.v1.UserQueryService",
+        "bank.v1.TotalsQueryService",
         "foldline.v1.ProjectionService",
     },
 }

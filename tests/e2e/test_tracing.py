@@ -141,15 +141,17 @@ def _decision(found: list[Seen], command: str, aggregate_id: str) -> Seen:
 
 
 def _complete(found: list[Seen], transfer_id: str) -> list[Seen]:
-    """The spans, if all above any span was exported, and what each process did up to the transfer's end; else none."""
+    """The spans. AssertionError until all above any span is exported, and what each process did up to the end of the transfer."""
     ids = {seen.id for seen in found}
-    ended = [seen for seen in found if seen.attributes.get("foldline.event.type") == "bank.v1.TransferCompleted"]
-    completed = [seen for seen in found if seen.name == "decide CompleteTransfer"]
-    done = any(seen.attributes["foldline.aggregate.id"] == transfer_id for seen in completed)
-    whole = len({seen.parent for seen in found if seen.parent not in ids}) == 1  # the client's own span
-    ends = Counter(seen.service for seen in ended)
-    everywhere = ends[PROJECTOR] == len(completed) <= ends[RELAY] and any(seen.service == READ for seen in found)
-    return found if done and whole and everywhere else []
+    # Decided ahead and then anew, a command has two decisions.
+    completed = {seen.attributes["foldline.aggregate.id"] for seen in found if seen.name == "decide CompleteTransfer"}
+    assert transfer_id in completed
+    above = {(seen.service, seen.name) for seen in found if seen.parent not in ids}
+    assert len({seen.parent for seen in found if seen.parent not in ids}) == 1, above  # the client's own span
+    ends = Counter(seen.service for seen in found if seen.attributes.get("foldline.event.type") == "bank.v1.TransferCompleted")
+    assert ends[PROJECTOR] == len(completed) <= ends[RELAY], ends
+    assert any(seen.service == READ for seen in found)
+    return found
 
 
 @pytest.mark.parametrize("how", [pytest.param("away", marks=pytest.mark.long), "black-holed"])
