@@ -54,15 +54,16 @@ OPTIONS: tuple[tuple[str, int | str], ...] = (
 )
 
 
-def channel(target: str, *, retries: bool = True, tls: ClientTls | None = None) -> aio.Channel:
-    """A channel to `host:port`, or to a name that resolves to several, which take turns. Close it, or use it with `async with`.
+def channel(target: str, *, retries: bool = True, balanced: bool | None = None, tls: ClientTls | None = None) -> aio.Channel:
+    """A channel to `host:port`, or to a name that resolves to several. Close it, or use it with `async with`.
 
     `grpcs://host:port` is reached over TLS, with the certificates of `tls`, or the usual public authorities. Without
-    `retries` the first UNAVAILABLE comes through. Raises ValueError for certificates that cannot be used.
+    `retries` the first UNAVAILABLE comes through. If `balanced`, as it is with retries unless said otherwise, the addresses of a
+    name take turns; else the first that answers has all calls. Raises ValueError for certificates that cannot be used.
     """
     hold_grpc()
-    config = json.dumps(_BALANCED | _REPEATED if retries else _BALANCED)
-    options = [*OPTIONS, ("grpc.service_config", config), ("grpc.enable_retries", int(retries))]
+    config = (_BALANCED if (retries if balanced is None else balanced) else {}) | (_REPEATED if retries else {})
+    options = [*OPTIONS, ("grpc.service_config", json.dumps(config)), ("grpc.enable_retries", int(retries))]
     if target.startswith(TLS_SCHEME):
         return _TlsChannel(target.removeprefix(TLS_SCHEME), options, tls or ClientTls())
     return aio.insecure_channel(target, options=options)

@@ -9,13 +9,12 @@ import sys
 
 def main() -> None:
     """Waits for signals."""
-    if os.environ.get("STUBBORN"):
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    else:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+    # Blocked until it is waited for: a handler could run in the moment before the wait begins, which then had no end.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     print("running", os.environ.get("DATABASE_URL"), os.environ.get("GREETING"), flush=True)  # noqa: T201 (read from its log)
-    while True:
-        signal.pause()
+    while signal.sigwait({signal.SIGTERM}) and os.environ.get("STUBBORN"):
+        pass
+    sys.exit(7)
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ async def test_calls_take_turns_between_the_addresses_of_a_name(retries: bool) -
     async with (
         failing(grpc.StatusCode.ABORTED) as (one, of_one),
         failing(grpc.StatusCode.ABORTED) as (other, of_other),
-        channel(f"ipv4:{one},{other}", retries=retries) as through,
+        channel(f"ipv4:{one},{other}", retries=retries, balanced=True) as through,
     ):
         stub = health_pb2_grpc.HealthStub(through)
 
