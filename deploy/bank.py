@@ -268,6 +268,14 @@ class Bank:
         request = account_query_pb2.GetAccountRequest(account_id=account_id, consistency_token=token)
         return (await self.call(self.account_queries.GetAccount, request)).account
 
+    async def account_now(self, account_id: str) -> account_query_pb2.AccountSummary:
+        """An account's summary with all events that the account has now, those that processes caused included.
+
+        To have seen a transfer ended is no promise of it: each group of tables follows the line on its own.
+        """
+        last = (await self.stream("account", account_id))[-1]
+        return await self.account(account_id, (await self.command(last.metadata.command_id)).receipt.consistency_token)
+
     async def transfer_summary(self, transfer_id: str, token: str = "") -> transfer_query_pb2.TransferSummary:
         """A transfer's summary, not older than the consistency token."""
         request = transfer_query_pb2.GetTransferRequest(transfer_id=transfer_id, consistency_token=token)

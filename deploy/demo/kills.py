@@ -130,7 +130,7 @@ class Kills:
         frozen = sum(accounts[3] in pair for pair in pairs)
         self._see("completed", outcomes["TRANSFER_STATUS_COMPLETED"], TRANSFERS - frozen)
         self._see("failed, because one account is frozen", outcomes["TRANSFER_STATUS_FAILED"], frozen)
-        balances = [(await self._bank.account(account)).balance_minor for account in accounts]
+        balances = [(await self._bank.account_now(account)).balance_minor for account in accounts]
         self._see("on all four accounts together, in cents", sum(balances), 4 * 1000_00)
         self._see("on the frozen one", balances[3], 1000_00)
 

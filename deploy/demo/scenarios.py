@@ -198,10 +198,11 @@ class Scenarios:
     async def overrides(self) -> None:
         """In tenant Umbrella nobody takes another name, until that is switched off."""
         self._say("Umbrella registers Alice Abernathy and renames her to Alice Parks")
-        alice, _ = await self._neighbour.register("Alice Abernathy")
+        alice, registered = await self._neighbour.register("Alice Abernathy")
         self._see("it is refused", await self._refusal(self._neighbour.rename(alice, "Alice Parks")), "RENAMING_DISABLED")
         self._see("the stream of events is", _names(await self._neighbour.stream("person", alice)), ["PersonRegistered"])
-        self._see("the name is", (await self._neighbour.person(alice)).name, "Alice Abernathy")
+        summary = await self._neighbour.person(alice, registered.consistency_token)
+        self._see("the name is", summary.name, "Alice Abernathy")
         overrides = [(override.name, override.on) for override in await self._neighbour.list_overrides()]
         self._see("what runs otherwise for Umbrella", overrides, [("large-transfer-notice", True), ("renaming-disabled", True)])
 
@@ -274,9 +275,8 @@ class Scenarios:
         return blue, red
 
     async def _balances(self, blue: str, blue_minor: int, red: str, red_minor: int) -> None:
-        """Checks both balances. They are in the same tables as the transfer's end, so they are not older."""
-        self._see("blue holds, in cents", (await self._bank.account(blue)).balance_minor, blue_minor)
-        self._see("red holds, in cents", (await self._bank.account(red)).balance_minor, red_minor)
+        self._see("blue holds, in cents", (await self._bank.account_now(blue)).balance_minor, blue_minor)
+        self._see("red holds, in cents", (await self._bank.account_now(red)).balance_minor, red_minor)
 
 
 def _in(**more: float) -> datetime:

@@ -173,10 +173,12 @@ async def test_a_person_is_boxed_with_the_accounts(bank: Bank, caller: Caller) -
     told = await refused(bank.transfer(green, blue, 7))
     assert told.reason == "AGGREGATE_BOXED"
     await unbox(bank, "person", bill)
-    assert (await bank.deposit(blue, 1)).version == 5
+    again = await bank.deposit(blue, 1)
+    assert again.version == 5
     ended = await bank.ended_transfer(await bank.transfer(green, blue, 7))
-    assert person_query_pb2.PersonStatus.Name((await bank.person(bill)).status) == "PERSON_STATUS_ACTIVE"
-    assert (await bank.account(blue)).balance_minor == 13
+    person = await bank.person(bill, again.consistency_token)
+    assert person_query_pb2.PersonStatus.Name(person.status) == "PERSON_STATUS_ACTIVE"
+    assert (await bank.account_now(blue)).balance_minor == 13
     assert ended.reason == ""
 
 

@@ -26,7 +26,7 @@ async def test_scenario_j_a_person_who_holds_money_is_not_closed(bank: Bank) -> 
     assert [len(await bank.stream("account", account)) for account in (blue, red, green)] == [1, 2, 1]
     summary = await bank.person(alice, before)
     assert (summary.status, summary.open_account_count, summary.HasField("closed_at")) == (ACTIVE, 3, False)
-    assert (await bank.account(blue)).status == account_query_pb2.ACCOUNT_STATUS_ACTIVE
+    assert (await bank.account(blue, before)).status == account_query_pb2.ACCOUNT_STATUS_ACTIVE
 
 
 async def test_a_person_is_closed_with_all_accounts(insider: Bank) -> None:

@@ -54,7 +54,7 @@ async def test_every_way_gives_a_role_the_same(
     # Of the log a user sees the user's own commands alone, so there the sender asks.
     sender = caller(user_id="alice", roles=roles)
     assert {
-        await learned(asker.person(person_id)),
+        await learned(asker.person(person_id, registered.consistency_token)),
         *[await learned(asked(asker, rpc, "person", person_id=person_id, **then)) for rpc, then in past],
         await learned(asker.stream("person", person_id)),
         await learned(sender.command(registered.command_id)),

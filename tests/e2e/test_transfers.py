@@ -60,8 +60,8 @@ def ended(transfer: transfer_query_pb2.TransferSummary) -> tuple[str, str, str]:
 
 
 async def balances(bank: Bank, *accounts: str) -> list[int]:
-    """What is on accounts, by the tables that have told a transfer's end."""
-    return [(await bank.account(account)).balance_minor for account in accounts]
+    """What is on accounts, by their tables."""
+    return [(await bank.account_now(account)).balance_minor for account in accounts]
 
 
 # How it ends
@@ -276,7 +276,7 @@ async def test_who_closes_accounts(caller: Caller, bank: Bank) -> None:
     assert (await bank.close(red)).events_appended == 0
     summary = await bank.account(red, closed.consistency_token)
     assert summary.status == account_query_pb2.ACCOUNT_STATUS_CLOSED
-    assert (await bank.person(summary.owner_id)).open_account_count == 0
+    assert (await bank.person(summary.owner_id, closed.consistency_token)).open_account_count == 0
     assert (await refused(bank.deposit(red, 1))).reason == "ACCOUNT_CLOSED"
     missing = await refused(bank.call(bank.accounts.CloseAccount, close(new_id())))
     assert (missing.code, missing.reason) == ("NOT_FOUND", "ACCOUNT_NOT_FOUND")

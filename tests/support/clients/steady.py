@@ -62,7 +62,7 @@ class Steady:
             if event.type.endswith("MoneyDeposited") and event.metadata.command_id in self.deposited
         ]
         assert sorted(stored) == sorted(self.deposited)
-        balances = [(await self._bank.account(each)).balance_minor for each in (self._account, self._other)]
+        balances = [(await self._bank.account_now(each)).balance_minor for each in (self._account, self._other)]
         assert balances == [1000 + sum(self.deposited.values()) - len(self.transfers), len(self.transfers)]
 
 
