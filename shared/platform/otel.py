@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from urllib.parse import unquote
 from uuid import uuid4
 
@@ -14,8 +15,12 @@ SCOPE = "foldline"
 _INSTANCE = str(uuid4())
 
 
-def release() -> str:
-    """The version of this release."""
+def release(home: Path = Path(__file__).parents[2]) -> str:
+    """The version of this release: from the file VERSION beside the packages, as in the image, else of the package installed."""
+    try:
+        return (home / "VERSION").read_text().strip()
+    except OSError:  # not the image
+        pass
     try:
         return version("foldline")
     except PackageNotFoundError:  # run from a source tree that was never installed

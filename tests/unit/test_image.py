@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import tomllib
 from importlib.metadata import distributions
 from pathlib import Path
 
+import pytest
+import yaml
+
 from deploy.sbom import bill
+from shared.platform.otel import release
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILE = (ROOT / "deploy/Dockerfile").read_text()
@@ -49,6 +54,52 @@ def test_the_bill_of_materials_names_what_is_installed() -> None:
     assert grpcio["purl"] == "pkg:pypi/grpcio@1.85.1"
     assert typing_extensions["name"] == "typing-extensions"
     assert typing_extensions["licenses"] == [{"expression": "PSF-2.0"}]
+
+
+@pytest.mark.parametrize("fails", ["install", "uninstall", "strip", ""])
+def test_a_step_that_fails_fails_the_build(fails: str, tmp_path: Path) -> None:
+    """As a hash that does not match does: the shell of the build ends with an error, whichever step it is."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    # Stands for Python, which makes an environment, and for pip in it.
+    _script(tools / "python3", f"mkdir -p $3/bin $3/lib && touch $3/lib/x.so && cp {tools}/pip $3/bin/python")
+    _script(tools / "pip", f'test "$3" != "{fails}"')
+    _script(tools / "strip", "false" if fails == "strip" else "true")
+    [step] = re.findall(r"^RUN (python3 -m venv .*?[^\\])$", DOCKERFILE, re.MULTILINE | re.DOTALL)
+    step = step.replace("\\\n", " ").replace("/opt/foldline", f"{tmp_path}/opt")
+    done = subprocess.run(["/bin/sh", "-c", step], cwd=tmp_path, env={"PATH": f"{tools}:/usr/bin:/bin"}, check=False)  # noqa: S603 (of ours)
+    assert (done.returncode != 0) == bool(fails)
+
+
+def test_the_image_says_its_release(tmp_path: Path) -> None:
+    """To logs and telemetry what its labels say, which is what the manifests ask for."""
+    assert '&& echo "${VERSION}" > VERSION' in DOCKERFILE
+    (tmp_path / "VERSION").write_text("1.2.3\n")
+    assert release(tmp_path) == "1.2.3"
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"ARG VERSION={version}\n" in DOCKERFILE
+    base = yaml.safe_load((ROOT / "deploy/kubernetes/base/kustomization.yaml").read_text())
+    assert {"app.kubernetes.io/version": version}.items() <= {k: v for row in base["labels"] for k, v in row["pairs"].items()}.items()
+    production = yaml.safe_load((ROOT / "deploy/kubernetes/overlays/production/kustomization.yaml").read_text())
+    assert [image["newTag"] for image in production["images"]] == [version]
+
+
+def test_the_image_has_labels() -> None:
+    """What it is, by whose licence, of which release and commit."""
+    found = dict(re.findall(r'org\.opencontainers\.image\.(\w+)="([^"]*)"', DOCKERFILE))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert found == {
+        "title": "Foldline",
+        "description": project["description"],
+        "licenses": project["license"],
+        "version": "${VERSION}",
+        "revision": "${REVISION}",
+    }
+
+
+def _script(path: Path, text: str) -> None:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
 
 
 def _imported_from_deploy(source: Path) -> set[str]:
