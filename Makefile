@@ -54,7 +54,10 @@ lint: $(DEV_STAMP)  ## style, types, imports, contracts
 	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec deploy/compose.yaml
 	@for overlay in single production; do \
 	  $(BIN)/kubectl kustomize deploy/kubernetes/overlays/$$overlay > $(VENV)/$$overlay.yaml && \
-	  $(BIN)/kubernetes-validate --strict --quiet --no-warn $(VENV)/$$overlay.yaml || exit 1; done
+	  $(BIN)/kubernetes-validate --strict --quiet $(VENV)/$$overlay.yaml > $(VENV)/$$overlay.found || { cat $(VENV)/$$overlay.found; exit 1; }; \
+	  ! grep -v "Couldn't find schema for kind Cluster with" $(VENV)/$$overlay.found || exit 1; done
+	$(BIN)/check-jsonschema --quiet --schemafile tests/support/checks/cluster.schema.yaml deploy/kubernetes/overlays/production/databases.yaml
+	$(BIN)/check-jsonschema --quiet --schemafile tests/support/checks/nats-values.schema.yaml deploy/kubernetes/overlays/production/nats-values.yaml
 
 format: $(DEV_STAMP)  ## make the style right
 	$(BIN)/ruff check --fix .

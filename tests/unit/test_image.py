@@ -79,7 +79,9 @@ def test_the_image_says_its_release(tmp_path: Path) -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert f"ARG VERSION={version}\n" in DOCKERFILE
     base = yaml.safe_load((ROOT / "deploy/kubernetes/base/kustomization.yaml").read_text())
-    assert {"app.kubernetes.io/version": version}.items() <= {k: v for row in base["labels"] for k, v in row["pairs"].items()}.items()
+    assert {"app.kubernetes.io/version": version}.items() <= {
+        k: v for row in base["labels"] for k, v in row["pairs"].items()
+    }.items()
     production = yaml.safe_load((ROOT / "deploy/kubernetes/overlays/production/kustomization.yaml").read_text())
     assert [image["newTag"] for image in production["images"]] == [version]
 

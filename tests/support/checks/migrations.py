@@ -19,9 +19,10 @@ from alembic.config import Config
 from alembic.runtime.environment import EnvironmentContext
 from alembic.script import ScriptDirectory
 
+from shared.platform.versions import POSTGRES_MIN
+
 ROOT = Path(__file__).parents[3]
 ROLES = {role: f"foldline_{role}" for role in ("owner", "app", "query")}
-OLDEST_SERVER = "16"
 NOT_OURS = (
     # All migrations that are missing run in one transaction, so that a failure leaves nothing; the bootstrap limits no time.
     "require-concurrent-index-creation",
@@ -116,7 +117,7 @@ def findings(migrations: dict[str, str]) -> list[Finding]:
         for name, text in migrations.items():
             (Path(folder) / f"{name}.sql").write_text(text)
         squawk = str(Path(sys.executable).with_name("squawk"))
-        options = ["--reporter=json", "--assume-in-transaction", f"--pg-version={OLDEST_SERVER}"]
+        options = ["--reporter=json", "--assume-in-transaction", f"--pg-version={POSTGRES_MIN}"]
         files = sorted(map(str, Path(folder).glob("*.sql")))
         line = [squawk, *options, f"--exclude={','.join(NOT_OURS)}", *files]
         done = subprocess.run(line, capture_output=True, check=False, text=True)  # noqa: S603 (of ours)
