@@ -8,7 +8,7 @@ from pathlib import Path
 from grpc import aio
 
 from cli.endpoints import UsageError
-from shared.platform.certificates import ClientTls
+from shared.platform.certificates import TlsFiles
 from shared.rpc import client
 
 
@@ -21,6 +21,6 @@ def channel(address: str, *, retries: bool = True) -> aio.Channel:
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     named = (os.environ.get(f"FOLDLINE_{name}_FILE") for name in ("CA", "CLIENT_CERT", "CLIENT_KEY"))
     try:
-        return client.channel(address, retries=retries, tls=ClientTls(*(Path(file) if file else None for file in named)))
+        return client.channel(address, retries=retries, tls=TlsFiles(*(Path(file) if file else None for file in named)))
     except ValueError as error:
         raise UsageError(str(error)) from None

@@ -17,7 +17,7 @@ from nats.aio.client import DEFAULT_BUFFER_SIZE, Client, Srv
 from nats.aio.transport import TcpTransport
 from nats.errors import UnexpectedEOF
 
-from shared.platform.certificates import ClientTls, Reloaded
+from shared.platform.certificates import Tls, TlsFiles
 from shared.platform.peers import BrokerPeer
 from shared.platform.telemetry import logger
 from shared.platform.versions import nats_too_old
@@ -34,7 +34,7 @@ class Broker:
     """The servers of a NATS, by one or several URLs separated by commas, and how to be let in."""
 
     url: str
-    tls: ClientTls = field(default_factory=ClientTls)
+    tls: TlsFiles = field(default_factory=TlsFiles)
     credentials_file: Path | None = None
 
     @staticmethod
@@ -74,14 +74,17 @@ class _Client(Client):
     TLS handshake, when nobody knows yet who it is.
     """
 
-    def __init__(self, tls: ClientTls) -> None:
+    def __init__(self, tls: TlsFiles) -> None:
         super().__init__()
-        self._contexts = Reloaded("nats", tls.files, lambda: _context(tls))
+        self._files = tls
+        self._used: tuple[Tls, ssl.SSLContext] | None = None
 
     @property
     def ssl_context(self) -> ssl.SSLContext:
-        self._contexts.refresh()
-        return self._contexts.content
+        tls = self._files.current()
+        if self._used is None or self._used[0] is not tls:
+            self._used = tls, _context(tls, self._files)
+        return self._used[1]
 
     def _connect_command(self) -> bytes:
         server = self._current_server
@@ -100,11 +103,12 @@ class _Client(Client):
         await super()._process_info(known, initial_connection)
 
 
-def _context(tls: ClientTls) -> ssl.SSLContext:
-    authorities, pair = tls.read()
-    context = ssl.create_default_context(cadata=None if authorities is None else authorities.decode("ascii"))
-    if pair is not None and tls.cert_file is not None:
-        context.load_cert_chain(tls.cert_file, tls.key_file)
+def _context(tls: Tls, files: TlsFiles) -> ssl.SSLContext:
+    # Text between the certificates may be of any kind; OpenSSL takes ASCII.
+    authorities = None if tls.authorities is None else tls.authorities.decode("ascii", "ignore")
+    context = ssl.create_default_context(cadata=authorities)
+    if files.cert_file is not None:
+        context.load_cert_chain(files.cert_file, files.key_file)
     return context
 
 

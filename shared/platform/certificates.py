@@ -5,6 +5,7 @@ What is wrong is told with the file's name, in one sentence, and never with what
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -75,29 +76,8 @@ def read_authorities(file: Path) -> bytes:
     return content
 
 
-@dataclass(frozen=True, slots=True)
-class ClientTls:
-    """The files of a client: the authorities that it trusts, the usual public ones if None, and its own certificate if any."""
-
-    ca_file: Path | None = None
-    cert_file: Path | None = None
-    key_file: Path | None = None
-
-    @property
-    def files(self) -> tuple[Path | None, ...]:
-        """All of them."""
-        return self.ca_file, self.cert_file, self.key_file
-
-    def read(self) -> tuple[bytes | None, Pair | None]:
-        """The authorities, and the certificate with its key. Raises ValueError for files that cannot be used."""
-        authorities = None if self.ca_file is None else read_authorities(self.ca_file)
-        if self.cert_file is None or self.key_file is None:
-            return authorities, None
-        return authorities, read_pair(self.cert_file, self.key_file)
-
-
 class Reloaded(Generic[ContentT]):
-    """What is read from some files; it is read again when one of them changes."""
+    """What is read from some files; it is read again when one of them changes. Any number of users, on any threads, share one."""
 
     def __init__(
         self,
@@ -106,45 +86,74 @@ class Reloaded(Generic[ContentT]):
         read: Callable[[], ContentT],
         *,
         clock: Callable[[], float] = time.monotonic,
-        quiet: bool = False,
     ) -> None:
-        """Raises what `read` raises. `what` names it in the log, unless it is `quiet`; files that are None are none."""
-        self._quiet = quiet
+        """Raises what `read` raises. `what` names it in the log; files that are None are none."""
         self._what = what
-        self._files = tuple(file for file in files if file is not None)
+        self.files = tuple(file for file in files if file is not None)
         self._read = read
         self._clock = clock
+        self._lock = threading.Lock()
         self._looked_at = clock()
         self._stamps = self._told = self._look()
-        self.content = read()
+        self._content = read()
 
-    def refresh(self) -> bool:
-        """Whether there is new content; looks at the files at most once a second.
+    def current(self) -> ContentT:
+        """The newest content that could be used: the same object until there is another. It looks at the files once a second.
 
         If they cannot be read, or do not fit each other yet, the last good content stays, the log says so once, and they are
         read again at the next look.
         """
-        now = self._clock()
-        if now - self._looked_at < LOOK_S:
-            return False
-        self._looked_at = now
+        with self._lock:
+            now = self._clock()
+            if now - self._looked_at >= LOOK_S:
+                self._looked_at = now
+                self._refresh()
+            return self._content
+
+    def _refresh(self) -> None:
         stamps = self._look()
         if stamps == self._stamps:
-            return False
+            return
         try:
-            self.content = self._read()
+            self._content = self._read()
         except ValueError as error:
-            if stamps != self._told and not self._quiet:
+            if stamps != self._told:
                 log.warning("certificates_not_reloaded", what=self._what, error=str(error))
             self._told = stamps
-            return False
+            return
         self._stamps = self._told = stamps
-        if not self._quiet:
-            log.info("certificates_reloaded", what=self._what)
-        return True
+        log.info("certificates_reloaded", what=self._what)
 
     def _look(self) -> tuple[tuple[int, int, int] | None, ...]:
-        return tuple(_stamp(file) for file in self._files)
+        return tuple(_stamp(file) for file in self.files)
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """What one side of TLS needs: the authorities of the other side's certificate, as PEM, and its own certificate with its key.
+
+    A client without `authorities` trusts the usual public ones; a server without them asks for no certificate.
+    """
+
+    authorities: bytes | None
+    pair: Pair | None
+
+
+class TlsFiles(Reloaded[Tls]):
+    """The files of one side of TLS. Whoever uses the certificate asks for it here, and so does the metric of its end."""
+
+    def __init__(
+        self, ca_file: Path | None = None, cert_file: Path | None = None, key_file: Path | None = None, *, what: str = "client"
+    ) -> None:
+        """`what` names them in the log. Raises ValueError for files that cannot be used."""
+        self.ca_file, self.cert_file, self.key_file = ca_file, cert_file, key_file
+        super().__init__(what, (ca_file, cert_file, key_file), self._read_all)
+
+    def _read_all(self) -> Tls:
+        authorities = None if self.ca_file is None else read_authorities(self.ca_file)
+        if self.cert_file is None or self.key_file is None:
+            return Tls(authorities, None)
+        return Tls(authorities, read_pair(self.cert_file, self.key_file))
 
 
 def _stamp(file: Path) -> tuple[int, int, int] | None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 
 from pydantic import model_validator
 
-from shared.platform.certificates import ClientTls
+from shared.platform.certificates import TlsFiles
 from shared.platform.settings import ProcessSettings, refuse_unusable
 from shared.platform.urls import TLS_SCHEME, NatsUrl, PerhapsServiceAddress, ServiceAddress, nats_is_verified
 
@@ -25,15 +26,15 @@ class PerhapsWriteServicePeer(ProcessSettings):
     client_key_file: Path | None = None
     """Its private key."""
 
-    @property
-    def write_tls(self) -> ClientTls:
+    @cached_property
+    def write_tls(self) -> TlsFiles:
         """The certificates for the write service."""
-        return ClientTls(self.ca_file, self.client_cert_file, self.client_key_file)
+        return TlsFiles(self.ca_file, self.client_cert_file, self.client_key_file)
 
     @model_validator(mode="after")
     def _write_tls_agrees(self) -> PerhapsWriteServicePeer:
         refuse_unusable(self, "client_cert_file", "client_key_file", "ca_file")
-        if any(self.write_tls.files) and not (self.write_address or "").startswith(TLS_SCHEME):
+        if self.write_tls.files and not (self.write_address or "").startswith(TLS_SCHEME):
             raise ValueError(f"FOLDLINE_CA_FILE and FOLDLINE_CLIENT_CERT_FILE need FOLDLINE_WRITE_ADDRESS={TLS_SCHEME}...")
         return self
 
@@ -60,14 +61,14 @@ class BrokerPeer(ProcessSettings):
     nats_credentials_file: Path | None = None
     """The credentials of a NATS user, a JWT and its key in one file, in place of user and password in the URL."""
 
-    @property
-    def nats_tls(self) -> ClientTls:
+    @cached_property
+    def nats_tls(self) -> TlsFiles:
         """The certificates for NATS."""
-        return ClientTls(self.nats_ca_file, self.nats_cert_file, self.nats_key_file)
+        return TlsFiles(self.nats_ca_file, self.nats_cert_file, self.nats_key_file, what="nats")
 
     @model_validator(mode="after")
     def _nats_tls_agrees(self) -> BrokerPeer:
         refuse_unusable(self, "nats_cert_file", "nats_key_file", "nats_ca_file")
-        if any(self.nats_tls.files) and not nats_is_verified(self.nats_url.get_secret_value()):
+        if self.nats_tls.files and not nats_is_verified(self.nats_url.get_secret_value()):
             raise ValueError("FOLDLINE_NATS_CA_FILE and FOLDLINE_NATS_CERT_FILE need tls:// in FOLDLINE_NATS_URL")
         return self

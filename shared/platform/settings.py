@@ -14,6 +14,7 @@ import difflib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
@@ -21,7 +22,7 @@ from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from shared.platform.certificates import read_authorities, read_pair
+from shared.platform.certificates import TlsFiles, read_authorities, read_pair
 from shared.platform.urls import Address, KeysUrl, OverTls
 from shared.platform.variables import KNOWN
 
@@ -81,6 +82,11 @@ class ProcessSettings(BaseSettings):
         """Whether `listen` is an address of this machine that no other machine reaches."""
         host = self.listen.rpartition(":")[0].strip("[]")
         return host in {"localhost", "::1"} or host.startswith("127.")
+
+    @cached_property
+    def server_tls(self) -> TlsFiles:
+        """The certificate that gRPC is served with, if any, and the authorities of those that clients must show."""
+        return TlsFiles(self.tls_client_ca_file, self.tls_cert_file, self.tls_key_file, what="server")
 
     @model_validator(mode="after")
     def _tls_agrees(self) -> ProcessSettings:

@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 from grpc import aio
 
-from shared.platform.certificates import ClientTls, Reloaded
+from shared.platform.certificates import Tls, TlsFiles
 from shared.platform.urls import TLS_SCHEME
 from shared.rpc.held import hold_grpc
 
@@ -54,7 +54,7 @@ OPTIONS: tuple[tuple[str, int | str], ...] = (
 )
 
 
-def channel(target: str, *, retries: bool = True, balanced: bool | None = None, tls: ClientTls | None = None) -> aio.Channel:
+def channel(target: str, *, retries: bool = True, balanced: bool | None = None, tls: TlsFiles | None = None) -> aio.Channel:
     """A channel to `host:port`, or to a name that resolves to several. Close it, or use it with `async with`.
 
     `grpcs://host:port` is reached over TLS, with the certificates of `tls`, or the usual public authorities. Without
@@ -65,7 +65,7 @@ def channel(target: str, *, retries: bool = True, balanced: bool | None = None, 
     config = (_BALANCED if (retries if balanced is None else balanced) else {}) | (_REPEATED if retries else {})
     options = [*OPTIONS, ("grpc.service_config", json.dumps(config)), ("grpc.enable_retries", int(retries))]
     if target.startswith(TLS_SCHEME):
-        return _TlsChannel(target.removeprefix(TLS_SCHEME), options, tls or ClientTls())
+        return _TlsChannel(target.removeprefix(TLS_SCHEME), options, TlsFiles() if tls is None else tls)
     return aio.insecure_channel(target, options=options)
 
 
@@ -75,17 +75,19 @@ class _TlsChannel(aio.Channel):
     gRPC itself reads a client's certificate once: a channel that lives long would be refused when its certificate expires.
     """
 
-    def __init__(self, target: str, options: Sequence[tuple[str, int | str]], tls: ClientTls) -> None:
+    def __init__(self, target: str, options: Sequence[tuple[str, int | str]], tls: TlsFiles) -> None:
         self._target, self._options = target, options
-        self._files = Reloaded("client", tls.files, lambda: _credentials(tls))
+        self._files = tls
+        self._tls = tls.current()
         self._channel = self._open()
         self._former: set[asyncio.Task[None]] = set()
 
     def _open(self) -> aio.Channel:
-        return aio.secure_channel(self._target, self._files.content, options=self._options)
+        return aio.secure_channel(self._target, _credentials(self._tls), options=self._options)
 
     def _current(self) -> aio.Channel:
-        if self._files.refresh():
+        if (tls := self._files.current()) is not self._tls:
+            self._tls = tls
             former, self._channel = self._channel, self._open()
             closing = asyncio.get_running_loop().create_task(former.close(_FORMER_CALLS_S))
             self._former.add(closing)
@@ -140,9 +142,8 @@ class _TlsChannel(aio.Channel):
         await self.close()
 
 
-def _credentials(tls: ClientTls) -> grpc.ChannelCredentials:
-    authorities, pair = tls.read()
-    return grpc.ssl_channel_credentials(authorities, *((pair.key, pair.chain) if pair else ()))
+def _credentials(tls: Tls) -> grpc.ChannelCredentials:
+    return grpc.ssl_channel_credentials(tls.authorities, *((tls.pair.key, tls.pair.chain) if tls.pair else ()))
 
 
 def bearer(token: str, *, traceparent: str | None = None) -> tuple[tuple[str, str], ...]:

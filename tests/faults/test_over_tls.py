@@ -17,7 +17,7 @@ from deploy.engines.child import free_port
 from deploy.local.supervisor import Program
 from deploy.local.system import PROJECTOR, READ, RELAY, SAGA, WRITE, System
 from foldline.v1 import as_of_pb2
-from shared.platform.certificates import ClientTls
+from shared.platform.certificates import TlsFiles
 from shared.platform.identity import Role
 from shared.rpc.client import channel
 from tests.e2e.test_probes import page
@@ -65,7 +65,7 @@ class OverTls(System):
             settings={**self.called, "FOLDLINE_TLS_REQUIRED": "true"},
         )
         self.postgres, self.nats = postgres, nats
-        self.tls = ClientTls(authority.ca, client.cert, client.key)
+        self.tls = TlsFiles(authority.ca, client.cert, client.key)
         self._authority = authority
 
     def channel(self, name: str) -> aio.Channel:

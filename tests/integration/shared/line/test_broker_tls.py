@@ -23,7 +23,7 @@ from nats import errors
 from deploy.engines.nats import Nats
 from shared.line.broker_access import Broker, Credentials, connect
 from shared.platform import telemetry
-from shared.platform.certificates import ClientTls
+from shared.platform.certificates import TlsFiles
 from tests.support.system.authority import Authority
 from tests.support.system.tls_engines import TlsNats, tls
 from tests.support.system.waiting import eventually
@@ -85,13 +85,16 @@ async def trouble(broker: Broker, log: io.BytesIO) -> str:
 
 
 async def test_only_the_server_that_was_meant_is_spoken_to(authority: Authority, tmp_path: Path, log: io.BytesIO) -> None:
-    """With its authority a connection comes about; a foreign authority and another host are refused."""
+    """With its authority a connection comes about, whatever text its file has; a foreign one and another host are refused."""
     async with running(TlsNats(tmp_path / "nats", tls(authority.issue()))) as nats:
-        assert await reached(Broker(nats.over_tls(), ClientTls(authority.ca)))
+        assert await reached(Broker(nats.over_tls(), TlsFiles(authority.ca)))
+        bundle = tmp_path / "bundle.pem"
+        bundle.write_bytes("# Főtanúsítvány\n".encode() + authority.ca.read_bytes())
+        assert await reached(Broker(nats.over_tls(), TlsFiles(bundle)))
         foreign = Authority(tmp_path, "foreign")
-        assert "certificate verify failed" in await trouble(Broker(nats.over_tls(), ClientTls(foreign.ca)), log)
+        assert "certificate verify failed" in await trouble(Broker(nats.over_tls(), TlsFiles(foreign.ca)), log)
         assert "certificate verify failed" in await trouble(Broker(nats.over_tls()), log)
-        assert "IP address mismatch" in await trouble(Broker(nats.over_tls("127.0.0.1"), ClientTls(authority.ca)), log)
+        assert "IP address mismatch" in await trouble(Broker(nats.over_tls("127.0.0.1"), TlsFiles(authority.ca)), log)
 
 
 @pytest.mark.parametrize(("begins_in", "why"), [(-YEAR, "certificate has expired"), (YEAR, "certificate is not yet valid")])
@@ -100,7 +103,7 @@ async def test_an_untimely_certificate_is_refused_until_it_is_renewed(
 ) -> None:
     """A connection that waits comes about as soon as the server has a good one."""
     async with running(TlsNats(tmp_path / "nats", tls(authority.issue(begins_in=begins_in)))) as nats:
-        broker = Broker(nats.over_tls(), ClientTls(authority.ca))
+        broker = Broker(nats.over_tls(), TlsFiles(authority.ca))
         assert why in await trouble(broker, log)
         nats.kill()
         authority.issue()
@@ -120,8 +123,8 @@ async def test_a_client_certificate_is_shown_and_renewed_with_the_next_connectio
     """Without one the server hangs up. A connection that lives long shows the present one when it is made anew."""
     mine = authority.issue("client")
     async with running(TlsNats(tmp_path / "nats", tls(authority.issue(), authority.ca))) as nats:
-        assert await trouble(Broker(nats.over_tls(), ClientTls(authority.ca)), log)
-        client = await connect(Broker(nats.over_tls(), ClientTls(authority.ca, mine.cert, mine.key)), "test")
+        assert await trouble(Broker(nats.over_tls(), TlsFiles(authority.ca)), log)
+        client = await connect(Broker(nats.over_tls(), TlsFiles(authority.ca, mine.cert, mine.key)), "test")
         try:
             nats.kill()
             other = Authority(tmp_path, "other")
@@ -168,7 +171,7 @@ async def test_a_server_that_hangs_up_in_the_first_handshake_is_tried_again(
         writer.close()
 
     async with running(TlsNats(tmp_path / "nats", tls(authority.issue()))) as nats:
-        broker = Broker(nats.over_tls(), ClientTls(authority.ca))
+        broker = Broker(nats.over_tls(), TlsFiles(authority.ca))
         nats.kill()
         async with await asyncio.start_server(hang_up, "localhost", urlsplit(broker.url).port) as rude:
             connecting = asyncio.create_task(connect(broker, "test"))

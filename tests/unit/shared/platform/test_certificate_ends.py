@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import json
 import re
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from shared.platform import telemetry
 from shared.platform.certificate_ends import watch_certificates
 from shared.platform.certificates import end_of
 from shared.platform.metrics import Metrics
@@ -67,6 +70,54 @@ async def test_it_follows_the_certificate_in_use(tmp_path: Path) -> None:
     await eventually(told, 10)
     replace(files.cert, b"nonsense")
     assert await told()
+
+
+async def test_a_renewal_that_is_not_taken_over_does_not_count(tmp_path: Path) -> None:
+    """A good certificate is not in use while the authorities beside it cannot be read; metric and log say so."""
+    log = io.BytesIO()
+    telemetry.configure("info", service="test", stream=log)
+    authority = Authority(tmp_path)
+    files = authority.issue()
+    metrics = Metrics("test")
+    settings = ProcessSettings(tls_cert_file=files.cert, tls_key_file=files.key, tls_client_ca_file=authority.ca)
+    watch_certificates(metrics, settings)
+    before = await ends(metrics)
+    good = authority.ca.read_bytes()
+    replace(authority.ca, b"nonsense")
+    authority.issue(begins_in=timedelta(minutes=-5))
+
+    async def held_back() -> bool:
+        assert await ends(metrics) == before
+        return b"certificates_not_reloaded" in log.getvalue()
+
+    await eventually(held_back, 10)
+    assert f"{authority.ca} holds no certificate" in log.getvalue().decode()
+    replace(authority.ca, good)
+
+    async def taken_over() -> bool:
+        return await ends(metrics) == {"FOLDLINE_TLS_CERT_FILE": end_of(files.cert).timestamp()} != before
+
+    await eventually(taken_over, 10)
+
+
+async def test_the_log_says_why_a_database_certificate_is_not_the_new_one(tmp_path: Path) -> None:
+    """By the name of the setting. The database's client reads the file by itself, so nothing else of the process would say so."""
+    log = io.BytesIO()
+    telemetry.configure("info", service="test", stream=log)
+    files = Authority(tmp_path).issue()
+    url = f"postgresql://u:swordfish@db/d?sslcert={files.cert}&sslkey={files.key}"
+    metrics = Metrics("test")
+    watch_certificates(metrics, RelaySettings(nats_url="nats://nats:4222", database_url=url))  # type: ignore[call-arg, arg-type]
+    replace(files.cert, b"nonsense")
+
+    async def told() -> bool:
+        await ends(metrics)
+        return b"certificates_not_reloaded" in log.getvalue()
+
+    await eventually(told, 10)
+    [line] = [json.loads(each) for each in log.getvalue().splitlines()]
+    assert line["what"] == "FOLDLINE_DATABASE_URL"
+    assert line["error"] == f"{files.cert} holds no certificate in PEM form"
 
 
 async def test_without_certificates_there_is_nothing_to_tell() -> None:
