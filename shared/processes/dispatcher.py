@@ -40,8 +40,9 @@ _LATER = frozenset({Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.CANCELLED})
 _SUSPICIOUS = frozenset({Code.INVALID_ARGUMENT, Code.INTERNAL, Code.RESOURCE_EXHAUSTED})
 # Refusals of a whole call before any command of it was accepted.
 _UNTAKEN = frozenset({Code.UNAUTHENTICATED, Code.PERMISSION_DENIED, Code.RESOURCE_EXHAUSTED, Code.INVALID_ARGUMENT})
-# Refusals that cannot be true, because we send the same bytes under the same id, and only registered commands. Not answers.
-_ABSURD = frozenset({"COMMAND_ID_REUSED", "UNKNOWN_COMMAND"})
+# Refusals that cannot be true, because we send the same bytes under the same id, and only registered commands, unless the write
+# service is of an older release, as during an upgrade. Not answers.
+_ABSURD = frozenset({"COMMAND_ID_REUSED", "UNKNOWN_COMMAND", "UNKNOWN_FIELD"})
 
 Told = CommandResult | DeliveryFailure | CommandIdTaken
 """The result of a command."""

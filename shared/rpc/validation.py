@@ -3,20 +3,27 @@
 Protovalidate decides and names the violations. But it needs 5 us for a valid message, a sixth of the cost of a command in a
 batch. So there is a fast path: a predicate compiled for the message type. True means valid; False means that protovalidate is
 asked. A test compares the two.
+
+A request with a field that this release does not know is refused, anywhere in it: a filter that is passed over would answer with
+everything, a condition of a command that is passed over would have it carried out without. So clients use a new field when
+all services know it; of what we answer they may ignore new fields as usual. Looking costs 0.1 us for each message of a request.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import cache
+from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
 from buf.validate import validate_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
+from google.protobuf.unknown_fields import UnknownFieldSet
 
+from shared.folds.errors import Invalid
 from shared.rpc.bounds import refuse_oversized, rules_broken
 
 if TYPE_CHECKING:
@@ -34,6 +41,8 @@ _MORE_RULES: Any = (
     validate_pb2.DESCRIPTOR.extensions_by_name["oneof"],
 )
 _IGNORE = {value.name: value.number for value in validate_pb2.DESCRIPTOR.enum_types_by_name["Ignore"].values}
+_NEVER_EXTENDED = "google.protobuf."
+"""Messages of protobuf itself, which get no new fields; in a batch each command is in one."""
 _UUID = re.compile("[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _CONDITIONS: dict[str, str] = {
     "uuid": "uuid({value})",
@@ -57,15 +66,35 @@ _looks: dict[type[Message], Look] = {}
 
 
 def refuse_invalid(message: Message, *, within: str = "") -> None:
-    """Raises Invalid (INVALID_REQUEST) with a violation for each field that breaks a rule, 16 at most.
+    """Raises Invalid with a violation for each unknown field (UNKNOWN_FIELD), else for each that breaks a rule (INVALID_REQUEST).
 
-    Field paths begin with `within`, for a message that lies inside another.
+    There are 16 at most. Field paths begin with `within`, for a message that lies inside another; an unknown field has its number
+    for a name.
     """
     if plainly_valid(message):
         return
     refuse_oversized(message, within=within)
+    if unknown := dict.fromkeys(islice(_unknown(message, within), VIOLATIONS_MAX)):
+        violations = tuple((path, "is a field that this release does not know") for path in unknown)
+        raise Invalid("UNKNOWN_FIELD", "the request has fields that this release does not know", violations=violations)
     if violations := load_validator().collect_violations(message):
         raise rules_broken(*((within + _path(violation), _text(violation)) for violation in violations[:VIOLATIONS_MAX]))
+
+
+def _unknown(message: Message, within: str) -> Iterator[str]:
+    """The paths of the unknown fields of a message and of those in it."""
+    if message.DESCRIPTOR.full_name.startswith(_NEVER_EXTENDED):
+        return
+    for field in UnknownFieldSet(message):
+        yield f"{within}{field.field_number}"
+    for known, value in message.ListFields():
+        if known.message_type is None:
+            continue
+        if not known.is_repeated:
+            yield from _unknown(value, f"{within}{known.name}.")
+        elif not known.message_type.GetOptions().map_entry:
+            for nth, each in enumerate(value):
+                yield from _unknown(each, f"{within}{known.name}[{nth}].")
 
 
 @cache
@@ -98,7 +127,7 @@ def plainly_valid(message: Message) -> bool:
 
 def _look(described: Descriptor) -> Look:
     """The predicate of a message type, compiled once. A loop over the fields would be as slow as the library."""
-    names: dict[str, Any] = {"uuid": _UUID.fullmatch}
+    names: dict[str, Any] = {"uuid": _UUID.fullmatch, "unknown": UnknownFieldSet}
     try:
         source = _message(described, "given", names, ())
     except _Unusual:
@@ -117,6 +146,8 @@ def _message(described: Descriptor, given: str, names: dict[str, Any], outer: tu
     if any(_has(oneof, rules) for oneof in described.oneofs for rules in _MORE_RULES):
         raise _Unusual
     wanted = [_field(field, given, names, (*outer, described.full_name)) for field in described.fields]
+    if not described.full_name.startswith(_NEVER_EXTENDED):
+        wanted.insert(0, f"not unknown({given})")
     return " and ".join(each for each in wanted if each) or "True"
 
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from google.protobuf.any_pb2 import Any as Packed
@@ -19,7 +19,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from bank.v1 import account_pb2, account_query_pb2, person_pb2
-from foldline.v1 import as_of_pb2, command_pb2, schedule_pb2
+from foldline.v1 import as_of_pb2, audit_pb2, command_pb2, range_pb2, schedule_pb2
 from shared.platform.identity import Role
 from shared.rpc import pages
 from tests.e2e.scene import ACCOUNT_VERSION, BALANCE_MINOR, NIL, Place, Scene, build
@@ -42,6 +42,8 @@ from tests.support.clients.bank import (
 )
 from tests.support.system.sealing import token_with
 from tests.support.system.stack import Stack
+
+MessageT = TypeVar("MessageT", bound=Message)
 
 INT64_MAX = 2**63 - 1
 MEBIBYTE = 1024 * 1024
@@ -916,6 +918,57 @@ TOO_MUCH = [
     Row("a batch of 6 MiB: gRPC itself refuses", lambda s, p: s.raw(SEND_BATCH, b"x" * 6 * MEBIBYTE), "RESOURCE_EXHAUSTED", ""),
 ]
 
+
+def newer(message: MessageT) -> MessageT:
+    """The message with a field that only a later release knows, number 999."""
+    return type(message).FromString(message.SerializeToString() + b"\xb8\x3e\x01")
+
+
+def unknown(situation: str, call: Callable[[Scene, Place], Awaitable[object]], field: str) -> Row:
+    """A row of a field that this release does not know."""
+    return Row(f"unknown field: {situation}", call, "INVALID_ARGUMENT", "UNKNOWN_FIELD", (field,))
+
+
+def filtered(rpc: str, name: str) -> Row:
+    """A row of a filter that would be passed over by a List or a Watch of a list."""
+    module = import_module(f"bank.v1.{name}_query_pb2")
+    request = getattr(module, f"{rpc}{name.title()}sRequest")(filter=newer(getattr(module, f"{name.title()}Filter")()))
+    stub, method = f"{name}_queries", f"{rpc}{name.title()}s"
+
+    async def call(scene: Scene, _: Place) -> object:
+        answer = getattr(getattr(scene.bank, stub), method)(request, metadata=scene.bank.who, timeout=20)
+        return await (answer.read() if rpc == "Watch" else answer)
+
+    return unknown(f"filter of {method}", call, "filter.999")
+
+
+UNKNOWN = [
+    *(filtered(rpc, name) for rpc in ("List", "Watch") for name in ("account", "person", "transfer", "user")),
+    unknown(
+        "in a range", lambda s, p: s.accounts(filter={"balance_minor": newer(range_pb2.WholeRange())}), "filter.balance_minor.999"
+    ),
+    unknown(
+        "Get",
+        lambda s, p: s.bank.call(s.bank.account_queries.GetAccount, newer(_get(p, ""))),
+        "999",
+    ),
+    unknown("when", lambda s, p: s.past("Get", "account", account_id=p.blue, as_of=newer(as_of_pb2.AsOf())), "as_of.999"),
+    unknown("command", lambda s, p: s.bank.call(s.bank.accounts.FreezeAccount, newer(freeze(p.blue))), "999"),
+    unknown(
+        "options of a command",
+        lambda s, p: s.bank.call(
+            s.bank.accounts.FreezeAccount, _with_options(p, newer(command_pb2.CommandOptions(command_id=NO_ID[:-1] + "7")))
+        ),
+        "options.999",
+    ),
+    unknown("packed command", lambda s, p: s.send(command_pb2.SendRequest(command=packed(newer(freeze(p.blue))))), "command.999"),
+    unknown("scheduled command", lambda s, p: _schedule(s, newer(freeze(p.blue))), "command.999"),
+    unknown("recurring command", lambda s, p: s.create_schedule(newer(freeze(p.blue))), "command.999"),
+    unknown("item of a batch", lambda s, p: s.bank.batch(item(freeze(p.blue)), newer(item(freeze(p.blue)))), "items[1].999"),
+    unknown("streamed item", lambda s, p: s.stream(newer(item(freeze(p.blue)))), "item.999"),
+    unknown("what is audited", lambda s, p: s.bank.call(s.bank.audit.ListAudit, newer(audit_pb2.ListAuditRequest())), "999"),
+]
+
 QUERIES = [
     bad("page: negative size", lambda s, p: s.persons(page_size=-1), "page_size"),
     bad("page: more than 500", lambda s, p: s.accounts(page_size=501), "page_size"),
@@ -1059,6 +1112,7 @@ TABLE = [
     *PACKED,
     *FORBIDDEN,
     *TOO_MUCH,
+    *UNKNOWN,
     *QUERIES,
     *ODDITIES,
 ]
@@ -1156,6 +1210,7 @@ async def test_a_refused_item_says_in_its_receipt_what_a_call_would_have_said(ba
         item(deposit(blue, 2, command_id=registered.command_id)),
         item(rename(alice, "x" * 64 * 1024)),
         item(register(alice, "Alice")),
+        item(newer(deposit(blue, 1))),
         item(withdraw(blue, 1)),
     )
     told = [(one.code, one.reason, one.fields) for one in map(read_status, (receipt.error for receipt in receipts))]
@@ -1168,6 +1223,7 @@ async def test_a_refused_item_says_in_its_receipt_what_a_call_would_have_said(ba
         ("INVALID_ARGUMENT", "COMMAND_ID_REUSED", ()),
         ("RESOURCE_EXHAUSTED", "MESSAGE_TOO_LARGE", ()),
         ("ALREADY_EXISTS", "PERSON_ALREADY_REGISTERED", ()),
+        ("INVALID_ARGUMENT", "UNKNOWN_FIELD", ("items[8].command.999",)),
         ("OK", "", ()),
     ]
 

@@ -148,6 +148,7 @@ async def test_acceptance_is_an_answer(tmp_path: Path) -> None:
         (FAILED, InternalError(), True, True),
         (REJECTED, Invalid("COMMAND_ID_REUSED", "what?"), False, True),
         (REJECTED, Invalid("UNKNOWN_COMMAND", "what?"), False, True),
+        (REJECTED, Invalid("UNKNOWN_FIELD", "what?"), False, True),
         (command_pb2.COMMAND_STATUS_STARTED, None, False, True),
         (command_pb2.COMMAND_STATUS_CANCELLED, BatchAborted(), False, True),
     ],

@@ -16,7 +16,7 @@ from protovalidate import Validator
 from bank.v1 import account_pb2, user_pb2
 from foldline.v1 import command_pb2
 from shared.folds.errors import Invalid
-from shared.rpc.validation import plainly_valid, refuse_invalid
+from shared.rpc.validation import VIOLATIONS_MAX, plainly_valid, refuse_invalid
 from tests.support.checks.contracts import contracts
 
 FILES = (*contracts("bank/v1"), *contracts("foldline/v1"))
@@ -88,6 +88,64 @@ def test_what_is_plainly_valid_breaks_no_rule(kind: Descriptor) -> None:
             assert validator.collect_violations(message) == []
 
     check()
+
+
+def with_unknown(message: Message, *numbers: int) -> Message:
+    """The message with fields that no contract of ours has, of these numbers above 15 and below 2,048, else of 999."""
+    keys = [number << 3 for number in numbers or (999,)]
+    more = b"".join(bytes((key & 0x7F | 0x80, key >> 7, 1)) for key in keys)
+    return type(message).FromString(message.SerializeToString() + more)
+
+
+def holders(kind: Descriptor, outer: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The ways from a message to those in it that are not protobuf's own, by names of fields; to itself: the empty one."""
+    yield ()
+    for field in kind.fields:
+        inner = field.message_type
+        if inner is None or inner.GetOptions().map_entry or inner.full_name in outer:
+            continue
+        if not inner.full_name.startswith("google.protobuf."):
+            yield from ((field.name, *way) for way in holders(inner, (*outer, kind.full_name)))
+
+
+def holding(kind: Descriptor, way: tuple[str, ...]) -> tuple[Message, str]:
+    """A message with nothing in it but an unknown field at the end of the way, and that field's path."""
+    made: Any = message_factory.GetMessageClass(kind)
+    if not way:
+        return with_unknown(made()), "999"
+    field = kind.fields_by_name[way[0]]
+    assert field.message_type is not None
+    inner, path = holding(field.message_type, way[1:])
+    message = made(**{way[0]: [inner] if field.is_repeated else inner})
+    return message, f"{way[0]}[0].{path}" if field.is_repeated else f"{way[0]}.{path}"
+
+
+@pytest.mark.parametrize("kind", REQUESTS, ids=lambda kind: kind.full_name)
+def test_no_unknown_field_is_passed_over(kind: Descriptor) -> None:
+    """Of a request, or of anything in it: it is refused by its number, before all rules."""
+    for way in holders(kind):
+        message, path = holding(kind, way)
+        assert not plainly_valid(message)
+        with pytest.raises(Invalid) as caught:
+            refuse_invalid(message)
+        assert (caught.value.reason, [field for field, _ in caught.value.violations]) == ("UNKNOWN_FIELD", [path])
+
+
+def test_an_unknown_field_makes_what_is_else_valid_invalid() -> None:
+    """Its path begins where the message lies."""
+    with pytest.raises(Invalid) as caught:
+        refuse_invalid(valid(options=with_unknown(valid().options)), within="items[3].")
+    assert (caught.value.reason, [path for path, _ in caught.value.violations]) == ("UNKNOWN_FIELD", ["items[3].options.999"])
+
+
+def test_an_unknown_field_is_named_once_and_16_are_in_all() -> None:
+    """However many there are."""
+    with pytest.raises(Invalid) as caught:
+        refuse_invalid(with_unknown(valid(), *[900] * 100))
+    assert [path for path, _ in caught.value.violations] == ["900"]
+    with pytest.raises(Invalid) as caught:
+        refuse_invalid(with_unknown(valid(), *range(900, 1000)))
+    assert [path for path, _ in caught.value.violations] == [str(number) for number in range(900, 900 + VIOLATIONS_MAX)]
 
 
 def valid(**changes: Any) -> account_pb2.DepositMoneyRequest:
