@@ -75,8 +75,8 @@ def refuse_invalid(message: Message, *, within: str = "") -> None:
         return
     refuse_oversized(message, within=within)
     if unknown := dict.fromkeys(islice(_unknown(message, within), VIOLATIONS_MAX)):
-        violations = tuple((path, "is a field that this release does not know") for path in unknown)
-        raise Invalid("UNKNOWN_FIELD", "the request has fields that this release does not know", violations=violations)
+        named = tuple((path, "is a field that this release does not know") for path in unknown)
+        raise Invalid("UNKNOWN_FIELD", "the request has fields that this release does not know", violations=named)
     if violations := load_validator().collect_violations(message):
         raise rules_broken(*((within + _path(violation), _text(violation)) for violation in violations[:VIOLATIONS_MAX]))
 
@@ -85,8 +85,9 @@ def _unknown(message: Message, within: str) -> Iterator[str]:
     """The paths of the unknown fields of a message and of those in it."""
     if message.DESCRIPTOR.full_name.startswith(_NEVER_EXTENDED):
         return
-    for field in UnknownFieldSet(message):
-        yield f"{within}{field.field_number}"
+    fields = UnknownFieldSet(message)
+    for nth in range(len(fields)):
+        yield f"{within}{fields[nth].field_number}"
     for known, value in message.ListFields():
         if known.message_type is None:
             continue
