@@ -170,7 +170,7 @@ async def list_processes(endpoints: Endpoints, wanted: Mapping[str, Any], limit:
 
 
 async def get_process(endpoints: Endpoints, tenant: str, type_: str, process_id: str) -> dict[str, Any]:
-    """A process with its history, commands and timers. Raises Refused."""
+    """A process with its history, commands, timers and diagram; without a type, the only one of the id. Raises Refused."""
     async with channel(endpoints.known_saga()) as saga:
         request = process_pb2.GetProcessRequest(tenant=tenant, type=type_, process_id=process_id)
         stub = process_pb2_grpc.ProcessServiceStub(saga)

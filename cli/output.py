@@ -35,6 +35,13 @@ def print_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     Console(width=10_000).print(table, soft_wrap=True)
 
 
+def print_lines(lines: Sequence[Text]) -> None:
+    """Prints lines, in colours on a terminal; none is cut to its width."""
+    console = Console(width=10_000)
+    for line in lines:
+        console.print(line, soft_wrap=True)
+
+
 def show_page(
     found: dict[str, Any],
     names: Sequence[str],

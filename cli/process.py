@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from cli.diagram import draw, passed
 from cli.endpoints import Endpoints
 from cli.invoke import call
 from cli.options import DATA, Data, Format, Output
-from cli.output import complain, one_line, print_json, print_table, show
+from cli.output import complain, one_line, print_json, print_lines, print_table, show
 
 process = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -70,14 +71,24 @@ def process_list(
 
 @process.command("show")
 def process_show(
-    type_: ProcessType, process_id: ProcessId, tenant: Owner = "acme", data: Data = DATA, output: Format = Output.TEXT
+    name: Annotated[list[str], typer.Argument(metavar="[TYPE] ID", help="The type may be left out if the id names one process.")],
+    tenant: Owner = "acme",
+    data: Data = DATA,
+    output: Format = Output.TEXT,
 ) -> None:
-    """Print a process: its state, its history, and the commands and timers that it waits for.
+    """Print a process: its state diagram with the path taken, its history, and the commands and timers that it waits for.
+
+    In the diagram ━━▶ ● is the path, with the time at which the process came to each phase and how long it stayed; ──▶ ○ is what
+    it might have done, and an ellipsis stands for a phase that is drawn elsewhere.
 
     \b
-    Example:
+    Examples:
+      foldline process show 0190e4a0-0000-7000-8000-000000000000
       foldline process show transfer 0190e4a0-0000-7000-8000-000000000000
     """
+    if len(name) > 2:
+        raise typer.BadParameter("one process at a time: its type, which may be left out, and its id")
+    type_, process_id = name if len(name) == 2 else ("", name[0])
 
     async def ask(known: Endpoints) -> dict[str, Any]:
         from cli import calls
@@ -176,11 +187,11 @@ def process_row(one: dict[str, Any]) -> tuple[str, ...]:
 
 
 def show_process(found: dict[str, Any]) -> None:
-    """Prints a process with the path it took, its history and what it waits for."""
+    """Prints a process with its diagram, its history and what it waits for."""
     show_processes([found["process"]])
     print(f"\nstate: {one_line(found['state'])}\n")
-    for line in path(found["history"], ended=found["process"]["status"] == "PROCESS_STATUS_ENDED"):
-        print(line)
+    over = found["process"]["status"] in ("PROCESS_STATUS_ENDED", "PROCESS_STATUS_UNDONE")
+    print_lines(draw(found["diagram"], passed(found["history"]), over=over, now=datetime.now(UTC)))
     print()
     history = []
     for entry in found["history"]:
@@ -203,38 +214,3 @@ def show_process(found: dict[str, Any]) -> None:
     if timers := found["timers"]:
         print()
         print_table(("timer", "due at"), [(one["name"], one.get("due_at", "")) for one in timers])
-
-
-def path(history: Sequence[dict[str, Any]], *, ended: bool) -> list[str]:
-    """The phases that a process went through, what led to each, and how long each took; one line each."""
-    taken: list[tuple[str, str, datetime]] = []
-    for entry in history:
-        if entry["phase"] and (not taken or entry["phase"] != taken[-1][0]):
-            taken.append((entry["phase"], _cause(entry), datetime.fromisoformat(entry["happened_at"])))
-    width = max((len(phase) for phase, _, _ in taken), default=0)
-    lines = []
-    for place, (phase, cause, at) in enumerate(taken):
-        last = place == len(taken) - 1
-        if last and ended:
-            spent = "the end"
-        else:
-            spent = _lasted((datetime.now(UTC) if last else taken[place + 1][2]) - at) + (" so far" if last else "")
-        lines.append(f"  {'──▶' if place else ' ● '} {phase:<{width}}  {spent:>12}  {cause}")
-    return lines
-
-
-def _cause(entry: dict[str, Any]) -> str:
-    """What an entry of the history is, in a few words."""
-    if entry["kind"] == "answer":
-        error = entry.get("error")
-        return f"{entry['step']} refused: {error['reason']}" if error else f"{entry['step']} accepted"
-    if entry["kind"] == "operator":
-        return " ".join(filter(None, ("operator:", entry["name"], entry["step"])))
-    return f"{entry['kind'].replace('_', ' ')} {entry['name'].rpartition('.')[2]}"
-
-
-def _lasted(time: timedelta) -> str:
-    seconds = time.total_seconds()
-    if seconds < 1:
-        return f"{seconds * 1000:.0f} ms"
-    return f"{seconds:.1f} s" if seconds < 120 else str(timedelta(seconds=int(seconds)))

@@ -86,6 +86,7 @@ class ProcessService(process_pb2_grpc.ProcessServiceServicer):
             commands=_commands(case),
             timers=[process_pb2.PendingTimer(name=name, due_at=timestamp(due_at)) for name, due_at in case.timers],
             acknowledgement=None if case.acknowledgement is None else _acknowledgement(case.acknowledgement),
+            diagram=[process_pb2.ProcessArrow(**arrow._asdict()) for arrow in case.arrows],
         )
 
     async def ListProcesses(self, request: process_pb2.ListProcessesRequest, context: Any) -> process_pb2.ListProcessesResponse:

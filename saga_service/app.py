@@ -36,6 +36,7 @@ from shared.processes.admin import ProcessAdmin
 from shared.processes.channels import Channel, Contacts, Deferred
 from shared.processes.deliveries import DeliveryPolicy, DeliverySender
 from shared.processes.delivery_admin import DeliveryAdmin
+from shared.processes.diagram import refuse_flawed
 from shared.processes.dispatcher import Dispatcher
 from shared.processes.history_archive import HistoryArchive
 from shared.processes.retention import ProcessRetention
@@ -186,8 +187,10 @@ def build(
 ) -> Server:
     """The server with its services; `reads` is opened and closed by the caller, the latter when the server is drained.
 
-    `wake` is called when an operator made something due.
+    `wake` is called when an operator made something due. Raises TypeError for a definition that misses a state.
     """
+    definitions = tuple(definitions)
+    refuse_flawed(definitions)
     server = Server(settings, roles=ROLES, probes=Probes(settings, "saga_service"))
     probe = server.probes.needs_database(settings.database_url.get_secret_value())
     # Whichever instance leads: an operator must hear of a runner that does not go on from whoever asks any of them.

@@ -108,6 +108,8 @@ class ProcessDefinition(Generic[S]):
     renamed: Mapping[str, str] = field(default_factory=dict)
     # The category of the aggregates whose ids its processes have: a process goes when its aggregate is purged. Empty: none do.
     aggregate: str = ""
+    # Events that its diagram and the check of its folds begin with, and try in every state. None: an empty one of each in `key`.
+    examples: tuple[Message, ...] = ()
     # A running process that has not moved for this long is shown as stuck.
     stuck_after: timedelta = timedelta(minutes=1)
 

@@ -23,6 +23,7 @@ from shared.platform.clock import utc_now
 from shared.platform.packing import texts, timestamps
 from shared.platform.postgres import Reads, take_time
 from shared.processes import history, parked, pending, runners, store, switches
+from shared.processes.diagram import Arrow, explore
 from shared.processes.history import Revision
 from shared.processes.pending import Acknowledgement, Pending
 from shared.processes.process_type import process_types
@@ -30,7 +31,7 @@ from shared.processes.records import FOLD_FAILED, CommandResult, HistoryEntry, P
 from shared.processes.round import NO_ANNOUNCEMENTS, Round
 from shared.processes.runner import CHECKPOINT
 from shared.processes.runners import Runner
-from shared.processes.turn import Turns, process_of, retry
+from shared.processes.turn import Turns, process_by_id, process_of, retry
 from shared.rpc.status import to_status
 
 _UNIX = datetime(1970, 1, 1, tzinfo=UTC)
@@ -69,13 +70,17 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A process with its history, its commands without an answer, its timers, and the acknowledgement that was asked for."""
+    """A process with its history, its commands without an answer, its timers, and the acknowledgement that was asked for.
+
+    `arrows` is the state diagram of its type, empty if that is not known.
+    """
 
     process: Process
     history: Sequence[HistoryEntry]
     commands: Sequence[Pending]
     timers: Sequence[tuple[str, datetime]]
     acknowledgement: Acknowledgement | None
+    arrows: Sequence[Arrow]
 
 
 class ProcessAdmin:
@@ -99,6 +104,7 @@ class ProcessAdmin:
         """
         self._reads = reads
         self._kinds = process_types(managers, upcasters)
+        self._diagrams: dict[str, Sequence[Arrow]] = {}
         self._shard = shard
         self._clock = clock
         self._wake = wake
@@ -195,14 +201,24 @@ class ProcessAdmin:
         return Revision(before, found.common, revised, commands)
 
     async def get(self, key: ProcessKey) -> Case:
-        """One process. Raises NotFound (PROCESS_NOT_FOUND)."""
+        """One process; without a type, the only one of the id.
+
+        Raises NotFound (PROCESS_NOT_FOUND), Rejected (PROCESS_AMBIGUOUS).
+        """
         async with self._reads.connection() as connection, connection.transaction():
             # One snapshot for all four queries, so that they agree if the process moves meanwhile.
             await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-            process = await process_of(connection, key)
+            process = await (process_of(connection, key) if key[1] else process_by_id(connection, key, self._kinds))
+            key = process.key
             told, commands = await pending.history_of(connection, key), await pending.commands_of(connection, key)
             timers, asked = await pending.timers_of(connection, key), await pending.acknowledgement_of(connection, key)
-            return Case(process, told, commands, timers, asked)
+            return Case(process, told, commands, timers, asked, self._arrows(process.type))
+
+    def _arrows(self, type_: str) -> Sequence[Arrow]:
+        """The state diagram of a type, found when it is first asked for."""
+        if type_ in self._kinds and type_ not in self._diagrams:
+            self._diagrams[type_] = explore(self._kinds[type_]).arrows
+        return self._diagrams.get(type_, ())
 
     async def retry(self, key: ProcessKey, user_id: str) -> Process:
         """Lets a process go on: replays its waiting inputs and sends its commands at once; returns the process.

@@ -7,7 +7,7 @@ How a process came to its state is replayed in `replay.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -84,11 +84,11 @@ def check(kinds: Mapping[str, ProcessType], case: Case) -> Mismatch | None:
         for row in case.inputs:
             where = f"waiting {row.kind} {row.name}"
             taken = call_fold(kind, state, from_row(row, kind))
-            state = state if taken is None else _dumped(kind, taken).state
+            state = state if taken is None else dumped(kind, taken).state
         for name in case.timers:
             where = f"timer {name}"
             if (fired := kind.manager.on_timer(state, name)) is not None:
-                _dumped(kind, fired)
+                dumped(kind, fired)
         for step in [command.step for command in case.commands]:
             for accepted in (True, False):
                 if accepted or kind.manager.current(step) not in kind.manager.mandatory:
@@ -106,7 +106,7 @@ def _follow(kind: ProcessType, state: Any, step: str, accepted: bool) -> str | N
     waiting = [step]
     for _ in range(STEPS_MAX):
         name = waiting.pop(0)
-        taken = _dumped(kind, kind.manager.on_answer(state, _answer(name, accepted=accepted)))
+        taken = dumped(kind, kind.manager.on_answer(state, answer(name, accepted=accepted)))
         if first and taken.state == state and not taken.send and not taken.ended:
             return ANSWER_IGNORED
         first, accepted, state = False, True, taken.state
@@ -116,44 +116,13 @@ def _follow(kind: ProcessType, state: Any, step: str, accepted: bool) -> str | N
     return NEVER_ENDS
 
 
-def _answer(step: str, *, accepted: bool) -> Answer:
-    return Answer(step=step, attempt=1, accepted=accepted, reason="" if accepted else PROBE)
+def answer(step: str, *, accepted: bool, reason: str | None = None) -> Answer:
+    """An answer to try on a fold; without a reason a refusal is a PROBE."""
+    return Answer(step=step, attempt=1, accepted=accepted, reason="" if accepted else reason or PROBE)
 
 
-def _dumped(kind: ProcessType, step: Step[Any]) -> Step[Any]:
+def dumped(kind: ProcessType, step: Step[Any]) -> Step[Any]:
     """The step, after its state and phase were made as the runner makes them."""
     kind.dump(step.state)
     kind.manager.phase(step.state)
     return step
-
-
-class Arrow(NamedTuple):
-    """A transition of a process: from a phase, on an answer, to a phase. `ends` if the process ends there."""
-
-    source: str
-    label: str
-    target: str
-    ends: bool
-
-
-def explore(kind: ProcessType, begun: Step[Any]) -> Sequence[Arrow]:
-    """All transitions that answers cause, from the step that began a process. Raises whatever a fold raises.
-
-    Each phase is visited once, so a state that a phase is reached with first stands for all that share the phase.
-    """
-    phase = kind.manager.phase
-    arrows: dict[Arrow, None] = {}
-    seen = {phase(begun.state)}
-    waiting = [(begun.state, send.step) for send in begun.send]
-    while waiting:
-        state, step = waiting.pop(0)
-        for accepted in (True, False):
-            if not accepted and step in kind.manager.mandatory:
-                continue
-            taken = _dumped(kind, kind.manager.on_answer(state, _answer(step, accepted=accepted)))
-            target = phase(taken.state)
-            arrows[Arrow(phase(state), f"{step} {'accepted' if accepted else 'refused'}", target, taken.ended)] = None
-            if target not in seen and not taken.ended:
-                waiting += [(taken.state, send.step) for send in taken.send]
-            seen.add(target)
-    return list(arrows)

@@ -6,7 +6,7 @@ Killed anywhere, what is left? The whole turn, or nothing of it. Two at once: th
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -60,6 +60,22 @@ async def process_of(connection: Connection, key: ProcessKey) -> Process:
     if key not in found:
         raise _not_found(key)
     return found[key]
+
+
+async def process_by_id(connection: Connection, key: ProcessKey, types: Iterable[str]) -> Process:
+    """The only process of a tenant and an id, of any of these types; the key's own type is not looked at.
+
+    Raises NotFound (PROCESS_NOT_FOUND), Rejected (PROCESS_AMBIGUOUS).
+    """
+    tenant, _, process_id = key
+    found = await store.read(await store.select(connection, [(tenant, type_, process_id) for type_ in types]))
+    if not found:
+        raise NotFound("PROCESS_NOT_FOUND", f"there is no process {process_id} in tenant {tenant}")
+    if len(found) > 1:
+        several = ", ".join(sorted(type_ for _, type_, _ in found))
+        raise Rejected("PROCESS_AMBIGUOUS", "several processes have this id: name the type", types=several)
+    [process] = found.values()
+    return process
 
 
 async def retry(connection: Connection, done: Round, process: Process, commands: Sequence[Pending], user_id: str) -> None:

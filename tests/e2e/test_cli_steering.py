@@ -79,12 +79,12 @@ async def test_a_paused_type_is_seen_everywhere_and_goes_on_when_it_is_resumed(
         await desk.ended("acme", *name)
     assert foldline("status")[0] == 0
     code, text = foldline("process", "show", *name, output="text")
-    path = [line.split() for line in text.splitlines() if "──▶" in line or " ● " in line]
-    assert [(line[1], line[-2], line[-1]) for line in path] == [
-        ("debiting", "event", "TransferStarted"),
-        ("crediting", "debit", "accepted"),
-        ("completing", "credit", "accepted"),
-        ("completed", "complete", "accepted"),
+    path = [line.split("  ")[0].strip("│├└─ ") for line in text.splitlines() if "━━▶" in line]
+    assert path == [
+        "TransferStarted ━━▶ ● debiting",
+        "debit accepted ━━▶ ● crediting",
+        "credit accepted ━━▶ ● completing",
+        "complete accepted ━━▶ ● completed",
     ]
 
 

@@ -349,6 +349,7 @@ class GetProcessRequest(_message.Message):
     PROCESS_ID_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     type: _builtins.str
+    """Empty: of any type that this service runs. PROCESS_AMBIGUOUS names the types if several have a process of the id."""
     process_id: _builtins.str
     def __init__(
         self,
@@ -375,6 +376,7 @@ class GetProcessResponse(_message.Message):
     COMMANDS_FIELD_NUMBER: _builtins.int
     TIMERS_FIELD_NUMBER: _builtins.int
     ACKNOWLEDGEMENT_FIELD_NUMBER: _builtins.int
+    DIAGRAM_FIELD_NUMBER: _builtins.int
     state_json: _builtins.str
     """The process's state as JSON, without personal fields."""
     @_builtins.property
@@ -389,6 +391,10 @@ class GetProcessResponse(_message.Message):
     def acknowledgement(self) -> Global___Acknowledgement:
         """What was asked for and neither confirmed nor rejected."""
 
+    @_builtins.property
+    def diagram(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProcessArrow]:
+        """The state diagram of its type, found by trying the folds of this release; empty if the service does not know the type."""
+
     def __init__(
         self,
         *,
@@ -398,14 +404,49 @@ class GetProcessResponse(_message.Message):
         commands: _abc.Iterable[Global___PendingCommand] | None = ...,
         timers: _abc.Iterable[Global___PendingTimer] | None = ...,
         acknowledgement: Global___Acknowledgement | None = ...,
+        diagram: _abc.Iterable[Global___ProcessArrow] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledgement", b"acknowledgement", "process", b"process"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledgement", b"acknowledgement", "commands", b"commands", "history", b"history", "process", b"process", "state_json", b"state_json", "timers", b"timers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledgement", b"acknowledgement", "commands", b"commands", "diagram", b"diagram", "history", b"history", "process", b"process", "state_json", b"state_json", "timers", b"timers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetProcessResponse: _TypeAlias = GetProcessResponse  # noqa: Y015
+
+@_typing.final
+class ProcessArrow(_message.Message):
+    """A transition of a state diagram."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    ENDS_FIELD_NUMBER: _builtins.int
+    source: _builtins.str
+    """The phase before it; empty for one that begins a process."""
+    label: _builtins.str
+    """What leads to it: `debit accepted`, `debit refused`, `timer overdue`, or an event's name."""
+    target: _builtins.str
+    """The phase after it."""
+    ends: _builtins.bool
+    """The process ends there."""
+    def __init__(
+        self,
+        *,
+        source: _builtins.str = ...,
+        label: _builtins.str = ...,
+        target: _builtins.str = ...,
+        ends: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ends", b"ends", "label", b"label", "source", b"source", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProcessArrow: _TypeAlias = ProcessArrow  # noqa: Y015
 
 @_typing.final
 class ProcessFilter(_message.Message):

@@ -127,7 +127,8 @@ class ProcessServiceServicer:
     """
 
     def GetProcess(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Refusals: PROCESS_NOT_FOUND, PROCESS_AMBIGUOUS.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')

@@ -17,6 +17,7 @@ class ProcessServiceStub:
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetProcess: _aio.UnaryUnaryMultiCallable[_process_pb2.GetProcessRequest, _process_pb2.GetProcessResponse]
+    """Refusals: PROCESS_NOT_FOUND, PROCESS_AMBIGUOUS."""
     ListProcesses: _aio.UnaryUnaryMultiCallable[_process_pb2.ListProcessesRequest, _process_pb2.ListProcessesResponse]
     RetryProcess: _aio.UnaryUnaryMultiCallable[_process_pb2.RetryProcessRequest, _process_pb2.RetryProcessResponse]
     """Sends the commands again that wait or were given up, at once; a step that gave up gets a new attempt.
@@ -74,7 +75,8 @@ class ProcessServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _process_pb2.GetProcessRequest,
         context: _aio.ServicerContext[_process_pb2.GetProcessRequest, _abc.Awaitable[_process_pb2.GetProcessResponse]],
-    ) -> _abc.Awaitable[_process_pb2.GetProcessResponse]: ...
+    ) -> _abc.Awaitable[_process_pb2.GetProcessResponse]:
+        """Refusals: PROCESS_NOT_FOUND, PROCESS_AMBIGUOUS."""
 
     @_abc_1.abstractmethod
     def ListProcesses(

@@ -40,6 +40,7 @@ from shared.rpc.client import bearer
 from shared.rpc.server import Server
 from shared.rpc.status import from_rpc_error, from_status
 from tests.support.domains.gifts import GIFT, World, frozen
+from tests.support.domains.order_process import ORDER
 from tests.support.fakes.line import EPOCH, uid
 from tests.support.logs import capture_logs
 from tests.support.system.waiting import eventually
@@ -95,7 +96,7 @@ async def service(saga_db: Database, tmp_path: Path) -> AsyncIterator[Service]:
     reads = Reads(saga_db.app, application_name="test-saga-api")
     await reads.open()
     await until_safe(reads, written=TABLES)
-    server = build(settings, reads, [GIFT], clock=world.clock)
+    server = build(settings, reads, [GIFT, ORDER], clock=world.clock)
     server.on_drained(reads.close)
     port = await server.start()
     async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -141,6 +142,30 @@ async def test_a_process_tells_all_that_happened_to_it(service: Service) -> None
         ("answer", deposit, "bonus", bonus, 0, 1, "given"),
     ]
     assert (list(answer.commands), list(answer.timers)) == ([], [])
+
+
+async def test_a_process_comes_with_the_diagram_of_its_type_and_is_found_by_its_id_alone(service: Service) -> None:
+    """The same arrows as in the documentation. An id that processes of two types have names neither."""
+    service.world.open(1)
+    async with service.world.running():
+        await moved(service, 1, "ended")
+    answer = await service.get(1)
+    begin, first, *_ = answer.diagram
+    assert (begin.source, begin.label, begin.target, begin.ends) == ("", "AccountOpened", "giving", False)
+    assert (first.source, first.label, first.target, first.ends) == ("giving", "gift accepted", "topping up", False)
+    assert {(it.label, it.target) for it in answer.diagram if it.ends} >= {("bonus accepted", "given")}
+    untyped = {**name(1), "type": ""}
+    assert await service.stub.GetProcess(GetProcessRequest(**untyped), metadata=service.of(), timeout=10) == answer
+    await service.world.query(
+        'INSERT INTO processes SELECT (jsonb_populate_record(p, \'{"type": "order"}\')).* FROM processes p RETURNING 1'
+    )
+    refusal = await refused(service.stub.GetProcess(GetProcessRequest(**untyped), metadata=service.of(), timeout=10))
+    assert (refusal.reason, refusal.facts["types"]) == ("PROCESS_AMBIGUOUS", "gift, order")
+    strange = GetProcessRequest(**{**untyped, "process_id": uid(2)})
+    refusal = await refused(service.stub.GetProcess(strange, metadata=service.of(), timeout=10))
+    assert refusal.reason == "PROCESS_NOT_FOUND"
+    other = await service.stub.GetProcess(GetProcessRequest(**{**name(1), "type": "order"}), metadata=service.of(), timeout=10)
+    assert [(it.source, it.target) for it in other.diagram][:2] == [("", "reserve"), ("reserve", "pay")]
 
 
 async def test_what_a_process_waits_for_is_told(service: Service) -> None:
