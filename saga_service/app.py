@@ -42,7 +42,7 @@ from shared.processes.history_archive import HistoryArchive
 from shared.processes.retention import ProcessRetention
 from shared.processes.runner import CHECKPOINT, ProcessRunner
 from shared.processes.runners import readiness_check, watch_processes
-from shared.processes.smtp import Smtp, smtp_is_over_tls
+from shared.processes.smtp import Smtp, sender_of, smtp_is_over_tls
 from shared.processes.steering import Steering
 from shared.rpc.client import channel
 from shared.rpc.probes import Probes
@@ -69,7 +69,7 @@ class SagaSettings(ServerSettings, WriteServicePeer, BrokerPeer):
     """The mail server, smtp://user:password@host:587 with STARTTLS (?starttls=required, opportunistic or off), or smtps://.
     Without it no e-mail is sent; they wait, and die after their tries."""
     mail_from: str = "foldline@localhost"
-    """The sender of e-mails; its domain is that of their Message-IDs."""
+    """The sender of e-mails, bank@example.com or The Bank <bank@example.com>; its domain is that of their Message-IDs."""
     webhooks_private: bool = False
     """Whether webhooks may reach private addresses, and use plain http unless FOLDLINE_TLS_REQUIRED is set: for development."""
     delivery_tries_max: int = Field(20, ge=1)
@@ -94,6 +94,12 @@ class SagaSettings(ServerSettings, WriteServicePeer, BrokerPeer):
     def _is_smtp_url(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None:
             Smtp(value.get_secret_value(), "foldline@localhost")
+        return value
+
+    @field_validator("mail_from")
+    @classmethod
+    def _is_a_sender(cls, value: str) -> str:
+        sender_of(value)
         return value
 
 

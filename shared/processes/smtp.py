@@ -10,6 +10,7 @@ import re
 import ssl
 from datetime import UTC
 from email import policy
+from email.headerregistry import Address
 from email.message import EmailMessage
 from email.utils import format_datetime
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 TIMEOUT_S = 20.0
 
 _STARTTLS = {"required": True, "opportunistic": None, "off": False}
+_DOMAIN = re.compile(r"[A-Za-z0-9.-]+")
 _ENHANCED = re.compile(r"\b[245]\.\d{1,3}\.\d{1,3}\b")
 
 
@@ -37,23 +39,20 @@ class Smtp:
     """
 
     def __init__(self, url: str, sender: str, *, tls_context: ssl.SSLContext | None = None, timeout_s: float = TIMEOUT_S) -> None:
-        """`sender` is the From address. Raises ValueError for a URL that is none of these."""
+        """`sender` is the From address, as in `sender_of`. Raises ValueError for it, and for a URL that is none of these."""
         parts = urlsplit(url)
         if parts.scheme not in ("smtp", "smtps") or not parts.hostname:
             raise ValueError("the SMTP URL is smtp://host:port or smtps://host:port")
         starttls = parse_qs(parts.query).get("starttls", ["required"])[0]
         if starttls not in _STARTTLS:
             raise ValueError(f"starttls is one of {', '.join(_STARTTLS)}")
-        if not sender.isprintable() or sender.count("@") != 1:
-            raise ValueError("the sender is an e-mail address")
         self._host = parts.hostname
         self._tls = parts.scheme == "smtps"
         self._port = parts.port or (465 if self._tls else 587)
         self._starttls = False if self._tls else _STARTTLS[starttls]
         self._user = unquote(parts.username) if parts.username else None
         self._password = unquote(parts.password) if parts.password else None
-        self._sender = sender
-        self._domain = sender.rpartition("@")[2]
+        self._sender = sender_of(sender)
         self._tls_context = tls_context
         self._timeout_s = timeout_s
 
@@ -81,7 +80,7 @@ class Smtp:
         )
         try:
             async with client:
-                await client.send_message(message, sender=self._sender, recipients=[contact.email])
+                await client.send_message(message, sender=self._sender.addr_spec, recipients=[contact.email])
         except aiosmtplib.SMTPRecipientsRefused as error:
             raise _refused(error.recipients[0]) from None
         except aiosmtplib.SMTPAuthenticationError as error:
@@ -98,12 +97,12 @@ class Smtp:
         assert isinstance(content, Email)  # the channel's own
         message = EmailMessage(policy=policy.SMTP)
         try:
-            message["From"] = self._sender
+            message["From"] = str(self._sender)
             message["To"] = address
             message["Subject"] = content.subject
         except ValueError:
             raise NotDelivered("HEADER_REFUSED", "a header must be one line", final=True) from None
-        message["Message-ID"] = f"<{delivery.delivery_id}@{self._domain}>"
+        message["Message-ID"] = f"<{delivery.delivery_id}@{self._sender.domain}>"
         # From the delivery, not from the try, so a second copy has the same bytes.
         message["Date"] = format_datetime(delivery.created_at.astimezone(UTC))
         message["Auto-Submitted"] = "auto-generated"
@@ -112,6 +111,23 @@ class Smtp:
             message.add_alternative(content.html, subtype="html")
             message.set_boundary(f"=_{delivery.delivery_id}")
         return message
+
+
+def sender_of(text: str) -> Address:
+    """The sender of e-mails, `bank@example.com` or `The Bank <bank@example.com>`. Raises ValueError for all else."""
+    message = EmailMessage(policy=policy.SMTP)
+    try:
+        message["From"] = text
+        header = message["From"]
+        [group] = header.groups
+        [address] = group.addresses
+    except (ValueError, IndexError):  # the header's parser raises the latter for "bank@"
+        pass
+    else:
+        one = group.display_name is None and not header.defects and text.isprintable()
+        if one and address.username.isascii() and _DOMAIN.fullmatch(address.domain):
+            return Address(address.display_name, address.username, address.domain)
+    raise ValueError("a sender is one e-mail address, as in bank@example.com or The Bank <bank@example.com>")
 
 
 def _refused(error: aiosmtplib.SMTPResponseException | aiosmtplib.SMTPRecipientRefused) -> NotDelivered:

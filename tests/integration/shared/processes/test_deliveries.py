@@ -5,31 +5,26 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from email.message import EmailMessage
 from pathlib import Path
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import psycopg
 import pytest
 
 from deploy.bootstrap import Database
-from shared.folds.delivery import Announcements, Email, Notice, Outgoing
+from shared.folds.delivery import Notice, Outgoing
 from shared.folds.errors import NotFound, Rejected
-from shared.platform import postgres
-from shared.platform.postgres import Reads
 from shared.processes import announce, delivery_store
-from shared.processes.channels import Contact, Contacts, NotDelivered
-from shared.processes.deliveries import DeliveryPolicy, DeliverySender
-from shared.processes.delivery_admin import DeliveryAdmin
+from shared.processes.channels import Contact, NotDelivered
+from shared.processes.deliveries import DeliveryPolicy
 from shared.processes.delivery_store import Delivery
 from shared.processes.smtp import Smtp
 from tests.support.system.mail import Mailbox, serving
+from tests.support.system.post import QUICK, Post, Scripted, all_are, mail, true
 from tests.support.system.waiting import eventually
-
-QUICK = DeliveryPolicy(first_s=0.05, longest_s=0.2, tries_max=4)
 
 
 @pytest.fixture
@@ -41,119 +36,10 @@ def contacts(tmp_path: Path) -> Path:
     return file
 
 
-class Post:
-    """A saga database with its deliveries, and senders over it."""
-
-    def __init__(self, database: Database, contacts: Path) -> None:
-        self.database = database
-        self.contacts = contacts
-        self.announcements = Announcements()
-
-    async def connect(self) -> postgres.Connection:
-        """A connection of the application's role."""
-        return await postgres.connect(self.database.app, application_name="test")
-
-    async def put(self, *messages: Outgoing) -> list[UUID]:
-        """Saves deliveries as the runner does; returns their ids."""
-        told = Announcements()
-        told.notice("umbrella", "test", "test", "told", lambda notice: messages)
-        cause = announce.Cause(("test", str(uuid4())), "umbrella", "source", "correlation", "")
-        made = announce.of_notice(told, cause, "test", Notice(name="told", data={}))
-        assert announce.FOLD not in {it.channel for it in made}
-        async with await self.connect() as connection:
-            await delivery_store.insert(connection, made, datetime.now(UTC))
-        return [it.delivery_id for it in made]
-
-    async def rows(self) -> list[tuple[str, int, str, bool]]:
-        """Status, tries, last error and whether it is being sent, of each delivery."""
-        async with await self.connect() as connection:
-            cursor = await connection.execute("SELECT status, tries, last_error, sending FROM deliveries ORDER BY number")
-            return list(await cursor.fetchall())
-
-    async def statuses(self) -> list[str]:
-        """The status of each delivery."""
-        return [row[0] for row in await self.rows()]
-
-    def sender(self, channel: object, policy: DeliveryPolicy = QUICK) -> DeliverySender:
-        """A sender that may send."""
-        may_send = asyncio.Event()
-        may_send.set()
-        channels = {announce.EMAIL: channel}
-        return DeliverySender(
-            1,
-            connect=self.connect,
-            channels=channels,  # type: ignore[arg-type]  # doubles of a channel
-            contacts=Contacts(self.contacts),
-            may_send=may_send,
-            policy=policy,
-        )
-
-    @asynccontextmanager
-    async def sending(self, channel: object, policy: DeliveryPolicy = QUICK) -> AsyncIterator[DeliverySender]:
-        """A sender that runs."""
-        sender = self.sender(channel, policy)
-        task = asyncio.create_task(sender.run())
-        try:
-            yield sender
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-
-    @asynccontextmanager
-    async def operator(self) -> AsyncIterator[DeliveryAdmin]:
-        """An operator's view."""
-        reads = Reads(self.database.app, application_name="test")
-        await reads.open()
-        try:
-            yield DeliveryAdmin(reads, self.announcements, 1)
-        finally:
-            await reads.close()
-
-
 @pytest.fixture
 def post(saga_db: Database, contacts: Path) -> Post:
     """Deliveries."""
     return Post(saga_db, contacts)
-
-
-def mail(subject: str, *, to: str = "owner", key: str = "", html: str = "") -> Email:
-    """An e-mail."""
-    return Email(to=to, subject=subject, text=f"about {subject}", html=html, key=key)
-
-
-class Scripted:
-    """A channel whose answers a test chooses, for the moments that a server cannot be brought into at will."""
-
-    def __init__(self) -> None:
-        self.sent: list[str] = []
-        self.fails: dict[str, list[NotDelivered]] = {}
-        self.hold: asyncio.Event | None = None
-        self.entered = asyncio.Event()
-
-    async def send(self, delivery: Delivery, contact: Contact) -> None:
-        """Takes it, unless told otherwise."""
-        content = announce.load(delivery.channel, delivery.content)
-        assert isinstance(content, Email)
-        self.entered.set()
-        if self.hold is not None:
-            await self.hold.wait()
-        if fails := self.fails.get(content.subject):
-            raise fails.pop(0)
-        self.sent.append(content.subject)
-
-
-async def all_are(post: Post, *statuses: str) -> None:
-    """Waits for the deliveries to have these statuses."""
-
-    async def reached() -> None:
-        assert await post.statuses() == list(statuses)
-
-    await eventually(lambda: _true(reached), 15)
-
-
-async def _true(check: object) -> bool:
-    await check()  # type: ignore[operator]
-    return True
 
 
 async def test_an_email_arrives_once_with_text_and_html(post: Post, mailbox: Mailbox) -> None:
@@ -215,6 +101,27 @@ async def test_what_never_arrives_is_given_up_and_lets_the_next_go(post: Post) -
         await all_are(post, "dead", "sent", "dead")
     rows = await post.rows()
     assert [(row[1], row[2]) for row in rows] == [(4, "AWAY: 3"), (1, ""), (1, "REFUSED: 550")]
+
+
+async def test_the_pause_is_the_longer_one_of_ours_and_the_receivers(post: Post) -> None:
+    """Its line waits with it; a receiver that asks for less than our own pause is not tried earlier."""
+    channel = Scripted()
+    channel.fails["a1"] = [NotDelivered("BUSY", retry_after_s=100)]
+    channel.fails["b1"] = [NotDelivered("BUSY", retry_after_s=1)]
+    await post.put(mail("a1", key="a"), mail("a2", key="a"), mail("b1", key="b"))
+    began = datetime.now(UTC)
+    async with post.sending(channel, DeliveryPolicy(first_s=60)):
+
+        async def failed() -> bool:
+            return [row[2] for row in await post.rows()] == ["BUSY", "", "BUSY"]
+
+        await eventually(failed, 15)
+    async with await post.connect() as connection:
+        rows = await (await connection.execute("SELECT due_at, tries FROM deliveries ORDER BY number")).fetchall()
+    [(a1, _), (a2, untried), (b1, _)] = [((due_at - began).total_seconds(), tries) for due_at, tries in rows]
+    assert 100 <= a1 < 115
+    assert (a2, untried) == (a1, 0)
+    assert 30 <= b1 < 75
 
 
 async def test_an_operator_retries_and_discards(post: Post) -> None:
@@ -299,7 +206,7 @@ async def test_a_contact_that_is_missing_is_waited_for(post: Post) -> None:
             assert (status, error) == ("pending", "CONTACT_UNKNOWN: tenant umbrella has no contact owner")
             assert tries > 0
 
-        await eventually(lambda: _true(failed))
+        await eventually(lambda: true(failed))
         post.contacts.write_text(json.dumps({"umbrella": {"owner": {"email": "ada@umbrella.example"}}}))
         await all_are(post, "sent")
 
@@ -387,7 +294,7 @@ async def test_a_server_that_is_away_is_waited_for(post: Post) -> None:
         async def failed() -> None:
             assert (await post.rows())[0][2].startswith("SMTP_AWAY")
 
-        await eventually(lambda: _true(failed))
+        await eventually(lambda: true(failed))
         with serving(mailbox):
             await all_are(post, "sent")
     assert mailbox.subjects() == ["a"]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
@@ -144,3 +147,42 @@ async def test_a_long_subject_and_words_that_are_not_ascii_arrive_as_they_are() 
     assert body is not None
     assert (message["Subject"], body.get_content().splitlines()) == (subject.strip(), text.splitlines())
     assert message["Bcc"] is None
+
+
+@asynccontextmanager
+async def dying(answer: bytes) -> AsyncIterator[tuple[Smtp, list[bytes]]]:
+    """A channel to a server that takes a message, answers that with these bytes, and is gone; and what it has taken."""
+    taken: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 here\r\n")
+        while not (await reader.readline()).upper().startswith(b"DATA"):
+            writer.write(b"250 OK\r\n")
+        writer.write(b"354 go on\r\n")
+        taken.append(await reader.readuntil(b"\r\n.\r\n"))
+        writer.write(answer)
+        await writer.drain()
+        writer.transport.abort()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        yield Smtp(f"smtp://127.0.0.1:{port}?starttls=off", SENDER, timeout_s=5), taken
+
+
+async def test_a_server_that_takes_a_message_and_dies_before_it_says_so_is_sent_the_same_bytes_again() -> None:
+    """Nobody knows whether it will deliver it: the second copy can be told by its Message-ID."""
+    async with dying(b"") as (channel, taken):
+        for _ in range(2):
+            failed = await failure(channel)
+            assert (failed.reason, failed.final) == ("SMTP_AWAY", False)
+    assert len(taken) == 2
+    assert taken[0] == taken[1]
+    assert b"Message-ID: <0190e4a0-0000-7000-8000-00000000000a@foldline.example>" in taken[0]
+
+
+async def test_a_server_that_has_said_yes_and_dies_before_the_farewell_has_the_message() -> None:
+    """QUIT fails, and the delivery counts as sent: no second copy."""
+    async with dying(b"250 taken\r\n") as (channel, taken):
+        await channel.send(HELLO, ADA)
+    assert len(taken) == 1

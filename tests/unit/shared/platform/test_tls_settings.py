@@ -133,6 +133,7 @@ def test_the_read_service_sends_no_token_to_a_write_service_in_plain_text(
             "smtp://u:swordfish@mail?starttls=opportunistic",
             "FOLDLINE_TLS_REQUIRED: FOLDLINE_SMTP_URL must begin with",
         ),
+        ("MAIL_FROM", "bank", "FOLDLINE_MAIL_FROM: a sender is one e-mail address, as in bank@example.com or The Bank"),
         ("SMTP_URL", "http://u:swordfish@mail", "FOLDLINE_SMTP_URL: the SMTP URL is smtp://host:port or smtps://host:port"),
         (
             "JWKS_FILE,JWKS_PRIVATE,JWKS_URL",
