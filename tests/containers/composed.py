@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +91,8 @@ class Composed:
         return True
 
     def kill9(self, service: str) -> int:
-        """Kills the container's process as the kernel would for want of memory: the engine is not told. Returns its pid."""
-        pid = self.podman.pid(self.container(service))
-        os.kill(pid, signal.SIGKILL)
-        return pid
+        """Kills the process of the service's container, and returns its pid."""
+        return self.podman.kill9(self.container(service))
 
     def runs_again(self, service: str, old: int) -> bool:
         """Whether the engine has started a process in place of the old one."""

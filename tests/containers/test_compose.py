@@ -28,6 +28,16 @@ CALLERS = 8
 HEALS_S = 60.0
 # A hundred logins at once are a hundred hashes of passwords, on a machine that runs nine containers.
 CALL_S = 60.0
+# Of each kind one: gauges with a unit and without, of all processes and of one, a histogram's two parts.
+ASKED = {
+    "up",
+    "foldline_head",
+    "foldline_relay_position",
+    "foldline_consumer_position",
+    "foldline_process_overdue_seconds",
+    "foldline_event_loop_delay_seconds_bucket",
+    "rpc_server_call_duration_seconds_count",
+}
 
 
 @contextlib.asynccontextmanager
@@ -113,7 +123,7 @@ def test_the_bill_of_materials(composed: Composed) -> None:
 
 
 async def test_prometheus_finds_every_process_and_takes_the_rules(composed: Composed) -> None:
-    """The profile `observe`: each process is scraped on the network of compose, and no rule fails when it is evaluated."""
+    """The profile `observe`: each process is scraped, what the rules ask for is there by name, and none fails when evaluated."""
     await composed.ready()
     await asyncio.to_thread(composed.watch)
 
@@ -125,6 +135,11 @@ async def test_prometheus_finds_every_process_and_takes_the_rules(composed: Comp
         return [target["health"] for target in targets["activeTargets"]] == ["up"] * len(SERVING)
 
     await eventually(scraped, 120, every_s=1)
+
+    async def known() -> bool:
+        return set(await asyncio.to_thread(composed.asked, "/api/v1/label/__name__/values")) >= ASKED
+
+    await eventually(known, 120, every_s=1)
 
     async def evaluated() -> bool:
         groups = (await asyncio.to_thread(composed.asked, "/api/v1/rules"))["groups"]

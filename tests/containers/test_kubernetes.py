@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -89,8 +87,7 @@ async def _kill_and_heal(played: Played) -> None:
     """Each pod's process is killed with -9, and the pod is ready again."""
     for name, (component, _) in list(played.pods.items()):
         if component in COMPONENTS:
-            old = await asyncio.to_thread(played.podman.pid, played.container(name))
-            os.kill(old, signal.SIGKILL)
+            old = await asyncio.to_thread(played.podman.kill9, played.container(name))
 
             async def again() -> bool:
                 pid = await asyncio.to_thread(played.podman.pid, played.container(name))  # noqa: B023 (called at once)
