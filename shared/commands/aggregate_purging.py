@@ -20,21 +20,18 @@ import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
-from msgspec import Struct
 from psycopg.errors import ObjectInUse, SerializationFailure, UniqueViolation
 from uuid_utils import uuid7
 
 from foldline.v1 import retention_pb2
-from shared.commands.boxing import RETENTION_USER, decided_elsewhere
+from shared.commands.aggregate_commands import PURGE_AGGREGATE, command_of_rule
 from shared.commands.closed import await_archive
-from shared.commands.codec import MessageCodec
-from shared.commands.decide import Command, Sender, metadata_of
+from shared.commands.decide import Command, metadata_of
 from shared.commands.intake import id_reused
 from shared.commands.log import read_commands
-from shared.commands.registry import CommandRegistry, Route
+from shared.commands.registry import CommandRegistry
 from shared.commands.retention_plan import COMMAND_WAITS, PlannedPurge
 from shared.folds.errors import Rejected
-from shared.folds.ids import reserved_id
 from shared.line.archive import Archive
 from shared.line.ends import AGGREGATE_PURGED
 from shared.line.event_store import AggregateKey
@@ -59,23 +56,6 @@ MOVED = "AGGREGATE_MOVED"
 _MARK = retention_pb2.AggregatePurged().SerializeToString()
 
 log = logger(__name__)
-
-
-class PurgeAggregate(Struct, frozen=True, kw_only=True):
-    """The command."""
-
-    aggregate_type: str
-    aggregate_id: str
-
-
-PURGE_AGGREGATE = MessageCodec(
-    PurgeAggregate,
-    retention_pb2.PurgeAggregateRequest,
-    lambda message: PurgeAggregate(aggregate_type=message.aggregate_type, aggregate_id=message.aggregate_id),
-    lambda value: retention_pb2.PurgeAggregateRequest(
-        aggregate_type=value.aggregate_type, aggregate_id=value.aggregate_id
-    ).SerializeToString(),
-)
 
 
 class AggregatePurger:
@@ -234,17 +214,5 @@ class AggregatePurger:
 
     def _command(self, planned: PlannedPurge) -> Command:
         key = planned.key
-        content = PurgeAggregate(aggregate_type=key[1], aggregate_id=key[2])
-        command_id = reserved_id("purge", *key, str(planned.version))
         aggregate = self._registry.aggregate_of(key[1])
-        return Command(
-            key=(key[0], command_id),
-            route=Route(PURGE_AGGREGATE, aggregate, lambda c: c.aggregate_id, decided_elsewhere, frozenset()),
-            aggregate=key,
-            content=content,
-            payload=PURGE_AGGREGATE.encode(content),
-            expected_version=planned.version,
-            correlation_id=command_id,
-            sender=Sender(key[0], RETENTION_USER, "", frozenset(), None, ""),
-            received_at=self._clock(),
-        )
+        return command_of_rule("purge", PURGE_AGGREGATE, aggregate, key, planned.version, self._clock())

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from msgspec import Struct
 
-from shared.commands.codec import MessageCodec
-from shared.commands.decide import Command
 from shared.commands.registry import CommandRegistry
-from shared.folds.ids import derived_id
 from shared.line.event_store import BOXED, AggregateKey
 from shared.platform.packing import texts
 from shared.platform.postgres import Reads
@@ -66,20 +62,3 @@ def named_by(registry: CommandRegistry, key: AggregateKey, events: Iterable[tupl
         if (rule := rules.get(registry.codecs.upcasters.newest(type_))) is not None:
             found[(key[0], rule.category, rule.id(registry.codecs.decode(type_, payload)))] = None
     return list(found)
-
-
-def as_part(command: Command, key: AggregateKey) -> Command:
-    """The command for an aggregate that goes with another. Its id follows from the whole's, so a repeat finds it."""
-    codec: MessageCodec[Any] = command.route.codec
-    content = codec.struct(aggregate_type=key[1], aggregate_id=key[2])
-    return Command(
-        key=(command.key[0], derived_id(command.key[1], key[1], key[2])),
-        route=command.route,
-        aggregate=key,
-        content=content,
-        payload=codec.encode(content),
-        expected_version=None,
-        correlation_id=command.correlation_id,
-        sender=command.sender,
-        received_at=command.received_at,
-    )

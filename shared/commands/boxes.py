@@ -1,4 +1,4 @@
-"""The commands that box and unbox, the table of boxes, and which aggregates are boxed."""
+"""The table of boxes, and which aggregates are boxed."""
 
 from __future__ import annotations
 
@@ -8,45 +8,11 @@ from typing import LiteralString
 
 from msgspec import Struct
 
-from foldline.v1 import archive_pb2
-from shared.commands.codec import MessageCodec
 from shared.commands.states import packed_keys
 from shared.line.ends import AGGREGATE_PURGED
 from shared.line.event_store import BOXED, UNBOXED, AggregateKey
 from shared.platform.packing import texts
 from shared.platform.postgres import Reads
-
-
-class BoxAggregate(Struct, frozen=True, kw_only=True):
-    """The command."""
-
-    aggregate_type: str
-    aggregate_id: str
-
-
-class UnboxAggregate(Struct, frozen=True, kw_only=True):
-    """The command."""
-
-    aggregate_type: str
-    aggregate_id: str
-
-
-BOX_AGGREGATE = MessageCodec(
-    BoxAggregate,
-    archive_pb2.BoxAggregateRequest,
-    lambda message: BoxAggregate(aggregate_type=message.aggregate_type, aggregate_id=message.aggregate_id.lower()),
-    lambda value: archive_pb2.BoxAggregateRequest(
-        aggregate_type=value.aggregate_type, aggregate_id=value.aggregate_id
-    ).SerializeToString(),
-)
-UNBOX_AGGREGATE = MessageCodec(
-    UnboxAggregate,
-    archive_pb2.UnboxAggregateRequest,
-    lambda message: UnboxAggregate(aggregate_type=message.aggregate_type, aggregate_id=message.aggregate_id.lower()),
-    lambda value: archive_pb2.UnboxAggregateRequest(
-        aggregate_type=value.aggregate_type, aggregate_id=value.aggregate_id
-    ).SerializeToString(),
-)
 
 
 class StoredBox(Struct, frozen=True):

@@ -25,17 +25,17 @@ from uuid_utils import uuid7
 
 from foldline.v1 import archive_pb2
 from shared.commands import states
-from shared.commands.box_parts import as_part, named_by, read_named
-from shared.commands.boxes import BOX_AGGREGATE, UNBOX_AGGREGATE, Stored, StoredBox, newest_box, read_stored
+from shared.commands.aggregate_commands import BOX_AGGREGATE, UNBOX_AGGREGATE, NamedAggregate, as_part, command_of_rule, route_of
+from shared.commands.box_parts import named_by, read_named
+from shared.commands.boxes import Stored, StoredBox, newest_box, read_stored
 from shared.commands.bus import command_of
 from shared.commands.closed import keep_archive, refuse_closed
 from shared.commands.codec import MessageCodec
-from shared.commands.decide import Command, Sender, aggregate_boxed, aggregate_purged, metadata_of
+from shared.commands.decide import Command, aggregate_boxed, aggregate_purged, metadata_of
 from shared.commands.intake import id_reused
 from shared.commands.log import StoredCommand, read_commands
-from shared.commands.registry import CommandRegistry, Route
+from shared.commands.registry import CommandRegistry
 from shared.folds.errors import NotFound, OverLimit, Refusal, Rejected, Unavailable, VersionMismatch
-from shared.folds.ids import derived_id
 from shared.line.archive import Archive, Box, Snapshot
 from shared.line.ends import AGGREGATE_PURGED
 from shared.line.event_store import BOXED, UNBOXED, AggregateKey, StoredEvent, read_stream
@@ -53,8 +53,6 @@ PAGE_EVENTS = 2000
 AT_ONCE_MAX = 1
 """How many boxes one process makes, puts back or checks at once: each is in memory as a whole. Tenants take turns."""
 WAITING_MAX = 64
-RETENTION_USER = "retention"
-"""The user of the commands by which a rule boxes."""
 
 log = logger(__name__)
 
@@ -113,19 +111,8 @@ class Boxer:
 
         The command's id follows from aggregate and version: a repeat finds it done. Raises as `box` does, and VersionMismatch.
         """
-        content = BOX_AGGREGATE.struct(aggregate_type=key[1], aggregate_id=key[2])
-        aggregate, command_id = self._registry.aggregate_of(key[1]), derived_id("retention", *key, str(version))
-        command = Command(
-            key=(key[0], command_id),
-            route=Route(BOX_AGGREGATE, aggregate, lambda c: c.aggregate_id, decided_elsewhere, self._roles),
-            aggregate=key,
-            content=content,
-            payload=BOX_AGGREGATE.encode(content),
-            expected_version=version,
-            correlation_id=command_id,
-            sender=Sender(key[0], RETENTION_USER, "", frozenset({Role.OPERATOR}), None, ""),
-            received_at=self._clock(),
-        )
+        aggregate = self._registry.aggregate_of(key[1])
+        command = command_of_rule("box", BOX_AGGREGATE, aggregate, key, version, self._clock())
         return await self._carry_out(command, self._box_one, skips="AGGREGATE_BOXED")
 
     async def verify(self, key: AggregateKey, box: StoredBox) -> None:
@@ -134,12 +121,11 @@ class Boxer:
         async with self._slots.one(key[0]):
             await archive.read(box.location, key, box.chain)
 
-    def _command(self, codec: MessageCodec[Any], request: Any) -> Command:
+    def _command(self, codec: MessageCodec[NamedAggregate], request: Any) -> Command:
         aggregate = self._registry.aggregate_or_none(request.aggregate_type)
         if aggregate is None:
             raise NotFound("AGGREGATE_NOT_FOUND", "there is no such aggregate")
-        route = Route(codec, aggregate, lambda c: c.aggregate_id, decided_elsewhere, self._roles)
-        command = command_of(route, request, self._clock())
+        command = command_of(route_of(codec, aggregate, self._roles), request, self._clock())
         self._registry.refuse_reading(command.aggregate[1], command.sender.roles)
         return command
 
@@ -388,8 +374,3 @@ def _not_boxed() -> Rejected:
 def _refuse_stale(command: Command, version: int) -> None:
     if command.expected_version not in (None, version):
         raise VersionMismatch(command.expected_version or 0, version)
-
-
-def decided_elsewhere(state: Any, content: Any, meta: Any) -> Any:
-    """In place of the decision of a command that a function of the database carries out."""
-    raise NotImplementedError

@@ -1,6 +1,6 @@
 """Derived ids: an id is computed from the thing that it names, so every program computes the same id for the same thing.
 
-The ids of commands that processes, schedules and rules of purging send are UUIDs of version 8. The write service refuses such a
+The ids of commands that processes, schedules and rules of retention send are UUIDs of version 8. The write service refuses such a
 command id from a caller without role `process`. Anybody can compute the id of a step from public ids, but nobody else can use it
 before the process does.
 """

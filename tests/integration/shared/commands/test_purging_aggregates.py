@@ -101,7 +101,7 @@ async def rows(database: Database, *names: str) -> dict[str, list[Any]]:
     """What is left of counters of the first tenant, by table, where there is anything."""
     queries = {
         "events": "SELECT type FROM events WHERE tenant = %s AND aggregate_id = ANY (%s) ORDER BY position",
-        "commands": "SELECT type FROM commands WHERE tenant = %s AND aggregate_id = ANY (%s)",
+        "commands": "SELECT type FROM commands WHERE tenant = %s AND aggregate_id = ANY (%s) ORDER BY type",
         "snapshots": "SELECT version FROM snapshots WHERE tenant = %s AND aggregate_id = ANY (%s)",
         "credentials": "SELECT 1 FROM credentials WHERE tenant = %s AND subject_id = ANY (%s)",
         "boxes": "SELECT location FROM boxes WHERE tenant = %s AND aggregate_id = ANY (%s)",
@@ -298,7 +298,11 @@ async def test_the_sweeper_purges_by_the_rule_alone(write_db: Database, tmp_path
         sweeping = sweeper_of(mover, BUS, lambda: later(2 * DAYS + 1))
         assert [await sweeping.round() for _ in range(2)] == [1, 0]
         await finished(purger_of(mover, BUS))
-        assert await rows(write_db, "ended") == {**GONE, "events": [AGGREGATE_PURGED], "boxes": [""]}
+        assert await rows(write_db, "ended") == {
+            "events": [AGGREGATE_PURGED],
+            "commands": ["foldline.v1.BoxAggregateRequest", "foldline.v1.PurgeAggregateRequest"],
+            "boxes": [""],
+        }
         assert (await rows(write_db, "live"))["boxed_events"] == [1]
         assert {event.tenant for event in await whole(mover._reads, tmp_path) if event.type == PURGED} == {TENANT}
 

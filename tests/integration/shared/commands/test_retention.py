@@ -6,24 +6,29 @@ import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
+from msgspec.structs import replace
 
 from deploy.bootstrap import Database
 from shared.commands import retention_plan, retention_sweeper
+from shared.commands.aggregate_commands import BOX_AGGREGATE, as_part, command_of_rule
 from shared.commands.boxing import Boxer
 from shared.commands.registry import CommandRegistry
 from shared.commands.retention import SetRetention, add_retention
 from shared.commands.retention_sweeper import RetentionSweeper
+from shared.folds.ids import derived_id, is_of_processes
 from shared.line.read_through import read_through
 from shared.platform.identity import Role
 from shared.platform.postgres import Reads
 from tests.integration.shared.commands.test_boxing import online
-from tests.support.checks.history import events_of
+from tests.integration.shared.commands.test_purging import refusal_of
+from tests.support.checks.history import connected, events_of
 from tests.support.domains.trial import COUNTER, Add, Move, Moved, build_registry
 from tests.support.fakes.replica import Replica, reasons, replica
 from tests.support.system import forked, sweeping
-from tests.support.system.boxing import TENANT, boxer, files_in
+from tests.support.system.boxing import TENANT, boxer, files_in, move
 from tests.support.system.retention import sweeper_of
 
 DAYS = 30
@@ -199,3 +204,54 @@ async def test_killed_in_a_round_the_next_ends_it(write_db: Database, tmp_path: 
         line = await read_through(reads, mover.archive, after=0, limit=100)
     assert [event.position for event in line] == list(range(1, 8))
     assert sorted(e.aggregate_id for e in line if e.type == "foldline.v1.AggregateBoxed") == list("abc")
+
+
+async def test_nobody_can_keep_an_aggregate_online_by_an_id_that_can_be_computed(write_db: Database, tmp_path: Path) -> None:
+    """A user takes the ids under which earlier versions boxed, of the whole and of its part. Today's are closed to users."""
+    async with replica(write_db, BUS) as one, boxer(write_db.app, files_in(tmp_path), BUS) as mover:
+        await one.ask_one(Add(counter_id="whole", amount=5))
+        await one.ask_one(Move(counter_id="whole", to_id="part", amount=2))
+        await rule(one, DAYS)
+        taken = derived_id("retention", TENANT, "counter", "whole", "2")
+        for command_id in (taken, derived_id(taken, "counter", "part"), derived_id("retention", TENANT, "counter", "part", "1")):
+            await one.ask_one(Add(counter_id="mine", amount=1), id=command_id)
+        sweeping = sweeper(mover, Later(DAYS + 1))
+        await sweeping.round()
+        assert dict(sweeping._left) == {}
+        assert [await is_online(write_db, name) for name in ("whole", "part", "mine")] == [False] * 3
+        async with connected(write_db.app) as connection:
+            cursor = await connection.execute("SELECT command_id::text FROM commands WHERE user_id = 'retention'")
+            ids = [command_id for (command_id,) in await cursor.fetchall()]
+        assert len(ids) == 3
+        assert all(is_of_processes(command_id) for command_id in ids)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+async def test_what_an_earlier_version_boxed_for_a_rule_is_not_boxed_again(
+    write_db: Database, tmp_path: Path, killed: bool
+) -> None:
+    """Its command is in the log under an id of the earlier version, which may have been killed between the part and the whole."""
+    whole, part = (TENANT, "counter", "whole"), (TENANT, "counter", "part")
+    async with replica(write_db, BUS) as one, boxer(write_db.app, files_in(tmp_path), BUS) as mover:
+        await one.ask_one(Add(counter_id="whole", amount=5))
+        await one.ask_one(Move(counter_id="whole", to_id="part", amount=2))
+        await rule(one, DAYS)
+        command = command_of_rule("box", BOX_AGGREGATE, COUNTER, whole, 2, datetime.now(UTC))
+        before = replace(command, key=(TENANT, derived_id("retention", *whole, "2")))
+        if killed:
+            async with await mover._connect(TENANT) as connection:
+                await mover._one(as_part(before, part), connection, mover._box_one)
+            assert await sweeper(mover, Later(DAYS + 1)).round() == 1
+        else:
+            await mover._carry_out(before, mover._box_one, skips="AGGREGATE_BOXED")
+        for key, version in ((part, 1), (whole, 2)):
+            if (killed, key) == (True, whole):
+                await mover.box_idle(key, version)  # a repeat
+            else:
+                assert await refusal_of(mover.box_idle(key, version)) == "AGGREGATE_BOXED"
+        assert await sweeper(mover, Later(DAYS + 1)).round() == 0
+        await move(mover, "unbox", "part", str(uuid4()))
+        assert await refusal_of(mover.box_idle(part, 1)) == "VERSION_MISMATCH"
+        assert await sweeper(mover, Later(DAYS + 1)).round() == 1
+    boxed = [event.aggregate_id for event in await events_of(write_db) if event.type == "foldline.v1.AggregateBoxed"]
+    assert sorted(boxed) == ["part", "whole"]
