@@ -32,11 +32,12 @@ async def read_through(reads: Reads, archive: Archive | None, *, after: int, lim
                 return found
             places = await read_places(connection, after=after, upto=found[-1].position, limit=limit)
             holes = await read_holes(connection, after=after, upto=found[-1].position, limit=limit)
-        # An event may have been purged since it was found by one of the queries before.
-        online = {event.position for event in found}
-        found += [hole for hole in holes if hole.position not in online]
-        online.update(hole.position for hole in holes)
-        found += await read_boxed(reads, [place for place in places if place.position not in online], archive)
+        # An event may have been purged since it was found by one of the queries before. The newest of an aggregate go first, so
+        # what was gone when the holes were read must show as gone, or an event could show without those before it.
+        gone = {hole.position for hole in holes}
+        found = [event for event in found if event.position not in gone] + holes
+        here = {event.position for event in found}
+        found += await read_boxed(reads, [place for place in places if place.position not in here], archive)
         # Positions are distinct, so all before a gap, and none behind one, are where they would be without gaps.
         ordered = enumerate(sorted(found, key=lambda event: event.position)[:limit], after + 1)
         if dense := [event for position, event in ordered if event.position == position]:

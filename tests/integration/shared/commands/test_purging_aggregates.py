@@ -31,7 +31,8 @@ from shared.folds.ids import is_of_processes, step_id
 from shared.line import streams
 from shared.line.archive import Archive
 from shared.line.ends import AGGREGATE_PURGED
-from shared.line.event_store import PURGED, StoredEvent, read_event_id
+from shared.line.event_store import PURGED, StoredEvent, read_event_id, read_places
+from shared.line.read_through import read_through
 from shared.platform.fairness import Room
 from shared.platform.identity import Identity, Role
 from shared.platform.postgres import Connection, Reads
@@ -566,6 +567,26 @@ async def test_a_reader_that_finds_a_box_gone_looks_again(
         assert {event.aggregate_id for event in await read() if event.aggregate_id != "a"} >= {"b"}
         await mover.archive.forget_aggregate((TENANT, "counter", "b"))
         assert await refusal_of(read()) == "ARCHIVE_DAMAGED"
+
+
+async def test_a_page_shows_no_event_without_those_before_it(
+    write_db: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The aggregate, in a box and with an event behind it, is purged between two queries of one page."""
+    async with replica(write_db, BUS) as one, boxer(write_db.app, files_in(tmp_path), BUS) as mover:
+        await one.ask_one(Add(counter_id="whole", amount=5))
+        await one.ask_one(Add(counter_id="whole", amount=-5))
+        await move(mover, "box", "whole", str(uuid4()))
+        [goes] = await planned(mover)
+
+        async def purging_before(*asked: Any, **named: Any) -> Any:
+            await purger_of(mover, BUS).begin(goes)
+            await finished(purger_of(mover, BUS))
+            return await read_places(*asked, **named)
+
+        monkeypatch.setattr("shared.line.read_through.read_places", purging_before)
+        page = await read_through(mover._reads, mover.archive, after=0, limit=3)
+    assert [event.type for event in page] == [PURGED] * 3
 
 
 async def test_two_purgers_and_a_reader_at_once(write_db: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
