@@ -2,7 +2,8 @@
 
 A token comes from a command's receipt. It names a shard, the epoch of its history and a position, sealed for the caller's
 tenant: positions are of all tenants together, and would tell each how much the others do. One that the tables cannot reach in
-the call's time, or of another history, is refused at once: a query that waits holds a place.
+the call's time is refused at once: a query that waits holds a place. The refusal says whether it helps to ask again later:
+NOT_YET_CONSISTENT, and when; or not, TOKEN_OF_ANOTHER_HISTORY and TOKEN_UNREACHABLE.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ FRESH_S = 1.0
 """How long a checkpoint that was read may be used. Later the tables may turn out to follow a history that is lost."""
 EVENTS_A_SECOND_MAX = 100_000
 """No tables follow the line faster: a position that is further away than that is not waited for."""
+UNREACHABLE_S = 24 * 3600
+"""Not even tables that are filled anew lack so much: a position that is further away at EVENTS_A_SECOND_MAX is of no line."""
+ASK_AGAIN_S = 0.1
 MARGIN_S = 0.1
 """A wait ends this long before the call's deadline (or a tenth of it, if that is less), so that the answer arrives in time."""
 
@@ -147,7 +151,8 @@ class ConsistencyGate:
         """Returns when the tables have reached the token's position.
 
         Raises Rejected NOT_YET_CONSISTENT, with the lag in events, rounded up, when the call's deadline is near
-        (`remaining_s` from now); Rejected HISTORY_DIVERGED if the tables can never reach the token; Invalid if it is of
+        (`remaining_s` from now), or at once if the tables cannot be there by then. Raises at once, for tokens that the tables
+        will never reach, Rejected HISTORY_DIVERGED, TOKEN_OF_ANOTHER_HISTORY or TOKEN_UNREACHABLE, and Invalid if it is of
         another shard.
         """
         if token.shard != self._shard:
@@ -191,8 +196,9 @@ class ConsistencyGate:
                     "HISTORY_DIVERGED",
                     "the query tables are of a history that the event store has lost; an operator must let them go on",
                 )
-            far = token.position - self._seen.position > EVENTS_A_SECOND_MAX * max(deadline - time.monotonic(), 1.0)
-            if far or not same_history(token.epoch, self._seen.epoch):
+            if (refusal := self._never(token)) is not None:
+                raise refusal
+            if self._lag(token) > EVENTS_A_SECOND_MAX * max(deadline - time.monotonic(), 1.0):
                 raise self._not_yet(token)
 
     async def _poll(self) -> None:
@@ -218,14 +224,27 @@ class ConsistencyGate:
         self._moved.set()
         self._moved = asyncio.Event()
 
-    def _not_yet(self, token: Token) -> Rejected:
+    def _lag(self, token: Token) -> int:
+        """How many events the tables lack."""
+        return token.position - self._seen.position
+
+    def _never(self, token: Token) -> Rejected | None:
+        """Why the tables will not reach the token; None if they may."""
         if not same_history(token.epoch, self._seen.epoch):
-            text = "the token is of another history than these tables follow now; ask again, or without it"
-        else:
-            text = "the query tables have not followed the line that far yet; ask again"
+            return Rejected(
+                "TOKEN_OF_ANOTHER_HISTORY",
+                "the token is of another history than these tables follow now: ask without it",
+            )
+        if self._lag(token) > EVENTS_A_SECOND_MAX * UNREACHABLE_S:
+            return Rejected("TOKEN_UNREACHABLE", "the token is further ahead than the line can have come: ask without it")
+        return None
+
+    def _not_yet(self, token: Token) -> Rejected:
+        """The refusal of a token that the tables have not reached in time, with how long they take at the least."""
+        lag = _rounded(self._lag(token))
         return Rejected(
             "NOT_YET_CONSISTENT",
-            text,
-            retry_after_s=0.1,
-            lag=_rounded(token.position - self._seen.position),
+            "the query tables have not followed the line that far yet; ask again",
+            retry_after_s=max(ASK_AGAIN_S, lag / EVENTS_A_SECOND_MAX),
+            lag=lag,
         )

@@ -918,6 +918,15 @@ TOO_MUCH = [
     Row("a batch of 6 MiB: gRPC itself refuses", lambda s, p: s.raw(SEND_BATCH, b"x" * 6 * MEBIBYTE), "RESOURCE_EXHAUSTED", ""),
 ]
 
+CONSISTENT: dict[str, Callable[[Scene, str], Awaitable[object]]] = {
+    "an account": lambda s, token: s.bank.account(s.place.blue, token),
+    "accounts": lambda s, token: s.accounts(consistency_token=token),
+    "movements": lambda s, token: s.movements(account_id=s.place.blue, consistency_token=token),
+    "totals": lambda s, token: s.totals(consistency_token=token),
+    "a watch": lambda s, token: watch(s, "WatchAccount", account_id=s.place.blue, consistency_token=token),
+    "a watched list": lambda s, token: watch(s, "WatchAccounts", consistency_token=token),
+}
+
 
 def newer(message: MessageT) -> MessageT:
     """The message with a field that only a later release knows, number 999."""
@@ -1075,17 +1084,18 @@ QUERIES = [
     ),
     Row(
         "consistency token: the tables are not there yet",
-        lambda s, p: s.bank.call(s.bank.account_queries.GetAccount, _get(p, _token(s, p, position=INT64_MAX)), timeout_s=1),
+        lambda s, p: s.bank.account(p.blue, _token(s, p, position=10**9)),
         "FAILED_PRECONDITION",
         "NOT_YET_CONSISTENT",
         waiting_helps=True,
     ),
-    Row(
-        "consistency token: of another history",
-        lambda s, p: s.bank.call(s.bank.account_queries.GetAccount, _get(p, _token(s, p, epoch=f"{NIL}/1")), timeout_s=1),
-        "FAILED_PRECONDITION",
-        "NOT_YET_CONSISTENT",
-        waiting_helps=True,
+    *(
+        Row(f"consistency token of {what}: {why}", lambda s, p, ask=ask, made=made: ask(s, _token(s, p, **made)), *refusal)  # type: ignore[misc]
+        for what, ask in CONSISTENT.items()
+        for why, made, refusal in (
+            ("beyond all lines", {"position": INT64_MAX}, ("FAILED_PRECONDITION", "TOKEN_UNREACHABLE")),
+            ("of another history", {"epoch": f"{NIL}/1"}, ("FAILED_PRECONDITION", "TOKEN_OF_ANOTHER_HISTORY")),
+        )
     ),
 ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -243,6 +244,27 @@ async def test_who_does_not_wait_long_enough_is_told_the_lag(shared_stack: Stack
     assert told.retry_after_s is not None
     assert int(told.facts["lag"]) > 900_000
     assert not {"wanted", "reached"} & set(told.facts), "positions are of all tenants"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"epoch": "00000000-0000-4000-8000-000000000000/1"}, "TOKEN_OF_ANOTHER_HISTORY"),
+        ({"position": 2**62}, "TOKEN_UNREACHABLE"),
+    ],
+    ids=["of another history", "beyond all lines"],
+)
+async def test_a_token_that_cannot_be_reached_is_refused_at_once(
+    shared_stack: Stack, bank: Bank, tenant: str, changes: dict[str, Any], reason: str
+) -> None:
+    """However long the caller would wait, and nobody is told to ask again."""
+    _, receipt = await bank.register("Ann")
+    token = token_with(shared_stack.seal_keys, tenant, receipt.consistency_token, **changes)
+    request = person_query_pb2.ListPersonsRequest(consistency_token=token)
+    began = time.monotonic()
+    told = await refused(bank.call(bank.person_queries.ListPersons, request, timeout_s=45))
+    assert (told.code, told.reason, told.retry_after_s) == ("FAILED_PRECONDITION", reason, None)
+    assert time.monotonic() - began < 20
 
 
 async def test_an_operator_sees_how_far_the_tables_are(caller: Caller, bank: Bank) -> None:

@@ -184,7 +184,11 @@ async def test_heartbeats_come_while_nothing_changes(service: Service, monkeypat
 
 
 @pytest.mark.parametrize(
-    "kind", ["absent", "foreign", "no token", "another row's", "another tenant's", "beyond", "another epoch's"]
+    "kind",
+    [
+        *("absent", "foreign", "no token", "another row's", "another tenant's"),
+        *("not yet", "beyond", "another epoch's", "another shard's"),
+    ],
 )
 async def test_what_cannot_be_watched_is_refused_by_name(service: Service, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """At once, but for a place that the tables have not reached."""
@@ -209,8 +213,9 @@ async def test_what_cannot_be_watched_is_refused_by_name(service: Service, kind:
             "no token": (lambda: account(service, "nonsense"), "RESUME_TOKEN_INVALID"),
             "another row's": (lambda: account(service, others), "RESUME_TOKEN_INVALID"),
             "another tenant's": (lambda: account(service, foreign), "RESUME_TOKEN_INVALID"),
-            "beyond": (lambda: account(service, token_at(2**62, store.epoch)), "NOT_YET_CONSISTENT"),
-            "another epoch's": (lambda: account(service, token_at(1, "nobody/1")), "NOT_YET_CONSISTENT"),
+            "not yet": (lambda: account(service, token_at(len(store.events) + 1, store.epoch)), "NOT_YET_CONSISTENT"),
+            "beyond": (lambda: account(service, token_at(2**62, store.epoch)), "TOKEN_UNREACHABLE"),
+            "another epoch's": (lambda: account(service, token_at(1, "nobody/1")), "TOKEN_OF_ANOTHER_HISTORY"),
             "another shard's": (lambda: account(service, token_at(1, store.epoch, 2)), "CONSISTENCY_TOKEN_OF_ANOTHER_SHARD"),
         }[kind]
         assert (await refused(made[0]().read())).reason == made[1]

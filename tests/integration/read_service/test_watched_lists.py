@@ -253,8 +253,22 @@ async def test_who_resumes_after_nothing_has_changed_is_told_nothing(service: Se
         reader.close()
 
 
-@pytest.mark.parametrize("kind", ["no token", "another filter's", "another tenant's", "a row's", "beyond"])
-async def test_a_token_of_something_else_is_refused_by_name(service: Service, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("no token", "RESUME_TOKEN_INVALID"),
+        ("another filter's", "RESUME_TOKEN_INVALID"),
+        ("another tenant's", "RESUME_TOKEN_INVALID"),
+        ("a row's", "RESUME_TOKEN_INVALID"),
+        ("not yet", "NOT_YET_CONSISTENT"),
+        ("beyond", "TOKEN_UNREACHABLE"),
+        ("another epoch's", "TOKEN_OF_ANOTHER_HISTORY"),
+        ("another shard's", "CONSISTENCY_TOKEN_OF_ANOTHER_SHARD"),
+    ],
+)
+async def test_a_token_of_something_else_is_refused_by_name(
+    service: Service, kind: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And a place that the tables do not reach."""
     monkeypatch.setattr(resume, "WAIT_MAX_S", 0.3)
     store = bank()
@@ -267,21 +281,27 @@ async def test_a_token_of_something_else_is_refused_by_name(service: Service, ki
             reader.close()
             return reader.token
 
-        place = changes.Place(1, "x", Token(1, store.epoch, 2**62))
         texts = (f"p.owner_id = {{0}} {ALICE}", "p.status = {} active", "", "", "")
         name = "\0".join(("ListAccounts", *texts))
+
+        def token_at(position: int, epoch: str = store.epoch, shard: int = 1) -> str:
+            place = changes.Place(1, "x", Token(shard, epoch, position))
+            return watched_lists.encode(SEAL, "acme", name, watched_list.Begin(place, 0))
+
         at = watch.Shown(0, Token(1, store.epoch, 1), account_query_pb2.AccountSummary(), "0" * 16)
         token = {
             "no token": "nonsense",
             "another filter's": await token_of(owner_id=EVE),
             "another tenant's": await token_of("umbrella", **FILTERS),
             "a row's": watch.encode(SEAL, ("acme", BLUE), at),
-            "beyond": watched_lists.encode(SEAL, "acme", name, watched_list.Begin(place, 0)),
+            "not yet": token_at(len(store.events) + 1),
+            "beyond": token_at(2**62),
+            "another epoch's": token_at(1, "nobody/1"),
+            "another shard's": token_at(1, shard=2),
         }[kind]
         reader = Reader(service, **FILTERS)
         reader.token = token
         reader.open()
-        reason = "NOT_YET_CONSISTENT" if kind == "beyond" else "RESUME_TOKEN_INVALID"
         assert (await refused(reader._call.read())).reason == reason
 
 

@@ -112,7 +112,17 @@ async def test_too_late_is_told_before_the_deadline_with_the_lag() -> None:
         await waiter(table).wait(encode(Token(1, EPOCH, 50), SEAL, "acme"), "acme", 3.0)
     assert time.monotonic() - begun < 3.0
     assert refusal.value.reason == "NOT_YET_CONSISTENT"
-    assert refusal.value.facts == {"lag": "16"}
+    assert (refusal.value.facts, refusal.value.retry_after_s) == ({"lag": "16"}, 0.1)
+
+
+async def test_who_lacks_more_than_can_come_in_time_is_told_so_at_once() -> None:
+    """And when to ask again: not before the tables can be there."""
+    begun = time.monotonic()
+    with pytest.raises(Rejected) as refusal:
+        await waiter(Table(position=100)).wait(encode(Token(1, EPOCH, 10_000_100), SEAL, "acme"), "acme", 60.0)
+    assert time.monotonic() - begun < 30
+    assert (refusal.value.reason, refusal.value.facts) == ("NOT_YET_CONSISTENT", {"lag": "16777216"})
+    assert refusal.value.retry_after_s == 167.77216
 
 
 async def test_another_history_never_counts_as_reached() -> None:
@@ -126,23 +136,24 @@ async def test_another_history_never_counts_as_reached() -> None:
     await waiting
 
 
-async def test_a_token_of_the_past_is_refused_at_once() -> None:
-    """After a failover nobody waits for a history that will not come back."""
+@pytest.mark.parametrize(
+    ("epoch", "token", "reason"),
+    [
+        (LATER, Token(1, EPOCH, 50), "TOKEN_OF_ANOTHER_HISTORY"),
+        (EPOCH, Token(1, OTHER, 50), "TOKEN_OF_ANOTHER_HISTORY"),
+        (EPOCH, Token(1, "forged", 50), "TOKEN_OF_ANOTHER_HISTORY"),
+        (EPOCH, Token(1, EPOCH, 2**62), "TOKEN_UNREACHABLE"),
+        (EPOCH, Token(1, LATER, 2**62), "TOKEN_UNREACHABLE"),
+        ("", Token(1, OTHER, 2**62), "TOKEN_UNREACHABLE"),
+    ],
+)
+async def test_a_token_that_cannot_be_reached_is_refused_at_once(epoch: str, token: Token, reason: str) -> None:
+    """Of before a failover, of another history, of none, or further away than any line: asking again does not help."""
     begun = time.monotonic()
     with pytest.raises(Rejected) as refusal:
-        await waiter(Table(epoch=LATER, position=100)).wait(encode(Token(1, EPOCH, 50), SEAL, "acme"), "acme", 30.0)
-    assert time.monotonic() - begun < 15
-    assert refusal.value.reason == "NOT_YET_CONSISTENT"
-
-
-@pytest.mark.parametrize("token", [Token(1, OTHER, 50), Token(1, "forged", 50), Token(1, EPOCH, 2**62)])
-async def test_a_token_that_cannot_be_reached_is_refused_at_once(token: Token) -> None:
-    """Of another history, of none, or further away than the line can grow meanwhile: a query that waits holds a place."""
-    begun = time.monotonic()
-    with pytest.raises(Rejected) as refusal:
-        await waiter(Table(position=100)).wait(encode(token, SEAL, "acme"), "acme", 60.0)
+        await waiter(Table(epoch, 100)).wait(encode(token, SEAL, "acme"), "acme", 60.0)
     assert time.monotonic() - begun < 30
-    assert refusal.value.reason == "NOT_YET_CONSISTENT"
+    assert (refusal.value.reason, refusal.value.retry_after_s, refusal.value.facts) == (reason, None, {})
 
 
 async def test_tables_that_have_seen_nothing_can_follow_any_history() -> None:
