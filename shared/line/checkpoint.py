@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from shared.line.consistency import Reached
+from shared.platform.packing import Packed, int4, int8, text
 from shared.platform.postgres import Connection
 
 STOPPED = "stopped"
@@ -41,13 +42,25 @@ UPDATE checkpoints SET epoch = %s, position = %s, event_id = %s, state = 'runnin
 WHERE name = %s AND shard = %s AND epoch = %s AND position = %s AND event_id = %s
 """
 
-MOVE_OR_FAIL = f"WITH moved AS ({MOVE.strip()} RETURNING 1) SELECT 1 / count(*) FROM moved"  # noqa: S608 (it is ours)
-"""The same as a statement that fails unless it changes a row (DivisionByZero): nothing that is sent behind it is carried out."""
+
+def move_or_fail(*parts: str) -> str:
+    """MOVE as a statement that fails unless it changes a row (DivisionByZero): then nothing sent behind it is carried out.
+
+    `parts` are statements that write, each with a name: `rows AS (INSERT …)`. They are carried out with the move, or not at all.
+    """
+    return f"WITH {', '.join((f'moved AS ({MOVE.strip()} RETURNING 1)', *parts))} SELECT 1 / count(*) FROM moved"  # noqa: S608
 
 
-def move(name: str, shard: int, old: Checkpoint, new: Checkpoint) -> tuple[object, ...]:
+MOVE_OR_FAIL = move_or_fail()
+
+
+def move(name: str, shard: int, old: Checkpoint, new: Checkpoint) -> tuple[Packed, ...]:
     """The parameters of MOVE. Unless it changes exactly one row, the caller must roll back and raise Fenced."""
-    return (new.epoch, new.position, new.event_id, name, shard, old.epoch, old.position, old.event_id)
+    return (*_places(new), text(name), int4(shard), *_places(old))
+
+
+def _places(at: Checkpoint) -> tuple[Packed, Packed, Packed]:
+    return text(at.epoch), int8(at.position), text(at.event_id)
 
 
 async def load(connection: Connection, name: str, shard: int) -> Checkpoint:

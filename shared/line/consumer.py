@@ -37,10 +37,6 @@ TRIES_NOTED = 3
 # How often a stopped consumer checks whether an operator has let it go on.
 LOOK_S = 1.0
 
-# A cached plan that was made while a table was empty uses the wrong index: it was eight times slower at 2,000 rows. So
-# PostgreSQL plans each batch anew, which costs little.
-_PLANS = "SET plan_cache_mode = force_custom_plan"
-
 
 class ConsumerFailed(Exception):
     """The consumer cannot go on, and nothing was written. Each type of consumer has a subclass with its own `reason`."""
@@ -129,7 +125,6 @@ class Consumer(ABC):
     async def _go_on(self, connection: Connection) -> None:
         """Follows the line from the checkpoint. In the end closes the connection, and with it any open transaction."""
         try:
-            await connection.execute(_PLANS)
             self.at = await checkpoints.load(connection, self.name, self.shard)
             log.info("consumer_starts", consumer=self.name, position=self.at.position)
             await self._consume(connection)

@@ -77,9 +77,9 @@ def int8(value: int) -> Packed:
     return Packed(INT8, _INT8_ALONE.pack(value))
 
 
-def text(value: str) -> Packed:
-    """A text."""
-    return Packed(TEXT, value.encode())
+def text(value: str | None) -> Packed:
+    """A text; None is NULL."""
+    return Packed(TEXT, None if value is None else value.encode())
 
 
 def blob(value: bytes) -> Packed:

@@ -13,8 +13,8 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import psycopg
 from psycopg import generators
-from psycopg.errors import LockNotAvailable, QueryCanceled, error_from_result
-from psycopg.pq import ExecStatus, Format
+from psycopg.errors import InvalidSqlStatementName, LockNotAvailable, QueryCanceled, error_from_result
+from psycopg.pq import ExecStatus, Format, TransactionStatus
 from psycopg.pq.abc import PGresult
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
@@ -295,7 +295,10 @@ class Prepared:
     """
 
     def __init__(self, query: str) -> None:
-        """`query` has $1, $2 …"""
+        """`query` has $1, $2 …, or %s in their place; then % itself is %%."""
+        begin, *following = query.split("%s")
+        if following:
+            query = begin + "".join(f"${nth}{part}" for nth, part in enumerate(following, 1)).replace("%%", "%")
         self._query = query.encode()
         self._name = b"foldline_%08x" % zlib.crc32(self._query)
         self._prepared: WeakSet[Connection] = WeakSet()
@@ -306,16 +309,24 @@ class Prepared:
 
         Raises psycopg.Error. Cancelled, it cancels the statement, as the driver does.
         """
-        server = connection.pgconn
         async with connection.lock:
-            if connection not in self._prepared:
-                server.send_prepare(self._name, self._query, [each.oid for each in parameters])
-                await self._answer(connection)
-                self._prepared.add(connection)
-                self._formats = [Format.BINARY] * len(parameters)
-            server.send_query_prepared(self._name, [each.data for each in parameters], self._formats, Format.BINARY)
-            answer = await self._answer(connection)
-            return [answer.get_value(0, column) for column in range(answer.nfields)]
+            if connection in self._prepared:
+                try:
+                    return await self._executed(connection, parameters)
+                except InvalidSqlStatementName:  # after a rollback the driver drops all that is prepared
+                    if connection.info.transaction_status != TransactionStatus.IDLE:
+                        raise
+            connection.pgconn.send_prepare(self._name, self._query, [each.oid for each in parameters])
+            await self._answer(connection)
+            self._prepared.add(connection)
+            self._formats = [Format.BINARY] * len(parameters)
+            return await self._executed(connection, parameters)
+
+    async def _executed(self, connection: Connection, parameters: Sequence[Packed]) -> list[bytes | None]:
+        values = [each.data for each in parameters]
+        connection.pgconn.send_query_prepared(self._name, values, self._formats, Format.BINARY)
+        answer = await self._answer(connection)
+        return [answer.get_value(0, column) for column in range(answer.nfields)]
 
     async def _answer(self, connection: Connection) -> PGresult:
         result: PGresult = (await connection.wait(generators.execute(connection.pgconn)))[-1]

@@ -12,6 +12,7 @@ from collections.abc import Collection
 from msgspec import Struct
 
 from shared.line.consistency import Token
+from shared.platform.packing import Packed, int4, text
 from shared.platform.postgres import Connection, one
 
 ROWS_MAX = 1000
@@ -24,20 +25,28 @@ BYTES_MAX = 1_000_000
 RowId = tuple[str, str]
 """Tenant and id of a summary's row."""
 
-_WRITE = """
-WITH head AS (
+PARTS = (
+    """head AS (
   INSERT INTO row_change_heads AS h (group_name, shard, seq) VALUES (%s, %s, 1)
-  ON CONFLICT (group_name, shard) DO UPDATE SET seq = h.seq + 1 RETURNING group_name, shard, seq)
-INSERT INTO row_changes (group_name, shard, slot, seq, changed)
-SELECT group_name, shard, seq %% 512, seq, %s::text FROM head
-ON CONFLICT (group_name, shard, slot) DO UPDATE SET seq = excluded.seq, changed = excluded.changed, mark = excluded.mark
-"""
+  ON CONFLICT (group_name, shard) DO UPDATE SET seq = h.seq + 1 RETURNING group_name, shard, seq)""",
+    """ring AS (
+  INSERT INTO row_changes (group_name, shard, slot, seq, changed)
+  SELECT group_name, shard, seq %% 512, seq, %s::text FROM head
+  ON CONFLICT (group_name, shard, slot) DO UPDATE SET seq = excluded.seq, changed = excluded.changed, mark = excluded.mark)""",
+)
+"""What `write` sends, as parts of a larger statement."""
+_WRITE = f"WITH {', '.join(PARTS)} SELECT"
+
+
+def parameters(group: str, shard: int, rows: Collection[RowId] | None) -> tuple[Packed, Packed, Packed]:
+    """The parameters of PARTS: what a transaction changed; None if that may be every row."""
+    changed = None if rows is None or len(rows) > ROWS_MAX else json.dumps(list(rows))
+    return text(group), int4(shard), text(changed)
 
 
 async def write(connection: Connection, group: str, shard: int, rows: Collection[RowId] | None) -> None:
     """Sends what a transaction changed, inside of it; None if that may be every row."""
-    changed = None if rows is None or len(rows) > ROWS_MAX else json.dumps(list(rows))
-    await connection.execute(_WRITE, (group, shard, changed))
+    await connection.execute(_WRITE, parameters(group, shard, rows))
 
 
 async def forget(connection: Connection, group: str, shard: int) -> None:

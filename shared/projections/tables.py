@@ -1,8 +1,7 @@
 """Keeps the tables of a group up to date: folds batches of events in memory and writes each changed row once.
 
-A batch is one transaction: the fence, one query for the rows, the folds, one upsert for each table, commit. Statements are
-sent together (pipelined), so a batch waits for the database twice; once if all rows are cached. A batch that changes no row
-moves the checkpoint with one statement. A fold that raises parks its key (see `parking`), in the same transaction.
+A batch is one statement, which passes the fence and writes each table's rows. Rows that are not cached are read before it. A
+fold that raises parks its key (see `parking`): then the same is a transaction of several statements.
 
 Killed anywhere, what is left? The checkpoint and the rows change in one transaction, so the tables are always the fold of the
 line up to the checkpoint, but for the parked keys. The next leader goes on from there.
@@ -10,14 +9,17 @@ line up to the checkpoint, but for the parked keys. The next leader goes on from
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from typing import Any
 
 import psycopg
 from google.protobuf.message import Message
 from psycopg.errors import DivisionByZero
+from psycopg.pq import TransactionStatus
 
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.projection import Fold, Group, Projection, RowKey
@@ -25,8 +27,10 @@ from shared.folds.upcasting import UnknownEvent
 from shared.line import checkpoint as checkpoints
 from shared.line.checkpoint import Checkpoint, Fenced
 from shared.line.consumer import ConsumerFailed
+from shared.line.ends import ENDS
 from shared.line.follower import EventBatch
-from shared.platform.postgres import Connection, describe, take_time
+from shared.platform.packing import Packed
+from shared.platform.postgres import Connection, Prepared, describe
 from shared.platform.telemetry import logger
 from shared.projections import changes
 from shared.projections import parking as parking_store
@@ -55,7 +59,7 @@ class TooManyParked(ProjectionFailed):
 class RowRefused(Exception):
     """A row of a batch cannot be stored, and nothing of the batch was written."""
 
-    def __init__(self, cause: Exception) -> None:
+    def __init__(self, cause: BaseException) -> None:
         super().__init__(str(type(cause)))
         self.cause = cause
 
@@ -75,8 +79,18 @@ class _Touched:
     wanted: list[RowKey]
     """The keys whose rows must be read."""
 
+    @property
+    def kept(self) -> list[Any]:
+        """The rows to be written."""
+        return [row for row in self.rows.values() if row is not None]
 
-Fence = tuple[object, ...]
+    @property
+    def gone(self) -> list[RowKey]:
+        """The keys of rows to be deleted."""
+        return [key for key, row in self.rows.items() if row is None]
+
+
+Fence = tuple[Packed, ...]
 """The parameters of MOVE_OR_FAIL."""
 Item = tuple[int, RowKey, Fold[Any]]
 """What an event does to one row: table, key, fold."""
@@ -125,64 +139,91 @@ class Tables:
             return
         except RowRefused as error:
             log.warning("batch_refused", projection=self.consumer, behind=before.position, error=describe(error.cause))
-        for nth, envelope in enumerate(batch.events, 1):
-            last = nth == len(batch.events)
-            after = batch.after if last else Checkpoint(batch.after.epoch, envelope.position, envelope.event_id)
-            await self._apply(connection, shard, before, EventBatch([envelope], after), alone=envelope)
-            before = after
+        for envelope in batch.events:
+            await self._apply_alone(connection, shard, before, envelope, batch.after.epoch)
+            before = Checkpoint(batch.after.epoch, envelope.position, envelope.event_id)
 
-    async def _apply(
-        self, connection: Connection, shard: int, before: Checkpoint, batch: EventBatch, *, alone: EventEnvelope | None = None
-    ) -> None:
-        """Moves the tables and their checkpoint by one batch. `alone` is its one event: then a row that is refused is parked.
+    async def _apply(self, connection: Connection, shard: int, before: Checkpoint, batch: EventBatch) -> None:
+        """Moves the tables and their checkpoint by one batch.
 
-        Raises RowRefused unless `alone`, Fenced, TooManyParked or EventWithoutKey; then nothing is written. After any other
-        exception, including a cancellation, the connection is closed, so that nobody commits half a transaction.
+        Raises RowRefused, Fenced, TooManyParked or EventWithoutKey; then nothing is written. After any other exception,
+        including a cancellation, the connection is closed, so that nobody commits half a transaction.
         """
+        parking = self._begun(before)
+        fence = checkpoints.move(self.consumer, shard, before, batch.after)
+        async with self._or_nothing(connection, before):
+            work, touched = self._route(batch.events, parking)
+            self._recall(touched)
+            if any(part.wanted for part in touched):
+                await self._read(connection, touched)
+            self._fold(work, touched, parking)
+            _refuse_too_many(parking)
+            if parking.queue:
+                async with connection.pipeline():
+                    await connection.execute("BEGIN")
+                    await connection.execute(checkpoints.MOVE_OR_FAIL, fence)
+                    await self._write(connection, shard, touched, parking)
+            else:
+                await self._save(connection, shard, touched, fence)
+        self._applied(touched, parking, batch.after)
+
+    async def _apply_alone(
+        self, connection: Connection, shard: int, before: Checkpoint, envelope: EventEnvelope, epoch: str
+    ) -> None:
+        """As `_apply` for one event, but a row that is refused is parked instead of raising RowRefused."""
+        parking = self._begun(before)
+        after = Checkpoint(epoch, envelope.position, envelope.event_id)
+        async with self._or_nothing(connection, before, alone=True):
+            work, touched = self._route([envelope], parking)
+            self._recall(touched)
+            await connection.execute("BEGIN")
+            await connection.execute(checkpoints.MOVE_OR_FAIL, checkpoints.move(self.consumer, shard, before, after))
+            try:
+                async with connection.transaction():
+                    await self._read(connection, touched)
+            except Exception as error:
+                if not refuses(error):
+                    raise
+                # Not even its keys can be looked up.
+                for _, _, at, key, _ in work:
+                    parking.fail(envelope, (self._names[at], key), refusal_of(envelope, error))
+                work, touched = [], [_Touched({}, {}, []) for _ in self.rows]
+            self._fold(work, touched, parking)
+            await self._try_rows(connection, touched, parking, envelope)
+            _refuse_too_many(parking)
+            async with connection.pipeline():
+                await self._write(connection, shard, touched, parking)
+        self._applied(touched, parking, after)
+
+    def _begun(self, before: Checkpoint) -> Parking:
+        """What is parked as a batch begins. Drops the cached rows unless they are as of this place."""
         if before != self._kept_at:
             self._kept = [{} for _ in self.rows]
         self._kept_at = None
-        parking = Parking(self.parked)
+        return Parking(self.parked)
+
+    @asynccontextmanager
+    async def _or_nothing(self, connection: Connection, before: Checkpoint, *, alone: bool = False) -> AsyncIterator[None]:
+        """The block writes all or nothing. Raises as `_apply`, or `_apply_alone`."""
         try:
-            work, touched = self._route(batch.events, parking)
-            self._recall(touched)
-            fence = checkpoints.move(self.consumer, shard, before, batch.after)
-            begun = alone is not None or any(part.wanted for part in touched)
-            try:
-                if begun:
-                    await self._begin(connection, fence, touched)
-            except Exception as error:
-                if alone is None or not refuses(error):
-                    raise
-                # Not even its keys can be looked up.
-                await connection.execute("ROLLBACK")
-                for _, _, at, key, _ in work:
-                    parking.fail(alone, (self._names[at], key), refusal_of(alone, error))
-                work, touched = [], [_Touched({}, {}, []) for _ in self.rows]
-                await self._begin(connection, fence, touched)
-            self._fold(work, touched, parking)
-            if alone is not None:
-                await self._try_rows(connection, touched, parking, alone)
-            _refuse_too_many(parking)
-            if begun or work or parking.queue:
-                await self._write(connection, shard, touched, parking, None if begun else fence)
-            else:
-                await connection.execute(checkpoints.MOVE_OR_FAIL, fence)
-        except ProjectionFailed:
-            await connection.execute("ROLLBACK")
-            raise
-        except DivisionByZero as error:
-            await connection.execute("ROLLBACK")
-            raise Fenced(f"{self.consumer} is not at position {before.position}") from error
+            yield
         except BaseException as error:
-            if alone is None and isinstance(error, Exception) and refuses(error) and not connection.closed:
+            known = isinstance(error, ProjectionFailed | DivisionByZero) or (not alone and refuses(error))
+            if not known or connection.closed:
+                await connection.close()
+                raise
+            if connection.info.transaction_status != TransactionStatus.IDLE:
                 await connection.execute("ROLLBACK")
-                raise RowRefused(error) from error
-            await connection.close()
-            raise
+            if isinstance(error, DivisionByZero):
+                raise Fenced(f"{self.consumer} is not at position {before.position}") from error
+            if isinstance(error, ProjectionFailed):
+                raise
+            raise RowRefused(error) from error
+
+    def _applied(self, touched: list[_Touched], parking: Parking, after: Checkpoint) -> None:
         self._keep(touched)
         self._note(parking)
-        self._kept_at = batch.after
+        self._kept_at = after
 
     def _note(self, parking: Parking) -> None:
         """Logs and notes what a batch has parked, and drops those rows from the cache."""
@@ -208,6 +249,11 @@ class Tables:
         """Whether a table of the group has a fold for events of this type."""
         return envelope.type in self._routes
 
+    def concerned(self, events: Iterable[EventEnvelope]) -> bool:
+        """Whether any of the events changes a table, ends a tenant or an aggregate, or may be of a newer release."""
+        knows = self.group.upcasters.knows
+        return any(it.type in self._routes or it.type in ENDS or not knows(it.type) for it in events)
+
     def items_of(self, envelope: EventEnvelope) -> tuple[Message, list[Item]] | None:
         """The event and what it does to each row; None for an event of another group.
 
@@ -224,42 +270,6 @@ class Tables:
     def name_of(self, at: int) -> str:
         """The name of a table."""
         return self._names[at]
-
-    async def empty(self, connection: Connection, shard: int, at: Checkpoint) -> bool:
-        """Deletes all rows and sets the checkpoint to the begin, in one transaction. False if the group is not diverged there.
-
-        Killed anywhere: the rows are there, and the checkpoint still says that they follow a lost history. Two at once: one
-        moves the checkpoint, the other finds it moved.
-        """
-        async with connection.transaction():
-            await take_time(connection, LONG_S)
-            if not await checkpoints.accept(connection, self.consumer, shard, at, Checkpoint()):
-                return False
-            await self._delete_all(connection, shard)
-            await connection.execute(
-                "UPDATE checkpoints SET refill_asked = false WHERE name = %s AND shard = %s", (self.consumer, shard)
-            )
-        return True
-
-    async def clear_unaccounted(self, connection: Connection, shard: int, at: Checkpoint) -> bool:
-        """Deletes rows that are there although the checkpoint is at the begin, as after it was reset. False if there are none.
-
-        Folded a second time, they would be wrong. Raises Fenced.
-        """
-        async with connection.transaction():
-            await take_time(connection, LONG_S)
-            await checkpoints.hold(connection, self.consumer, shard, at)
-            found = [await rows.any_there(connection) for rows in self.rows]
-            if not any(found):
-                return False
-            await self._delete_all(connection, shard)
-        return True
-
-    async def _delete_all(self, connection: Connection, shard: int) -> None:
-        for rows in self.rows:
-            await rows.delete_all(connection)
-        await parking_store.delete_all(connection, self.consumer, shard)
-        await changes.write(connection, self.group.name, shard, None)
 
     def _recall(self, touched: list[_Touched]) -> None:
         """Takes rows from the cache, and returns the keys of the rows that must be read."""
@@ -280,11 +290,9 @@ class Tables:
             for key in list(islice(kept, max(len(kept) - ROWS_KEPT_MAX, 0))):
                 del kept[key]
 
-    async def _begin(self, connection: Connection, fence: Fence, touched: list[_Touched]) -> None:
-        """Begins, passes the fence and reads the rows."""
+    async def _read(self, connection: Connection, touched: list[_Touched]) -> None:
+        """Reads the rows that are not cached. The fence of the batch proves them, as it does cached ones."""
         async with connection.pipeline():
-            await connection.execute("BEGIN")
-            await connection.execute(checkpoints.MOVE_OR_FAIL, fence)
             answers = [
                 await rows.select(connection, part.wanted) if part.wanted else None
                 for rows, part in zip(self.rows, touched, strict=True)
@@ -292,6 +300,22 @@ class Tables:
         for rows, part, answer in zip(self.rows, touched, answers, strict=True):
             if answer is not None:
                 await rows.load(answer, part.rows)
+
+    async def _save(self, connection: Connection, shard: int, touched: list[_Touched], fence: Fence) -> None:
+        """Passes the fence and writes each row once, in one statement."""
+        parameters = list(fence)
+        parts: list[str] = []
+        for rows, part in zip(self.rows, touched, strict=True):
+            if kept := part.kept:
+                parts.append(rows.upsert_part)
+                parameters += rows.pack(kept)
+            if gone := part.gone:
+                parts.append(rows.delete_part)
+                parameters += rows.pack_keys(gone)
+        if self.announced and (changed := _changed(touched)):
+            parts += changes.PARTS
+            parameters += changes.parameters(self.group.name, shard, changed)
+        await _statement(tuple(parts)).row(connection, parameters)
 
     async def _try_rows(self, connection: Connection, touched: list[_Touched], parking: Parking, envelope: EventEnvelope) -> None:
         """Writes the rows of one event, each behind a savepoint, and parks the keys of those that are refused."""
@@ -307,23 +331,17 @@ class Tables:
                     del part.rows[key]
                     parking.fail(envelope, (name, key), refusal_of(envelope, error))
 
-    async def _write(
-        self, connection: Connection, shard: int, touched: list[_Touched], parking: Parking, fence: Fence | None
-    ) -> None:
-        """Writes each row once, and what was parked, and commits. Begins and passes the fence before, if it is given."""
-        async with connection.pipeline():
-            if fence is not None:
-                await connection.execute("BEGIN")
-                await connection.execute(checkpoints.MOVE_OR_FAIL, fence)
-            for rows, part in zip(self.rows, touched, strict=True):
-                if kept := [row for row in part.rows.values() if row is not None]:
-                    await rows.upsert(connection, kept)
-                if gone := [key for key, row in part.rows.items() if row is None]:
-                    await rows.delete(connection, gone)
-            await parking.write(connection, self.consumer, shard)
-            if self.announced and (changed := _changed(touched, parking)):
-                await changes.write(connection, self.group.name, shard, changed)
-            await connection.execute("COMMIT")
+    async def _write(self, connection: Connection, shard: int, touched: list[_Touched], parking: Parking) -> None:
+        """Writes each row once, and what was parked, and commits. Call it in a pipeline, behind the fence."""
+        for rows, part in zip(self.rows, touched, strict=True):
+            if kept := part.kept:
+                await rows.upsert(connection, kept)
+            if gone := part.gone:
+                await rows.delete(connection, gone)
+        await parking.write(connection, self.consumer, shard)
+        if self.announced and (changed := _changed(touched, parking.new)):
+            await changes.write(connection, self.group.name, shard, changed)
+        await connection.execute("COMMIT")
 
     def _route(self, events: Sequence[EventEnvelope], parking: Parking) -> tuple[Work, list[_Touched]]:
         """The folds of the events and the keys of their rows. Events without a fold are skipped, those of parked keys queued."""
@@ -366,10 +384,16 @@ def _refuse_too_many(parking: Parking) -> None:
         raise TooManyParked(f"{recent} keys failed within a minute; the last batch began to fail at {event_name(first)}")
 
 
-def _changed(touched: list[_Touched], parking: Parking) -> set[RowId]:
+@cache
+def _statement(parts: tuple[str, ...]) -> Prepared:
+    """The fence and these parts as one statement. There are as many as there are sets of tables that a batch may change."""
+    return Prepared(checkpoints.move_or_fail(*parts))
+
+
+def _changed(touched: list[_Touched], parked: Iterable[Place] = ()) -> set[RowId]:
     """Tenant and id of the rows that a batch changes or parks."""
     rows = {(key[0], key[1]) for part in touched for key in part.keys}
-    rows.update((key[0], str(key[1] if table else key[2])) for table, key in parking.new)
+    rows.update((key[0], str(key[1] if table else key[2])) for table, key in parked)
     return rows
 
 

@@ -84,7 +84,6 @@ async def lone_round(stage: Stage, scale: float) -> AsyncGenerator[Sample, None]
     """Medians of as many pairs as fit in the time."""
     system = await stage.system(WRITE)
     async with await connect(system.databases.saga.app, application_name="bench") as connection:
-        await connection.execute("SET plan_cache_mode = force_custom_plan")  # as every consumer does
         rounds = Rounds(connection)
         await rounds.begin()
         while True:

@@ -11,13 +11,15 @@ from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
+from psycopg.errors import DivisionByZero, InFailedSqlTransaction
 
 from deploy.bootstrap import Database
 from shared.folds.errors import Unavailable
 from shared.platform import postgres
 from shared.platform.leader import LockClass, hold_lease
 from shared.platform.metrics import Metrics
-from shared.platform.postgres import SETTINGS, Reads, UnsafeDatabase, one
+from shared.platform.packing import int4
+from shared.platform.postgres import SETTINGS, Prepared, Reads, UnsafeDatabase, connect, one
 from tests.support.system.waiting import eventually
 
 SIZE = 4
@@ -225,3 +227,20 @@ async def test_a_direct_connection_is_no_pooler(read_db: Database) -> None:
     async with connection:
         await postgres.refuse_pooler(connection)
         assert (await one(connection, "SELECT pg_backend_pid()")) == (connection.info.backend_pid,)
+
+
+async def test_a_prepared_statement_goes_on_after_a_rollback(read_db: Database) -> None:
+    """The driver drops all prepared statements then, ours too. Inside a failed transaction nothing is tried again."""
+    statement = Prepared("SELECT %s + 5 %% 3")
+    async with await connect(read_db.app, application_name="test") as connection:
+        assert await statement.row(connection, [int4(1)]) == [(3).to_bytes(4, "big")]
+        await connection.execute("BEGIN")
+        await connection.execute("ROLLBACK")
+        await connection.execute("SELECT 1")  # the driver drops them before its next statement
+        assert await statement.row(connection, [int4(2)]) == [(4).to_bytes(4, "big")]
+        await connection.execute("BEGIN")
+        with pytest.raises(DivisionByZero):
+            await connection.execute("SELECT 1 / 0")
+        with pytest.raises(InFailedSqlTransaction):
+            await statement.row(connection, [int4(3)])
+        await connection.execute("ROLLBACK")

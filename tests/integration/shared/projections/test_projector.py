@@ -15,6 +15,7 @@ from bank.v1 import account_pb2
 from deploy.bootstrap import Database
 from foldline.v1.event_store_pb2 import EventEnvelope
 from read_service.projections.accounts import ACCOUNTS, AccountRow
+from read_service.projections.people import PEOPLE
 from shared.folds.projection import Group, Projection
 from shared.folds.table import Type
 from shared.line import checkpoint, consumer
@@ -119,6 +120,42 @@ async def test_events_that_nobody_asked_for_move_the_checkpoint(read_db: Databas
     async with running(projector(read_db, StoreLine(store))) as it:
         await reached(it, len(store.events))
     assert dump(read_db) == folded(store.events[:-1])
+
+
+async def test_events_of_other_groups_move_the_checkpoint_together(read_db: Database) -> None:
+    """Moving it for each would cost as much as the group's own events, each of which is applied at once."""
+    store = Store()
+    store.person("acme", ALICE, "Alice")
+    for number in range(100):
+        store.deposit("acme", BLUE, ALICE, 1, number + 1)
+    store.rename("acme", ALICE, "Alice Cooper")
+    moves: list[int] = []
+
+    class Noting(Projector):
+        def _moved(self, after: Checkpoint) -> None:
+            moves.append(after.position)
+            super()._moved(after)
+
+    tables = Tables(Group("people", [PEOPLE]))
+    it = Noting(
+        tables,
+        SHARD,
+        Follower(StoreLine(store), None, batch_max=1, silence_s=0.02).follow,
+        lambda: connect(read_db.app, application_name="test"),
+    )
+    async with running(it):
+        await reached(it, 102)
+        assert [row[:3] for row in dump(read_db)["people"]] == [("acme", ALICE, "Alice Cooper")]
+        assert moves[-1] == 102
+        assert len(moves) < 20
+        # Events that come last are not left behind.
+        store.deposit("acme", BLUE, ALICE, 1, 101)
+        await reached(it, 103)
+    # What a projector had not moved over when it ended, the next one reads again.
+    store.rename("acme", ALICE, "Alice")
+    async with running(projector(read_db, StoreLine(store), group=Group("people", [PEOPLE]))) as following:
+        await reached(following, 104)
+    assert [row[:3] for row in dump(read_db)["people"]] == [("acme", ALICE, "Alice")]
 
 
 async def test_a_total_beyond_64_bits_is_kept(read_db: Database, monkeypatch: pytest.MonkeyPatch) -> None:

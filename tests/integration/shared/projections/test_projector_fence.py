@@ -72,8 +72,8 @@ async def test_without_the_fence_the_same_write_would_have_doubled(read_db: Data
     begin = await stands_at(read_db, tables, store, 5)
     monkeypatch.setattr(
         checkpoint,
-        "MOVE_OR_FAIL",
-        checkpoint.MOVE_OR_FAIL.replace("AND position = %s", "AND position >= 0 * %s").replace(
+        "MOVE",
+        checkpoint.MOVE.replace("AND position = %s", "AND position >= 0 * %s").replace(
             "AND event_id = %s", "AND event_id <> %s || '!'"
         ),
     )
