@@ -18,7 +18,8 @@ from grpc.aio import AioRpcError
 from cli import contract
 from cli.channels import channel
 from cli.endpoints import Endpoints
-from deploy.bank import Bank, packed
+from deploy.bank import Bank
+from deploy.bank_requests import packed
 from foldline.v1 import (
     command_pb2,
     event_store_pb2,

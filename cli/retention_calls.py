@@ -6,7 +6,7 @@ from typing import Any
 
 from cli.calls import TIMEOUT_S, caller, listed, plain
 from cli.endpoints import Endpoints
-from deploy.bank import options
+from deploy.bank_requests import options
 from foldline.v1 import command_pb2, retention_pb2, retention_pb2_grpc
 
 LONG_S = 6 * TIMEOUT_S

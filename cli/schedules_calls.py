@@ -9,7 +9,7 @@ from google.protobuf.message import Message
 
 from cli.calls import PAGE_SIZE_MAX, caller, plain, told
 from cli.endpoints import Endpoints
-from deploy.bank import packed
+from deploy.bank_requests import packed
 from foldline.v1 import schedule_pb2
 from shared.rpc.status import from_status
 

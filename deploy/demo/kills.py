@@ -14,7 +14,8 @@ import nats
 from nats.js.errors import NotFoundError
 
 from bank.v1 import account_pb2, transfer_query_pb2
-from deploy.bank import Bank, deposit
+from deploy.bank import Bank
+from deploy.bank_requests import deposit
 from deploy.demo.scenarios import Stage, Wrong
 from deploy.local.system import SAGA, WRITE, System
 from foldline.v1 import command_pb2

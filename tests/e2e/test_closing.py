@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from bank.v1 import account_pb2, account_query_pb2, person_pb2, person_query_pb2
-from deploy.bank import close_person
+from deploy.bank_requests import close_person
 from foldline.v1 import command_pb2
 from shared.platform.identity import Role
 from tests.e2e.conftest import Caller

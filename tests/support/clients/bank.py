@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import grpc.aio
 from google.rpc import error_details_pb2, status_pb2
 
-from deploy.bank import (
-    Bank,
+from deploy.bank import Bank
+from deploy.bank_requests import (
     close,
     close_person,
     deposit,
