@@ -37,6 +37,8 @@ class Order:
     target: str
     method: str = ""
     token: str = ""
+    # The trace that each call belongs to; a new one each if empty.
+    traceparent: str = workload.TRACEPARENT
     callers: int = 1
     seconds: float = 1.0
     accounts: int = 1000
@@ -190,7 +192,8 @@ class Load:
 def _bearer(order: Order) -> tuple[tuple[str, str], ...] | None:
     if not order.token:
         return None
-    return (("authorization", f"Bearer {order.token}"), ("traceparent", workload.TRACEPARENT))
+    bearer = ("authorization", f"Bearer {order.token}")
+    return (bearer, ("traceparent", order.traceparent)) if order.traceparent else (bearer,)
 
 
 def _cpu_s() -> float:

@@ -323,6 +323,7 @@ GATED = (
     "list_50_vs_select",
     "rebuild_vs_raw",
     "transfers_vs_dbos",
+    "telemetry_off_vs_on",
 )
 """The rows whose ratios are in the report's `ratios`."""
 
