@@ -18,6 +18,7 @@ from saga_service.api import ROLES, ProcessService
 from saga_service.delivery_api import DeliveryService
 from saga_service.overrides import ANNOUNCEMENTS
 from saga_service.registry import PROCESSES
+from shared.folds.delivery import Announcements
 from shared.folds.process import ProcessDefinition
 from shared.line.archive import open_files
 from shared.line.broker_access import Broker
@@ -106,9 +107,15 @@ class SagaSettings(ServerSettings, WriteServicePeer, BrokerPeer):
 class Leading:
     """The part of the service that one instance does at a time: follows the line, runs processes, sends commands."""
 
-    def __init__(self, settings: SagaSettings, definitions: Iterable[ProcessDefinition[Any]] = PROCESSES) -> None:
+    def __init__(
+        self,
+        settings: SagaSettings,
+        definitions: Iterable[ProcessDefinition[Any]] = PROCESSES,
+        announcements: Announcements = ANNOUNCEMENTS,
+    ) -> None:
         self._settings = settings
         self._definitions = tuple(definitions)
+        self._announcements = announcements
         self._runner: ProcessRunner | None = None
         self._sender: DeliverySender | None = None
 
@@ -142,7 +149,7 @@ class Leading:
                     CommandServiceStub(write).SendBatch, settings.token_file, clock=utc_now, news=news
                 ),
                 clock=utc_now,
-                announcements=ANNOUNCEMENTS,
+                announcements=self._announcements,
                 upcasters=UPCASTERS,
                 on_deliveries=lambda: self._sender.wake() if self._sender is not None else None,
                 archive=archive,
@@ -187,6 +194,7 @@ def build(
     settings: SagaSettings,
     reads: Reads,
     definitions: Iterable[ProcessDefinition[Any]] = PROCESSES,
+    announcements: Announcements = ANNOUNCEMENTS,
     *,
     wake: Callable[[], None] = lambda: None,
     clock: Callable[[], datetime] = utc_now,
@@ -211,12 +219,12 @@ def build(
         settings.shard,
         clock=clock,
         wake=wake,
-        announcements=ANNOUNCEMENTS,
+        announcements=announcements,
         line=StoreLine(events, settings.token_file, settings.shard),
         upcasters=UPCASTERS,
     )
     server.add(add_ProcessServiceServicer_to_server, ProcessService(admin, Steering(admin.turns, wake=wake)))
-    deliveries = DeliveryAdmin(reads, ANNOUNCEMENTS, settings.shard, clock=clock, wake=wake)
+    deliveries = DeliveryAdmin(reads, announcements, settings.shard, clock=clock, wake=wake)
     server.add(add_DeliveryServiceServicer_to_server, DeliveryService(deliveries))
     return server
 

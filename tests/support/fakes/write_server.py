@@ -1,0 +1,51 @@
+"""A gRPC server in this process that the saga service takes for the write service: a line in memory, and answers of a test."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from grpc import aio
+
+from foldline.v1 import command_pb2, command_pb2_grpc, event_store_pb2, event_store_pb2_grpc
+from tests.support.domains.gifts import World
+from tests.support.fakes.line import StoreLine
+
+
+class _EventStore(event_store_pb2_grpc.EventStoreServiceServicer):
+    def __init__(self, world: World) -> None:
+        self._line = StoreLine(world.store)
+
+    async def ReadAll(  # noqa: N802 (the RPC's name)
+        self, request: event_store_pb2.ReadAllRequest, context: Any
+    ) -> AsyncIterator[event_store_pb2.ReadAllResponse]:
+        async for page in self._line.read(request.from_position, request.events_max):
+            yield event_store_pb2.ReadAllResponse(events=page.events, head_position=page.head, epoch=page.epoch, shard=1)
+
+
+class _Commands(command_pb2_grpc.CommandServiceServicer):
+    def __init__(self, world: World) -> None:
+        self._write = world.write
+
+    async def SendBatch(  # noqa: N802 (the RPC's name)
+        self, request: command_pb2.SendBatchRequest, context: Any
+    ) -> command_pb2.SendBatchResponse:
+        answer: command_pb2.SendBatchResponse = await self._write.send_batch(
+            request, timeout=10, metadata=tuple(context.invocation_metadata())
+        )
+        return answer
+
+
+@asynccontextmanager
+async def writing(world: World) -> AsyncIterator[str]:
+    """The address of a server over the world's line and write service."""
+    server = aio.server()
+    event_store_pb2_grpc.add_EventStoreServiceServicer_to_server(_EventStore(world), server)  # type: ignore[abstract]  # one RPC is called
+    command_pb2_grpc.add_CommandServiceServicer_to_server(_Commands(world), server)  # type: ignore[abstract]  # as above
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        await server.stop(None)
