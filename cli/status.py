@@ -129,6 +129,15 @@ def show_status(found: dict[str, Any]) -> None:
         print(f"\nprocesses that an operator should look at:{more} {len(attention['processes'])}")
         if attention["processes"]:
             show_processes(attention["processes"])
+        show_deliveries(found["deliveries"])
+
+
+def show_deliveries(backlog: dict[str, Any]) -> None:
+    """Prints what has not arrived, if there is anything."""
+    if dead := backlog["dead"]:
+        print(f"\ndeliveries that an operator should look at: {dead} (foldline delivery list --status dead)")
+    if since := backlog.get("waiting_since"):
+        print(f"\nthe oldest delivery that is tried waits since {since} (foldline delivery list --status pending)")
 
 
 def consumer_row(kind: str, one: dict[str, Any]) -> tuple[str, ...]:

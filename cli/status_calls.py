@@ -108,6 +108,7 @@ async def _processes(endpoints: Endpoints, found: dict[str, Any]) -> None:
             found["processes_error"] = told(refused.refusal)
             return
     found["runners"] = [placed(plain(runner), found["line"]) for runner in answer.runners]
+    found["deliveries"] = plain(answer.deliveries)
     found["attention"] = {"processes": processes, "more": more}
 
 

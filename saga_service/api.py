@@ -113,7 +113,9 @@ class ProcessService(process_pb2_grpc.ProcessServiceServicer):
         return process_pb2.CancelProcessResponse(process=self._summary(process))
 
     async def ListRunners(self, request: process_pb2.ListRunnersRequest, context: Any) -> process_pb2.ListRunnersResponse:
-        return process_pb2.ListRunnersResponse(runners=map(_runner, await self._admin.runners()))
+        backlog = await self._admin.backlog()
+        deliveries = process_pb2.DeliveryBacklog(dead=backlog.dead, waiting_since=_moment(backlog.waiting_since))
+        return process_pb2.ListRunnersResponse(runners=map(_runner, await self._admin.runners()), deliveries=deliveries)
 
     async def GetForgottenProcesses(
         self, request: process_pb2.GetForgottenProcessesRequest, context: Any

@@ -37,6 +37,7 @@ from shared.processes.admin import ProcessAdmin
 from shared.processes.channels import Channel, Contacts, Deferred
 from shared.processes.deliveries import DeliveryPolicy, DeliverySender
 from shared.processes.delivery_admin import DeliveryAdmin
+from shared.processes.delivery_backlog import watch_deliveries
 from shared.processes.diagram import refuse_flawed
 from shared.processes.dispatcher import Dispatcher
 from shared.processes.history_archive import HistoryArchive
@@ -211,6 +212,7 @@ def build(
     server.probes.readiness.add("processes", readiness_check(probe, settings.shard, clock))
     watch_consumers(server.probes.metrics, probe, LockClass.SAGA, settings.shard, (CHECKPOINT,))
     watch_processes(server.probes.metrics, probe, settings.shard, clock)
+    watch_deliveries(server.probes.metrics, probe, clock)
     events = channel(settings.write_address, retries=False, tls=settings.write_tls)
     server.on_drained(lambda: events.close(None))
     admin = ProcessAdmin(

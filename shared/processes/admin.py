@@ -22,7 +22,8 @@ from shared.line.standing import State
 from shared.platform.clock import utc_now
 from shared.platform.packing import texts, timestamps
 from shared.platform.postgres import Reads, take_time
-from shared.processes import history, parked, pending, runners, store, switches
+from shared.processes import delivery_backlog, history, parked, pending, runners, store, switches
+from shared.processes.delivery_backlog import Backlog
 from shared.processes.diagram import Arrow, explore
 from shared.processes.history import Revision
 from shared.processes.pending import Acknowledgement, Pending
@@ -168,6 +169,11 @@ class ProcessAdmin:
         """How far the runner of each shard has followed the line, and whether it goes on."""
         async with self._reads.connection() as connection:
             return await runners.read(connection, self._shard, self._clock())
+
+    async def backlog(self) -> Backlog:
+        """The deliveries that have not arrived."""
+        async with self._reads.connection() as connection:
+            return await delivery_backlog.read(connection)
 
     async def forgotten(self, tenant: str) -> dict[str, int]:
         """How many rows of a closed tenant have gone, by table; empty if its end was not met yet."""

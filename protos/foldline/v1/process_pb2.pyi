@@ -729,20 +729,52 @@ class ListRunnersResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     RUNNERS_FIELD_NUMBER: _builtins.int
+    DELIVERIES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def runners(self) -> _containers.RepeatedCompositeFieldContainer[Global___RunnerStatus]: ...
+    @_builtins.property
+    def deliveries(self) -> Global___DeliveryBacklog: ...
     def __init__(
         self,
         *,
         runners: _abc.Iterable[Global___RunnerStatus] | None = ...,
+        deliveries: Global___DeliveryBacklog | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deliveries", b"deliveries"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["runners", b"runners"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deliveries", b"deliveries", "runners", b"runners"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListRunnersResponse: _TypeAlias = ListRunnersResponse  # noqa: Y015
+
+@_typing.final
+class DeliveryBacklog(_message.Message):
+    """The e-mails and webhooks that have not arrived."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEAD_FIELD_NUMBER: _builtins.int
+    WAITING_SINCE_FIELD_NUMBER: _builtins.int
+    dead: _builtins.int
+    """Given up: they wait for an operator. Counted up to 10,000."""
+    @_builtins.property
+    def waiting_since(self) -> _timestamp_pb2.Timestamp:
+        """When the oldest was made that is still tried; missing if there is none."""
+
+    def __init__(
+        self,
+        *,
+        dead: _builtins.int = ...,
+        waiting_since: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["waiting_since", b"waiting_since"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dead", b"dead", "waiting_since", b"waiting_since"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeliveryBacklog: _TypeAlias = DeliveryBacklog  # noqa: Y015
 
 @_typing.final
 class AcceptHistoryRequest(_message.Message):

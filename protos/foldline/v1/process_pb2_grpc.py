@@ -157,7 +157,7 @@ class ProcessServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListRunners(self, request, context):
-        """Those that run processes: how far each has followed the line of events, and whether it goes on.
+        """Those that run processes: how far each has followed the line of events, and whether it goes on; and what was not delivered.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -29,7 +29,7 @@ class ProcessServiceStub:
     Refusals: PROCESS_NOT_FOUND, PROCESS_ENDED, NOTHING_TO_CANCEL, MAY_HAVE_HAPPENED.
     """
     ListRunners: _aio.UnaryUnaryMultiCallable[_process_pb2.ListRunnersRequest, _process_pb2.ListRunnersResponse]
-    """Those that run processes: how far each has followed the line of events, and whether it goes on."""
+    """Those that run processes: how far each has followed the line of events, and whether it goes on; and what was not delivered."""
     AcceptHistory: _aio.UnaryUnaryMultiCallable[_process_pb2.AcceptHistoryRequest, _process_pb2.AcceptHistoryResponse]
     """Lets a diverged runner go on with the line as it is now, from the last event that it has seen there. A process whose begin
     is gone is undone; one that moved since then runs again from its begin: what it did gives the first answers, what is gone
@@ -112,7 +112,7 @@ class ProcessServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _process_pb2.ListRunnersRequest,
         context: _aio.ServicerContext[_process_pb2.ListRunnersRequest, _abc.Awaitable[_process_pb2.ListRunnersResponse]],
     ) -> _abc.Awaitable[_process_pb2.ListRunnersResponse]:
-        """Those that run processes: how far each has followed the line of events, and whether it goes on."""
+        """Those that run processes: how far each has followed the line of events, and whether it goes on; and what was not delivered."""
 
     @_abc_1.abstractmethod
     def AcceptHistory(

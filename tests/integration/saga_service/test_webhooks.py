@@ -16,14 +16,19 @@ from standardwebhooks import Webhook as Verifier
 
 from bank.v1 import account_pb2
 from deploy.bootstrap import Database
-from foldline.v1 import delivery_pb2, delivery_pb2_grpc
+from foldline.v1 import delivery_pb2, delivery_pb2_grpc, process_pb2, process_pb2_grpc
 from foldline.v1.event_store_pb2 import EventEnvelope
 from saga_service.app import Leading, SagaSettings, build
 from shared.folds.delivery import EVERY_TENANT, Announcements, Notice, Outgoing, Webhook
 from shared.folds.process import Answer, Step
+from shared.platform.clock import utc_now
 from shared.platform.identity import Role
+from shared.platform.instruments import Number
+from shared.platform.metrics import Metrics
 from shared.platform.postgres import Reads
+from shared.platform.probe import DatabaseProbe
 from shared.platform.tokens import DevelopmentIssuer
+from shared.processes.delivery_backlog import watch_deliveries
 from shared.rpc.client import bearer
 from tests.support.domains.gifts import GIFT, Gift, World
 from tests.support.fakes.line import uid
@@ -71,6 +76,7 @@ class Service:
     world: World
     folds: Folds
     stub: delivery_pb2_grpc.DeliveryServiceStub
+    processes: process_pb2_grpc.ProcessServiceStub
     metadata: Any
 
     async def found(self, status: delivery_pb2.DeliveryStatus.ValueType = delivery_pb2.DELIVERY_STATUS_UNSPECIFIED) -> list[Any]:
@@ -87,6 +93,28 @@ class Service:
 
         await eventually(reached, 20, every_s=0.1)
         return await self.found(status)
+
+    async def backlog(self) -> process_pb2.DeliveryBacklog:
+        """What has not arrived."""
+        answer = await self.processes.ListRunners(process_pb2.ListRunnersRequest(), metadata=self.metadata, timeout=10)
+        return answer.deliveries
+
+    async def gauges(self) -> list[float]:
+        """Dead deliveries, and for how long the oldest other one has waited: asked for now, not as the service has them."""
+        metrics, probe = Metrics("test"), DatabaseProbe(self.world.database.app, application_name="test-gauges")
+        watch_deliveries(metrics, probe, utc_now)
+        asking = asyncio.create_task(metrics.watch_loop())
+
+        def values() -> list[float]:
+            return [value for number in metrics.every() if isinstance(number, Number) for value, _ in number.read()]
+
+        try:
+            await eventually(values, 10)
+        finally:
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+            await probe.close()
+        return values()
 
     async def retry(self, delivery_id: str) -> Any:
         """An operator sends one again."""
@@ -129,7 +157,8 @@ async def serving(saga_db: Database, folder: Path, endpoint: Endpoint, **more: A
         try:
             async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
                 operator = bearer(issuer.issue(tenant="operators", user_id="olga", roles=[Role.OPERATOR]))
-                yield Service(world, folds, delivery_pb2_grpc.DeliveryServiceStub(channel), operator)
+                stubs = delivery_pb2_grpc.DeliveryServiceStub(channel), process_pb2_grpc.ProcessServiceStub(channel)
+                yield Service(world, folds, *stubs, operator)
         finally:
             stopping.set()
             await running
@@ -144,6 +173,11 @@ async def test_events_and_notices_reach_a_receiver_that_fails_at_first(saga_db: 
         service.world.freeze(1)
         service.world.open(2)
         await eventually(lambda: len(endpoint.requests) >= 2, 20)
+        backlog = await service.backlog()
+        assert (backlog.dead, backlog.waiting_since) == (0, (await service.found(PENDING))[0].created_at)
+        dead, waiting_s = await service.gauges()
+        assert dead == 0
+        assert 0 < waiting_s < 60
         endpoint.answers(OK)
         await service.are("", "", "", status=SENT)
     told = [Verifier(SECRET).verify(it.body, it.headers) for it in endpoint.requests]
@@ -171,6 +205,9 @@ async def test_a_delivery_that_is_refused_for_good_is_dead_until_an_operator_ret
         endpoint.answers(b"HTTP/1.1 500 Oops\r\n\r\n")
         service.world.freeze(1)
         [_, tried] = await service.are("WEBHOOK_REFUSED: 410", "WEBHOOK_REFUSED: 500", status=DEAD)
+        backlog = await service.backlog()
+        assert (backlog.dead, backlog.HasField("waiting_since")) == (2, False)
+        assert await service.gauges() == [2, 0]
         assert (gone.tries, tried.tries, gone.channel, gone.name) == (1, 2, "webhook", "account-frozen-hook")
         endpoint.answers(OK)
         await service.retry(gone.delivery_id)
