@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import SecretStr
 
 from read_service.app import ReadSettings
 from read_service.projector import ProjectorSettings
@@ -28,12 +30,17 @@ PROCESSES: dict[str, type[ProcessSettings]] = {
 }
 
 
+def render(folder: Path) -> list[dict[str, Any]]:
+    """The objects of a kustomization."""
+    kubectl = Path(sys.executable).with_name("kubectl")
+    done = subprocess.run([kubectl, "kustomize", folder], check=True, capture_output=True)  # noqa: S603 (of ours)
+    return list(yaml.safe_load_all(done.stdout))
+
+
 @pytest.fixture(scope="module")
 def production() -> list[dict[str, Any]]:
     """The objects of the overlay."""
-    kubectl = Path(sys.executable).with_name("kubectl")
-    done = subprocess.run([kubectl, "kustomize", OVERLAYS / "production"], check=True, capture_output=True)  # noqa: S603 (of ours)
-    return list(yaml.safe_load_all(done.stdout))
+    return render(OVERLAYS / "production")
 
 
 @pytest.fixture
@@ -79,3 +86,30 @@ def test_production_is_over_tls(
     probes = ("startupProbe", "livenessProbe", "readinessProbe")
     assert {container[probe]["httpGet"]["port"] for probe in probes} == {"admin"}
     assert not any("grpc" in container[probe] for probe in probes)
+
+
+def test_the_component_for_mail_brings_its_settings(tmp_path: Path, mounted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server and the sender are those of its secret, which is mounted where the setting looks; contacts are optional."""
+    folder = tmp_path / "overlay"
+    folder.mkdir()
+    named = [os.path.relpath(OVERLAYS.parent / it, folder.resolve()) for it in ("overlays/production", "components/mail")]
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump({"resources": named[:1], "components": named[1:]}))
+    objects = render(folder)
+    [saga] = [it["spec"]["template"]["spec"] for it in objects if it["kind"] == "Deployment" and it["metadata"]["name"] == "saga"]
+    [container] = saga["containers"]
+    volumes = {volume["name"]: volume.get("secret", {}) for volume in saga["volumes"]}
+    paths = {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]}
+    assert paths["/run/contacts"] == {"secretName": "foldline-contacts", "optional": True, "defaultMode": 0o440}
+    assert paths["/run/mail"]["secretName"] == "foldline-mail"
+    secret = {"smtp_url": "smtps://bank:s3cret@mail.example", "from": "The Bank <bank@example.com>"}
+    (mounted / "mail").mkdir()
+    (mounted / "mail/smtp_url").write_text(secret["smtp_url"])
+    [told] = [it["data"] for it in objects if it["kind"] == "ConfigMap" and it["metadata"]["name"] == "foldline"]
+    for variable, value in told.items():
+        monkeypatch.setenv(variable, value.replace("/run/", f"{mounted}/"))
+    for row in container["env"]:
+        value = row["value"] if "value" in row else secret[row["valueFrom"]["secretKeyRef"]["key"]]
+        monkeypatch.setenv(row["name"], value.replace("/run/", f"{mounted}/"))
+    settings = load(SagaSettings, "saga", arguments=[])
+    assert (settings.smtp_url, settings.mail_from) == (SecretStr(secret["smtp_url"]), secret["from"])
+    assert settings.contacts_file == mounted / "contacts/contacts.json"
