@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +13,8 @@ from cli.options import DATA, Data, Format, Output
 from cli.output import OK, REFUSED, UNAVAILABLE, print_json, print_table, show
 from cli.process import show_processes
 
+STANDS_AFTER = timedelta(minutes=1)
+
 
 def status(data: Data = DATA, output: Format = Output.TEXT) -> None:
     """Show whether the services serve, how far projections and processes have followed the line, and what needs an operator.
@@ -19,7 +22,7 @@ def status(data: Data = DATA, output: Format = Output.TEXT) -> None:
     "behind" counts the events that a projection or the processes have not seen yet. "ahead" counts events that they have seen
     and the line no longer has: the write database was restored. "state" is RUNNING, STOPPED (a fold failed), DIVERGED (after
     a restore), STUCK (processes leave work that has been due for a minute) or AWAY (no instance runs); "reason" says more, also
-    which types of processes are paused.
+    which types of processes are paused, and what "stands still": there are events before it, and it has taken none for a minute.
 
     Exits with 3 if a service does not serve or the line cannot be read, with 1 if a projection or the processes do not go on or
     a type of process is paused.
@@ -140,11 +143,20 @@ def show_deliveries(backlog: dict[str, Any]) -> None:
         print(f"\nthe oldest delivery that is tried waits since {since} (foldline delivery list --status pending)")
 
 
+def stands_still(one: dict[str, Any]) -> bool:
+    """Whether a consumer runs, has events before it, and has taken none for a minute: it may hang."""
+    if not one["lag"] or one["reason"] or not one["state"].endswith("_STATE_RUNNING") or not one.get("moved_at"):
+        return False
+    return datetime.now(UTC) - datetime.fromisoformat(one["moved_at"]) > STANDS_AFTER
+
+
 def consumer_row(kind: str, one: dict[str, Any]) -> tuple[str, ...]:
     """A projection or a runner of processes, as a row."""
     behind, ahead = ("?" if one[name] is None else str(one[name]) for name in ("lag", "ahead"))
     # Only runners of processes have paused types and parked streams.
     reasons = [one["reason"]] + [f"{it['type']} is paused by {it['paused_by']}: {it['reason']}" for it in one.get("paused", ())]
+    if stands_still(one):
+        reasons.append(f"stands still since {one['moved_at']}")
     if streams := one.get("parked_streams"):
         reasons.append(f"{streams} streams are parked: foldline process parked list")
     reason = "; ".join(filter(None, reasons))
