@@ -5,6 +5,8 @@ gRPC and the engines are imported inside the commands that need them, so that he
 
 from __future__ import annotations
 
+import os
+
 import typer
 
 from cli import local
@@ -26,6 +28,7 @@ from cli.steering import add_steering
 from cli.tenant import tenant
 from cli.watch import watch
 from cli.why import why
+from shared.platform.unknown import unknown_variables
 
 ABOUT = """Foldline: commands in, events in order, answers out.
 
@@ -53,6 +56,17 @@ Environment, for a system that is not in --data:
 """
 
 app = typer.Typer(help=ABOUT, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
+
+
+@app.callback()
+def refuse_unknown_variables() -> None:
+    """Ends any command with exit code 2 if a FOLDLINE_* variable is none of this release."""
+    if unknown := unknown_variables(os.environ):
+        for sentence in unknown:
+            typer.echo(sentence, err=True)
+        raise typer.Exit(2)
+
+
 app.command()(local.dev)
 app.command()(local.demo)
 app.command()(local.token)

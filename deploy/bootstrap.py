@@ -28,6 +28,7 @@ from psycopg import sql
 
 from shared.platform.migrate import migrate, refuse_newer
 from shared.platform.postgres import SETTINGS, UnsafeDatabase
+from shared.platform.unknown import unknown_variables
 from shared.platform.versions import postgres_too_old
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -245,6 +246,9 @@ def main() -> int:
         "--wait", type=float, default=0, metavar="SECONDS", help="how long to wait for a server that does not answer yet (0)"
     )
     arguments = parser.parse_args()
+    if unknown := unknown_variables(os.environ):
+        print(*unknown, sep="\n", file=sys.stderr)
+        return 2
     file = os.environ.get("DATABASE_URL_FILE")
     url = Path(file).read_text().strip() if file else os.environ.get("DATABASE_URL")
     if not url:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from bank.v1.totals_query_pb2_grpc import add_TotalsQueryServiceServicer_to_server
 from foldline.v1.projection_pb2_grpc import add_ProjectionServiceServicer_to_server
@@ -22,7 +22,7 @@ from shared.platform.leader import LockClass
 from shared.platform.peers import PerhapsWriteServicePeer
 from shared.platform.postgres import Reads
 from shared.platform.seal import Seal, SealKeys
-from shared.platform.settings import ServerSettings
+from shared.platform.settings import ServerSettings, refuse_larger
 from shared.platform.urls import DatabaseUrl
 from shared.projections.admin import watch_parked
 from shared.projections.past_events import PastEvents
@@ -67,6 +67,15 @@ class ReadSettings(PerhapsWriteServicePeer, ServerSettings):
     """From how many events a summary of the past is folded at the most."""
     watch_s_max: float = Field(3600, gt=0)
     """The longest that a watch may last, in seconds; its caller then goes on with the resume token."""
+
+    @model_validator(mode="after")
+    def _watches_leave_room(self) -> ReadSettings:
+        refuse_larger(self, watches_per_tenant_max="watches_max", watched_lists_per_tenant_max="watched_lists_max")
+        if self.watches_max >= self.calls_at_once_max:
+            raise ValueError(
+                "FOLDLINE_WATCHES_MAX must be smaller than FOLDLINE_CALLS_AT_ONCE_MAX, or watches leave no other calls room"
+            )
+        return self
 
 
 def build(settings: ReadSettings, reads: Reads) -> Server:

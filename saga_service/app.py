@@ -20,7 +20,7 @@ from saga_service.overrides import ANNOUNCEMENTS
 from saga_service.registry import PROCESSES
 from shared.folds.delivery import Announcements
 from shared.folds.process import ProcessDefinition
-from shared.line.archive import open_files
+from shared.line.archive import StoreUrl, open_files
 from shared.line.broker_access import Broker
 from shared.line.consumer_metrics import watch_consumers
 from shared.line.follower import Follower
@@ -30,7 +30,7 @@ from shared.platform.clock import utc_now
 from shared.platform.leader import LockClass, lead, until
 from shared.platform.peers import BrokerPeer, WriteServicePeer
 from shared.platform.postgres import Connection, Reads, refuse_unsafe
-from shared.platform.settings import ServerSettings
+from shared.platform.settings import ServerSettings, named
 from shared.platform.urls import DatabaseUrl, OverTls
 from shared.processes import announce
 from shared.processes.admin import ProcessAdmin
@@ -80,16 +80,14 @@ class SagaSettings(ServerSettings, WriteServicePeer, BrokerPeer):
     """Sent and discarded deliveries are deleted after so many days."""
     process_retention_days: float = Field(90, gt=0)
     """Processes are deleted so many days after their end, with their histories, unless an operator should look at them."""
-    process_archive_url: str = ""
+    process_archive_url: StoreUrl = ""
     """Where processes with their histories are written before they are deleted: `file:///folder`, which all instances share, or
     `s3://bucket/path`; empty: nowhere."""
 
-    @field_validator("process_archive_url")
-    @classmethod
-    def _names_a_store(cls, value: str) -> str:
-        if value:
-            open_files(value)
-        return value
+    def prepare(self) -> None:
+        """Makes the folder of the archive."""
+        if self.process_archive_url:
+            named("process_archive_url", lambda: open_files(self.process_archive_url))
 
     @field_validator("smtp_url")
     @classmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from bank.v1 import user_pb2_grpc
 from foldline.v1 import (
@@ -30,13 +30,13 @@ from shared.commands.retention_plan import Purges
 from shared.commands.retention_sweeper import RetentionSweeper
 from shared.commands.schedule import Schedule, Scheduler, watch_schedule
 from shared.commands.sweeper import Sweeper
-from shared.line.archive import open_archive
+from shared.line.archive import StoreUrl, open_archive
 from shared.line.notifier import Notifier
 from shared.platform.clock import utc_now
 from shared.platform.leader import LockClass, lead
 from shared.platform.postgres import Reads
 from shared.platform.seal import Seal, SealKeys
-from shared.platform.settings import Bytes, Seconds, ServerSettings
+from shared.platform.settings import Bytes, Seconds, ServerSettings, named, refuse_larger
 from shared.platform.urls import DatabaseUrl
 from shared.rpc.probes import Probes
 from shared.rpc.server import Server
@@ -79,12 +79,21 @@ class WriteSettings(ServerSettings):
     """How long a batch waits at most, under load, for the commands that are about to come, in seconds; 0: never."""
     command_size_max: Bytes = COMMAND_BYTES_MAX
     """The largest command, in bytes, in a request of its own or in a batch."""
-    archive_url: str = ""
+    archive_url: StoreUrl = ""
     """Where boxed aggregates go: `file:///folder`, which all replicas share, or `s3://bucket/path`; empty: nothing is boxed."""
     export_s_max: float = Field(3600, gt=0)
     """How long the export of a tenant may take, in seconds, in place of `deadline_max_s`."""
     command_log_days: float = Field(0, ge=0)
     """For how many days the command log keeps a command that has ended; 0: for ever."""
+
+    @model_validator(mode="after")
+    def _commands_fit(self) -> WriteSettings:
+        refuse_larger(self, command_size_max="request_size_max")
+        return self
+
+    def prepare(self) -> None:
+        """Makes the archive's folder."""
+        named("archive_url", lambda: open_archive(self.archive_url))
 
 
 def build(settings: WriteSettings, reads: Reads) -> Server:
@@ -117,8 +126,9 @@ def build(settings: WriteSettings, reads: Reads) -> Server:
         roles=FIXED_ROLES | registry.roles(COMMANDS | MORE_COMMANDS),
         probes=Probes(settings, "write_service"),
     )
-    watch_schedule(server.probes.metrics, server.probes.needs_database(database_url))
-    committer.observer.register(server.probes.metrics, settings.tenants_told_apart)
+    probe = server.probes.needs_database(database_url)
+    watch_schedule(server.probes.metrics, probe)
+    committer.observer.register(server.probes.metrics, settings.tenants_told_apart, probe, committer.waiting)
     add_command_services(server, commands)
     server.add(
         user_pb2_grpc.add_UserServiceServicer_to_server,

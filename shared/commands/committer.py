@@ -124,6 +124,10 @@ class Committer:
 
     # What callers see
 
+    def waiting(self, tenant: str) -> int:
+        """How many commands of a tenant wait for their outcomes."""
+        return self._intake.waiting(tenant)
+
     def submit(self, groups: Sequence[list[Command]]) -> PendingReply:
         """An awaitable for the outcomes of groups of commands, each group all or nothing; it ends when they are durable.
 

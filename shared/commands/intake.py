@@ -98,6 +98,10 @@ class Intake:
         """Whether no command is in progress."""
         return not (self._under_way or self._bytes or self._by_tenant or self._bytes_by_tenant)
 
+    def waiting(self, tenant: str) -> int:
+        """How many commands of a tenant are in progress."""
+        return self._by_tenant.get(tenant, 0)
+
     def refuse_if_full(self, groups: Sequence[list[Command]]) -> None:
         """Raises OverLimit (QUEUE_FULL, TENANT_OVER_QUOTA) if these would exceed a limit."""
         limits = self._limits

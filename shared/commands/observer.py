@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from msgspec import Struct
 
@@ -17,9 +17,12 @@ from shared.commands.intake import CommandGroup
 from shared.platform import tracing
 from shared.platform.instruments import SECONDS, SIZES, Histogram
 from shared.platform.metrics import Metrics
+from shared.platform.probe import DatabaseProbe
 from shared.platform.telemetry import logger
 
 log = logger(__name__)
+
+_HEAD = "SELECT coalesce(max(position), 0) FROM events"
 
 
 class Stopwatch(Struct):
@@ -84,8 +87,17 @@ class CommitObserver:
         if log.takes_debug():
             _tell(groups, plan)
 
-    def register(self, metrics: Metrics, tenants: Iterable[str]) -> None:
-        """Makes the numbers part of what the process exports."""
+    def register(self, metrics: Metrics, tenants: Iterable[str], probe: DatabaseProbe, waiting: Callable[[str], int]) -> None:
+        """Makes the numbers part of what the process exports. `waiting` tells how many commands of a tenant wait.
+
+        The write database is asked for the head: other replicas move it too, and so do boxing and purging.
+        """
+
+        async def ask_head() -> None:
+            [(position,)] = await probe.rows(_HEAD)
+            self.head = max(self.head, position)
+
+        metrics.watch(ask_head)
         self.tenants = frozenset(tenants)
         metrics.add(self.sizes, self.durations, self.waits)
         metrics.counter(
@@ -98,7 +110,12 @@ class CommitObserver:
             "Commands of the tenants that metrics tell apart.",
             lambda: [(n, {"tenant": tenant, "outcome": outcome}) for (tenant, outcome), n in list(self._by_tenant.items())],
         )
-        metrics.gauge("foldline.head", "The last position of the line that this process has seen.", lambda: [(self.head, {})])
+        metrics.gauge(
+            "foldline.tenant.commands.waiting",
+            "Commands that wait for their outcomes, of the tenants that metrics tell apart.",
+            lambda: [(waiting(tenant), {"tenant": tenant}) for tenant in sorted(self.tenants)],
+        )
+        metrics.gauge("foldline.head", "The last position of the line.", lambda: [(self.head, {})] if self.head else [])
         metrics.counter("foldline.events.appended", "Events appended to the line.", lambda: [(self._events, {})])
         metrics.counter(
             "foldline.commit.conflicts",

@@ -17,11 +17,11 @@ import binascii
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 from urllib.parse import quote, unquote, urlsplit
 from uuid import UUID
 
@@ -32,6 +32,7 @@ from msgspec import DecodeError as JsonError
 from msgspec import Raw, Struct, ValidationError, field, json
 from obstore import exceptions
 from obstore.store import ObjectStore, from_url
+from pydantic import AfterValidator
 
 from shared.folds.errors import Refusal, Rejected, Unavailable
 from shared.line.event_store import AggregateKey, StoredEvent
@@ -254,15 +255,43 @@ def open_files(url: str) -> Files:
     """The store at a URL: `file:///folder`, which is made if it is not there, `s3://bucket/path`, or another of obstore.
 
     Credentials for an object store come from its own variables (AWS_ACCESS_KEY_ID …). Raises ValueError for a URL that names
-    no store.
+    no store, and for a folder that cannot be made or written.
     """
+    with _usable():
+        if (folder := _folder(url)) is None:
+            return Files(from_url(url), None)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise ValueError(f"{folder} cannot be written")
+        return Files(from_url(url), folder)
+
+
+def _store_url(url: str) -> str:
+    if url:
+        with _usable():
+            if _folder(url) is None:
+                from_url(url)
+    return url
+
+
+StoreUrl = Annotated[str, AfterValidator(_store_url)]
+"""A URL that `open_files` takes, or nothing. Nothing is made or called when it is looked at."""
+
+
+def _folder(url: str) -> Path | None:
+    """The folder that a URL names; None if it is one of an object store."""
     parts = urlsplit(url)
+    if parts.scheme != "file":
+        return None
+    if parts.netloc or not parts.path.startswith("/"):
+        raise ValueError("a folder is named like file:///folder")
+    return Path(unquote(parts.path))
+
+
+@contextmanager
+def _usable() -> Iterator[None]:
     try:
-        if parts.scheme == "file":
-            folder = Path(unquote(parts.path))
-            folder.mkdir(parents=True, exist_ok=True)
-            return Files(from_url(url), folder)
-        return Files(from_url(url), None)
+        yield
     except (exceptions.BaseError, OSError, ValueError) as error:
         said = str(error).partition("\n")[0]
         raise ValueError(f"the archive's URL cannot be used: {said}") from error

@@ -10,7 +10,8 @@ from shared.platform.certificates import Reloaded, TlsFiles, end_of
 from shared.platform.instruments import Labels
 from shared.platform.metrics import Metrics
 from shared.platform.peers import BrokerPeer, PerhapsWriteServicePeer
-from shared.platform.settings import PREFIX, CannotStart, ProcessSettings
+from shared.platform.settings import CannotStart, ProcessSettings
+from shared.platform.unknown import PREFIX
 from shared.platform.urls import client_certificate
 
 METRIC = "foldline.tls.certificate.expiry.timestamp"

@@ -10,10 +10,9 @@ A secret may be given by the name of a file that holds it: `FOLDLINE_DATABASE_UR
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
@@ -23,12 +22,14 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from shared.platform.certificates import TlsFiles, read_authorities, read_pair
+from shared.platform.unknown import PREFIX, unknown_variables
 from shared.platform.urls import Address, KeysUrl, OverTls
-from shared.platform.variables import KNOWN
 
-PREFIX = "FOLDLINE_"
 SECRET_BYTES_MAX = 64 * 1024
 MEBIBYTE = 1024 * 1024
+MESSAGE_SIZE_MAX = 4 * MEBIBYTE
+"""The largest message that gRPC takes here, whatever a setting says."""
+EVERY_ADDRESS = frozenset({"0.0.0.0", "[::]"})  # noqa: S104 (to compare with)
 
 Seconds = Annotated[float, Field(ge=0)]
 Bytes = Annotated[int, Field(gt=0)]
@@ -77,6 +78,9 @@ class ProcessSettings(BaseSettings):
         """What holds, by variable, for the log. Of a secret only that there is one."""
         return {f"{PREFIX}{name.upper()}": value for name, value in self.model_dump(mode="json").items() if value is not None}
 
+    def prepare(self) -> None:
+        """Makes what settings name and the process needs, once all of them are found to be good. Raises ValueError."""
+
     @property
     def listens_locally(self) -> bool:
         """Whether `listen` is an address of this machine that no other machine reaches."""
@@ -87,6 +91,13 @@ class ProcessSettings(BaseSettings):
     def server_tls(self) -> TlsFiles:
         """The certificate that gRPC is served with, if any, and the authorities of those that clients must show."""
         return TlsFiles(self.tls_client_ca_file, self.tls_cert_file, self.tls_key_file, what="server")
+
+    @model_validator(mode="after")
+    def _listens_at_two_places(self) -> ProcessSettings:
+        (host, port), (admin_host, admin_port) = (it.rsplit(":", 1) for it in (self.listen, self.admin_listen))
+        if int(port) == int(admin_port) != 0 and (host == admin_host or {host, admin_host} & EVERY_ADDRESS):
+            raise ValueError(f"{PREFIX}LISTEN and {PREFIX}ADMIN_LISTEN must not be the same address")
+        return self
 
     @model_validator(mode="after")
     def _tls_agrees(self) -> ProcessSettings:
@@ -147,7 +158,7 @@ class ServerSettings(ProcessSettings):
     """The longest deadline of a call, in seconds; a longer one is cut to it."""
     stream_s_max: Annotated[float, Field(gt=0)] = 600
     """How long a client may stream requests over one call, in seconds; then what came is answered, and the stream ends."""
-    request_size_max: Bytes = MEBIBYTE
+    request_size_max: Annotated[Bytes, Field(le=MESSAGE_SIZE_MAX)] = MEBIBYTE
     """The largest request, in bytes. SendBatch takes 4 MiB."""
     calls_at_once_max: Annotated[int, Field(gt=0)] = 2000
     """How many calls of tenants are served at once. Tenants share them; what is more is refused, to be tried again."""
@@ -167,9 +178,7 @@ class ServerSettings(ProcessSettings):
                 raise ValueError(f"{PREFIX}TLS_REQUIRED: {PREFIX}JWKS_URL must begin with https://")
             if not self.jwks_private:
                 raise ValueError(f"{PREFIX}JWKS_URL must begin with https:// unless {PREFIX}JWKS_PRIVATE is set")
-        for less, more in (("deadline_default_s", "deadline_max_s"), ("drain_calls_s", "drain_s")):
-            if getattr(self, less) > getattr(self, more):
-                raise ValueError(f"{PREFIX}{less.upper()} must not be larger than {PREFIX}{more.upper()}")
+        refuse_larger(self, deadline_default_s="deadline_max_s", drain_calls_s="drain_s")
         return self
 
 
@@ -223,11 +232,20 @@ def load(settings: type[SettingsT], program: str, *, arguments: Sequence[str] | 
     if unknown := unknown_variables(os.environ):
         _refuse(unknown)
     try:
-        return settings()
+        found = settings()
+        found.prepare()
     except ValidationError as error:
         _refuse([_sentence(each) for each in error.errors(include_url=False, include_input=False)])
     except ValueError as error:
         _refuse([str(error)])
+    return found
+
+
+def refuse_larger(settings: ProcessSettings, **pairs: str) -> None:
+    """Raises ValueError if the field on the left of a pair has a larger number than the one on the right."""
+    for less, more in pairs.items():
+        if getattr(settings, less) > getattr(settings, more):
+            raise ValueError(f"{PREFIX}{less.upper()} must not be larger than {PREFIX}{more.upper()}")
 
 
 def refuse_unusable(settings: ProcessSettings, cert: str, key: str, authorities: str = "") -> None:
@@ -236,26 +254,17 @@ def refuse_unusable(settings: ProcessSettings, cert: str, key: str, authorities:
     if (cert_file is None) != (key_file is None):
         raise ValueError(f"{PREFIX}{cert.upper()} and {PREFIX}{key.upper()} need each other")
     if cert_file is not None:
-        _named(cert, lambda: read_pair(cert_file, key_file))
+        named(cert, lambda: read_pair(cert_file, key_file))
     if authorities and (file := getattr(settings, authorities)) is not None:
-        _named(authorities, lambda: read_authorities(file))
+        named(authorities, lambda: read_authorities(file))
 
 
-def _named(field: str, read: Callable[[], object]) -> None:
+def named(field: str, read: Callable[[], object]) -> None:
+    """Calls `read`, and says which variable is at fault if that raises ValueError."""
     try:
         read()
     except ValueError as error:
         raise ValueError(f"{PREFIX}{field.upper()}: {error}") from None
-
-
-def unknown_variables(environment: Mapping[str, str]) -> list[str]:
-    """A sentence for each FOLDLINE_* variable that no process of this release knows, with the nearest one that it does."""
-    sentences = []
-    for name in sorted(environment):
-        if name.startswith(PREFIX) and name not in KNOWN:
-            near = difflib.get_close_matches(name, KNOWN, n=1)
-            sentences.append(f"{name} is no setting" + (f": did you mean {near[0]}?" if near else ", nor near one"))
-    return sentences
 
 
 def is_secret(field: FieldInfo) -> bool:

@@ -25,7 +25,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from shared.folds.errors import Late, Refusal, Unavailable
 from shared.platform.identity import Role
 from shared.platform.program import stop_requested
-from shared.platform.settings import ServerSettings
+from shared.platform.settings import MESSAGE_SIZE_MAX, ServerSettings
 from shared.platform.telemetry import logger
 from shared.platform.tokens import open_verifier
 from shared.rpc.behaviours import (
@@ -58,7 +58,7 @@ from shared.rpc.validation import load_validator
 ServicerT = TypeVar("ServicerT")
 OnDrained = Callable[[], Awaitable[None]]
 
-BATCH_SIZE_MAX = 4 * 1024 * 1024
+BATCH_SIZE_MAX = MESSAGE_SIZE_MAX
 # What is a little too large is refused by us, with a name; what is much too large by gRPC, before it is all in memory.
 _SLACK = 64 * 1024
 # For gRPC's own limit, which has no name and should never be met: calls of processes, of health, and those being refused.

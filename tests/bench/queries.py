@@ -211,9 +211,9 @@ async def rebuilding(stage: Stage, scale: float) -> AsyncGenerator[Sample, None]
 async def fanning_out(stage: Stage, scale: float) -> AsyncGenerator[Sample, None]:
     """Processor time of the read service for each change that is delivered to 1,000 watchers of one account, beside 100."""
     async with AsyncExitStack() as stack:
-        most = str(max(WATCHERS) + 100)
-        names = ("FOLDLINE_WATCHES_PER_TENANT_MAX", "FOLDLINE_WATCHES_MAX", "FOLDLINE_CALLS_AT_ONCE_MAX")
-        system, caller = await _system(stage, stack, **{name: str(2 * int(most)) for name in names})
+        most = 2 * (max(WATCHERS) + 100)
+        limits = {"FOLDLINE_WATCHES_PER_TENANT_MAX": most, "FOLDLINE_WATCHES_MAX": most, "FOLDLINE_CALLS_AT_ONCE_MAX": 2 * most}
+        system, caller = await _system(stage, stack, **{name: str(limit) for name, limit in limits.items()})
         while True:
             cost = {count: await _fanned(system, caller, count, round(CHANGES * scale)) for count in WATCHERS}
             notes = {f"us_at_{count}": us for count, us in cost.items()}

@@ -8,7 +8,8 @@ import orjson
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from shared.platform.settings import ServerSettings, load, unknown_variables, usage
+from shared.platform.settings import ServerSettings, load, usage
+from shared.platform.unknown import unknown_variables
 from shared.platform.urls import DatabaseUrl, NatsUrl
 
 URL = "postgresql://app:swordfish@db:5432/write"
