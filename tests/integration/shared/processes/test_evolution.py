@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterator
 from contextlib import aclosing
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,21 +26,6 @@ from tests.support.domains import gifts
 from tests.support.domains.gifts import GIFT, TENANT, Gift, World, deposit, on_answer
 from tests.support.fakes.line import StoreLine, uid
 from tests.support.system.waiting import eventually
-
-
-@pytest.fixture(autouse=True)
-def no_defects() -> Iterator[None]:
-    """Folds are right unless a test breaks them."""
-    yield
-    gifts.DEFECTS.accounts.clear()
-
-
-@pytest.fixture
-def world(saga_db: Database, tmp_path: Path) -> World:
-    """A line, a write service, a saga database."""
-    file = tmp_path / "saga.token"
-    file.write_text("t0ken\n")
-    return World(saga_db, file)
 
 
 def answered_renamed(state: Gift, answer: Answer) -> Step[Gift]:

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 
 from bank.v1 import account_pb2
-from deploy.bootstrap import Database
 from shared.folds.errors import InternalError, Refusal, Rejected, Unavailable
 from shared.line.checkpoint import Checkpoint
 from shared.line.standing import State
 from shared.processes import history
 from shared.processes.history import PARKED, RESTARTED, UNDONE
-from tests.support.domains import gifts
 from tests.support.domains.gifts import World, key
 from tests.support.fakes.line import uid
 from tests.support.system.waiting import eventually
@@ -25,20 +22,10 @@ from tests.support.system.waiting import eventually
 RESTORED = "22222222-2222-4222-8222-222222222222/1"
 
 
-@pytest.fixture
-def world(saga_db: Database, tmp_path: Path) -> World:
-    """A line, a write service, a saga database."""
-    file = tmp_path / "saga.token"
-    file.write_text("t0ken\n")
-    return World(saga_db, file)
-
-
 @pytest.fixture(autouse=True)
-def no_margin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_margin(monkeypatch: pytest.MonkeyPatch) -> None:
     """The clocks of a test are one clock."""
     monkeypatch.setattr(history, "MARGIN", timedelta())
-    yield
-    gifts.DEFECTS.accounts.clear()
 
 
 async def becomes(world: World, number: int, phase: str) -> None:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 from google.protobuf.message import Message
 
 from bank.v1 import account_pb2
-from deploy.bootstrap import Database
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.delivery import Announcements, Email
 from shared.folds.process import Step
@@ -30,21 +28,6 @@ from tests.support.logs import capture_logs
 from tests.support.system.waiting import eventually
 
 STEPS = ["event", "command", "timer_set", "answer", "command", "answer"]
-
-
-@pytest.fixture
-def world(saga_db: Database, tmp_path: Path) -> World:
-    """A line, a write service, a saga database."""
-    token_file = tmp_path / "saga.token"
-    token_file.write_text("t0ken\n")
-    return World(saga_db, token_file)
-
-
-@pytest.fixture(autouse=True)
-def no_defects() -> Iterator[None]:
-    """Folds are right unless a test breaks them."""
-    yield
-    gifts.DEFECTS.accounts.clear()
 
 
 @pytest.fixture

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 
-from deploy.bootstrap import Database
 from foldline.v1 import command_pb2
 from saga_service.registry import PROCESSES
 from shared.folds.errors import Refusal, Rejected, Unavailable
@@ -67,14 +65,6 @@ ROADS = {
     "pay": ["reserve", "release", "cancel"],
     "ship": ["reserve", "pay", "refund", "release", "cancel"],
 }
-
-
-@pytest.fixture
-def world(saga_db: Database, tmp_path: Path) -> World:
-    """A line and a saga database."""
-    file = tmp_path / "saga.token"
-    file.write_text("t0ken")
-    return World(saga_db, file)
 
 
 async def play(world: World, shop: Shop, orders: Sequence[int]) -> None:

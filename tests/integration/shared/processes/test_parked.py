@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Awaitable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bank.v1 import account_pb2
-from deploy.bootstrap import Database
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds import upcasting
 from shared.folds.delivery import Announcements, Email
@@ -46,14 +44,6 @@ def mended() -> Iterator[None]:
     """Every account names its process unless a test breaks it."""
     yield
     nameless.clear()
-
-
-@pytest.fixture
-def world(saga_db: Database, tmp_path: Path) -> World:
-    """A line, a write service, a saga database."""
-    file = tmp_path / "saga.token"
-    file.write_text("t0ken\n")
-    return World(saga_db, file)
 
 
 def steering_of(desk: ProcessAdmin) -> Steering:

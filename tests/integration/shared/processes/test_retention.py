@@ -16,7 +16,6 @@ from typing import Any, NoReturn
 import psycopg
 import pytest
 
-from deploy.bootstrap import Database
 from shared.folds.errors import Rejected, Unavailable
 from shared.line import checkpoint as checkpoints
 from shared.line.archive import open_files
@@ -28,21 +27,11 @@ from shared.processes.history_archive import HistoryArchive
 from shared.processes.retention import ProcessRetention
 from shared.processes.runner import CHECKPOINT
 from tests.support.checks.history import connected
-from tests.support.domains import gifts
 from tests.support.domains.gifts import World, frozen, key
 from tests.support.fakes.line import uid
 from tests.support.system.waiting import eventually
 
 KEPT = timedelta(days=90)
-
-
-@pytest.fixture
-def world(saga_db: Database, tmp_path: Path) -> World:
-    """A line, a write service, a saga database."""
-    file = tmp_path / "saga.token"
-    file.write_text("t0ken\n")
-    gifts.DEFECTS.accounts.clear()
-    return World(saga_db, file)
 
 
 async def connect(world: World) -> postgres.Connection:

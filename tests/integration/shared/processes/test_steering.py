@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from deploy.bootstrap import Database
 from foldline.v1 import command_pb2
 from shared.folds.errors import InternalError, Refusal, Unavailable
 from shared.folds.ids import step_id
@@ -24,15 +22,6 @@ from tests.support.domains import gifts
 from tests.support.domains.gifts import World, frozen, key
 from tests.support.fakes.line import uid
 from tests.support.system.waiting import eventually
-
-
-@pytest.fixture
-def world(saga_db: Database, tmp_path: Path) -> World:
-    """A line, a write service, a saga database."""
-    file = tmp_path / "saga.token"
-    file.write_text("t0ken\n")
-    gifts.DEFECTS.accounts.clear()
-    return World(saga_db, file)
 
 
 async def reason(call: Awaitable[object]) -> str:

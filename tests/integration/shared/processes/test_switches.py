@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,14 +23,6 @@ from tests.support.fakes.line import uid
 from tests.support.system.waiting import eventually
 
 TENANT, OTHER = "acme", "umbrella"
-
-
-@pytest.fixture
-def world(saga_db: Database, tmp_path: Path) -> World:
-    """A line, a write service, a saga database."""
-    token_file = tmp_path / "saga.token"
-    token_file.write_text("t0ken\n")
-    return World(saga_db, token_file)
 
 
 def announcements() -> Announcements:

@@ -12,7 +12,6 @@ import psycopg
 import pytest
 from msgspec import Raw
 
-from deploy.bootstrap import Database
 from foldline.v1 import retention_pb2, tenant_pb2
 from shared.folds.errors import Rejected, Unavailable
 from shared.line import checkpoint as checkpoints
@@ -21,21 +20,11 @@ from shared.processes import forget as forget_module
 from shared.processes import runner as runner_module
 from shared.processes.history_archive import HistoryArchive, PastProcess
 from tests.support.checks.history import connected, somebody_waits_for_a_row
-from tests.support.domains import gifts
 from tests.support.domains.gifts import TENANT, World
 from tests.support.fakes.line import uid
 from tests.support.system.waiting import eventually
 
 TABLES = ("processes", "process_commands", "process_timers", "process_history", "process_inputs", "deliveries", "parked_events")
-
-
-@pytest.fixture
-def world(saga_db: Database, tmp_path: Path) -> World:
-    """A line, a write service, a saga database."""
-    file = tmp_path / "saga.token"
-    file.write_text("t0ken\n")
-    gifts.DEFECTS.accounts.clear()
-    return World(saga_db, file)
 
 
 def end(world: World) -> int:

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from pathlib import Path
 
-import pytest
-
-from deploy.bootstrap import Database
 from tests.support.checks.history import connected
-from tests.support.domains import gifts
 from tests.support.domains.gifts import World
 from tests.support.system.waiting import eventually
 
@@ -28,15 +23,6 @@ SELECT 'acme', 'gift', 'p' || n, 'late', %(first)s::timestamptz + (n - %(low)s::
 FROM generate_series(%(low)s::int, %(high)s::int) AS n
 """
 FIRED = "SELECT process_id, happened_at FROM process_history WHERE kind = 'timer_fired'"
-
-
-@pytest.fixture
-def world(saga_db: Database, tmp_path: Path) -> World:
-    """A line, a write service, a saga database."""
-    file = tmp_path / "saga.token"
-    file.write_text("t0ken\n")
-    gifts.DEFECTS.accounts.clear()
-    return World(saga_db, file)
 
 
 async def put(world: World, low: int, high: int, first: datetime, apart_s: float = 0.0) -> None:
