@@ -117,7 +117,8 @@ def process_check(
     Exits with 1 if there is a mismatch. One in a history (COMMANDS_DIFFER, STATE_DIFFERS and the like) may be meant: the process
     goes on all the same, but is not where the new code would have brought it. `--histories 0` leaves them out.
 
-    Exits with 4 if the check itself failed, and nothing is known of the processes.
+    Exits with 2 if it is not set up or the processes' code cannot be imported, with 3 if a service does not answer, and with 4 if
+    the check itself failed: then nothing is known of the processes.
     """
     import subprocess
     import sys

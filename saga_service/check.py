@@ -1,14 +1,15 @@
 """`python -m saga_service.check [--histories N]`: whether all processes in flight go on under this release's code.
 
 Run it before a deployment, with the settings of the saga service. It reads the saga database and, for the histories, the line,
-and writes nothing. It prints JSON, and exits with 1 if there is a mismatch, with 2 if it is not set up, with 3 if the
-database or the write service does not answer, with 4 if the check itself failed: then nothing is known of the processes.
+and writes nothing. It prints JSON, and exits with 1 if there is a mismatch. With 2, 3 and 4 nothing is known of the processes: it
+is not set up or their code cannot be imported, the database or the write service does not answer, the check itself failed.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib
 import sys
 import time
 import traceback
@@ -21,8 +22,8 @@ import orjson
 import psycopg
 from pydantic import Field
 
-from saga_service.registry import PROCESSES
 from shared.folds.process import ProcessDefinition
+from shared.folds.upcasting import NONE, Upcasters
 from shared.line.follower import Line, LineAway
 from shared.line.lookup import events_at
 from shared.line.sources import StoreLine
@@ -35,9 +36,10 @@ from shared.processes.compatibility import check
 from shared.processes.process_type import process_types
 from shared.processes.replay import positions, replay
 from shared.rpc.client import channel
-from upcasters import UPCASTERS
 
 MISMATCHES_MAX = 1000
+
+Definitions = Iterable[ProcessDefinition[Any]]
 
 
 class SagaDatabase(ProcessSettings):
@@ -58,7 +60,8 @@ class EventStore(WriteServicePeer):
 
 async def look(
     database_url: str,
-    definitions: Iterable[ProcessDefinition[Any]] = PROCESSES,
+    definitions: Definitions,
+    upcasters: Upcasters = NONE,
     *,
     line: Line | None = None,
     histories_max: int | None = None,
@@ -67,7 +70,7 @@ async def look(
 
     With a line, the histories of the `histories_max` oldest, or of all, are replayed too. Raises LineAway.
     """
-    kinds = process_types(definitions, UPCASTERS)
+    kinds = process_types(definitions, upcasters)
     began, checked, replayed, failed = time.monotonic(), 0, 0, 0
     mismatches: list[dict[str, str]] = []
     connection = await postgres.connect(database_url, application_name="foldline-process-check")
@@ -91,13 +94,22 @@ async def look(
     return {"checked": checked, "replayed": replayed, "failed": failed, "seconds": seconds, "mismatches": mismatches}
 
 
-async def _look(database_url: str, settings: EventStore | None, histories_max: int | None) -> dict[str, Any]:
+def definitions() -> tuple[Definitions, Upcasters]:
+    """The types of processes of this release, and the upcasters of its events. Raises whatever importing them raises."""
+    found: Definitions = importlib.import_module("saga_service.registry").PROCESSES
+    upcasters: Upcasters = importlib.import_module("upcasters").UPCASTERS
+    return found, upcasters
+
+
+async def _look(
+    database_url: str, settings: EventStore | None, found: tuple[Definitions, Upcasters], histories_max: int | None
+) -> dict[str, Any]:
     async with AsyncExitStack() as stack:
         line = None
         if settings is not None:
             write = await stack.enter_async_context(channel(settings.write_address, tls=settings.write_tls))
             line = StoreLine(write, settings.token_file, settings.shard)
-        return await look(database_url, line=line, histories_max=histories_max)
+        return await look(database_url, *found, line=line, histories_max=histories_max)
 
 
 def main() -> int:
@@ -110,7 +122,15 @@ def main() -> int:
     database_url = load(SagaDatabase, "saga_service.check", arguments=()).database_url.get_secret_value()
     settings = None if histories_max == 0 else load(EventStore, "saga_service.check", arguments=())
     try:
-        found = asyncio.run(_look(database_url, settings, histories_max))
+        release = definitions()
+    except Exception as error:  # noqa: BLE001 (a module may raise anything)
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        sys.stderr.write(
+            f"the code of the processes cannot be imported: {type(error).__name__}: {error} ({where.filename}:{where.lineno})\n"
+        )
+        return 2
+    try:
+        found = asyncio.run(_look(database_url, settings, release, histories_max))
     except psycopg.Error as error:
         sys.stderr.write(f"the saga database cannot be read: {str(error).strip()}\n")
         return 3
