@@ -73,7 +73,8 @@ baseline: $(DEV_STAMP)  ## take the contracts as they are for what buf breaking 
 	$(BIN)/python protos/generate.py --image protos/baseline.binpb
 
 # The peer's environment is made unless the rows that are named, by how they begin, all do without it.
-ROWS_ALONE := aggregate% lone% unary% send% pipeline% stream% catch% whole% gathering% fairness% overload% heal% --list
+ROWS_ALONE := aggregate% lone% unary% send% pipeline% stream% catch% whole% gathering% fairness% overload% heal% \
+  get% list% freshness% rebuild% watch% --list
 PEER_IF_NEEDED = $(if $(filter transfers%,$(ARGS)),$(PEER),$(if $(filter $(ROWS_ALONE),$(ARGS)),,$(PEER)))
 
 bench: $(DEV_STAMP)  ## measure against the bare ceilings, DBOS and Restate; writes out/bench.json

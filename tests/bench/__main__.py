@@ -11,7 +11,7 @@ from pathlib import Path
 import psycopg
 from rich.console import Console
 
-from tests.bench import aggregate_load, crowds, healing, lone_append, lone_round, pipeline, queries, report, telemetry
+from tests.bench import aggregate_load, crowds, healing, lone_append, lone_round, pipeline, queries, report, telemetry, watching
 from tests.bench.rows import ROWS as CEILINGS
 from tests.bench.rows import Row, Sample
 from tests.bench.stage import Stage, on_stage, own_engines, own_folder
@@ -28,6 +28,7 @@ ROWS = (
     pipeline.ROW,
     telemetry.ROW,
     *queries.ROWS,
+    *watching.ROWS,
     *VERSUS_PEERS,
 )
 

@@ -1,4 +1,4 @@
-"""What queries cost beside the bare machinery: Get, List, read-your-writes, rebuilding, and live queries of many watchers.
+"""What queries cost beside the bare machinery: Get, List, read-your-writes and rebuilding.
 
 The caller is this process: both sides of a row are asked by the same loop.
 """
@@ -19,19 +19,16 @@ from uuid_utils import uuid7
 
 from bank.v1 import account_pb2, account_pb2_grpc, account_query_pb2, account_query_pb2_grpc
 from deploy.local.system import PROJECTOR, READ, RELAY, WRITE, System
-from foldline.v1 import command_pb2
+from foldline.v1 import command_pb2, command_pb2_grpc
 from read_service.registry import GROUPS
 from shared.platform.identity import Role
 from shared.rpc.client import bearer
 from tests.bench import echo, workload
-from tests.bench.children import Meter
 from tests.bench.rows import CATCH_UP_EVENTS, Row, Sample, bare_catch_up, in_turn
 from tests.bench.stage import Stage, head
 
 PAGE = 50
 PER_S = 200
-WATCHERS = (1, 100, 1000)
-CHANGES = 20
 
 _SELECT = "SELECT * FROM accounts WHERE tenant = %s ORDER BY opened_at, account_id LIMIT %s"
 _ASK = "SELECT ask_rebuild(%s, 1, false, 'bench')"
@@ -45,6 +42,7 @@ class Caller:
     def __init__(self, system: System, write: grpc.aio.Channel, read: grpc.aio.Channel) -> None:
         self.who = bearer(system.token(workload.TENANT, workload.USER, [Role.USER]))
         self.accounts = account_pb2_grpc.AccountServiceStub(write)
+        self.commands = command_pb2_grpc.CommandServiceStub(write)
         self.queries = account_query_pb2_grpc.AccountQueryServiceStub(read)
         self.names = workload.names("account", 1000)
 
@@ -65,7 +63,7 @@ class Caller:
         return await self.accounts.DepositMoney(request, metadata=self.who, timeout=10)
 
 
-async def _system(stage: Stage, stack: AsyncExitStack, **settings: str) -> tuple[System, Caller]:
+async def prepared(stage: Stage, stack: AsyncExitStack, **settings: str) -> tuple[System, Caller]:
     """All that a query needs, with 1,000 accounts that the tables have."""
     system = await stage.system(WRITE, RELAY, PROJECTOR, READ, settings=settings)
     await stage.order(system, "set_up", accounts=1000, batch=250)
@@ -94,7 +92,7 @@ def _echo_of(stack: AsyncExitStack, stage: Stage) -> tuple[grpc.aio.Channel, Cal
 async def getting(stage: Stage, scale: float) -> AsyncGenerator[Sample, None]:
     """The median time of one caller's GetAccount; the ceiling is an echo of the answer's bytes."""
     async with AsyncExitStack() as stack:
-        _, caller = await _system(stage, stack)
+        _, caller = await prepared(stage, stack)
         channel, echoed = _echo_of(stack, stage)
         await stack.enter_async_context(channel)
         content, nth = (await caller.get(0)).SerializeToString(), 0
@@ -109,7 +107,7 @@ async def getting(stage: Stage, scale: float) -> AsyncGenerator[Sample, None]:
 async def listing(stage: Stage, scale: float) -> AsyncGenerator[Sample, None]:
     """The median time of one caller's page of 50; the ceiling is the bare SELECT and an echo of the answer's bytes."""
     async with AsyncExitStack() as stack:
-        system, caller = await _system(stage, stack)
+        system, caller = await prepared(stage, stack)
         channel, echoed = _echo_of(stack, stage)
         await stack.enter_async_context(channel)
         content, nth = (await caller.list()).SerializeToString(), 0
@@ -138,7 +136,7 @@ async def listing(stage: Stage, scale: float) -> AsyncGenerator[Sample, None]:
 async def freshness(stage: Stage, scale: float) -> AsyncGenerator[Sample, None]:
     """From a deposit's receipt until a Get with its token is answered, at 200 deposits/s; the ceiling is echo and commit."""
     async with AsyncExitStack() as stack:
-        _, caller = await _system(stage, stack)
+        _, caller = await prepared(stage, stack)
         channel, echoed = _echo_of(stack, stage)
         await stack.enter_async_context(channel)
         writer = await stage.child("bare_write", stage.engines.clone("write").owner)
@@ -208,33 +206,6 @@ async def rebuilding(stage: Stage, scale: float) -> AsyncGenerator[Sample, None]
             nth += 1
 
 
-async def fanning_out(stage: Stage, scale: float) -> AsyncGenerator[Sample, None]:
-    """Processor time of the read service for each change that is delivered to 1,000 watchers of one account, beside 100."""
-    async with AsyncExitStack() as stack:
-        most = 2 * (max(WATCHERS) + 100)
-        limits = {"FOLDLINE_WATCHES_PER_TENANT_MAX": most, "FOLDLINE_WATCHES_MAX": most, "FOLDLINE_CALLS_AT_ONCE_MAX": 2 * most}
-        system, caller = await _system(stage, stack, **{name: str(limit) for name, limit in limits.items()})
-        while True:
-            cost = {count: await _fanned(system, caller, count, round(CHANGES * scale)) for count in WATCHERS}
-            notes = {f"us_at_{count}": us for count, us in cost.items()}
-            yield Sample(figure=cost[WATCHERS[-1]], ceiling=cost[WATCHERS[1]], notes=notes)
-
-
-async def _fanned(system: System, caller: Caller, watchers: int, changes: int) -> float:
-    request = account_query_pb2.WatchAccountRequest(account_id=caller.names[0])
-    calls = [caller.queries.WatchAccount(request, metadata=caller.who) for _ in range(watchers)]
-    try:
-        await asyncio.gather(*(call.read() for call in calls))
-        meter = Meter({READ: system.pid(READ)})
-        for _ in range(changes):
-            await caller.deposit(0)
-            await asyncio.gather(*(call.read() for call in calls))
-        return meter.per_command_us(watchers * changes)[READ]
-    finally:
-        for call in calls:
-            call.cancel()
-
-
 ROWS = (
     Row(
         name="get_vs_echo",
@@ -269,13 +240,5 @@ ROWS = (
         ceiling="bare read-fold-upsert",
         measure=rebuilding,
         floor=0.40,
-    ),
-    Row(
-        name="watch_fanout",
-        title="a change delivered to 1,000 watchers",
-        unit=" µs",
-        ceiling="to 100 watchers",
-        measure=fanning_out,
-        less_is_better=True,
     ),
 )

@@ -24,6 +24,7 @@ from shared.platform.tokens import DevelopmentIssuer
 from shared.projections import changes, resume, watch
 from shared.projections.projector import Projector
 from shared.projections.summary import SummaryServicer
+from shared.rpc import handlers
 from shared.rpc.server import Server
 from shared.rpc.status import from_rpc_error
 from tests.integration.read_service.test_api import ALICE, BLUE, NOBODY, RED, Service, bank, refused
@@ -253,6 +254,7 @@ async def test_a_tenants_watches_are_limited_and_others_go_on(read_db: Database,
 async def test_a_reader_that_takes_nothing_is_cut_off_by_name(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """When what is on its way is full; who reads meanwhile has every change, and the server holds one state for each."""
     monkeypatch.setattr(resume, "WRITE_S", 0.2)
+    monkeypatch.setattr(handlers, "LAST_WRITE_S", 0.2)
     monkeypatch.setattr(watch, "POLL_MIN_S", 0.001)
     store = bank()
     cut: list[str] = []

@@ -1,4 +1,4 @@
-"""Lists that are watched, over real gRPC and PostgreSQL: what enters, changes and leaves, resuming, limits, and costs."""
+"""Lists that are watched, over real gRPC and PostgreSQL: what enters, changes and leaves, resuming, and costs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ from shared.platform.postgres import Reads, connect
 from shared.projections import changes, resume, watch, watched_list, watched_lists
 from shared.projections.groups import GroupProjector
 from shared.projections.rebuild_admin import RebuildAdmin
-from shared.projections.summary import SummaryServicer
 from tests.integration.read_service.test_api import ALICE, BLUE, RED, Service, bank, refused
 from tests.integration.read_service.test_watch import following, serving, watched
 from tests.support.fakes.line import Store, StoreLine, uid
@@ -303,89 +302,6 @@ async def test_a_token_of_something_else_is_refused_by_name(
         reader.token = token
         reader.open()
         assert (await refused(reader._call.read())).reason == reason
-
-
-async def test_a_list_that_is_or_becomes_too_long_is_refused_by_name(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Others go on."""
-    monkeypatch.setattr(watched_list, "ROWS_MAX", 3)
-    monkeypatch.setattr(watched_lists, "ROWS_MAX", 3)
-    store = bank()
-    for number in range(2):
-        store.account("acme", uid(1 + number), ALICE)
-    async with following(service, store):
-        short, long = Reader(service, **FILTERS), Reader(service)
-        long.open()
-        assert (await refused(long.read())).reason == "LIST_TOO_LONG"
-        short.open()
-        await short.until({BLUE: 31, uid(1): 0, uid(2): 0})
-        store.account("acme", uid(9), ALICE)
-        with pytest.raises(aio.AioRpcError, match="more than 3 rows"):
-            await short.until({})
-        other = Reader(service, owner_id=EVE)
-        other.open()
-        await other.read()
-        assert other.rows == {}
-        other.close()
-
-
-async def test_a_list_that_is_slow_to_read_ends_alone_and_holds_up_no_others(
-    service: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Those who watch other lists hear of changes while it is read, and go on behind its end."""
-    store, listed, begun = bank(), SummaryServicer.listed, asyncio.Event()
-
-    async def slow(self: Any, connection: Any, tenant: str, *asked: Any) -> Any:
-        if tenant == "umbrella":
-            begun.set()
-            await connection.execute("SELECT pg_sleep(60)")
-        return await listed(self, connection, tenant, *asked)
-
-    monkeypatch.setattr(SummaryServicer, "listed", slow)
-    async with following(service, store):
-        staying, ending = Reader(service, **FILTERS), Reader(service, **FILTERS)
-        staying.open()
-        await staying.until({BLUE: 31})
-        ending.open(tenant="umbrella")
-        end = asyncio.create_task(refused(ending.read()))
-        await begun.wait()
-        store.deposit("acme", BLUE, ALICE, 1, 32)
-        await staying.until({BLUE: 32})
-        assert not end.done()
-        assert (await end).reason == "DATABASE_BUSY"
-        store.deposit("acme", BLUE, ALICE, 1, 33)
-        await staying.until({BLUE: 33})
-        assert staying.begun == 1
-        staying.close()
-
-
-async def test_lists_of_a_tenant_are_limited_and_one_list_may_have_many_watchers(read_db: Database, tmp_path: Path) -> None:
-    """The third filter of one tenant is refused, those of another are served, and of a filter that is over none is counted."""
-    store = bank()
-    async with serving(read_db, tmp_path, watched_lists_per_tenant_max=2) as (service, _), following(service, store):
-        readers = [Reader(service, owner_id=owner) for owner in (ALICE, ALICE, EVE)]
-        for reader in readers:
-            reader.open()
-            await reader.read()
-        third = Reader(service)
-        third.open()
-        assert (await refused(third.read())).reason == "TOO_MANY_WATCHES"
-        other = Reader(service)
-        other.open(tenant="umbrella")
-        await other.read()
-        assert len(other.rows) == 1
-        readers[2].close()
-
-        async def free() -> bool:
-            third.open()
-            try:
-                await third.read()
-            except aio.AioRpcError:
-                return False
-            return True
-
-        await eventually(free)
-        for reader in (*readers[:2], third, other):
-            reader.close()
 
 
 async def test_persons_are_watched_by_what_two_tables_say_of_them(service: Service) -> None:
