@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.containers.alert_cases import CASES
+
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 SERVICES: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
@@ -76,6 +78,12 @@ def test_prometheus_reads_every_process() -> None:
     assert set(config["rule_files"]) <= set(mounted("prometheus"))
     assert "--config.file=/etc/prometheus/prometheus.yml" in OBSERVE["prometheus"]["command"]
     assert "--enable-feature=exemplar-storage" in OBSERVE["prometheus"]["command"]
+
+
+def test_each_alert_has_a_case_in_which_it_fires() -> None:
+    """`make test-containers` has Prometheus evaluate them."""
+    groups = yaml.safe_load((DEPLOY / "observe/alerts.yaml").read_text())["groups"]
+    assert {rule["alert"] for group in groups for rule in group["rules"]} == set().union(*(fire for _, fire in CASES))
 
 
 def test_grafana_finds_its_data_and_its_dashboard() -> None:
