@@ -188,6 +188,19 @@ def aggregates(image: FileDescriptorSet, prefix: str) -> list[Aggregate]:
     return list(found.values())
 
 
+def events(image: FileDescriptorSet, prefix: str, *, marked: bool) -> list[Struct]:
+    """The messages of the `.proto` files that begin with `prefix`; with `marked`, those whose comment begins with `Event:`."""
+    options, found = _Options(image), list[Struct]()
+    for file in _files(image, prefix):
+        comments = _comments(file)
+        found += [
+            _struct(message, file, options, comments, nth)
+            for nth, message in enumerate(file.message_type)
+            if not marked or comments.get((4, nth), "").startswith("Event: ")
+        ]
+    return found
+
+
 def _is_command(message: DescriptorProto) -> bool:
     return bool(message.field) and message.field[0].type_name == OPTIONS_TYPE
 

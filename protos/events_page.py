@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from domain_code import Field, Struct, aggregates
+from domain_code import Field, Struct, aggregates, events
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
 ABOUT = """# Events for other teams
@@ -54,9 +54,41 @@ Other headers that begin with `Foldline-` are between Foldline's own processes a
 - **The broker is never the truth.** When it is away, read the store every second; when it is back, go on with it.
 - **A lost history.** Save the id of the last event as well. If the store holds another event at that position, it was restored
   to an older state: stop, and let a person decide.
-- **Stability.** Messages change only by new fields and new events (checked by `buf breaking`); a field is never reused. Ignore
-  types and fields that you do not know. A field marked *personal* says something about a natural person.
+- **Stability.** Each event says which it has:
+  - *stable*: it changes only by new fields, which older events lack (`buf breaking` checks every change).
+    A field is never reused, and the type is never removed. Should it have to say something else, a new type takes its place, and
+    it becomes *retired*.
+  - *mark*: stable as well, but of Foldline itself and not of the domain. What it asks of you stands beside it.
+  - *retired*: not written any more. Where it was written, it is in the stream and in the archive for ever.
+
+  Ignore types, fields and enum values that you do not know: new ones come without notice. A field marked *personal* says
+  something about a natural person.
+- **Old events.** The stream and the archive carry an event as it was stored, under the type that it had then. `ReadAll` gives
+  what it is today: a retired event comes under the type that took its place, at the same position and with the same id. So a
+  subscriber that reads from both handles both types alike, or reads what is retired from `ReadAll` alone.
 """
+
+MARKS = """## Marks of Foldline
+
+They are in the streams of aggregates of any category, or of a category of their own. They have positions like all others, and say
+something about the line itself.
+
+| type | category | what to do |
+|---|---|---|
+| `foldline.v1.AggregateBoxed`, `AggregateUnboxed` | of the aggregate | nothing: `ReadAll` reads what is in the archive as well |
+| `foldline.v1.AggregatePurged` | of the aggregate | delete what you keep of this aggregate: its events are gone |
+| `foldline.v1.TenantClosed` | `tenant` | delete what you keep of this tenant: it is its last event |
+| `foldline.v1.OverrideSwitched`, `RetentionSet` | `overrides`, `retention` | nothing: settings of the tenant |
+| `foldline.v1.EventPurged` | none | count its position and go on; `ReadAll` gives it in place of an event that was purged |
+"""
+
+RETIRED = """## Retired events
+
+Of lines that were taken over from older systems. `ReadAll` gives the type that took their place.
+"""
+
+SUCCESSORS = {"PersonAdded": "bank.v1.PersonRegistered", "PersonEnrolled": "bank.v1.PersonRegistered"}
+"""By retired event: what `ReadAll` gives instead. A test holds it to the upcasters."""
 
 
 def page(image: FileDescriptorSet, prefix: str) -> str:
@@ -65,14 +97,23 @@ def page(image: FileDescriptorSet, prefix: str) -> str:
     for aggregate in aggregates(image, prefix):
         lines += ["", f"### Category `{aggregate.category}`"]
         for event in aggregate.events:
-            lines += ["", *_event(event)]
-    return "\n".join(lines) + "\n"
+            lines += ["", *_event(event, "stable")]
+    lines += ["", MARKS]
+    for event in events(image, "foldline/v1/", marked=True):
+        lines += [*_event(event, "mark"), ""]
+    lines.append(RETIRED)
+    for event in events(image, f"{prefix.partition('/')[0]}/legacy/", marked=False):
+        lines += [*_event(event, f"retired: now `{SUCCESSORS[event.message]}`"), ""]
+    return "\n".join(lines).rstrip() + "\n"
 
 
-def _event(event: Struct) -> Iterator[str]:
+def _event(event: Struct, stability: str) -> Iterator[str]:
     package = event.module.rpartition(".")[0]
-    yield f"**`{package}.{event.message}`**" + (f": {event.comment}" if event.comment else "")
+    yield f"**`{package}.{event.message}`** ({stability})" + (f": {event.comment}" if event.comment else "")
     yield ""
+    if not event.fields:
+        yield "No fields."
+        return
     yield "| field | type | meaning |"
     yield "|---|---|---|"
     for field in event.fields:
@@ -80,7 +121,13 @@ def _event(event: Struct) -> Iterator[str]:
 
 
 def _type(field: Field) -> str:
-    name = "enum" if field.enum else "UUID" if field.is_uuid else {"str": "text", "int": "integer"}.get(field.type, field.type)
+    name = (
+        "enum"
+        if field.enum
+        else "UUID"
+        if field.is_uuid
+        else {"str": "text", "int": "integer", "bool": "yes or no"}.get(field.type, field.type)
+    )
     return f"{name}, many" if field.is_repeated else f"{name}, optional" if field.is_optional else name
 
 

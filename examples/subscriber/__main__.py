@@ -68,8 +68,10 @@ async def run(arguments: argparse.Namespace) -> int:
             line = Line(store, arguments.token, arguments.nats, arguments.shard)
             if arguments.action == "replay":
                 return 1 if await replay(line, inbox) else 0
+            if arguments.start is not None:
+                inbox.begin_anew(await line.before(arguments.start))
             await follow(line, inbox)
-    except (HistoryDiverged, Overtaken) as stop:
+    except (HistoryDiverged, Overtaken, LookupError) as stop:
         log.error("stopped: %s", stop)  # noqa: TRY400 (an operator's business, no defect)
         return 3
     finally:
@@ -77,10 +79,18 @@ async def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _position(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError("a position is a number from 1 on")
+    return int(text)
+
+
 def main() -> int:
     """Reads the command line."""
     parser = argparse.ArgumentParser(prog="python -m examples.subscriber", description=__doc__)
     parser.add_argument("action", choices=("follow", "replay"))
+    told = "with follow: forget the totals and the dead letters, and handle the events from this position on anew"
+    parser.add_argument("--from", dest="start", type=_position, metavar="POSITION", help=told)
     parser.add_argument("--write", required=True, help="address of the write service, host:port")
     parser.add_argument("--nats", required=True, help="URL of NATS")
     parser.add_argument("--token", required=True, help="a token with role `reader`")

@@ -67,6 +67,14 @@ class Inbox:
         """The last event that was handled."""
         return Place(*self._database.execute("SELECT epoch, position, event_id FROM place").fetchone())
 
+    def begin_anew(self, place: Place) -> None:
+        """Forgets all effects and dead letters: the events behind this place are handled again."""
+        with self._transaction():
+            self._database.execute("DELETE FROM totals")
+            self._database.execute("DELETE FROM dead_letters")
+            row = (place.epoch, place.position, place.event_id)
+            self._database.execute("UPDATE place SET epoch = ?, position = ?, event_id = ?", row)
+
     def handle(self, epoch: str, event: Event, handler: Handler) -> None:
         """Lets the handler take the event and moves the place, in one transaction. Raises what the handler raises."""
         with self._moving(epoch, event):

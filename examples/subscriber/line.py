@@ -54,11 +54,21 @@ class Line:
             await asyncio.sleep(0.05)
 
     async def one(self, position: int) -> Event:
-        """The event at a position. Raises grpc.aio.AioRpcError."""
+        """The event at a position. Raises grpc.aio.AioRpcError, and LookupError if the line ends before it."""
+        return (await self._one(position))[1]
+
+    async def before(self, position: int) -> Place:
+        """The place from which the event at a position is the next. Raises what `one` raises."""
+        if position == 1:
+            return Place("", 0, "")
+        epoch, event = await self._one(position - 1)
+        return Place(epoch, event.position, event.event_id)
+
+    async def _one(self, position: int) -> tuple[str, Event]:
         request = event_store_pb2.ReadAllRequest(shard=self._shard, from_position=position, events_max=1)
         async for answer in self._read_all(request):
             for envelope in answer.events:
-                return _event(envelope)
+                return answer.epoch, _event(envelope)
         raise LookupError(f"the line ends before {position}")
 
     def _read_all(
@@ -99,6 +109,9 @@ class Line:
         )
         try:
             stream = f"FOLDLINE_EVENTS_{self._shard}"
+            # The consumer lives no longer than this connection, and acknowledges nothing. The place is in the subscriber's own
+            # database, where it changes with the effects; a durable consumer would keep a second one in the broker, which is
+            # lost with it and never agrees with the first for certain.
             wanted = ConsumerConfig(
                 deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
                 opt_start_seq=place.position + 1,

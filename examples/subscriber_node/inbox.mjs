@@ -28,6 +28,11 @@ export class Inbox {
     return Object.keys(this.state.deadLetters).map(BigInt);
   }
 
+  // Forgets all effects and dead letters: the events behind this place are handled again.
+  beginAnew({ epoch, position, eventId }) {
+    this.#save({ place: { epoch, position: String(position), eventId }, totals: {}, deadLetters: {} });
+  }
+
   // Lets the handler take the event and moves the place. Throws what the handler throws; then nothing has changed.
   handle(epoch, event, handler) {
     const next = structuredClone(this.state);

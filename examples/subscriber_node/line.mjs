@@ -17,6 +17,9 @@ const WAIT_FOR = new Set([grpc.status.UNAVAILABLE, grpc.status.DEADLINE_EXCEEDED
 // The store does not hold the event that was handled last: it was restored to an older state.
 export class HistoryDiverged extends Error {}
 
+// There is no event at that position yet.
+export class LineEnds extends Error {}
+
 export class Line {
   constructor({ contracts, write, nats, token, shard = 1 }) {
     this.contracts = contracts;
@@ -47,12 +50,23 @@ export class Line {
     }
   }
 
-  // The event at a position.
+  // The event at a position. Throws LineEnds.
   async one(position) {
+    return (await this.#one(position)).event;
+  }
+
+  // The place from which the event at a position is the next. Throws LineEnds.
+  async before(position) {
+    if (position === 1n) return { epoch: "", position: 0n, eventId: "" };
+    const { epoch, event } = await this.#one(position - 1n);
+    return { epoch, position: event.position, eventId: event.eventId };
+  }
+
+  async #one(position) {
     for await (const answer of this.#readAll({ shard: this.shard, fromPosition: String(position), eventsMax: 1 })) {
-      if (answer.events.length) return eventOf(answer.events[0]);
+      if (answer.events.length) return { epoch: answer.epoch, event: eventOf(answer.events[0]) };
     }
-    throw new Error(`the line ends before ${position}`);
+    throw new LineEnds(`the line ends before ${position}`);
   }
 
   close() {
@@ -113,6 +127,8 @@ export class Line {
       const manager = await jetstreamManager(client, { timeout: 2000 });
       const { config } = await manager.streams.info(stream);
       if (config.metadata?.["foldline-epoch"] !== place.epoch) return;
+      // The consumer lives no longer than this connection, and acknowledges nothing: the place is in the subscriber's own file,
+      // where it changes with the effects. A durable consumer would keep a second one in the broker, which is lost with it.
       const { name } = await manager.consumers.add(stream, {
         deliver_policy: "by_start_sequence",
         opt_start_seq: Number(place.position + 1n),

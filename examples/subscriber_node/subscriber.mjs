@@ -5,7 +5,7 @@ import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { Contracts } from "./contracts.mjs";
 import { Inbox } from "./inbox.mjs";
-import { HistoryDiverged, Line } from "./line.mjs";
+import { HistoryDiverged, Line, LineEnds } from "./line.mjs";
 
 const TRIES = 3;
 const PAUSE_MS = 200;
@@ -19,12 +19,15 @@ const { positionals, values } = parseArgs({
     token: { type: "string" },
     file: { type: "string", default: "subscriber.json" },
     shard: { type: "string", default: "1" },
+    from: { type: "string" },
     contracts: { type: "string", default: fileURLToPath(new URL("../../protos/baseline.binpb", import.meta.url)) },
   },
 });
 const [action] = positionals;
-if (!["follow", "replay"].includes(action) || !values.write || !values.nats || !values.token) {
+const rightStart = values.from === undefined || (action === "follow" && /^[1-9][0-9]*$/.test(values.from));
+if (!["follow", "replay"].includes(action) || !values.write || !values.nats || !values.token || !rightStart) {
   console.error("node subscriber.mjs follow|replay --write HOST:PORT --nats URL --token TOKEN [--file FILE] [--shard N]");
+  console.error("with follow also --from POSITION: forget the totals, and handle the events from this position on anew");
   process.exit(2);
 }
 
@@ -73,9 +76,10 @@ async function replay() {
 }
 
 try {
+  if (values.from !== undefined) inbox.beginAnew(await line.before(BigInt(values.from)));
   process.exitCode = action === "replay" ? Number((await replay()) > 0) : await follow();
 } catch (error) {
-  if (!(error instanceof HistoryDiverged)) throw error;
+  if (!(error instanceof HistoryDiverged || error instanceof LineEnds)) throw error;
   console.error(`stopped: ${error.message}`);
   process.exitCode = 3;
 } finally {

@@ -7,6 +7,7 @@ import json
 import shutil
 import signal
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,9 @@ import pytest
 from deploy.local.system import WRITE
 from shared.platform.identity import Role
 from tests.support.clients.bank import Bank, channels, deposit, new_id
+from tests.support.domains.gifts import WriteService
+from tests.support.fakes.line import Store, uid
+from tests.support.fakes.write_server import writing
 from tests.support.system.stack import Stack
 from tests.support.system.waiting import eventually
 
@@ -114,3 +118,31 @@ async def test_totals_stay_exact_through_broker_loss_and_kills(stack: Stack, pro
         finally:
             process.kill()
             process.wait()
+
+
+async def test_events_are_handled_anew_from_any_position(program: Path, tmp_path: Path) -> None:
+    """As the one in Python does; a position behind the end of the line, or that is none, is refused and changes nothing."""
+    store, file = Store(), tmp_path / "subscriber.json"
+    for number in range(5):
+        store.deposit("acme", uid(1), uid(2), 2**number, 0)
+
+    def sums_are(sum_: int) -> bool:
+        found = json.loads(file.read_text())["totals"] if file.exists() else {}
+        return [int(it["amountMinor"]) for it in found.values()] == [sum_]
+
+    async with writing(store, WriteService()) as address:
+        where = ["--write", address, "--nats", "nats://127.0.0.1:1", "--token", "t", "--file", str(file)]
+        words = [str(program), "follow", *where, "--contracts", str(ROOT / "protos/baseline.binpb")]
+        assert NODE is not None
+        for more, code, sum_ in (([], None, 31), (["3"], None, 28), (["1"], None, 31), (["9"], 3, 31), (["0"], 2, 31)):
+            start = [f"--from={it}" for it in more]
+            with (tmp_path / "log").open("ab") as log:
+                process = await asyncio.create_subprocess_exec(NODE, *words, *start, stderr=log)
+            try:
+                if code is not None:
+                    assert await asyncio.wait_for(process.wait(), 20) == code
+                await eventually(partial(sums_are, sum_), 20)
+            finally:
+                if process.returncode is None:
+                    process.terminate()
+                    await process.wait()

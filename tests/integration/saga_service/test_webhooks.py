@@ -139,7 +139,7 @@ async def serving(saga_db: Database, folder: Path, endpoint: Endpoint, **more: A
     definitions = [replace(GIFT, on_answer=telling)]
     reads = Reads(saga_db.app, application_name="test-saga-webhooks")
     await reads.open()
-    async with writing(world) as address:
+    async with writing(world.store, world.write) as address:
         settings = SagaSettings(
             database_url=saga_db.app,  # type: ignore[arg-type]
             jwks_file=issuer.jwks_file,

@@ -9,13 +9,13 @@ from typing import Any
 from grpc import aio
 
 from foldline.v1 import command_pb2, command_pb2_grpc, event_store_pb2, event_store_pb2_grpc
-from tests.support.domains.gifts import World
-from tests.support.fakes.line import StoreLine
+from tests.support.domains.gifts import WriteService
+from tests.support.fakes.line import Store, StoreLine
 
 
 class _EventStore(event_store_pb2_grpc.EventStoreServiceServicer):
-    def __init__(self, world: World) -> None:
-        self._line = StoreLine(world.store)
+    def __init__(self, store: Store) -> None:
+        self._line = StoreLine(store)
 
     async def ReadAll(  # noqa: N802 (the RPC's name)
         self, request: event_store_pb2.ReadAllRequest, context: Any
@@ -25,8 +25,8 @@ class _EventStore(event_store_pb2_grpc.EventStoreServiceServicer):
 
 
 class _Commands(command_pb2_grpc.CommandServiceServicer):
-    def __init__(self, world: World) -> None:
-        self._write = world.write
+    def __init__(self, write: WriteService) -> None:
+        self._write = write
 
     async def SendBatch(  # noqa: N802 (the RPC's name)
         self, request: command_pb2.SendBatchRequest, context: Any
@@ -38,11 +38,11 @@ class _Commands(command_pb2_grpc.CommandServiceServicer):
 
 
 @asynccontextmanager
-async def writing(world: World) -> AsyncIterator[str]:
-    """The address of a server over the world's line and write service."""
+async def writing(store: Store, write: WriteService) -> AsyncIterator[str]:
+    """The address of a server over a line and a write service."""
     server = aio.server()
-    event_store_pb2_grpc.add_EventStoreServiceServicer_to_server(_EventStore(world), server)  # type: ignore[abstract]  # one RPC is called
-    command_pb2_grpc.add_CommandServiceServicer_to_server(_Commands(world), server)  # type: ignore[abstract]  # as above
+    event_store_pb2_grpc.add_EventStoreServiceServicer_to_server(_EventStore(store), server)  # type: ignore[abstract]  # one RPC is called
+    command_pb2_grpc.add_CommandServiceServicer_to_server(_Commands(write), server)  # type: ignore[abstract]  # as above
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
