@@ -19,10 +19,13 @@ from shared.folds.projection import Group
 from shared.line.broker_access import Broker
 from shared.line.fanout import FanOut
 from shared.line.follower import Feed, Follower, Line
+from shared.line.lag import consumers_lag
 from shared.line.sources import PageFeed, StoreLine
 from shared.platform.leader import LockClass, until
+from shared.platform.metrics import Metrics
 from shared.platform.peers import BrokerPeer, WriteServicePeer
 from shared.platform.postgres import Connection, connect, refuse_unsafe
+from shared.platform.probe import DatabaseProbe
 from shared.platform.settings import load
 from shared.platform.urls import DatabaseUrl
 from shared.projections.groups import GroupProjector, Projectors
@@ -71,6 +74,7 @@ class Leading:
     def __init__(self, settings: ProjectorSettings) -> None:
         self._settings = settings
         self._projectors: Projectors | None = None
+        self._line: Line | None = None
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Projects until `stopping` is set. Then the open transaction is rolled back; the next leader does it again."""
@@ -79,11 +83,18 @@ class Leading:
         feed = PageFeed(Broker.of(settings), settings.shard, f"projector-{settings.shard}")
         try:
             async with channel(settings.write_address, retries=False, tls=settings.write_tls) as events:
-                self._projectors = build(settings, StoreLine(events, settings.token_file, settings.shard), feed)
+                self._line = StoreLine(events, settings.token_file, settings.shard)
+                self._projectors = build(settings, self._line, feed)
                 await until(stopping, self._projectors.run())
         finally:
-            self._projectors = None
+            self._projectors = self._line = None
             await feed.close()
+
+    def measure(self, metrics: Metrics, _: DatabaseProbe) -> None:
+        """Makes metrics of how far behind the tables are; one that stands by has none."""
+        consumers_lag(
+            metrics, lambda: self._projectors.places if self._projectors else {}, lambda: self._line, self._settings.shard
+        )
 
     async def goes_on(self) -> str:
         """A check of readiness: which groups stopped, and why. A projector that stands by has no tables to keep."""
@@ -102,6 +113,7 @@ def main() -> int:
         settings.shard,
         leading.run,
         checks={"projection": leading.goes_on},
+        measure=leading.measure,
     )
 
 

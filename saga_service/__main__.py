@@ -24,7 +24,7 @@ def main() -> int:
         "saga_service",
         settings,
         reads,
-        lambda: build(settings, reads, wake=leading.wake),
+        lambda: build(settings, reads, wake=leading.wake, places=leading.places),
         written=TABLES,
         work=leading.run,
     )

@@ -24,6 +24,7 @@ from shared.line.archive import StoreUrl, open_files
 from shared.line.broker_access import Broker
 from shared.line.consumer_metrics import watch_consumers
 from shared.line.follower import Follower
+from shared.line.lag import Places, consumers_lag
 from shared.line.sources import PageFeed, StoreLine
 from shared.platform import postgres
 from shared.platform.clock import utc_now
@@ -125,6 +126,11 @@ class Leading:
         if self._sender is not None:
             self._sender.wake()
 
+    def places(self) -> dict[str, int]:
+        """How far the runner has followed the line, if this instance leads and knows."""
+        runner = self._runner
+        return {CHECKPOINT: runner.at.position} if runner is not None and runner.at.epoch else {}
+
     async def run(self, stopping: asyncio.Event) -> None:
         """Leads or stands by until `stopping` is set. Then an open round is rolled back; the next leader does it again."""
         database_url = self._settings.database_url.get_secret_value()
@@ -196,11 +202,13 @@ def build(
     announcements: Announcements = ANNOUNCEMENTS,
     *,
     wake: Callable[[], None] = lambda: None,
+    places: Places = dict,
     clock: Callable[[], datetime] = utc_now,
 ) -> Server:
     """The server with its services; `reads` is opened and closed by the caller, the latter when the server is drained.
 
-    `wake` is called when an operator made something due. Raises TypeError for a definition that misses a state.
+    `wake` is called when an operator made something due; `places` are those of the runner, if this instance leads.
+    Raises TypeError for a definition that misses a state.
     """
     definitions = tuple(definitions)
     refuse_flawed(definitions)
@@ -213,6 +221,8 @@ def build(
     watch_deliveries(server.probes.metrics, probe, clock)
     events = channel(settings.write_address, retries=False, tls=settings.write_tls)
     server.on_drained(lambda: events.close(None))
+    line = StoreLine(events, settings.token_file, settings.shard)
+    consumers_lag(server.probes.metrics, places, lambda: line, settings.shard)
     admin = ProcessAdmin(
         reads,
         definitions,
@@ -220,7 +230,7 @@ def build(
         clock=clock,
         wake=wake,
         announcements=announcements,
-        line=StoreLine(events, settings.token_file, settings.shard),
+        line=line,
         upcasters=UPCASTERS,
     )
     server.add(add_ProcessServiceServicer_to_server, ProcessService(admin, Steering(admin.turns, wake=wake)))

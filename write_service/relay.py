@@ -16,11 +16,13 @@ from nats.aio.client import Client
 from pydantic import Field
 
 from shared.line.broker_access import Broker, BrokerTooOld, connect, refuse_old
+from shared.line.lag import relay_lag
 from shared.line.relay import Relay, Retention, WrongShard
 from shared.platform.instruments import Labels
 from shared.platform.leader import LockClass, until
 from shared.platform.metrics import Metrics
 from shared.platform.peers import BrokerPeer
+from shared.platform.probe import DatabaseProbe
 from shared.platform.settings import load
 from shared.platform.urls import DatabaseUrl
 from shared.rpc import bootstrap
@@ -81,14 +83,18 @@ class Publishing:
         finally:
             self._relay = None
 
-    def measure(self, metrics: Metrics) -> None:
+    def measure(self, metrics: Metrics, probe: DatabaseProbe) -> None:
         """Makes metrics of how far it is; one that stands by has none."""
 
-        def position() -> list[tuple[float, Labels]]:
+        def places() -> dict[str, int]:
             relay = self._relay
-            return [] if relay is None else [(relay.position, {"foldline.shard": str(relay.shard)})]
+            return {} if relay is None or not relay.follows else {str(relay.shard): relay.position}
+
+        def position() -> list[tuple[float, Labels]]:
+            return [(at, {"foldline.shard": shard}) for shard, at in places().items()]
 
         metrics.gauge("foldline.relay.position", "The position up to which the stream holds the line, by who leads.", position)
+        relay_lag(metrics, places, probe)
 
     async def reaches_broker(self) -> str:
         """A check of readiness."""

@@ -96,6 +96,7 @@ class Relay:
         self.retention = retention or Retention()
         self.published = 0  # events that this relay has seen acknowledged, for whoever watches
         self.position = 0  # the end of the stream, as far as this relay has seen it
+        self.follows = False  # whether it has found that end
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Copies until `stopping` is set. While the database or the broker is away, it tries again.
@@ -128,7 +129,7 @@ class Relay:
         """The loop. Raises StreamOutOfSync and errors of the database and the broker; then the caller begins it again."""
         # 1. Find the end of the stream: the next event goes behind it.
         epoch, sent = await self._fit(store, place)
-        self.position = sent
+        self.position, self.follows = sent, True
         log.info("relay_follows", shard=self.shard, position=sent, epoch=epoch)
         async with _Window(self.client, self.shard, sent) as window:
             checked_at = time.monotonic()

@@ -43,9 +43,15 @@ class Work(NamedTuple):
     paused: Sequence[PausedType] = ()
     # So many streams wait behind an event that cannot be routed.
     parked_streams: int = 0
-    # When the oldest work that waits was due; None if nothing is due.
-    due_since: datetime | None = None
+    # When the oldest command and the oldest timer that wait were due; None if none is due.
+    command_due: datetime | None = None
+    timer_due: datetime | None = None
     stuck: bool = False
+
+    @property
+    def due_since(self) -> datetime | None:
+        """When the oldest work that waits was due; None if nothing is due."""
+        return min((it for it in (self.command_due, self.timer_due) if it is not None), default=None)
 
     @property
     def trouble(self) -> str:
@@ -87,7 +93,7 @@ METRICS = {
     "foldline.processes": ("1", "Processes that have not ended, by type and status: running or parked."),
     "foldline.process.attention": ("1", "Ended processes that an operator must look at, by type."),
     "foldline.process.streams.parked": ("1", "Streams that wait behind an event that cannot be routed."),
-    "foldline.process.overdue": ("s", "For how long the oldest due work has waited."),
+    "foldline.process.overdue": ("s", "For how long the oldest due command, and the oldest due timer, has waited."),
     "foldline.process.types.paused": ("1", "Types that an operator has paused."),
 }
 _COUNT: LiteralString = """
@@ -102,7 +108,12 @@ def watch_processes(metrics: Metrics, probe: DatabaseProbe, shard: int, clock: C
     async def ask() -> Values:
         counts = await probe.rows(_COUNT)
         works = [_work(clock(), *row[1:]) for row in await probe.rows(_READ, (CHECKPOINT,)) if row[0] == shard]
-        overdue = [(clock() - work.due_since).total_seconds() if work.due_since else 0.0 for work in works]
+        now = clock()
+        overdue = [
+            ((now - due).total_seconds() if due else 0.0, {"foldline.process.work": kind})
+            for work in works
+            for kind, due in (("commands", work.command_due), ("timers", work.timer_due))
+        ]
         return {
             "foldline.processes": [
                 (count, {"foldline.process.type": name, "foldline.process.status": status})
@@ -111,7 +122,7 @@ def watch_processes(metrics: Metrics, probe: DatabaseProbe, shard: int, clock: C
             ],
             "foldline.process.attention": [(asking, {"foldline.process.type": name}) for name, _, asking, _ in counts if asking],
             "foldline.process.streams.parked": [(work.parked_streams, {}) for work in works],
-            "foldline.process.overdue": [(seconds, {}) for seconds in overdue],
+            "foldline.process.overdue": overdue,
             "foldline.process.types.paused": [(len(work.paused), {}) for work in works],
         }
 
@@ -130,6 +141,6 @@ def _work(
     command_due: datetime | None,
     timer_due: datetime | None,
 ) -> Work:
-    due_since = min((it for it in (command_due, timer_due) if it is not None and it <= now), default=None)
-    stuck = due_since is not None and now - due_since > STUCK_AFTER
-    return Work([paused_type(*it) for it in sorted(paused.items())], parked_streams, due_since, stuck)
+    command_due, timer_due = (it if it is not None and it <= now else None for it in (command_due, timer_due))
+    stuck = any(it is not None and now - it > STUCK_AFTER for it in (command_due, timer_due))
+    return Work([paused_type(*it) for it in sorted(paused.items())], parked_streams, command_due, timer_due, stuck)

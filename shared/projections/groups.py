@@ -90,6 +90,12 @@ class Projectors:
             await self._fan_out.close()
 
     @property
+    def places(self) -> dict[str, int]:
+        """The positions of the tables that serve, by group, as far as they are known."""
+        serve = ((it.name, it.projector) for it in self.projectors)
+        return {name: projector.at.position for name, projector in serve if projector is not None and projector.at.epoch}
+
+    @property
     def stopped(self) -> str:
         """Which groups stopped themselves, and why in one word each; empty if all go on."""
         stopped = ((it.name, it.stopped) for it in self.projectors)

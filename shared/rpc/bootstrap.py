@@ -15,6 +15,7 @@ from shared.platform import leader, program, startup
 from shared.platform.leader import LockClass, until
 from shared.platform.metrics import Metrics
 from shared.platform.postgres import Reads
+from shared.platform.probe import DatabaseProbe
 from shared.platform.settings import ProcessSettings, ServerSettings
 from shared.platform.telemetry import logger
 from shared.rpc.probes import Probes
@@ -83,22 +84,21 @@ def lead(
     *,
     around: Around = lambda _: nullcontext(),
     checks: Mapping[str, Check] | None = None,
-    measure: Callable[[Metrics], None] = lambda _: None,
+    measure: Callable[[Metrics, DatabaseProbe], None] = lambda *_: None,
     refuses: tuple[type[Exception], ...] = (),
 ) -> int:
     """Runs `work` while this process is the leader, stands by while another is; returns the exit code after SIGTERM or SIGINT.
 
     `work` is started anew for every lease; `around` is entered once, before the process tries to lead. An exception of the
     types `refuses` ends the process with an error in the log. Leading or not, the process answers gRPC health and its admin
-    port: it is ready while the database answers and the `checks` pass. `measure` adds metrics of its own.
+    port: it is ready while the database answers and the `checks` pass. `measure` adds metrics, and may ask the database.
     """
 
     async def main() -> None:
         stopping = program.stop_requested()
         log.info("process_started", shard=shard)
         probes = Probes(settings, service)
-        probes.needs_database(database_url)
-        measure(probes.metrics)
+        measure(probes.metrics, probes.needs_database(database_url))
         for name, check in (checks or {}).items():
             probes.readiness.add(name, check)
         async with probes.alone(), around(stopping):

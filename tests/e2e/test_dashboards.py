@@ -15,8 +15,10 @@ import pytest
 import yaml
 
 from deploy.local.system import PROJECTOR, READ, RELAY, SAGA, WRITE
+from shared.commands.observer import CommitObserver
 from shared.platform.certificate_ends import watch_certificates
 from shared.platform.metrics import Metrics
+from shared.platform.probe import DatabaseProbe
 from shared.platform.settings import ProcessSettings
 from tests.e2e.test_probes import page
 from tests.support.clients.bank import Bank, channels
@@ -78,9 +80,16 @@ async def of_certificates(folder: Path) -> str:
     return (await metrics.render())[1].decode()
 
 
+async def of_tenants() -> str:
+    """The page of a write service that is told which tenants metrics tell apart, which that of the stack is not."""
+    metrics = Metrics("test")
+    CommitObserver().register(metrics, ["acme"], DatabaseProbe("", application_name="test"), lambda _: 0)
+    return (await metrics.render())[1].decode()
+
+
 async def test_every_query_asks_for_what_is_there(stack: Stack, tmp_path: Path) -> None:
     """After a command that is refused, an ended and a parked process, metrics of all processes have all that is asked for."""
-    over_tls = await of_certificates(tmp_path)
+    elsewhere = await of_certificates(tmp_path) + await of_tenants()
     async with channels(stack) as (write, read):
         bank = Bank(write, read, stack.token())
         person_id, _ = await bank.register("Ada")
@@ -95,7 +104,7 @@ async def test_every_query_asks_for_what_is_there(stack: Stack, tmp_path: Path) 
 
     async def all_there() -> bool:
         found = defaultdict[str, set[str]](set)
-        for metric, labels in emitted(over_tls):
+        for metric, labels in emitted(elsewhere):
             found[metric] |= labels
         for name in (WRITE, RELAY, READ, PROJECTOR, SAGA):
             _, body = await page(stack.programs[name].admin_port, "/metrics")

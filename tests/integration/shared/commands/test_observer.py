@@ -15,9 +15,9 @@ from shared.commands.committer import Committer
 from shared.commands.decide import Command
 from shared.platform import metrics as module
 from shared.platform.metrics import Metrics
-from shared.platform.probe import DatabaseProbe
 from tests.support.domains.trial import Add, build_registry
 from tests.support.fakes.replica import make_command, replica
+from tests.support.system.gauges import asking, page
 from tests.support.system.waiting import eventually
 
 BUS = build_registry()
@@ -30,25 +30,12 @@ def adding(amount: int, counter_id: str = "a", *, tenant: str = "acme", waited_s
     return replace(made, received_at=datetime.now(UTC) - timedelta(seconds=waited_s))
 
 
-async def page(metrics: Metrics) -> dict[str, float]:
-    """All series as Prometheus reads them, without what names the process."""
-    _, text = await metrics.render()
-    rows = [line.rpartition(" ") for line in text.decode().splitlines() if not line.startswith("#")]
-    return {name: float(value) for name, _, value in rows}
-
-
 @asynccontextmanager
 async def told(committer: Committer, database: Database, tenants: tuple[str, ...] = ()) -> AsyncIterator[Metrics]:
     """The metrics of a committer, refreshed all the while."""
-    metrics, probe = Metrics(), DatabaseProbe(database.app, application_name="test")
-    committer.observer.register(metrics, tenants, probe, committer.waiting)
-    refreshing = asyncio.create_task(metrics.watch_loop())
-    try:
+    async with asking(database.app) as (metrics, probe):
+        committer.observer.register(metrics, tenants, probe, committer.waiting)
         yield metrics
-    finally:
-        refreshing.cancel()
-        await asyncio.wait([refreshing])
-        await probe.close()
 
 
 async def test_commands_batches_waits_and_the_cache_are_counted(write_db: Database) -> None:
