@@ -11,6 +11,9 @@ from urllib.parse import unquote
 from uuid import uuid4
 
 SCOPE = "foldline"
+EXPORTERS = {"OTEL_TRACES_EXPORTER": ("otlp", "none"), "OTEL_METRICS_EXPORTER": ("otlp", "none", "prometheus")}
+"""What may be chosen by OpenTelemetry's variables. Prometheus is answered by the admin port in any case."""
+PROTOCOLS = ("OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_METRICS_PROTOCOL")
 
 _INSTANCE = str(uuid4())
 
@@ -44,17 +47,40 @@ def resource(service: str) -> dict[str, str]:
     return attributes
 
 
+def disabled() -> bool:
+    """Whether OTEL_SDK_DISABLED turns traces and the export of metrics off."""
+    return os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
+
+
+def unsupported() -> list[str]:
+    """A sentence for each of OpenTelemetry's variables that asks for an export which this release does not have."""
+    if disabled():
+        return []
+    exporters = [
+        f"{name}: must be one of {', '.join(known)}" for name, known in EXPORTERS.items() if not _chosen(name) <= {*known, ""}
+    ]
+    return exporters + [
+        f"{name}: must be grpc, the only protocol that is exported with"
+        for name in PROTOCOLS
+        if not _chosen(name) <= {"grpc", ""}
+    ]
+
+
+def _chosen(name: str) -> set[str]:
+    return {each.strip() for each in os.environ.get(name, "").lower().split(",")}
+
+
 def exports(signal: str) -> bool:
     """Whether OpenTelemetry's variables ask for an export of `traces` or `metrics` over OTLP.
 
     Nothing is exported unless an endpoint or an exporter is named: the default of the specification, a collector on
     localhost, would have every process look for one.
     """
-    if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+    if disabled():
         return False
-    chosen = os.environ.get(f"OTEL_{signal.upper()}_EXPORTER", "").lower()
-    if chosen:
-        return "otlp" in chosen.split(",")
+    chosen = _chosen(f"OTEL_{signal.upper()}_EXPORTER")
+    if chosen != {""}:
+        return "otlp" in chosen
     return any(os.environ.get(name) for name in ("OTEL_EXPORTER_OTLP_ENDPOINT", f"OTEL_EXPORTER_OTLP_{signal.upper()}_ENDPOINT"))
 
 

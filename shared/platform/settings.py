@@ -22,6 +22,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from shared.platform.certificates import TlsFiles, read_authorities, read_pair
+from shared.platform.otel import unsupported
 from shared.platform.unknown import PREFIX, unknown_variables
 from shared.platform.urls import Address, KeysUrl, OverTls
 
@@ -229,8 +230,8 @@ def load(settings: type[SettingsT], program: str, *, arguments: Sequence[str] | 
         raise SystemExit(0)
     if arguments:
         _refuse([f"{program} takes no arguments but --help: it is set up by environment variables"])
-    if unknown := unknown_variables(os.environ):
-        _refuse(unknown)
+    if refused := unknown_variables(os.environ) + unsupported():
+        _refuse(refused)
     try:
         found = settings()
         found.prepare()

@@ -94,6 +94,31 @@ def test_settings_that_contradict_each_other_are_one_sentence(
     assert sentence in printed
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "sentence"),
+    [
+        ("TRACES_EXPORTER", "console", "OTEL_TRACES_EXPORTER: must be one of otlp, none"),
+        ("METRICS_EXPORTER", "otlp,console", "OTEL_METRICS_EXPORTER: must be one of otlp, none, prometheus"),
+        ("EXPORTER_OTLP_PROTOCOL", "http/protobuf", "OTEL_EXPORTER_OTLP_PROTOCOL: must be grpc"),
+        ("EXPORTER_OTLP_TRACES_PROTOCOL", "http/json", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL: must be grpc"),
+    ],
+)
+def test_an_export_that_is_not_there_is_refused_by_name(
+    variable: str, value: str, sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rather than nothing being exported, unless the SDK is disabled anyway."""
+    monkeypatch.setenv(f"OTEL_{variable}", value)
+    monkeypatch.setattr(sys, "argv", ["write_service.relay"])
+    with pytest.raises(SystemExit) as ended:
+        main_of("write_service.relay")()
+    assert ended.value.code == 2
+    [printed] = capsys.readouterr().err.splitlines()
+    assert printed.startswith(sentence)
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    with pytest.raises(AssertionError, match=NEVER):
+        main_of("write_service.relay")()
+
+
 @pytest.mark.parametrize("program", PROCESSES)
 def test_the_environment_of_these_tests_would_do(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """So what is refused above is refused for what the test says; and two ports that the system chooses are not one address."""

@@ -17,6 +17,7 @@ from shared.platform import metrics as module
 from shared.platform.metrics import Metrics
 from tests.support.domains.trial import Add, build_registry
 from tests.support.fakes.replica import make_command, replica
+from tests.support.logs import capture_logs
 from tests.support.system.gauges import asking, page
 from tests.support.system.waiting import eventually
 
@@ -84,3 +85,27 @@ async def test_the_head_is_the_lines_and_not_only_of_ones_own_commits(
             await eventually(lambda: is_at(3), 20)
             await other.ask(adding(1))
             await eventually(lambda: is_at(4), 20)
+
+
+async def test_each_command_of_a_batch_is_a_line_at_debug(write_db: Database) -> None:
+    """With its outcome and its place in the trace, and without its content."""
+    traceparent = f"00-{'a' * 32}-{'b' * 16}-00"
+    commands = [make_command(BUS, Add(counter_id="a", amount=amount), traceparent=traceparent) for amount in (3, -9)]
+    with capture_logs() as lines:
+        async with replica(write_db, BUS) as one:
+            await one.ask(*commands)
+    told = [{key: value for key, value in line.items() if key != "module"} for line in lines if line["event"] == "command"]
+    common = {
+        "event": "command",
+        "log_level": "debug",
+        "tenant": "acme",
+        "type": ADD,
+        "trace_id": "a" * 32,
+        "span_id": "b" * 16,
+        "version": 1,
+    }
+    accepted, refused = (command.key[1] for command in commands)
+    assert told == [
+        {**common, "command_id": accepted, "outcome": "completed", "reason": "", "events": 1},
+        {**common, "command_id": refused, "outcome": "rejected", "reason": "BELOW_ZERO", "events": 0},
+    ]

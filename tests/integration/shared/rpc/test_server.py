@@ -9,10 +9,11 @@ from typing import Any
 import grpc
 import pytest
 from grpc import aio
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from foldline.v1 import command_pb2
 from shared.folds.errors import Rejected
-from shared.platform import telemetry
+from shared.platform import telemetry, tracing
 from shared.platform.identity import Call, Role, current_call
 from shared.rpc.behaviours import CallLog
 from shared.rpc.client import bearer
@@ -240,3 +241,24 @@ async def test_every_call_is_counted_by_method_and_status(make_world: MakeWorld)
         return [line for line in text.decode().splitlines() if line.startswith(f"rpc_server_call_duration_seconds_count{series}")]
 
     assert [line.rpartition(" ")[2] for code in ("OK", "UNAUTHENTICATED") for line in count(code)] == ["2.0", "1.0"]
+
+
+async def test_the_duration_of_a_recorded_call_leads_to_its_trace(make_world: MakeWorld) -> None:
+    """The histogram's page names the trace that the call was in, as OpenMetrics does; a call that is not recorded leaves it."""
+    world = await make_world()
+    exporter = InMemorySpanExporter()
+    tracing.configure("test", exporter)
+    try:
+        root = "00-" + "a" * 32 + "-" + "b" * 16
+        await world.register(metadata=(*bearer(world.token()), ("traceparent", f"{root}-01")))
+        await world.register(metadata=(*bearer(world.token()), ("traceparent", f"00-{'c' * 32}-{'d' * 16}-00")))
+    finally:
+        tracing.shutdown()
+    [span] = [it for it in exporter.get_finished_spans() if it.name == REGISTER]
+    _, text = await world.server.probes.metrics.render("application/openmetrics-text")
+    [line] = [
+        it for it in text.decode().splitlines() if it.startswith("rpc_server_call_duration_seconds_bucket") and " # {" in it
+    ]
+    assert f'rpc_method="{REGISTER}"' in line
+    assert f'trace_id="{"a" * 32}"' in line
+    assert f'span_id="{span.context.span_id:016x}"' in line
