@@ -103,7 +103,8 @@ def build(settings: ReadSettings, reads: Reads) -> Server:
     lists = WatchLimits(settings.watched_lists_per_tenant_max, settings.watched_lists_max, "watched lists")
     past = None
     if settings.write_address:
-        to_write = channel(settings.write_address, retries=False, balanced=True, tls=settings.write_tls)
+        # Questions change nothing, so one that is UNAVAILABLE is asked again.
+        to_write = channel(settings.write_address, tls=settings.write_tls)
         server.on_drained(to_write.close)
         past = PastEvents(to_write, seal, settings.shard, settings.history_events_max, UPCASTERS), Room()
     for row in RPCS:

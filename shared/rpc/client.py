@@ -23,8 +23,10 @@ _FORMER_CALLS_S = 900.0
 # gRPC itself repeats a call that is UNAVAILABLE: commands are idempotent by their ids, and queries change nothing. So it does one
 # that the server cancelled, which is what gRPC says of a call that reaches a server in the moment in which it stops. The pauses
 # come to three seconds, longer than a channel needs to notice that a replica is back, so one that ends meanwhile is not missed.
-_BALANCED: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
-_REPEATED: dict[str, Any] = {
+# Addresses take turns only where calls are repeated: round_robin fails each call at once while it has no connection, for up to a
+# second after a lone replica is back; pick_first connects for the call.
+_REPEATED_IN_TURNS: dict[str, Any] = {
+    "loadBalancingConfig": [{"round_robin": {}}],
     "methodConfig": [
         {
             "name": [{}],
@@ -54,15 +56,15 @@ OPTIONS: tuple[tuple[str, int | str], ...] = (
 )
 
 
-def channel(target: str, *, retries: bool = True, balanced: bool | None = None, tls: TlsFiles | None = None) -> aio.Channel:
+def channel(target: str, *, retries: bool = True, tls: TlsFiles | None = None) -> aio.Channel:
     """A channel to `host:port`, or to a name that resolves to several. Close it, or use it with `async with`.
 
     `grpcs://host:port` is reached over TLS, with the certificates of `tls`, or the usual public authorities. Without
-    `retries` the first UNAVAILABLE comes through. If `balanced`, as it is with retries unless said otherwise, the addresses of a
-    name take turns; else the first that answers has all calls. Raises ValueError for certificates that cannot be used.
+    `retries` the first UNAVAILABLE comes through, and the first address of a name that answers has all calls; with them the
+    addresses take turns. Raises ValueError for certificates that cannot be used.
     """
     hold_grpc()
-    config = (_BALANCED if (retries if balanced is None else balanced) else {}) | (_REPEATED if retries else {})
+    config = _REPEATED_IN_TURNS if retries else {}
     options = [*OPTIONS, ("grpc.service_config", json.dumps(config)), ("grpc.enable_retries", int(retries))]
     if target.startswith(TLS_SCHEME):
         return _TlsChannel(target.removeprefix(TLS_SCHEME), options, TlsFiles() if tls is None else tls)

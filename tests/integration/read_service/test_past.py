@@ -51,6 +51,8 @@ class Services:
     to_read: grpc.aio.Channel
     settings: read_app.ReadSettings
     """Those of the read service."""
+    written: write_app.WriteSettings
+    """Those of the write service, with the port that it has."""
 
     def by(self, *roles: Role, tenant: str = "acme", user_id: str = "alice") -> Bank:
         """A caller."""
@@ -96,7 +98,8 @@ async def services(
             grpc.aio.insecure_channel(address) as to_write,
             grpc.aio.insecure_channel(f"127.0.0.1:{read_port}") as to_read,
         ):
-            yield Services(issuer, write, to_write, to_read, settings)
+            written = written.model_copy(update={"listen": address})
+            yield Services(issuer, write, to_write, to_read, settings, written)
 
 
 def now() -> as_of_pb2.AsOf:
@@ -157,13 +160,17 @@ async def test_of_busy_accounts_only_the_time_of_a_transfer_counts(services: Ser
     assert [step.name for step in shown.steps] == ["started", "debited", "credited", "completed"]
 
 
-async def test_without_the_write_service_only_the_past_is_away(services: Services) -> None:
-    """By name, at once; Get answers as before."""
+async def test_without_the_write_service_only_the_past_is_away(services: Services, write_db: Database) -> None:
+    """By name; Get answers as before. The first question after the write service is back is answered."""
     bank = services.by()
+    owner, _ = await bank.register("Alice")
+    blue, _ = await bank.open(owner)
     await services.write.drain()
     assert await told(account(bank, uid(1))) == ("UNAVAILABLE", "WRITE_SERVICE_UNAVAILABLE")
     request = account_query_pb2.GetAccountRequest(account_id=uid(1))
     assert await told(bank.call(bank.account_queries.GetAccount, request)) == ("NOT_FOUND", "ACCOUNT_NOT_FOUND")
+    async with served(write_db.app, lambda reads: write_app.build(services.written, reads)):
+        assert (await account(bank, blue)).version == 1
 
 
 async def test_keys_that_differ_are_named(services: Services, read_db: Database) -> None:

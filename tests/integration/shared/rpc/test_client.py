@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import grpc
@@ -62,13 +62,12 @@ async def test_a_refusal_is_not_repeated() -> None:
         assert len(attempts) == 1
 
 
-@pytest.mark.parametrize("retries", [True, False])
-async def test_calls_take_turns_between_the_addresses_of_a_name(retries: bool) -> None:
-    """Whether they are repeated or not: several of a service have the same share of the calls."""
+async def test_calls_take_turns_between_the_addresses_of_a_name() -> None:
+    """Several of a service have the same share of the calls."""
     async with (
         failing(grpc.StatusCode.ABORTED) as (one, of_one),
         failing(grpc.StatusCode.ABORTED) as (other, of_other),
-        channel(f"ipv4:{one},{other}", retries=retries, balanced=True) as through,
+        channel(f"ipv4:{one},{other}") as through,
     ):
         stub = health_pb2_grpc.HealthStub(through)
 
@@ -82,3 +81,42 @@ async def test_calls_take_turns_between_the_addresses_of_a_name(retries: bool) -
         for _ in range(10):
             await stub.Check(REQUEST, timeout=10)
         assert (len(of_one) - before[0], len(of_other) - before[1]) == (5, 5)
+
+
+class Serving(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
+    """Always there."""
+
+    async def Check(self, request: Any, context: Any) -> health_pb2.HealthCheckResponse:  # noqa: N802 (as the RPC)
+        return ANSWER
+
+    async def Watch(  # noqa: N802 (as the RPC)
+        self, request: Any, context: Any
+    ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
+        yield ANSWER
+
+
+@asynccontextmanager
+async def serving(port: int = 0) -> AsyncIterator[int]:
+    """A server on that port, or on a free one; its port."""
+    server = aio.server()
+    health_pb2_grpc.add_HealthServicer_to_server(Serving(), server)
+    port = server.add_insecure_port(f"127.0.0.1:{port}")
+    await server.start()
+    yield port
+    await server.stop(0)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_the_first_call_after_a_restart_is_answered(streamed: bool) -> None:
+    """Although the channel, which found nobody, has not connected again; a stream too, as no answer of it has come yet."""
+    async with AsyncExitStack() as stack:
+        async with serving() as port:
+            through = await stack.enter_async_context(channel(f"127.0.0.1:{port}"))
+            stub = health_pb2_grpc.HealthStub(through)
+            assert await stub.Check(REQUEST, timeout=10) == ANSWER
+        await eventually(lambda: through.get_state() is grpc.ChannelConnectivity.TRANSIENT_FAILURE, 10)
+        async with serving(port):
+            if streamed:
+                assert [answer async for answer in stub.Watch(REQUEST, timeout=10)] == [ANSWER]
+            else:
+                assert await stub.Check(REQUEST, timeout=10) == ANSWER
