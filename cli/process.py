@@ -40,6 +40,9 @@ def process_list(
     type_: Annotated[str, typer.Option("--type", help="Only of this type, for example transfer.")] = "",
     status: Annotated[ProcessStatus | None, typer.Option("--status", help="Only of this status.")] = None,
     attention: Annotated[bool, typer.Option("--attention", help="Only those that an operator should look at.")] = False,
+    acknowledged: Annotated[
+        bool, typer.Option("--acknowledged", help="Only those with something that two people have acknowledged.")
+    ] = False,
     limit: Annotated[int, typer.Option("--limit", min=1, max=100_000, help="So many at the most.")] = 50,
     data: Data = DATA,
     output: Format = Output.TEXT,
@@ -51,7 +54,7 @@ def process_list(
       foldline process list --attention
       foldline process list --type transfer --status running
     """
-    wanted: dict[str, Any] = {"tenant": tenant, "type": type_, "attention": attention}
+    wanted: dict[str, Any] = {"tenant": tenant, "type": type_, "attention": attention, "acknowledged": acknowledged}
     if status is not None:
         wanted["status"] = f"PROCESS_STATUS_{status.name}"
 

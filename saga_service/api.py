@@ -92,7 +92,7 @@ class ProcessService(process_pb2_grpc.ProcessServiceServicer):
     async def ListProcesses(self, request: process_pb2.ListProcessesRequest, context: Any) -> process_pb2.ListProcessesResponse:
         wanted, size = request.filter, request.page_size or pages.SIZE_DEFAULT
         status = STATUS_OF.get(wanted.status, "")
-        query = ("ListProcesses", wanted.tenant, wanted.type, status, str(wanted.attention))
+        query = ("ListProcesses", wanted.tenant, wanted.type, status, str(wanted.attention), str(wanted.acknowledged))
         rows: Sequence[Process] = await self._admin.find(
             size + 1,
             _place(query, request.page_token),
@@ -100,6 +100,7 @@ class ProcessService(process_pb2_grpc.ProcessServiceServicer):
             type_=wanted.type,
             status=status,
             attention=wanted.attention,
+            acknowledged=wanted.acknowledged,
         )
         shown, following = pages.cut(rows, size, query, self._admin.place)
         return process_pb2.ListProcessesResponse(processes=[self._summary(row) for row in shown], next_page_token=following)
@@ -187,18 +188,21 @@ class ProcessService(process_pb2_grpc.ProcessServiceServicer):
         self, request: process_pb2.AskAcknowledgementRequest, context: Any
     ) -> process_pb2.AskAcknowledgementResponse:
         asked = await self._steering.ask(_key(request), request.attention, request.resolution, _user_id())
+        _audit("acknowledgement_asked", request, attention=asked.attention)
         return process_pb2.AskAcknowledgementResponse(acknowledgement=_acknowledgement(asked))
 
     async def ConfirmAcknowledgement(
         self, request: process_pb2.ConfirmAcknowledgementRequest, context: Any
     ) -> process_pb2.ConfirmAcknowledgementResponse:
         process = await self._steering.confirm(_key(request), _user_id())
+        _audit("acknowledgement_confirmed", request)
         return process_pb2.ConfirmAcknowledgementResponse(process=self._summary(process))
 
     async def RejectAcknowledgement(
         self, request: process_pb2.RejectAcknowledgementRequest, context: Any
     ) -> process_pb2.RejectAcknowledgementResponse:
         process = await self._steering.reject(_key(request), request.reason, _user_id())
+        _audit("acknowledgement_rejected", request)
         return process_pb2.RejectAcknowledgementResponse(process=self._summary(process))
 
     async def ListParkedStreams(
@@ -249,6 +253,12 @@ def _stream(request: Any) -> StreamKey:
 
 def _user_id() -> str:
     return current_call.get().identity.user_id
+
+
+def _audit(event: str, request: Any, **facts: str) -> None:
+    """A line of the log beside the process's history: who did it to which process."""
+    tenant, type_, process_id = _key(request)
+    log.warning(event, process_tenant=tenant, type=type_, process_id=process_id, user_id=_user_id(), **facts)
 
 
 def _place(query: Sequence[str], page_token: str) -> Place | None:

@@ -51,6 +51,10 @@ _LIST_ATTENTION = """
     SELECT FROM unnest(%(kinds)s::text[], %(before)s::timestamptz[]) AS k (type, before)
     WHERE k.type = p.type AND p.moved_at < k.before))
 """
+_LIST_ACKNOWLEDGED = """
+  AND (p.tenant, p.type, p.process_id) IN (
+    SELECT h.tenant, h.type, h.process_id FROM process_history h WHERE h.kind = 'operator' AND h.name = 'confirm')
+"""
 _LIST_ORDER = " ORDER BY p.started_at DESC, p.tenant DESC, p.type DESC, p.process_id DESC LIMIT %(limit)s"
 
 
@@ -136,16 +140,20 @@ class ProcessAdmin:
         status: str = "",
         trouble: str = "",
         attention: bool = False,
+        acknowledged: bool = False,
     ) -> Sequence[Process]:
         """Processes, newest first, behind `after`. With `attention`, only those that an operator should look at.
 
-        `trouble` is the reason why they are parked.
+        With `acknowledged`, only those with something that two people have acknowledged. `trouble` is the reason why they
+        are parked.
         """
         query = _LIST
         if attention or status in (ProcessStatus.RUNNING, ProcessStatus.PARKED):
             query += _LIST_OPEN
         if attention:
             query += _LIST_ATTENTION
+        if acknowledged:
+            query += _LIST_ACKNOWLEDGED
         now = self._clock()
         kinds = [(name, now - kind.manager.stuck_after) for name, kind in self._kinds.items()]
         parameters = {

@@ -224,7 +224,7 @@ def _revise(done: Round, process: Process, outcome: str, found: Findings, user_i
         return
     process.state, process.phase, process.trouble, process.attention = "", "", "", ""
     if outcome == UNDONE:
-        process.status, process.attention = ProcessStatus.UNDONE, HISTORY_LOST
+        process.status, process.attention, process.moved_at = ProcessStatus.UNDONE, HISTORY_LOST, done.now
         return
     process.status = ProcessStatus.RUNNING
     waiting = [

@@ -1,9 +1,11 @@
 """Deletes processes that ended long ago, with their histories.
 
 A process leaves if it has ended, waits for nothing, and nobody need look at it: money in suspense stays until it is acknowledged.
-Its event lies behind the checkpoint, so it never begins anew.
+Its event lies behind the checkpoint, so it never begins anew. One that was undone after a restore leaves as well, looked at or
+not: its state is gone already, and if its event is appended again after all, it begins as if it had never been.
 
 With an archive (`history_archive.py`) they are written there first, and read back; what cannot be written is not deleted.
+Without one, a process stays whose attention two people have acknowledged: its history is the only record of what they settled.
 
 Killed anywhere, what is left? A whole process, or nothing of it; in the archive perhaps a copy of one that is still there, and
 is written again. Two at once: the lock on the runner's checkpoint orders them. It also orders this and a round that notes a
@@ -41,17 +43,23 @@ ENTRIES_MAX = 20_000
 """So many lines of histories are archived in one sweep, unless a single process has more."""
 WRITES_AT_ONCE = 8
 
-_OVER: LiteralString = """
-p.status = 'ended' AND p.trouble = '' AND p.attention = '' AND p.moved_at < %s
-    AND NOT EXISTS (SELECT FROM process_commands c
-                    WHERE c.tenant = p.tenant AND c.type = p.type AND c.process_id = p.process_id)
+# Each has an index of its own.
+_ENDED: LiteralString = "p.status = 'ended' AND p.trouble = '' AND p.attention = ''"
+_UNDONE: LiteralString = "p.status = 'undone'"
+_WAITS_FOR_NOTHING: LiteralString = """
+  AND p.moved_at < %s AND NOT EXISTS (
+    SELECT FROM process_commands c WHERE c.tenant = p.tenant AND c.type = p.type AND c.process_id = p.process_id)
 """
-_OLD: LiteralString = f"SELECT p.tenant, p.type, p.process_id FROM processes p WHERE {_OVER} ORDER BY p.moved_at LIMIT %s"  # noqa: S608
+_NOT_ACKNOWLEDGED: LiteralString = """
+  AND NOT EXISTS (
+    SELECT FROM process_history h WHERE h.tenant = p.tenant AND h.type = p.type AND h.process_id = p.process_id
+      AND h.kind = 'operator' AND h.name = 'confirm')
+"""
 # Those of which a copy was taken, and nothing has been added to their history since.
 _COPIED: LiteralString = f"""
 SELECT p.tenant, p.type, p.process_id
 FROM unnest(%s::text[], %s::text[], %s::text[], %s::int[]) AS k (tenant, type, process_id, entries)
-JOIN processes p USING (tenant, type, process_id, entries) WHERE {_OVER}
+JOIN processes p USING (tenant, type, process_id, entries) WHERE ({_ENDED} OR {_UNDONE}) {_WAITS_FOR_NOTHING}
 """  # noqa: S608 (ours)
 _DELETE: LiteralString = """
 told AS (
@@ -62,11 +70,11 @@ asked AS (
 DELETE FROM processes p USING old o WHERE p.tenant = o.tenant AND p.type = o.type AND p.process_id = o.process_id
 RETURNING p.tenant, p.type
 """
-_PROCESSES: LiteralString = f"""
+_PROCESSES: LiteralString = """
 SELECT p.tenant, p.type, p.process_id, p.state, p.schema, p.phase, p.correlation_id, p.causation_id, p.on_behalf_of,
   p.traceparent, p.entries, p.started_at, p.moved_at
-FROM processes p WHERE {_OVER} ORDER BY p.moved_at LIMIT %s
-"""  # noqa: S608 (ours)
+FROM processes p WHERE
+"""
 _HISTORIES: LiteralString = """
 SELECT h.tenant, h.type, h.process_id, h.number, h.happened_at, h.kind, h.name, h.step, h.id, h.position, h.attempts, h.error,
   h.phase, h.note
@@ -117,14 +125,17 @@ class ProcessRetention:
 
         Raises Unavailable (ARCHIVE_UNAVAILABLE) or Rejected (ARCHIVE_DAMAGED) if there is an archive that does not take them.
         """
+        return await self._forget(connection, _ENDED) + await self._forget(connection, _UNDONE)
+
+    async def _forget(self, connection: Connection, over: LiteralString) -> int:
         before, total, more = self._clock() - self._retention, 0, True
         while more:
             if self._archive is None:
-                count = len(await self._delete(connection, _OLD, [before, FORGET_MAX]))
+                count = len(await self._delete(connection, _old(over), [before, FORGET_MAX]))
                 more = count == FORGET_MAX
             else:
                 async with self._archive.sweeping:
-                    count, more = await self._archive_some(connection, self._archive, before)
+                    count, more = await self._archive_some(connection, self._archive, over, before)
             total += count
             if more:
                 # Rounds come first.
@@ -138,12 +149,14 @@ class ProcessRetention:
             cursor = await connection.execute(f"WITH old AS MATERIALIZED ({which}), {_DELETE}", parameters)
             return list(await cursor.fetchall())
 
-    async def _archive_some(self, connection: Connection, archive: HistoryArchive, before: datetime) -> tuple[int, bool]:
+    async def _archive_some(
+        self, connection: Connection, archive: HistoryArchive, over: LiteralString, before: datetime
+    ) -> tuple[int, bool]:
         """Archives and deletes the oldest; returns how many were deleted, and whether there may be more.
 
         A sweep of which nothing was there to be deleted any more is taken back: its tenant may have ended.
         """
-        copies, more = await _copy(connection, before)
+        copies, more = await _copy(connection, over, before)
         folders: dict[tuple[str, str], str] = {}
         kinds = list(copies)
         for start in range(0, len(kinds), WRITES_AT_ONCE):
@@ -160,11 +173,20 @@ class ProcessRetention:
         return len(gone), more and bool(gone)
 
 
-async def _copy(connection: Connection, before: datetime) -> tuple[dict[tuple[str, str], list[tuple[PastProcess, int]]], bool]:
+def _old(over: LiteralString) -> LiteralString:
+    """The oldest processes that may be deleted without a copy."""
+    which: LiteralString = "SELECT p.tenant, p.type, p.process_id FROM processes p WHERE "
+    return which + over + _WAITS_FOR_NOTHING + _NOT_ACKNOWLEDGED + " ORDER BY p.moved_at LIMIT %s"
+
+
+async def _copy(
+    connection: Connection, over: LiteralString, before: datetime
+) -> tuple[dict[tuple[str, str], list[tuple[PastProcess, int]]], bool]:
     """The oldest processes that may leave, by tenant and type, with how long their histories are; and whether there are more."""
     async with connection.transaction():
         await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-        cursor = await connection.execute(_PROCESSES, (before, FORGET_MAX))
+        query = _PROCESSES + over + _WAITS_FOR_NOTHING + " ORDER BY p.moved_at LIMIT %s"
+        cursor = await connection.execute(query, (before, FORGET_MAX))
         rows = await cursor.fetchall()
         taken, entries = 0, 0
         while taken < len(rows) and (taken == 0 or entries + rows[taken][10] <= ENTRIES_MAX):
@@ -194,7 +216,7 @@ async def _copy(connection: Connection, before: datetime) -> tuple[dict[tuple[st
         past = PastProcess(
             type=type_,
             process_id=process_id,
-            state=Raw(state.encode()),
+            state=Raw((state or "null").encode()),  # one that was undone has none
             schema=schema,
             phase=phase,
             correlation_id=correlation_id,

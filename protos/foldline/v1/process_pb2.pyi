@@ -456,11 +456,14 @@ class ProcessFilter(_message.Message):
     TYPE_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
     ATTENTION_FIELD_NUMBER: _builtins.int
+    ACKNOWLEDGED_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     type: _builtins.str
     status: Global___ProcessStatus.ValueType
     attention: _builtins.bool
     """Only those that an operator should look at: parked, stuck, or with money in suspense."""
+    acknowledged: _builtins.bool
+    """Only those with something that two people have acknowledged. GetProcess has who asked, who confirmed, and how it was settled."""
     def __init__(
         self,
         *,
@@ -468,10 +471,11 @@ class ProcessFilter(_message.Message):
         type: _builtins.str = ...,
         status: Global___ProcessStatus.ValueType = ...,
         attention: _builtins.bool = ...,
+        acknowledged: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attention", b"attention", "status", b"status", "tenant", b"tenant", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged", b"acknowledged", "attention", b"attention", "status", b"status", "tenant", b"tenant", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

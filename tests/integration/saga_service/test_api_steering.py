@@ -24,6 +24,7 @@ from shared.platform.leader import LockClass, hold_lease
 from shared.processes.runners import STUCK_AFTER
 from tests.support.domains.gifts import GIFT, frozen
 from tests.support.fakes.line import uid
+from tests.support.logs import capture_logs
 from tests.support.system.saga import ids, moved, name, refused, serving
 from tests.support.system.waiting import eventually
 
@@ -91,6 +92,7 @@ async def test_what_was_rejected_may_be_asked_for_anew(saga_db: Database, tmp_pa
         ask = AskAcknowledgementRequest(**name(1), attention="GIFT_REFUSED", resolution="sent by post")
         asked = await service.stub.AskAcknowledgement(ask, metadata=service.of(), timeout=10)
         assert (asked.acknowledgement.asked_by, asked.acknowledgement.resolution) == ("olga", "sent by post")
+        assert ids((await service.find(acknowledged=True)).processes) == []
         reject = RejectAcknowledgementRequest(**name(1), reason="it came back")
         rejected = await service.stub.RejectAcknowledgement(reject, metadata=service.of(user="otto"), timeout=10)
         assert rejected.process.attention == "GIFT_REFUSED"
@@ -101,8 +103,12 @@ async def test_what_was_rejected_may_be_asked_for_anew(saga_db: Database, tmp_pa
         ask.resolution = "handed over"
         await service.stub.AskAcknowledgement(ask, metadata=service.of(user="otto"), timeout=10)
         confirm = ConfirmAcknowledgementRequest(**name(1))
-        done = await service.stub.ConfirmAcknowledgement(confirm, metadata=service.of(), timeout=10)
+        with capture_logs() as logs:
+            done = await service.stub.ConfirmAcknowledgement(confirm, metadata=service.of(), timeout=10)
+        [line] = [line for line in logs if line["event"] == "acknowledgement_confirmed"]
+        assert (line["user_id"], line["process_tenant"], line["process_id"]) == ("olga", "acme", uid(1))
         assert done.process.attention == ""
+        assert ids((await service.find(acknowledged=True)).processes) == [uid(1)]
         assert ids((await service.find(attention=True)).processes) == []
         told = [(it.name, it.id, it.note) for it in (await service.get(1)).history if it.kind == "operator"]
         assert told == [

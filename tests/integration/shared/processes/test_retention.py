@@ -89,10 +89,50 @@ async def test_only_what_is_over_and_old_leaves(world: World, monkeypatch: pytes
     assert await left(world) == [(uid(number), True) for number in (4, 5, 6)]
     histories = await world.query("SELECT DISTINCT process_id FROM process_history ORDER BY 1")
     assert histories == [(uid(number),) for number in (4, 5, 6)]
-    async with world.steering() as (_, steering):
-        await steering.ask(key(4), "GIFT_REFUSED", "sent by post", "olga")
-        await steering.confirm(key(4), "otto")
-    assert await forgotten(world) == 1
+    await world.query(
+        "UPDATE processes SET status = 'undone', attention = 'HISTORY_LOST' WHERE process_id = %s RETURNING 1", uid(6)
+    )
+    assert await forgotten(world) == 0  # undone a moment ago
+    world.clock.ahead *= 2
+    assert await forgotten(world) == 2
+    assert await left(world) == [(uid(4), True)]
+
+
+async def test_the_record_of_what_two_people_settled_outlives_the_retention(world: World, tmp_path: Path) -> None:
+    """Without an archive the process stays, and is listed; with one its history is there, and it leaves."""
+    world.write.decide = frozen
+    world.open(1)
+    async with world.running():
+        await are(world, ended=1)
+        world.write.decide = lambda command: None
+        world.open(2)
+        await are(world, ended=2)
+    async with world.steering() as (desk, steering):
+        await steering.ask(key(1), "GIFT_REFUSED", "sent by post", "olga")
+        assert await desk.find(9, None, acknowledged=True) == []
+        await steering.confirm(key(1), "otto")
+        world.clock.ahead = KEPT + timedelta(minutes=1)
+        assert await forgotten(world) == 1
+        [kept] = await desk.find(9, None, acknowledged=True)
+        told = [(it.name, it.id, it.note) for it in (await desk.get(kept.key)).history if it.kind == "operator"]
+        assert told == [("ask", "olga", "GIFT_REFUSED: sent by post"), ("confirm", "otto", "GIFT_REFUSED: sent by post")]
+        assert await forgotten(world, HistoryArchive(open_files(f"file://{tmp_path}/archive"), 1)) == 1
+        assert await desk.find(9, None) == []
+    [file] = (tmp_path / "archive").rglob("processes.jsonl")
+    [line] = file.read_text().splitlines()
+    assert [it["id"] for it in json.loads(line)["history"] if it["kind"] == "operator"] == ["olga", "otto"]
+
+
+async def test_an_undone_process_is_archived_without_a_state(world: World, tmp_path: Path) -> None:
+    """It has none any more; its line is JSON all the same."""
+    world.open(1)
+    async with world.running():
+        await are(world, ended=1)
+    await world.query("UPDATE processes SET status = 'undone', attention = 'HISTORY_LOST', state = '' RETURNING 1")
+    world.clock.ahead = KEPT + timedelta(minutes=1)
+    assert await forgotten(world, HistoryArchive(open_files(f"file://{tmp_path}/archive"), 1)) == 1
+    [file] = (tmp_path / "archive").rglob("processes.jsonl")
+    assert json.loads(file.read_text())["state"] is None
 
 
 async def test_it_waits_for_a_round_that_is_under_way(world: World) -> None:
