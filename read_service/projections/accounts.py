@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from bank.v1 import account_pb2, account_query_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
-from shared.folds.moments import timestamp, timestamp_or_none
+from shared.folds.moments import set_moment, timestamp
 from shared.folds.projection import MARKS, Projection, Purge, boxed_at, existing, key_of, recorded_at, storable
 from shared.folds.summary import History, Summary, equals, is_id, moment_between, only_row, rows_of, whole_between
 from shared.folds.table import Code, table_of
@@ -162,19 +162,17 @@ STATUSES = {
 STATUS_OF = {text: status for status, text in STATUSES.items()}
 
 
-def view(row: AccountRow) -> account_query_pb2.AccountSummary:
+def show(row: AccountRow, shown: account_query_pb2.AccountSummary) -> None:
     """An account as it is shown."""
-    return account_query_pb2.AccountSummary(
-        account_id=row.account_id,
-        owner_id=row.owner_id,
-        name=row.name,
-        currency=row.currency,
-        balance_minor=row.balance_minor,
-        status=STATUS_OF[row.status],
-        opened_at=timestamp(row.opened_at),
-        version=row.version,
-        boxed_at=timestamp_or_none(row.boxed_at),
-    )
+    shown.account_id = row.account_id
+    shown.owner_id = row.owner_id
+    shown.name = row.name
+    shown.currency = row.currency
+    shown.balance_minor = row.balance_minor
+    shown.status = STATUS_OF[row.status]
+    set_moment(shown.opened_at, row.opened_at)
+    shown.version = row.version
+    set_moment(shown.boxed_at, row.boxed_at)
 
 
 def movement_view(row: MovementRow) -> account_query_pb2.Movement:
@@ -193,7 +191,7 @@ ACCOUNT = Summary(
     name="account",
     row=AccountRow,
     source=rows_of(accounts),
-    view=view,
+    show=show,
     history=History(category="account", row=only_row(accounts)),
     orders={"opened_at": "opened_at", "balance_minor": "balance_minor"},
     filters={

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from bank.v1 import account_pb2, person_pb2, person_query_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
-from shared.folds.moments import timestamp, timestamp_or_none
+from shared.folds.moments import set_moment
 from shared.folds.projection import MARKS, Projection, Purge, boxed_at, existing, key_of, recorded_at, storable
 from shared.folds.summary import History, Summary, begins_with, equals, moment_between
 from shared.folds.table import BigNumber, Code, Int32, table_of
@@ -169,22 +169,18 @@ class PersonSummaryRow(NamedTuple):
     totals: list[str]
 
 
-def view(row: PersonSummaryRow) -> person_query_pb2.PersonSummary:
+def show(row: PersonSummaryRow, shown: person_query_pb2.PersonSummary) -> None:
     """A person as they are shown."""
-    return person_query_pb2.PersonSummary(
-        person_id=row.person_id,
-        name=row.name,
-        registered_at=timestamp(row.registered_at),
-        open_account_count=row.open_account_count,
-        total_balances=[
-            person_query_pb2.CurrencyTotal(currency=currency, total_minor=total)
-            for currency, total in zip(row.currencies, row.totals, strict=True)
-        ],
-        version=row.version,
-        status=STATUS_OF[row.status],
-        closed_at=timestamp_or_none(row.closed_at),
-        boxed_at=timestamp_or_none(row.boxed_at),
-    )
+    shown.person_id = row.person_id
+    shown.name = row.name
+    set_moment(shown.registered_at, row.registered_at)
+    shown.open_account_count = row.open_account_count
+    for currency, total in zip(row.currencies, row.totals, strict=True):
+        shown.total_balances.add(currency=currency, total_minor=total)
+    shown.version = row.version
+    shown.status = STATUS_OF[row.status]
+    set_moment(shown.closed_at, row.closed_at)
+    set_moment(shown.boxed_at, row.boxed_at)
 
 
 def summary_row(tables: Mapping[str, Sequence[Any]]) -> PersonSummaryRow | None:
@@ -205,7 +201,7 @@ PERSON = Summary(
       SELECT coalesce(array_agg(currency ORDER BY currency), '{}') AS currencies,
              coalesce(array_agg(total_minor::text ORDER BY currency), '{}') AS totals
       FROM person_totals WHERE tenant = p.tenant AND person_id = p.person_id) t""",
-    view=view,
+    show=show,
     history=History(
         category="person",
         row=summary_row,

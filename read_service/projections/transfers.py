@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from bank.v1 import account_pb2, transfer_pb2, transfer_query_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
-from shared.folds.moments import timestamp, timestamp_or_none
+from shared.folds.moments import set_moment
 from shared.folds.projection import Projection, Purge, RowKey, existing, recorded_at, storable
 from shared.folds.summary import AggregateName, History, Summary, equals, is_id, moment_between, only_row, rows_of, whole_between
 from shared.folds.table import Code, Int32, table_of
@@ -143,7 +143,7 @@ STATUSES = {
 STATUS_OF = {text: status for status, text in STATUSES.items()}
 
 
-def view(row: TransferRow) -> transfer_query_pb2.TransferSummary:
+def show(row: TransferRow, shown: transfer_query_pb2.TransferSummary) -> None:
     """A transfer as it is shown, with the steps that have happened."""
     steps = [
         ("started", row.started_at),
@@ -153,23 +153,19 @@ def view(row: TransferRow) -> transfer_query_pb2.TransferSummary:
         ("suspended", row.suspended_at),
         (row.status, row.ended_at),
     ]
-    return transfer_query_pb2.TransferSummary(
-        transfer_id=row.transfer_id,
-        from_account_id=row.from_account_id,
-        to_account_id=row.to_account_id,
-        amount_minor=row.amount_minor,
-        currency=row.currency,
-        status=STATUS_OF[row.status],
-        reason=row.reason,
-        compensation=transfer_pb2.Compensation.ValueType(row.compensation),
-        steps=[
-            transfer_query_pb2.TransferStep(name=name, happened_at=timestamp(moment))
-            for name, moment in steps
-            if moment is not None
-        ],
-        started_at=timestamp(row.started_at),
-        ended_at=timestamp_or_none(row.ended_at),
-    )
+    shown.transfer_id = row.transfer_id
+    shown.from_account_id = row.from_account_id
+    shown.to_account_id = row.to_account_id
+    shown.amount_minor = row.amount_minor
+    shown.currency = row.currency
+    shown.status = STATUS_OF[row.status]
+    shown.reason = row.reason
+    shown.compensation = transfer_pb2.Compensation.ValueType(row.compensation)
+    for name, moment in steps:
+        if moment is not None:
+            set_moment(shown.steps.add(name=name).happened_at, moment)
+    set_moment(shown.started_at, row.started_at)
+    set_moment(shown.ended_at, row.ended_at)
 
 
 def where_money_moves(event: transfer_pb2.TransferStarted) -> tuple[AggregateName, ...]:
@@ -181,7 +177,7 @@ TRANSFER = Summary(
     name="transfer",
     row=TransferRow,
     source=rows_of(transfers),
-    view=view,
+    show=show,
     history=History(
         category="transfer",
         row=only_row(transfers),

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from bank.v1 import user_pb2, user_query_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
-from shared.folds.moments import timestamp, timestamp_or_none
+from shared.folds.moments import set_moment
 from shared.folds.projection import Projection, Purge, existing, recorded_at, storable
 from shared.folds.summary import History, Summary, equals, has, moment_between, only_row, rows_of
 from shared.folds.table import Code, table_of
@@ -100,26 +100,24 @@ STATUSES = {
 STATUS_OF = {text: status for status, text in STATUSES.items()}
 
 
-def view(row: UserRow) -> user_query_pb2.UserSummary:
+def show(row: UserRow, shown: user_query_pb2.UserSummary) -> None:
     """A user as they are shown."""
-    return user_query_pb2.UserSummary(
-        user_id=row.user_id,
-        login=row.login,
-        email=row.email,
-        status=STATUS_OF[row.status],
-        reason=row.reason,
-        started_at=timestamp(row.started_at),
-        ended_at=timestamp_or_none(row.ended_at),
-        roles=row.roles.split(","),
-        deactivated_at=timestamp_or_none(row.deactivated_at),
-    )
+    shown.user_id = row.user_id
+    shown.login = row.login
+    shown.email = row.email
+    shown.status = STATUS_OF[row.status]
+    shown.reason = row.reason
+    set_moment(shown.started_at, row.started_at)
+    set_moment(shown.ended_at, row.ended_at)
+    shown.roles.extend(row.roles.split(","))
+    set_moment(shown.deactivated_at, row.deactivated_at)
 
 
 USER = Summary(
     name="user",
     row=UserRow,
     source=rows_of(users),
-    view=view,
+    show=show,
     history=History(category="user", row=only_row(users)),
     orders={"started_at": "started_at"},
     filters={

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC
+from functools import cache
 from operator import attrgetter
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar, get_type_hints
 
 from google.protobuf.message import Message
 
@@ -74,18 +75,35 @@ class Summary(Generic[Row]):
     for each name that `order_by` may have, with or without ` desc`; the first is the default. `filters` has a filter for
     each field of the List request's filter; one that indexes serve in some orders alone has those in `only_in`. `apart` has
     each two filters that no index serves together, with a third that has so few rows that all of them go together. `source` is
-    what follows FROM, with the table as `p`; the row's fields are its columns. `history` says which events make a row.
+    what follows FROM, with the table as `p`; the row's fields are its columns. `show` fills an empty message, `shown`, whose type
+    it names, from a row: so a row of a list is put straight into the answer. `history` says which events make a row.
     """
 
     name: str
     row: type[Row]
     source: str
-    view: Callable[[Row], Message]
+    show: Callable[[Row, Any], None]
     history: History[Row]
     orders: Mapping[str, str]
     filters: Mapping[str, Filter]
     only_in: Mapping[str, Sequence[str]] = field(default_factory=dict)
     apart: Mapping[tuple[str, str], str] = field(default_factory=dict)
+
+    @property
+    def message(self) -> type[Message]:
+        """The type of the messages that rows are shown in."""
+        return _shown_in(self.show)
+
+    def view(self, row: Row) -> Any:
+        """A row as it is shown."""
+        shown = self.message()
+        self.show(row, shown)
+        return shown
+
+
+@cache
+def _shown_in(show: Callable[..., None]) -> type[Message]:
+    return get_type_hints(show)["shown"]  # type: ignore[no-any-return]
 
 
 def rows_of(table: Table) -> str:

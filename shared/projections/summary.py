@@ -175,10 +175,14 @@ class SummaryServicer(Generic[Row]):
 
     def _shown(self, row: tuple[Any, ...]) -> Any:
         """The message of a row, whose last column says whether it is stale."""
-        shown: Any = self._summary.view(self._summary.row(*row[:-1]))
+        shown: Any = self._summary.message()
+        self._fill(shown, row)
+        return shown
+
+    def _fill(self, shown: Any, row: tuple[Any, ...]) -> None:
+        self._summary.show(self._summary.row(*row[:-1]), shown)
         if row[-1]:
             shown.stale = True
-        return shown
 
     async def watch(self, request: Any, context: Any) -> None:
         """Writes the answers of the Watch RPC, until the caller goes or an exception: see `shared.projections.watch`."""
@@ -257,11 +261,16 @@ class SummaryServicer(Generic[Row]):
         sql, values = self.page_query(order_by, found, after, size + 1)
         rows = await in_tenant(self.reads, tenant(), sql, values)
         cut, following = pages.cut(rows, size, query, lambda row: self._keys(row, column))
-        shown = [self._shown(row) for row in cut]
-        if any(each.stale for each in shown):
+        answer = self._listed(next_page_token=following)
+        shown = getattr(answer, self._many)
+        for row in cut:
+            if mask is None:
+                self._fill(shown.add(), row)
+            else:
+                shown.append(only(mask, self._shown(row)))
+        if any(row[-1] for row in cut):
             tell_stale(context)
-        masked = shown if mask is None else [only(mask, each) for each in shown]
-        return self._listed(**{self._many: masked, "next_page_token": following})
+        return answer
 
     def _order(self, asked: str, found: Mapping[str, Sequence[Condition]]) -> str:
         summary = self._summary

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from operator import attrgetter
 from types import ModuleType
-from typing import Any, Generic, get_type_hints
+from typing import Any, Generic, cast
 
 from buf.validate import validate_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, ServiceDescriptor
@@ -33,7 +33,7 @@ class SummaryRpcs(Generic[Row]):
     roles: frozenset[Role]
 
     def __post_init__(self) -> None:
-        name, shown = self.summary.name, get_type_hints(self.summary.view)["return"].DESCRIPTOR
+        name, shown = self.summary.name, cast("Descriptor", self.summary.message.DESCRIPTOR)
         _check("stale" in shown.fields_by_name, f"{shown.full_name} has no field stale")
         asked, answered = self.get_rpc.input_type, self.get_rpc.output_type
         _check(f"{name}_id" in asked.fields_by_name, f"{asked.full_name} has no {name}_id")

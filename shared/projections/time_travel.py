@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, suppress
 from itertools import chain
-from typing import Any, Generic, get_type_hints
+from typing import Any, Generic
 
 import orjson
 from google.protobuf import json_format
@@ -179,7 +179,7 @@ class TimeTravel(Generic[Row]):
 
     def fields(self) -> list[str]:
         """The names of the fields whose changes can be explained."""
-        return [name for name in get_type_hints(self._summary.view)["return"].DESCRIPTOR.fields_by_name if name != "stale"]
+        return [name for name in self._summary.message.DESCRIPTOR.fields_by_name if name != "stale"]
 
     def _differ(self, change: Change, field: str) -> list[history_pb2.FieldChange]:
         """The fields of the summary that an event changed; of one field alone if its name is given."""

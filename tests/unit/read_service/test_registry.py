@@ -10,7 +10,7 @@ import pytest
 from bank.v1 import account_query_pb2, person_query_pb2
 from read_service.api import ROLES
 from read_service.projections.accounts import ACCOUNT
-from read_service.projections.users import view as view_of_a_user
+from read_service.projections.users import show as show_a_user
 from read_service.registry import ACCOUNT_TABLES, ADMINISTRATORS, CALLERS, RPCS
 from shared.folds.summary import equals
 from shared.projections.summary_rpcs import SummaryRpcs, roles_of
@@ -29,7 +29,7 @@ def test_a_summary_fits_its_contract() -> None:
     ("changed", "told"),
     [
         ({"name": "person"}, "AccountQueryService has no GetPerson"),
-        ({"view": view_of_a_user}, "GetAccountResponse has no UserSummary"),
+        ({"show": show_a_user}, "GetAccountResponse has no UserSummary"),
         ({"filters": {**ACCOUNT.filters, "name": equals("name")}}, "filters by"),
         ({"filters": {"owner_id": equals("owner_id")}}, "filters by"),
         ({"orders": {"opened_at": "opened_at"}}, "is ordered by"),

@@ -52,9 +52,9 @@ def test_a_user_is_kept_up() -> None:
     assert promoted == active._replace(roles="tenant_admin,user")
     gone = users.deactivated(promoted, user_pb2.UserDeactivated(user_id="u-1", login_id="l-1"), at(TEN))
     assert gone == promoted._replace(deactivated_at=TEN)
-    shown = users.view(gone)
+    shown = users.USER.view(gone)
     assert (list(shown.roles), shown.deactivated_at.ToDatetime(tzinfo=UTC)) == (["tenant_admin", "user"], TEN)
-    assert not users.view(active).HasField("deactivated_at")
+    assert not users.USER.view(active).HasField("deactivated_at")
 
 
 def test_what_postgresql_cannot_hold_is_changed_rather_than_stopping_us() -> None:
