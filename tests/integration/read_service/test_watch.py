@@ -27,9 +27,9 @@ from shared.projections.summary import SummaryServicer
 from shared.rpc import handlers
 from shared.rpc.server import Server
 from shared.rpc.status import from_rpc_error
-from tests.integration.read_service.test_api import ALICE, BLUE, NOBODY, RED, Service, bank, refused
 from tests.support.fakes.line import Store, StoreLine, uid
 from tests.support.fakes.tables import projector, reached, running
+from tests.support.system.query_service import ALICE, BLUE, NOBODY, RED, Service, bank, refused
 from tests.support.system.sealing import KEYS, SEAL
 from tests.support.system.waiting import eventually
 

@@ -23,10 +23,10 @@ from shared.platform.postgres import Reads, connect
 from shared.projections import changes, resume, watch, watched_list, watched_lists
 from shared.projections.groups import GroupProjector
 from shared.projections.rebuild_admin import RebuildAdmin
-from tests.integration.read_service.test_api import ALICE, BLUE, RED, Service, bank, refused
 from tests.integration.read_service.test_watch import following, serving, watched
 from tests.support.fakes.line import Store, StoreLine, uid
 from tests.support.fakes.tables import folded
+from tests.support.system.query_service import ALICE, BLUE, RED, Service, bank, refused
 from tests.support.system.sealing import SEAL
 from tests.support.system.waiting import eventually
 

@@ -16,10 +16,10 @@ from read_service.registry import PERSON_TABLES
 from shared.projections import resume, watch, watched_list, watched_lists
 from shared.projections.summary import SummaryServicer
 from shared.rpc import handlers
-from tests.integration.read_service.test_api import ALICE, BLUE, Service, bank, refused
 from tests.integration.read_service.test_watch import following, serving, told
 from tests.integration.read_service.test_watched_lists import EVE, FILTERS, Reader
 from tests.support.fakes.line import uid
+from tests.support.system.query_service import ALICE, BLUE, Service, bank, refused
 from tests.support.system.waiting import eventually
 
 

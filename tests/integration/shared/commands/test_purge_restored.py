@@ -10,10 +10,10 @@ from deploy.bootstrap import Database
 from shared.line.ends import AGGREGATE_PURGED
 from shared.line.event_store import BOXED, PURGED
 from tests.integration.shared.commands.test_purging import refusal_of, whole
-from tests.integration.shared.commands.test_purging_aggregates import BUS, files, purged
 from tests.integration.shared.line.test_restored import copy, owner_of, run
 from tests.support.domains.trial import Add
 from tests.support.fakes.replica import replica
+from tests.support.system.aggregate_purges import BUS, files, purged
 from tests.support.system.boxing import TENANT, boxer, files_in, move
 from tests.support.system.engines import Engines
 

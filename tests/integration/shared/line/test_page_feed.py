@@ -14,7 +14,7 @@ from deploy.bootstrap import Database
 from deploy.engines.nats import Nats
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.line import broker, sources
-from shared.line.broker_access import Broker, connect
+from shared.line.broker_access import Broker
 from shared.line.checkpoint import Checkpoint
 from shared.line.follower import FeedAway, FeedPage, Follower
 from shared.line.sources import PageFeed
@@ -24,14 +24,6 @@ from tests.support.system.waiting import eventually
 
 # Long enough that what comes sooner came through the broker.
 SILENCE_S = 30.0
-
-
-@pytest.fixture
-async def client(nats_server: Nats) -> AsyncIterator[Client]:
-    """A connection of the test's own to a NATS of its own."""
-    client = await connect(Broker(nats_server.url), "test")
-    yield client
-    await client.close()
 
 
 async def publish(client: Client, *envelopes: EventEnvelope, epoch: str = EPOCH) -> None:

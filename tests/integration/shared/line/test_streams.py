@@ -17,9 +17,9 @@ from shared.line.ends import AGGREGATE_PURGED
 from shared.line.event_store import StoredEvent
 from shared.line.read_through import read_through
 from shared.platform.postgres import Reads, connect
-from tests.integration.shared.commands import test_purging_aggregates
 from tests.integration.shared.commands.test_boxing import filled
 from tests.support.fakes.replica import TENANT, replica
+from tests.support.system import aggregate_purges
 from tests.support.system.boxing import boxer, files_in, move
 from tests.support.system.retention import purger_of
 from tests.support.system.waiting import eventually
@@ -140,14 +140,14 @@ async def test_of_a_marked_aggregate_nothing_but_the_mark_is_read(write_db: Data
     """At once, though nothing of it is gone yet: neither what is in the tables, nor what is boxed."""
     names = ["whole", "part"]
     async with (
-        replica(write_db, test_purging_aggregates.BUS) as one,
-        boxer(write_db.app, files_in(tmp_path), test_purging_aggregates.BUS) as mover,
+        replica(write_db, aggregate_purges.BUS) as one,
+        boxer(write_db.app, files_in(tmp_path), aggregate_purges.BUS) as mover,
     ):
-        await test_purging_aggregates.filled(one, mover)
+        await aggregate_purges.filled(one, mover)
         archive = Archive(files_in(tmp_path))
         before = await read(mover._reads, archive, names, 0, 1000, 500)
-        [_, goes] = await test_purging_aggregates.planned(mover)
-        await purger_of(mover, test_purging_aggregates.BUS).begin(goes)
+        [_, goes] = await aggregate_purges.planned(mover)
+        await purger_of(mover, aggregate_purges.BUS).begin(goes)
         for after in (0, before[4].position):
             events = await read(mover._reads, archive, names, after, 1000, 500)
             assert [event.type for event in events] == [AGGREGATE_PURGED] * 2
