@@ -84,7 +84,7 @@ class _Picture:
         """An arrow and all that follows it: after `stem` and `branch`, with `more` in the place of the branch below it."""
         taken = arrow.place is not None
         again = arrow.target in self.drawn or (not taken and any(it.phase == arrow.target for it in self.taken))
-        text = Text(f"{stem}{branch}", DIM)
+        text = Text().append(f"{stem}{branch}", DIM)
         text.append(f"{arrow.label} {'━━▶ ●' if taken else '──▶ ○'} {arrow.target}", TAKEN if taken else DIM)
         if again and not taken and not arrow.ends:
             text.append(" …", DIM)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from io import StringIO
 from typing import Any
+
+from rich.console import Console
 
 from cli.diagram import draw, passed
 from saga_service.transfer import TRANSFER
@@ -60,6 +63,20 @@ def test_a_process_in_flight_says_how_long_it_has_waited() -> None:
     drawn = lines(STARTED, DEBITED, over=False)
     assert drawn[1] == "├─ debit accepted ━━▶ ● crediting  03:04:05.014  4.0 s so far"
     assert [line for line in drawn if "●" in line] == drawn[:2]
+
+
+def test_on_a_terminal_the_path_stands_out() -> None:
+    """Bright, with its times; what was not taken is dim."""
+    drawn = draw(ARROWS, passed([STARTED, DEBITED]), over=False, now=NOW)
+    console = Console(file=StringIO(), force_terminal=True, color_system="standard", width=200)
+    for line in drawn[:3]:
+        console.print(line)
+    assert isinstance(console.file, StringIO)
+    began, debited, may = console.file.getvalue().splitlines()
+    green, dim = "\x1b[1;32m", "\x1b[2m"
+    assert began.startswith(f"{green}TransferStarted ━━▶ ● debiting\x1b[0m     03:04:05.000")
+    assert f"{green}debit accepted ━━▶ ● crediting\x1b[0m  03:04:05.014" in debited
+    assert may == f"{dim}│  ├─ \x1b[0m{dim}credit accepted ──▶ ○ completing\x1b[0m"
 
 
 def test_what_the_definition_does_not_have_is_drawn_all_the_same() -> None:
