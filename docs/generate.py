@@ -33,12 +33,13 @@ PROCESSES: dict[str, type[ProcessSettings]] = {
     "saga_service": SagaSettings,
 }
 STORED_TYPES_MODULE = ROOT / "upcasters/stored_types.py"
-# What the command line, the embedded engines and the bootstrap are told; a process of ours ignores them.
+# What the command line, the embedded engines, compose.yaml and the bootstrap are told; a process of ours ignores them.
 OTHERS = {
     "FOLDLINE_CA_FILE",
     "FOLDLINE_CLIENT_CERT_FILE",
     "FOLDLINE_CLIENT_KEY_FILE",
     "FOLDLINE_DATA",
+    "FOLDLINE_IMAGE",
     "FOLDLINE_NATS_SERVER",
     "FOLDLINE_POSTGRES_AS",
     "FOLDLINE_POSTGRES_HOME",
