@@ -20,9 +20,9 @@ from saga_service.overrides import ANNOUNCEMENTS
 from saga_service.registry import PROCESSES
 from shared.folds.delivery import Announcements
 from shared.folds.process import ProcessDefinition
-from shared.line.archive import StoreUrl, open_files
 from shared.line.broker_access import Broker
 from shared.line.consumer_metrics import watch_consumers
+from shared.line.files import StoreUrl, open_files
 from shared.line.follower import Follower
 from shared.line.lag import Places, consumers_lag
 from shared.line.sources import PageFeed, StoreLine

@@ -30,7 +30,8 @@ from shared.commands.retention_plan import Purges
 from shared.commands.retention_sweeper import RetentionSweeper
 from shared.commands.schedule import Schedule, Scheduler, watch_schedule
 from shared.commands.sweeper import Sweeper
-from shared.line.archive import StoreUrl, open_archive
+from shared.line.archive import open_archive
+from shared.line.files import StoreUrl
 from shared.line.notifier import Notifier
 from shared.platform.clock import utc_now
 from shared.platform.leader import LockClass, lead

@@ -1,4 +1,4 @@
-"""The archive: boxes with the events of an aggregate, a folder each, in a folder of this machine or in an object store.
+"""The archive: boxes with the events of an aggregate, a folder each.
 
 A box has three files. `events.jsonl` has a line for each event: its fields, its content as readable JSON where the contract is
 known, and the exact bytes; `snapshot.json` the state behind the last of them; `manifest.json` what the box holds, with the size
@@ -15,14 +15,9 @@ import asyncio
 import base64
 import binascii
 import hashlib
-import os
-import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Annotated, Any, Protocol
-from urllib.parse import quote, unquote, urlsplit
+from typing import Any
 from uuid import UUID
 
 from google.protobuf import descriptor_pool, json_format
@@ -30,71 +25,16 @@ from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 from msgspec import DecodeError as JsonError
 from msgspec import Raw, Struct, ValidationError, field, json
-from obstore import exceptions
-from obstore.store import ObjectStore, from_url
-from pydantic import AfterValidator
 
-from shared.folds.errors import Refusal, Rejected, Unavailable
+from shared.folds.errors import Rejected
 from shared.line.event_store import AggregateKey, StoredEvent
+from shared.line.files import Store, open_files, refusals, segment
 
 FORMAT = 1
 EVENTS, SNAPSHOT, MANIFEST = "events.jsonl", "snapshot.json", "manifest.json"
 CACHED_BYTES_MAX = 64 * 1024 * 1024
-DELETED_AT_ONCE = 500
 
 _ZERO = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-class Store(Protocol):
-    """Where files are kept by path. Errors are those of the system (OSError) and of obstore."""
-
-    async def write(self, path: str, data: bytes) -> None:
-        """Writes a file as a whole; when this ends, it outlasts a power cut."""
-
-    async def read(self, path: str) -> bytes:
-        """The content of a file; raises FileNotFoundError."""
-
-    async def forget(self, folder: str) -> int:
-        """Deletes all files below a folder; returns how many there were."""
-
-
-class Files(Struct, frozen=True):
-    """A store in obstore; `folder` is set if it is one of this machine."""
-
-    store: ObjectStore
-    folder: Path | None
-
-    async def write(self, path: str, data: bytes) -> None:
-        """As in Store. A file of this machine is written under another name first, then renamed and synced."""
-        await self.store.put_async(path, data)
-        if self.folder is not None:
-            await asyncio.to_thread(_sync, self.folder, path)
-
-    async def read(self, path: str) -> bytes:
-        """As in Store."""
-        return bytes(await (await self.store.get_async(path)).bytes_async())
-
-    async def paths(self, folder: str) -> list[str]:
-        """The paths of all files below a folder, in order."""
-        return sorted([found["path"] async for page in self.store.list(folder) for found in page])
-
-    async def forget(self, folder: str) -> int:
-        """As in Store. Of a folder of this machine the empty folders go too.
-
-        Two at once: whoever meets a file that the other has deleted lists anew what is left, and counts it alone.
-        """
-        count, whole = 0, False
-        while not whole:
-            try:
-                async for page in self.store.list(folder, chunk_size=DELETED_AT_ONCE):
-                    await self.store.delete_async([found["path"] for found in page])
-                    count += len(page)
-                whole = True
-            except FileNotFoundError:
-                continue
-        if self.folder is not None:
-            await asyncio.to_thread(shutil.rmtree, self.folder / folder, ignore_errors=True)
-        return count
 
 
 class Line(Struct, frozen=True, kw_only=True):
@@ -251,52 +191,6 @@ def open_archive(url: str) -> Archive | None:
     return Archive(open_files(url)) if url else None
 
 
-def open_files(url: str) -> Files:
-    """The store at a URL: `file:///folder`, which is made if it is not there, `s3://bucket/path`, or another of obstore.
-
-    Credentials for an object store come from its own variables (AWS_ACCESS_KEY_ID …). Raises ValueError for a URL that names
-    no store, and for a folder that cannot be made or written.
-    """
-    with _usable():
-        if (folder := _folder(url)) is None:
-            return Files(from_url(url), None)
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise ValueError(f"{folder} cannot be written")
-        return Files(from_url(url), folder)
-
-
-def _store_url(url: str) -> str:
-    if url:
-        with _usable():
-            if _folder(url) is None:
-                from_url(url)
-    return url
-
-
-StoreUrl = Annotated[str, AfterValidator(_store_url)]
-"""A URL that `open_files` takes, or nothing. Nothing is made or called when it is looked at."""
-
-
-def _folder(url: str) -> Path | None:
-    """The folder that a URL names; None if it is one of an object store."""
-    parts = urlsplit(url)
-    if parts.scheme != "file":
-        return None
-    if parts.netloc or not parts.path.startswith("/"):
-        raise ValueError("a folder is named like file:///folder")
-    return Path(unquote(parts.path))
-
-
-@contextmanager
-def _usable() -> Iterator[None]:
-    try:
-        yield
-    except (exceptions.BaseError, OSError, ValueError) as error:
-        said = str(error).partition("\n")[0]
-        raise ValueError(f"the archive's URL cannot be used: {said}") from error
-
-
 def chain(key: AggregateKey, events: Iterable[StoredEvent]) -> bytes:
     """The last link of the hash chain over an aggregate's events; `box_chain` in the database computes the same."""
     last = hashlib.sha256("\n".join(key).encode()).digest()
@@ -400,38 +294,6 @@ def _manifest(location: str, data: bytes) -> Manifest:
         return json.decode(data, type=Manifest)
     except (JsonError, ValidationError) as error:
         raise _damaged(location, f"{MANIFEST} has another form") from error
-
-
-def segment(name: str) -> str:
-    """A name as one part of a path, which it cannot leave."""
-    return quote(name, safe="").replace(".", "%2E")
-
-
-def _sync(folder: Path, path: str) -> None:
-    """Makes a file outlast a power cut, with the names of all folders that lead to it."""
-    at = folder / path
-    while True:
-        descriptor = os.open(at, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        if at == folder:
-            return
-        at = at.parent
-
-
-@contextmanager
-def refusals() -> Any:
-    """Turns what a store says into a refusal."""
-    try:
-        yield
-    except Refusal:
-        raise
-    except (OSError, exceptions.BaseError) as error:
-        # The store's text may name places and hosts that are no business of the caller.
-        text = f"the archive cannot be used now ({type(error).__name__}); the same call may be made again"
-        raise Unavailable("ARCHIVE_UNAVAILABLE", text) from error
 
 
 def _damaged(location: str, what: str) -> Rejected:

@@ -23,7 +23,8 @@ from uuid import uuid4
 from msgspec import DecodeError, Raw, Struct, json
 
 from shared.folds.errors import Rejected
-from shared.line.archive import MANIFEST, FileSum, Store, refusals, segment
+from shared.line.archive import MANIFEST, FileSum
+from shared.line.files import Store, refusals, segment
 
 FORMAT = 1
 PROCESSES = "processes.jsonl"

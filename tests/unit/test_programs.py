@@ -150,7 +150,7 @@ def test_an_archive_that_cannot_be_written_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """At the start, and not when the first aggregate is boxed. Root may write anything, so the system's answer is a fake."""
-    monkeypatch.setattr("shared.line.archive.os.access", lambda *_: False)
+    monkeypatch.setattr("shared.line.files.os.access", lambda *_: False)
     monkeypatch.setenv("FOLDLINE_ARCHIVE_URL", tmp_path.as_uri())
     monkeypatch.setattr(sys, "argv", ["write_service"])
     with pytest.raises(SystemExit) as ended:

@@ -22,7 +22,8 @@ from shared.commands import boxing
 from shared.commands.boxing import Boxer
 from shared.commands.log import StoredCommand
 from shared.commands.registry import CommandRegistry
-from shared.line.archive import Archive, Files, Store
+from shared.line.archive import Archive
+from shared.line.files import Files, Store
 from shared.platform.identity import Call, Identity, Role, current_call
 from shared.platform.postgres import Reads
 from tests.support.domains.trial import build_registry

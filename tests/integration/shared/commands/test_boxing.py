@@ -14,8 +14,9 @@ from deploy.bootstrap import Database
 from shared.commands.append import AppendConflict, Batch, append, lock
 from shared.commands.registry import CommandRegistry
 from shared.folds.errors import Refusal
-from shared.line.archive import Archive, Store
+from shared.line.archive import Archive
 from shared.line.event_store import StoredEvent, read_stream
+from shared.line.files import Store
 from shared.line.read_through import read_through
 from shared.platform.postgres import Reads
 from tests.support.checks.history import connected, somebody_waits

@@ -15,8 +15,8 @@ from shared.commands import retention_plan
 from shared.commands.boxes import newest_box
 from shared.commands.boxing import WAITING_MAX, Boxer
 from shared.folds.errors import Refusal
-from shared.line.archive import Store
 from shared.line.event_store import AggregateKey
+from shared.line.files import Store
 from tests.integration.shared.commands.test_boxing import filled
 from tests.integration.shared.commands.test_boxing_together import together
 from tests.support.domains.trial import Add, Move, Swell, build_registry

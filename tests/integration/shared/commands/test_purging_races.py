@@ -17,8 +17,9 @@ from shared.commands import export, firing, purging
 from shared.commands.purging import Purger
 from shared.commands.recurring import Recurring
 from shared.commands.schedule import Schedule, cancel_waiting
-from shared.line.archive import Archive, Store
+from shared.line.archive import Archive
 from shared.line.event_store import read_tenant
+from shared.line.files import Store
 from shared.platform.postgres import Connection, Reads
 from tests.integration.shared.commands.test_boxing_turns import ShutStore
 from tests.integration.shared.commands.test_purging import OTHER, files_left, filled, left, purged, refusal_of

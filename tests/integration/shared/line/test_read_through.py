@@ -9,7 +9,8 @@ import pytest
 
 from deploy.bootstrap import Database
 from shared.line import read_through as module
-from shared.line.archive import Archive, Store
+from shared.line.archive import Archive
+from shared.line.files import Store
 from shared.line.read_through import read_through
 from shared.platform.postgres import Reads
 from tests.integration.shared.commands.test_boxing import filled, whole

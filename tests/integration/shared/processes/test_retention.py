@@ -18,7 +18,7 @@ import pytest
 
 from shared.folds.errors import Rejected, Unavailable
 from shared.line import checkpoint as checkpoints
-from shared.line.archive import open_files
+from shared.line.files import open_files
 from shared.platform import postgres
 from shared.processes import retention as retention_module
 from shared.processes import store

@@ -15,7 +15,7 @@ from msgspec import Raw
 from foldline.v1 import retention_pb2, tenant_pb2
 from shared.folds.errors import Rejected, Unavailable
 from shared.line import checkpoint as checkpoints
-from shared.line.archive import open_files
+from shared.line.files import open_files
 from shared.processes import forget as forget_module
 from shared.processes import runner as runner_module
 from shared.processes.history_archive import HistoryArchive, PastProcess
