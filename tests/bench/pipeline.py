@@ -81,4 +81,5 @@ ROW = Row(
     ceiling="bare publish and two bare pulls",
     measure=pipeline,
     less_is_better=True,
+    figure_max=200,
 )

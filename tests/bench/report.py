@@ -39,9 +39,13 @@ def ratio(samples: Sequence[Sample]) -> float:
     return median(sample.ratio for sample in samples)
 
 
+def _passes(row: Row, samples: Sequence[Sample]) -> bool:
+    return row.passes(ratio(samples), median(sample.figure for sample in samples))
+
+
 def missed(rows: Sequence[Row], results: Results) -> list[str]:
     """What is on the wrong side of its floor."""
-    found = [row.name for row in rows if row.name in results and not row.passes(ratio(results[row.name]))]
+    found = [row.name for row in rows if row.name in results and not _passes(row, results[row.name])]
     for prefix, most in MEMORY_MIB_MAX.items():
         notes = [sample.notes for samples in results.values() for sample in samples]
         worst = {
@@ -62,15 +66,14 @@ def show(console: Console, rows: Sequence[Row], results: Results) -> None:
     for row in rows:
         if not (samples := results.get(row.name)):
             continue
-        floor = "" if row.floor is None else f"{'≤' if row.less_is_better else '≥'} {row.floor:.2f}"
-        verdict = "" if row.floor is None else "[green]pass[/]" if row.passes(ratio(samples)) else "[red]MISS[/]"
+        verdict = "" if not row.bound else "[green]pass[/]" if _passes(row, samples) else "[red]MISS[/]"
         ceiling = _spread([sample.ceiling for sample in samples], row.unit)
         figures.add_row(
             row.title + (f"\n[dim]seen elsewhere: {row.peer}[/]" if row.peer else ""),
             _spread([sample.figure for sample in samples], row.unit),
             f"{ceiling}\n[dim]{row.ceiling}[/]",
             _spread([sample.ratio for sample in samples], ""),
-            floor,
+            row.bound,
             verdict,
         )
         costs.add_row(
@@ -96,7 +99,7 @@ def write(file: Path, rows: Sequence[Row], results: Results) -> None:
     content: dict[str, Any] = {
         "machine": {"cpus": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()},
         "ratios": {name: round(ratio(results[name]), 3) for name in GATED if name in results},
-        "floors": {row.name: row.floor for row in rows if row.floor is not None},
+        "floors": {row.name: row.bound for row in rows if row.bound},
         "missed": missed(rows, results),
         "rows": {
             row.name: {

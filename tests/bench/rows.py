@@ -46,6 +46,10 @@ Measure = Callable[[Stage, float], AsyncGenerator[Sample, None]]
 """Sets up what a row needs, then yields one sample a round, for ever; `scale` shortens or stretches each."""
 
 
+NOISE = 0.03
+"""By so much the median of a row differs from run to run on a quiet machine."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """A line of the report. Without a floor it is reported and nothing more."""
@@ -58,12 +62,25 @@ class Row:
     floor: float | None = None
     # The floor is an upper bound: the figure is a time.
     less_is_better: bool = False
+    # An upper bound of the figure itself, in its unit, where the ratio says little.
+    figure_max: float | None = None
     # Seen elsewhere, on another day: not measured here.
     peer: str = ""
 
-    def passes(self, ratio: float) -> bool:
-        """Whether the ratio is on the right side of the floor."""
-        return self.floor is None or (ratio <= self.floor if self.less_is_better else ratio >= self.floor)
+    @property
+    def bound(self) -> str:
+        """The floor as it is shown; empty if there is none."""
+        if self.figure_max is not None:
+            return f"≤ {self.figure_max:.0f}{self.unit}"
+        return "" if self.floor is None else f"{'≤' if self.less_is_better else '≥'} {self.floor:.2f}"
+
+    def passes(self, ratio: float, figure: float) -> bool:
+        """Whether the row is on the right side of its floor, or within NOISE of it."""
+        if self.figure_max is not None:
+            return figure <= self.figure_max * (1 + NOISE)
+        if self.floor is None:
+            return True
+        return ratio <= self.floor * (1 + NOISE) if self.less_is_better else ratio >= self.floor * (1 - NOISE)
 
 
 async def in_turn(nth: int, *measures: Callable[[], Awaitable[Any]]) -> list[Any]:
@@ -83,9 +100,10 @@ async def _loaded(stage: Stage, system: System, kind: str, method: str, **detail
     return {**answer, "cpu_load": answer["cpu_us"], **{f"cpu_{name}": value for name, value in cost.items()}}
 
 
-async def _echoed(stage: Stage, kind: str, method: str, **details: float) -> Answer:
+async def _echoed(stage: Stage, kind: str, method: str, as_system: System | None = None, **details: Any) -> Answer:
+    """The load on the echo; with the metadata that `as_system` would get, if it is given."""
     meter = Meter({"echo": stage.echo.pid})
-    answer = await stage.order_echo(kind, method, **details)
+    answer = await stage.order_echo(kind, method, token="" if as_system is None else stage.token(as_system), **details)
     return {**answer, "cpu_load": answer["cpu_us"], "cpu_echo": meter.per_command_us(answer["sent"])["echo"]}
 
 
@@ -100,7 +118,7 @@ def unary(callers: int, accounts: int) -> Measure:
 
     async def measure(stage: Stage, scale: float) -> AsyncGenerator[Sample, None]:
         systems = await stage.write_services()
-        load: dict[str, float] = {"callers": callers, "accounts": accounts, "seconds": 2.0 * scale}
+        load: dict[str, Any] = {"callers": callers, "accounts": accounts, "seconds": 2.0 * scale}
         for nth, system in enumerate(cycle(systems)):
             ours, bare = await in_turn(
                 nth,
@@ -116,10 +134,16 @@ def unary(callers: int, accounts: int) -> Measure:
 
 
 async def lone_caller(stage: Stage, scale: float) -> AsyncGenerator[Sample, None]:
-    """The median time of one caller's DepositMoney; the ceiling is that of an echo and of a bare commit, together."""
+    """The median time of one caller's DepositMoney; the ceiling is that of an echo and of a bare commit, together.
+
+    The ratio has two values on a virtual machine, about 1.6 and 2.4, from minute to minute: in the second all three processes
+    that a command passes take twice their processor time, the echo a third more. It is not the build of Python (Debian's 3.11.2
+    and one without optimizations have both) nor the flush (the bare commit takes the same). With all processes on one
+    processor (`taskset -c 0`) a command takes the least processor time, so it is what moves between processors and caches.
+    """
     systems = await stage.write_services()
     writer = await stage.child("bare_write", stage.engines.clone("write").owner)
-    load: dict[str, float] = {"callers": 1, "accounts": 1000, "seconds": 1.2 * scale}
+    load: dict[str, Any] = {"callers": 1, "accounts": 1000, "seconds": 1.2 * scale}
     for nth, system in enumerate(cycle(systems)):
         ours, bare, commit = await in_turn(
             nth,
@@ -143,7 +167,7 @@ async def batches(stage: Stage, scale: float) -> AsyncGenerator[Sample, None]:
     """
     systems = await stage.write_services()
     writer = await stage.child("bare_write", stage.engines.clone("write").owner)
-    load: dict[str, float] = {"callers": 4, "accounts": 1000, "batch": 100, "seconds": 1.5 * scale}
+    load: dict[str, Any] = {"callers": 4, "accounts": 1000, "batch": 100, "seconds": 1.5 * scale}
     for nth, system in enumerate(cycle(systems)):
         ours, bare = await in_turn(
             nth,
@@ -166,16 +190,26 @@ async def _bare_append(stage: Stage, system: System, writer: Child, seconds: flo
 
 
 async def streams(stage: Stage, scale: float) -> AsyncGenerator[Sample, None]:
-    """SendStream, eight streams with eight commands under way on each; the ceiling is an echo of the same streams."""
+    """The write service's processor time for a command of SendStream; the ceiling is an echo's, with the same metadata.
+
+    Eight streams with eight commands under way on each. A rate would say less: the write service and the load generator share the
+    processors, and what bounds the rate is the sum of both (and PostgreSQL's).
+    """
     systems = await stage.write_services()
-    load: dict[str, float] = {"callers": 8, "window": 8, "accounts": 1000, "seconds": 1.5 * scale}
+    load: dict[str, Any] = {"callers": 8, "window": 8, "accounts": 1000, "seconds": 1.5 * scale}
     for nth, system in enumerate(cycle(systems)):
         ours, bare = await in_turn(
             nth,
             partial(_loaded, stage, system, "stream", workload.SEND_STREAM, **load),
-            partial(_echoed, stage, "stream", echo.STREAM, **load),
+            partial(_echoed, stage, "stream", echo.STREAM, as_system=system, **load),
         )
-        yield Sample(figure=ours["per_s"], ceiling=bare["per_s"], cpu_us=_costs(ours), ceiling_cpu_us=_costs(bare))
+        yield Sample(
+            figure=ours["cpu_write_service"],
+            ceiling=bare["cpu_echo"],
+            cpu_us=_costs(ours),
+            ceiling_cpu_us=_costs(bare),
+            notes={"per_s": ours["per_s"], "echo_per_s": bare["per_s"]},
+        )
 
 
 def gathering(callers: int) -> Measure:
@@ -183,7 +217,7 @@ def gathering(callers: int) -> Measure:
 
     async def measure(stage: Stage, scale: float) -> AsyncGenerator[Sample, None]:
         waits, hurries = await stage.write_services(), await stage.write_services(gather_wait_s_max="0")
-        load: dict[str, float] = {"callers": callers, "accounts": 1000, "seconds": 0.7 * scale}
+        load: dict[str, Any] = {"callers": callers, "accounts": 1000, "seconds": 0.7 * scale}
         for nth, (waiting, hurrying) in enumerate(cycle(zip(waits, hurries, strict=True))):
             with_wait, without = await in_turn(
                 nth,
@@ -282,7 +316,7 @@ async def whole_system(stage: Stage, scale: float) -> AsyncGenerator[Sample, Non
     await stage.order(system, "set_up", accounts=1000, batch=250)
     await asyncio.sleep(1)
     idle = {f"idle_mib_{name}": round(memory_mib(system.pid(name)), 1) for name in programs}
-    load: dict[str, float] = {"callers": 64, "accounts": 1000, "seconds": 2.0 * scale}
+    load: dict[str, Any] = {"callers": 64, "accounts": 1000, "seconds": 2.0 * scale}
     nth = 0
     while True:
         ours, bare = await in_turn(
@@ -365,11 +399,12 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         name="stream_8x8_vs_echo",
-        title="SendStream, 8 streams x 8",
-        unit="/s",
+        title="SendStream, 8 streams x 8, the server's processor time",
+        unit=" µs",
         ceiling="bare stream echo",
         measure=streams,
-        floor=0.45,
+        floor=3.0,
+        less_is_better=True,
     ),
     Row(
         name="catch_up_vs_raw",

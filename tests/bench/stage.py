@@ -54,8 +54,11 @@ class Stage:
     async def order_from(self, load: Child, tenant: str, system: System, kind: str, **details: Any) -> Answer:
         """The same by a given load generator, of which several can work at once, as a given tenant."""
         target = system.programs[WRITE].address
-        token = system.token(tenant, workload.USER, [Role.USER])
-        return await load.ask(Order(kind=kind, target=target, token=token, **details))
+        return await load.ask(Order(kind=kind, target=target, token=self.token(system, tenant), **details))
+
+    def token(self, system: System, tenant: str = workload.TENANT) -> str:
+        """The token that a load on this system's write service is sent with."""
+        return system.token(tenant, workload.USER, [Role.USER])
 
     async def order_echo(self, kind: str, method: str, **details: Any) -> Answer:
         """Puts the same load on the echo."""
