@@ -24,11 +24,13 @@ class Condition(NamedTuple):
     """What a row must be: `sql` about a row `p`, with {} for the value, and the same about a row in memory.
 
     Several texts are alternatives, of which a row meets one at the most: a page is then merged from a query for each.
+    `bound`: the column that it bounds, and whether from above.
     """
 
     sql: tuple[str, ...]
     value: Any
     holds: Callable[[Any], bool]
+    bound: tuple[str, bool] | None = None
 
 
 Filter = Callable[[Any], Sequence[Condition]]
@@ -156,9 +158,9 @@ def begins_with(column: str, fold: Callable[[str], str]) -> Filter:
     def conditions(given: str) -> Sequence[Condition]:
         if not (prefix := fold(given)):
             return []
-        found = [Condition((f"p.{column} >= {{}}",), prefix, lambda row: bool(get(row) >= prefix))]
+        found = [Condition((f"p.{column} >= {{}}",), prefix, lambda row: bool(get(row) >= prefix), (column, False))]
         if end := prefix_end(prefix):  # Python orders texts by code points, as PostgreSQL does by bytes
-            found.append(Condition((f"p.{column} < {{}}",), end, lambda row: bool(get(row) < end)))
+            found.append(Condition((f"p.{column} < {{}}",), end, lambda row: bool(get(row) < end), (column, True)))
         return found
 
     return conditions
@@ -172,10 +174,10 @@ def whole_between(column: str) -> Filter:
         found = []
         if given.HasField("min"):
             least = given.min
-            found.append(Condition((f"p.{column} >= {{}}",), least, lambda row: bool(get(row) >= least)))
+            found.append(Condition((f"p.{column} >= {{}}",), least, lambda row: bool(get(row) >= least), (column, False)))
         if given.HasField("max"):
             most = given.max
-            found.append(Condition((f"p.{column} <= {{}}",), most, lambda row: bool(get(row) <= most)))
+            found.append(Condition((f"p.{column} <= {{}}",), most, lambda row: bool(get(row) <= most), (column, True)))
         return found
 
     return conditions
@@ -189,10 +191,10 @@ def moment_between(column: str) -> Filter:
         found = []
         if given.HasField("since"):
             since = given.since.ToDatetime(tzinfo=UTC)
-            found.append(Condition((f"p.{column} >= {{}}",), since, lambda row: bool(get(row) >= since)))
+            found.append(Condition((f"p.{column} >= {{}}",), since, lambda row: bool(get(row) >= since), (column, False)))
         if given.HasField("before"):
             before = given.before.ToDatetime(tzinfo=UTC)
-            found.append(Condition((f"p.{column} < {{}}",), before, lambda row: bool(get(row) < before)))
+            found.append(Condition((f"p.{column} < {{}}",), before, lambda row: bool(get(row) < before), (column, True)))
         return found
 
     return conditions

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 from shared.folds.errors import Invalid
@@ -55,6 +56,16 @@ def branches_of(select: str, found: Found, values: dict[str, Any]) -> Sequence[s
             values[f"{name}_{nth}"] = condition.value
             branches = [f"{sql} AND {text.format(f'%({name}_{nth})s')}" for sql in branches for text in condition.sql]
     return branches
+
+
+def needed_behind(found: Found, column: str, key: Any, *, descending: bool) -> Found:
+    """The conditions that are left to be asked of rows behind `key` in the order of a column.
+
+    A bound on the side where the order begins is met by all that are behind a row that meets it. Given both, PostgreSQL reads an
+    index from that bound on, and passes over every row up to the key: a page would cost as much as all pages before it.
+    """
+    at, met = SimpleNamespace(**{column: key}), (column, descending)
+    return {name: [it for it in conditions if it.bound != met or not it.holds(at)] for name, conditions in found.items()}
 
 
 def _order_needed(text: str) -> Invalid:

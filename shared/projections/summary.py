@@ -25,7 +25,7 @@ from shared.platform.identity import current_call
 from shared.platform.postgres import Connection, Reads
 from shared.platform.together import rows_of_last
 from shared.projections import watched_lists
-from shared.projections.filtering import branches_of, conditions_of, order_of
+from shared.projections.filtering import branches_of, conditions_of, needed_behind, order_of
 from shared.projections.masks import mask_of, only
 from shared.projections.past_events import PastEvents
 from shared.projections.summary_rpcs import SummaryRpcs, orders_of, shown_field
@@ -283,6 +283,8 @@ class SummaryServicer(Generic[Row]):
         column, descending = self._orders[order_by]
         direction, beyond = ("DESC", "<") if descending else ("ASC", ">")
         values: dict[str, Any] = {"limit": limit}
+        if after is not None:
+            found = needed_behind(found, column, after[0], descending=descending)
         branches = branches_of(self._select, found, values)
         ordered = f" ORDER BY p.{column} {direction}, p.{self._id} {direction} LIMIT %(limit)s"
         if after is not None:

@@ -239,7 +239,7 @@ class ParkedKey(_message.Message):
     behind_parked_id: _builtins.str
     """The parked key of the aggregate that this row waits for."""
     events: _builtins.int
-    """How many events wait, the one that failed among them."""
+    """How many events wait, the one that failed among them. ListParked counts 10,000 at the most."""
     @_builtins.property
     def key(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Behind the tenant, in the order of the table's primary key."""
