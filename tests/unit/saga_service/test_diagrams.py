@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from bank.v1.account_pb2 import WithdrawMoneyRequest
+from saga_service.app import build
 from saga_service.registration import REGISTRATION, Registration
 from saga_service.registry import PROCESSES
 from saga_service.transfer import TRANSFER, Transfer
@@ -39,6 +40,13 @@ def test_the_diagram_of_a_transfer() -> None:
         ("suspending", "suspend accepted", "failing"),
     ]
     assert [arrow.target for arrow in found if arrow.ends] == ["failed", "completed"]
+
+
+def test_the_service_refuses_to_start_with_a_definition_that_misses_a_state() -> None:
+    """Before anything else is built."""
+    nothing: Any = None
+    with pytest.raises(TypeError, match="the process transfer: STRANDED: debiting"):
+        build(nothing, nothing, [REGISTRATION, without("debiting", "debit", accepted=True, then=stays)])
 
 
 def flaws(definition: ProcessDefinition[Any]) -> list[Mismatch]:
