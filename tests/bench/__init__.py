@@ -9,7 +9,7 @@
 - `transfers.py`, `peer.py` with `peer_dbos.py` and `peer_restate.py`, `versus_peers.py`: transfers, beside those of DBOS and of
   Restate, in an environment of their own.
 - `healing.py`: how long a process that was killed is missed.
-- `telemetry.py`: what telemetry costs a command, in `switched_write_service.py`, where a signal turns it off and on.
+- `telemetry.py`: what telemetry costs a command, in `switched_write_service.py`, which turns it off and on as it serves.
 - `workload.py`: the requests and rows that all of them use. `children.py`: processes, and what they cost.
 - `stage.py`: engines, databases and Foldline's processes. `rows.py`: what is measured. `report.py`: what is printed.
 """

@@ -1,90 +1,109 @@
 """What telemetry costs a command of `unary_64`: off, on for a call that is not sampled, and on for every call.
 
 The figure is commands for each second of the write service's processor, which says the same as their rate where the processor
-is what runs out, and says it more exactly. The three take turns in one process: see `switched_write_service.py`.
+is what runs out, and says it more exactly. All is measured in one process, in short turns: see `switched_write_service.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
 from statistics import median
+from typing import Any
 
 from deploy.local.system import WRITE, System
 from tests.bench import workload
-from tests.bench.children import Meter
+from tests.bench.children import Answer
 from tests.bench.rows import Row, Sample
 from tests.bench.stage import Stage
-from tests.bench.switched_write_service import OFF, SAMPLED, UNSAMPLED
+from tests.bench.switched_write_service import CALLS_OF_A_TURN, OFF, SAMPLE_ALL, SAMPLED, TAKE_TURNS, UNSAMPLED
 from tests.support.system.collector import Collector, collecting
 
-SLICE_S = 0.2
-# What grows or slows down meanwhile weighs on both alike.
-GROUP = (OFF, UNSAMPLED, UNSAMPLED, OFF)
-GROUPS = 8
+SECONDS = 4.0
+SAMPLED_S = 1.0
 # The collector's settings have spans sent every 200 ms.
 EXPORTED_WITHIN_S = 0.3
+Turn = dict[str, Any]
+"""Its way, and the seconds that it took of the processor and of the clock: `cpu_s` and `wall_s`."""
 CALL = "bank.v1.AccountService/DepositMoney"
 
 
-@dataclass(slots=True)
-class Spent:
-    """What commands took, over all slices of one way."""
-
-    commands: float = 0.0
-    cpu_us: float = 0.0
-    done: float = 0.0
-    seconds: float = 0.0
-
-    @property
-    def us(self) -> float:
-        """Processor time of a command, in microseconds."""
-        return self.cpu_us / self.commands
-
-    @property
-    def per_s(self) -> float:
-        """Commands a second."""
-        return self.done / self.seconds
-
-
 async def telemetry(stage: Stage, scale: float) -> AsyncGenerator[Sample, None]:
-    """Slices with traces off and slices of unsampled calls take turns, then one of sampled calls ends the round.
+    """A load while traces are off and on in turns, then one while every call is sampled.
 
-    The ratio of a round is the median of those of neighbouring slices. The calls bring no trace of their own: so the sampler is
+    The ratio of a round is the median of those of neighbouring turns. The calls bring no trace of their own: so the sampler is
     asked, which costs more than taking a caller's word. Raises RuntimeError if spans come of calls that are not sampled, or
     none of those that are.
     """
     async with collecting() as collector:
-        system = await _system(stage, collector)
+        file = stage.folder / "turns"
+        system = await _system(stage, collector, file)
         while True:
             collector.spans.clear()
-            groups = []
-            for _ in range(GROUPS):
-                spent = {OFF: Spent(), UNSAMPLED: Spent()}
-                for way in GROUP:
-                    await _slice(stage, system, way, SLICE_S * scale, spent[way])
-                groups.append((spent[OFF], spent[UNSAMPLED]))
+            turns, _ = await _loaded(stage, system, file, TAKE_TURNS, SECONDS * scale)
             if collector.spans:
                 raise RuntimeError(f"{len(collector.spans)} spans came of calls that are not sampled")
-            await _slice(stage, system, SAMPLED, 4 * SLICE_S * scale, sampled := Spent())
+            sampled, answer = await _loaded(stage, system, file, SAMPLE_ALL, SAMPLED_S * scale)
             recorded = await _recorded(collector)
-            off_us, ratio = median(off.us for off, _ in groups), median(off.us / on.us for off, on in groups)
+            pairs = [(one, other) for one, other in pairwise(turns) if one["way"] == OFF]
+            off_us = median(_us(turn, "cpu_s") for turn in turns if turn["way"] == OFF)
+            ratio = median(off["cpu_s"] / on["cpu_s"] for off, on in pairs)
+            sampled_us = median(_us(turn, "cpu_s") for turn in sampled if turn["way"] == SAMPLED)
             yield Sample(
                 figure=ratio * 1e6 / off_us,
                 ceiling=1e6 / off_us,
                 cpu_us={WRITE: round(off_us / ratio, 1)},
                 ceiling_cpu_us={WRITE: round(off_us, 1)},
                 notes={
-                    "off_per_s": median(off.per_s for off, _ in groups),
-                    "unsampled_per_s": median(on.per_s for _, on in groups),
-                    "sampled_per_s": sampled.per_s,
-                    "sampled_us": sampled.us,
-                    "off_vs_sampled": off_us / sampled.us,
-                    "recorded": recorded / sampled.commands,
+                    **{f"{way}_per_s": _per_s(turns + sampled, way) for way in (OFF, UNSAMPLED, SAMPLED)},
+                    "sampled_us": sampled_us,
+                    "off_vs_sampled": off_us / sampled_us,
+                    "recorded": recorded / answer["sent"],
+                    "pairs": len(pairs),
                 },
             )
+
+
+async def _system(stage: Stage, collector: Collector, file: Path) -> System:
+    """A write service that takes turns."""
+    system = await stage.system(settings={**collector.settings(), "TURNS_FILE": str(file)})
+    system.add(replace(system.programs[WRITE], module="tests.bench.switched_write_service"))
+    system.start(WRITE)
+    await system.wait_ready(WRITE)
+    await stage.order(system, "set_up", accounts=1000, batch=250)
+    return system
+
+
+async def _loaded(stage: Stage, system: System, file: Path, ask: signal.Signals, seconds: float) -> tuple[list[Turn], Answer]:
+    """The turns during a load of 64 callers, and what the callers saw."""
+    system.send_signal(WRITE, ask)
+    load: dict[str, float] = {"callers": 64, "accounts": 1000, "seconds": seconds, "warm_s": 0.1}
+    _lines(file)
+    answer = await stage.order(system, "unary", method=workload.DEPOSIT, traceparent="", **load)
+    # The first turn began when there was no load.
+    return [json.loads(line) for line in _lines(file)[1:]], answer
+
+
+def _lines(file: Path) -> list[str]:
+    """The lines of a file, which is empty then."""
+    lines = file.read_text().splitlines()
+    file.write_bytes(b"")
+    return lines
+
+
+def _us(turn: Turn, which: str) -> float:
+    """Microseconds of a call."""
+    return 1e6 * float(turn[which]) / CALLS_OF_A_TURN
+
+
+def _per_s(turns: list[Turn], way: str) -> float:
+    """Calls a second."""
+    return 1e6 / median(_us(turn, "wall_s") for turn in turns if turn["way"] == way)
 
 
 async def _recorded(collector: Collector) -> int:
@@ -96,28 +115,6 @@ async def _recorded(collector: Collector) -> int:
     if not before:
         raise RuntimeError("no span came of the calls that are sampled")
     return sum(seen.name == CALL for seen in collector.spans)
-
-
-async def _system(stage: Stage, collector: Collector) -> System:
-    """A write service that can be switched, warm each way."""
-    system = await stage.system(settings=collector.settings())
-    system.add(replace(system.programs[WRITE], module="tests.bench.switched_write_service"))
-    system.start(WRITE)
-    await system.wait_ready(WRITE)
-    await stage.order(system, "set_up", accounts=1000, batch=250)
-    return system
-
-
-async def _slice(stage: Stage, system: System, way: signal.Signals, seconds: float, spent: Spent) -> None:
-    """A load of 64 callers, added to what was spent this way."""
-    system.send_signal(WRITE, way)
-    meter = Meter({WRITE: system.pid(WRITE)})
-    load: dict[str, float] = {"callers": 64, "accounts": 1000, "seconds": seconds, "warm_s": 0.05}
-    answer = await stage.order(system, "unary", method=workload.DEPOSIT, traceparent="", **load)
-    spent.cpu_us += meter.per_command_us(1)[WRITE]
-    spent.commands += answer["sent"]
-    spent.done += answer["done"]
-    spent.seconds += seconds
 
 
 ROW = Row(

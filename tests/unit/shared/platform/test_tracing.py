@@ -59,6 +59,27 @@ def test_a_trace_that_its_caller_does_not_record_is_not_recorded_here(exporter: 
     assert tracing.start("s", "server", parent="") is None
 
 
+@pytest.mark.parametrize("sampler", ["traceidratio", "parentbased_traceidratio"])
+@pytest.mark.parametrize(("ratio", "begun"), [("0", set()), ("0.25", {"0", "3"}), ("1", {"0", "3", "4", "f"})])
+def test_of_a_ratio_those_traces_are_recorded_that_the_sampler_would_record(
+    exporter: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch, sampler: str, ratio: str, begun: set[str]
+) -> None:
+    """The last 64 bits of the trace's id decide, here as in every other service: without asking, where a look at them will do."""
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", sampler)
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", ratio)
+    tracing.configure("test", exporter)
+    recorded = set()
+    for digit in ("0", "3", "4", "f"):
+        traceparent = f"00-{'f' * 16}{digit}{'f' * 15}-00f067aa0ba902b7-00"
+        monkeypatch.setattr(tracing, "new_traceparent", lambda text=traceparent: text)
+        begun_as, span = tracing.begin("s", "server")
+        assert begun_as[3:35] == traceparent[3:35]
+        if span is not None:
+            recorded.add(digit)
+            tracing.end(span)
+    assert recorded == begun
+
+
 @pytest.mark.parametrize(("sampler", "flags"), [("parentbased_always_on", "01"), ("parentbased_always_off", "00")])
 def test_the_sampler_is_that_of_opentelemetrys_variables(
     exporter: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch, sampler: str, flags: str
