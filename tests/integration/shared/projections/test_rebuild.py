@@ -354,6 +354,19 @@ async def test_a_long_query_holds_up_the_switch_and_nobody_else(read_db: Databas
             await eventually(state(admin, "switched"), 20)
 
 
+async def test_of_rebuilds_that_are_asked_for_at_once_one_is_made(read_db: Database) -> None:
+    """The others are told that it is there; it switches, and leaves one set of tables beside the former."""
+    store = bank()
+    async with running(made(read_db, store)), operator(read_db) as admin:
+        await at_end(read_db, store)
+        answers = await asyncio.gather(*(start(admin) for _ in range(6)), return_exceptions=True)
+        refused = [it.reason for it in answers if isinstance(it, Rejected)]
+        assert refused == ["REBUILD_THERE_ALREADY"] * 5
+        await eventually(state(admin, "switched"), 20)
+        assert serving(read_db)[1] == len(store.events)
+        assert dump(read_db, NAMES) == folded(store.events, ACCOUNT_TABLES)
+
+
 async def test_what_cannot_be_rebuilt_is_refused_by_name(read_db: Database) -> None:
     """Unknown, never filled, diverged, nothing to steer."""
     async with operator(read_db) as admin:
