@@ -8,23 +8,37 @@ import psycopg
 import pytest
 from psycopg.pq import TransactionStatus
 
+from bank.v1 import transfer_pb2, user_pb2
 from deploy.bootstrap import Database
 from read_service.app import TABLES as WATCHED
 from shared.folds.errors import Refusal
 from shared.platform.postgres import Reads, UnsafeDatabase
 from shared.platform.startup import until_safe
 from shared.projections.summary import in_tenant
-from tests.support.system.query_service import BLUE, Service, bank
+from tests.support.fakes.line import Store, uid
+from tests.support.system.query_service import BLUE, RED, Service, bank
 
 # --- tenants ---
 
-TABLES = ("people", "person_totals", "accounts", "movements")
+TABLES = ("people", "person_totals", "accounts", "movements", "transfers", "users")
+
+
+def of_two_tenants() -> Store:
+    """Rows of both in each table."""
+    store, id_ = bank(), uid(500)
+    started = transfer_pb2.TransferStarted(
+        transfer_id=id_, from_account_id=BLUE, to_account_id=RED, amount_minor=1, currency="USD"
+    )
+    for tenant in ("acme", "umbrella"):
+        store.append(tenant, id_, started, category="transfer")
+        store.append(tenant, id_, user_pb2.UserRegistrationStarted(user_id=id_, login="ada"), category="user")
+    return store
 
 
 @pytest.mark.parametrize("table", TABLES)
 async def test_a_forgotten_where_shows_nothing_of_another_tenant(service: Service, table: str) -> None:
     """Under the query role a bare SELECT has the rows of the tenant that the transaction named, and no others."""
-    await service.holds(bank())
+    await service.holds(of_two_tenants())
     assert service.database.query
     with psycopg.connect(service.database.query, autocommit=True) as connection:
 
