@@ -15,6 +15,7 @@ from google.protobuf import json_format
 from google.protobuf.message import Message
 from grpc.aio import AioRpcError
 
+from bank.v1 import totals_query_pb2, totals_query_pb2_grpc
 from cli import contract
 from cli.channels import channel
 from cli.endpoints import Endpoints
@@ -129,6 +130,16 @@ async def get_summary(
         answer = plain(await bank.call(ask, request))
     made: dict[str, Any] = answer[name]
     return made if as_of is None else {**made, "origin": answer["origin"]}
+
+
+async def get_totals(endpoints: Endpoints, tenant: str, after: str) -> dict[str, Any]:
+    """What a tenant has in all. Raises Refused."""
+    request = totals_query_pb2.GetTenantTotalsRequest(consistency_token=after)
+    async with caller(endpoints, tenant) as bank:
+        stub: Any = totals_query_pb2_grpc.TotalsQueryServiceStub(bank.read)
+        answer = plain(await bank.call(stub.GetTenantTotals, request))
+    made: dict[str, Any] = answer["totals"]
+    return made
 
 
 async def get_command(endpoints: Endpoints, tenant: str, command_id: str) -> dict[str, Any]:

@@ -48,6 +48,18 @@ for each in SUMMARIES:
     get_summary(each)
 
 
+@get.command("totals")
+def get_totals(after: After = "", tenant: Tenant = "acme", data: Data = DATA, output: Format = Output.TEXT) -> None:
+    """Print what a tenant has in all, by status and currency: for its administrators."""
+
+    async def ask(known: Endpoints) -> dict[str, Any]:
+        from cli import calls
+
+        return await calls.get_totals(known, tenant, after)
+
+    show(call(ask, data, output), output)
+
+
 @get.command("command")
 def get_command(command_id: str, tenant: Tenant = "acme", data: Data = DATA, output: Format = Output.TEXT) -> None:
     """Print a command from the log: who sent it, when, and its result."""

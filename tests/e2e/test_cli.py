@@ -315,6 +315,17 @@ def test_parked_keys_are_listed(foldline: Foldline) -> None:
         assert (code, refused["error"]["reason"]) == (1, "PARKED_NOT_FOUND")
 
 
+def test_what_a_tenant_has_in_all(foldline: Foldline) -> None:
+    """`get totals`, as data and as text; for administrators, which the development token is."""
+    opened(foldline, "Mad Hatter", 100)
+    code, totals = foldline("get", "totals")
+    assert (code, totals["stale"]) == (0, False)
+    assert totals["active_accounts"]["count"] >= 1
+    assert "USD" in [balance["currency"] for balance in totals["balances"]]
+    code, text = foldline("get", "totals", output="text")
+    assert (code, "active_persons" in text) == (0, True)
+
+
 def test_what_was_and_why(foldline: Foldline) -> None:
     """`get --at` and `--at-token`, and `why`, also of one field, page by page, and what is not understood."""
     account_id = opened(foldline, "Mad Hatter", 100)
