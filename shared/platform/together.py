@@ -10,13 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Generator, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from psycopg import generators
+from psycopg.abc import Buffer
 from psycopg.adapt import PyFormat, Transformer
-from psycopg.errors import error_from_result
-from psycopg.pq import ConnStatus, ExecStatus, Format
+from psycopg.errors import InvalidSqlStatementName, error_from_result
+from psycopg.pq import ConnStatus, ExecStatus, Format, TransactionStatus
 from psycopg.pq.abc import PGconn, PGresult
 
 from shared.platform.postgres import Connection
@@ -47,29 +48,59 @@ async def rows_of_last(connection: Connection, *statements: Statement) -> list[t
         return await prepared.rows_of_last(connection, statements)
 
 
+class _Dumped(NamedTuple):
+    """A statement as libpq takes it."""
+
+    query: bytes
+    types: tuple[int, ...]
+    parameters: Sequence[Buffer | None]
+    formats: Sequence[int] | None
+
+
 class _Prepared:
     """The statements that are prepared on one connection."""
 
     def __init__(self, connection: Connection) -> None:
-        # Kept, because it looks for the way to convert each type once.
-        self._convert = Transformer(connection)
+        # Kept, because it looks for the way to convert each type once. It is not given the connection, which it would keep
+        # alive, and this with it: so moments come in UTC, whatever the time zone of the session.
+        self._convert = Transformer(connection.adapters)
         # By text and types of the parameters; the one that was used last is at the end.
         self._names: dict[tuple[bytes, tuple[int, ...]], bytes] = {}
         self._made = 0
 
     async def rows_of_last(self, connection: Connection, statements: Sequence[Statement]) -> list[tuple[Any, ...]]:
         """As above."""
+        # All before the first is sent: a value that cannot be converted then leaves nothing that waits for its answer.
+        dumped = [self._dumped(query, values) for query, values in statements]
+        try:
+            rows = await self._answered(connection, dumped, kept=PREPARED_MAX)
+        except InvalidSqlStatementName:  # after a rollback the driver drops all that is prepared
+            if connection.info.transaction_status != TransactionStatus.IDLE:
+                raise
+            rows = await self._answered(connection, dumped, kept=0)
+        self._convert.set_pgresult(rows)
+        return self._convert.load_rows(0, rows.ntuples, tuple)
+
+    def _dumped(self, query: str, values: Mapping[str, Any]) -> _Dumped:
+        text, names = _numbered(query)
+        parameters = self._convert.dump_sequence([values[name] for name in names], [PyFormat.AUTO] * len(names))
+        return _Dumped(text, self._convert.types or (), parameters, self._convert.formats)
+
+    async def _answered(self, connection: Connection, statements: Sequence[_Dumped], *, kept: int) -> PGresult:
+        """The answer to the last statement. Of those that are prepared already, the `kept` used last stay so."""
         server, made_before = connection.pgconn, self._made
         server.enter_pipeline_mode()
         try:
-            expected = self._forget_oldest(server)
-            for query, values in statements:
-                expected += self._send(server, query, values)
+            expected = self._forget_oldest(server, kept)
+            for statement in statements:
+                expected += self._send(server, statement)
             server.pipeline_sync()
             answers = await connection.wait(_answers(server, expected + 1))
             for answer in answers:
                 if answer.status not in _FINE:
                     raise error_from_result(answer)
+        except InvalidSqlStatementName:  # the caller has all forgotten
+            raise
         except BaseException:
             if self._made > made_before:  # perhaps prepared, perhaps not: the pool drops a closed connection
                 server.finish()
@@ -77,31 +108,30 @@ class _Prepared:
         finally:
             if server.status == ConnStatus.OK:
                 server.exit_pipeline_mode()
-        rows = answers[-2]
-        self._convert.set_pgresult(rows)
-        return self._convert.load_rows(0, rows.ntuples, tuple)
+        return answers[-2]
 
-    def _forget_oldest(self, server: PGconn) -> int:
-        """Sends what it takes to keep within PREPARED_MAX; returns the number of answers that it will have."""
-        count = max(len(self._names) - PREPARED_MAX, 0)
+    def _forget_oldest(self, server: PGconn, kept: int) -> int:
+        """Sends what it takes to keep so many; returns the number of answers that it will have.
+
+        Unlike DEALLOCATE, the protocol's own message does not fail for a statement that is gone.
+        """
+        count = max(len(self._names) - kept, 0)
         for key in list(self._names)[:count]:
-            server.send_query_params(b"DEALLOCATE " + self._names.pop(key), None)
+            server.send_close_prepared(self._names.pop(key))
         return count
 
-    def _send(self, server: PGconn, query: str, values: Mapping[str, Any]) -> int:
+    def _send(self, server: PGconn, statement: _Dumped) -> int:
         """Sends a statement, and before it, if it is new, what prepares it; returns the number of answers that it will have."""
-        text, names = _numbered(query)
-        parameters = self._convert.dump_sequence([values[name] for name in names], [PyFormat.AUTO] * len(names))
-        key = text, self._convert.types or ()
+        key = statement.query, statement.types
         name = self._names.pop(key, None)
         count = 1
         if name is None:
             self._made += 1
             name = b"together_%d" % self._made
-            server.send_prepare(name, text, key[1])
+            server.send_prepare(name, statement.query, statement.types)
             count = 2
         self._names[key] = name
-        server.send_query_prepared(name, parameters, self._convert.formats, Format.BINARY)
+        server.send_query_prepared(name, statement.parameters, statement.formats, Format.BINARY)
         return count
 
 

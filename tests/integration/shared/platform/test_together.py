@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
+from weakref import ref
 
 import psycopg
 import pytest
@@ -116,6 +118,70 @@ async def test_the_statements_of_a_connection_are_bounded(connection: Connection
             assert await rows(connection, f"SELECT {nth} + %(one)s::int", one=1) == [(nth + 1,)]
             assert await prepared(connection) <= 7  # and the two of a call, before the next one
     assert await prepared(connection) >= 5
+
+
+async def roll_back(connection: Connection) -> None:
+    """Has the driver drop all that is prepared, ours included, as it does at a rollback once it has prepared something itself."""
+    await connection.execute("SELECT 1")
+    async with connection.transaction(force_rollback=True):
+        await connection.execute("SELECT 1")
+    assert await prepared(connection) == 0
+
+
+async def test_what_a_rollback_has_dropped_is_prepared_again(connection: Connection) -> None:
+    """The caller notices nothing, whether its own query is new or known, and the tenant goes with the transaction as ever."""
+    for query in ("SELECT 1, current_setting('app.tenant')", "SELECT 2, current_setting('app.tenant')"):
+        for _ in range(2):
+            assert (await rows(connection, query))[0][1] == "acme"
+            await roll_back(connection)
+    assert await rows_of_last(connection, (TENANT, {})) == [("",)]
+    assert connection.info.transaction_status == TransactionStatus.IDLE
+
+
+async def test_a_statement_prepared_before_one_that_a_rollback_has_dropped_is_not_left_behind(connection: Connection) -> None:
+    """The server keeps no statement that will not be executed again."""
+    await rows(connection, TENANT)
+    await roll_back(connection)
+    assert await rows_of_last(connection, ("SELECT 1", {}), (TENANT, {})) == [("",)]
+    assert await prepared(connection) == 2
+
+
+async def test_the_oldest_statements_may_be_gone_when_they_are_forgotten(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rollback has dropped them before; what follows is answered."""
+    for nth in range(8):
+        await rows(connection, f"SELECT {nth}")
+    await roll_back(connection)
+    monkeypatch.setattr(together, "PREPARED_MAX", 5)
+    assert await rows(connection, "SELECT 7") == [(7,)]
+    assert await prepared(connection) == 2
+
+
+@pytest.mark.parametrize("pooler", [False, True])
+async def test_a_value_that_cannot_be_sent_is_told_as_such(connection: Connection, pooler: bool) -> None:
+    """As the driver's DataError, which is no failure of the database; nothing was sent, and the connection serves on."""
+    if pooler:
+        connection.prepare_threshold = None
+    text = "SELECT %(a)s::text"
+    for _ in range(2):
+        with pytest.raises(psycopg.DataError):
+            await rows(connection, text, a="\0")
+        assert connection.info.transaction_status == TransactionStatus.IDLE
+        assert await rows_of_last(connection, (TENANT, {})) != [("acme",)]
+        assert await rows(connection, text, a="x") == [("x",)]
+
+
+async def test_a_connection_that_was_closed_is_forgotten(read_db: Database) -> None:
+    """A pool replaces its connections for ever; what was known of one goes with it."""
+    assert read_db.query is not None
+    made = await connect(read_db.query, application_name="test-together")
+    assert await rows(made, TENANT) == [("acme",)]
+    await made.close()
+    closed = ref(made)
+    del made
+    gc.collect()
+    assert closed() is None
 
 
 async def test_nothing_is_prepared_where_a_pooler_may_be_in_between(connection: Connection) -> None:
