@@ -125,6 +125,9 @@ class Consumer(ABC):
     async def _go_on(self, connection: Connection) -> None:
         """Follows the line from the checkpoint. In the end closes the connection, and with it any open transaction."""
         try:
+            # Plans are not kept: one that was made while a table was empty may use an index that finds a row only by walking
+            # through all of a tenant's. What is on the hot path has nothing to choose, and is a `Prepared`.
+            connection.prepare_threshold = None
             self.at = await checkpoints.load(connection, self.name, self.shard)
             log.info("consumer_starts", consumer=self.name, position=self.at.position)
             await self._consume(connection)

@@ -80,12 +80,12 @@ class Rows:
         )
         if not projection.append_only:
             self._upsert += f" ON CONFLICT ({', '.join(keys)}) DO UPDATE SET {values}"
-        self.upsert_part, self.delete_part = f"kept_{target} AS ({self._upsert})", f"gone_{target} AS ({self._delete})"
-        """What `upsert` and `delete` send, as parts of a larger statement; their parameters are of `pack` and `pack_keys`."""
+        self.upsert_part = f"kept_{target} AS ({self._upsert})"
+        """What `upsert` sends, as a part of a larger statement; its parameters are those of `pack`."""
 
     async def select(self, connection: Connection, keys: Sequence[RowKey]) -> Any:
         """Sends the query for the rows with these keys; `load` reads the answer."""
-        return await connection.execute(self._select, self.pack_keys(keys))
+        return await connection.execute(self._select, self._pack_keys(keys))
 
     async def load(self, cursor: Any, into: dict[RowKey, Any]) -> None:
         """Adds the rows of a result to `into`, by key. A key without a row is left out."""
@@ -108,10 +108,9 @@ class Rows:
 
     async def delete(self, connection: Connection, keys: Sequence[RowKey]) -> None:
         """Sends the deletion of the rows with these keys."""
-        await connection.execute(self._delete, self.pack_keys(keys))
+        await connection.execute(self._delete, self._pack_keys(keys))
 
-    def pack_keys(self, keys: Sequence[RowKey]) -> list[Packed]:
-        """Keys as parameters of a deletion: an array for each column."""
+    def _pack_keys(self, keys: Sequence[RowKey]) -> list[Packed]:
         return [pack(column) for pack, column in zip(self._packs, zip(*keys, strict=True), strict=False)]
 
     async def delete_all(self, connection: Connection) -> None:

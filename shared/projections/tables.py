@@ -1,7 +1,7 @@
 """Keeps the tables of a group up to date: folds batches of events in memory and writes each changed row once.
 
 A batch is one statement, which passes the fence and writes each table's rows. Rows that are not cached are read before it. A
-fold that raises parks its key (see `parking`): then the same is a transaction of several statements.
+batch that deletes rows, or parks the key of a fold that raised (see `parking`), is a transaction of several statements.
 
 Killed anywhere, what is left? The checkpoint and the rows change in one transaction, so the tables are always the fold of the
 line up to the checkpoint, but for the parked keys. The next leader goes on from there.
@@ -158,7 +158,7 @@ class Tables:
                 await self._read(connection, touched)
             self._fold(work, touched, parking)
             _refuse_too_many(parking)
-            if parking.queue:
+            if parking.queue or any(part.gone for part in touched):
                 async with connection.pipeline():
                     await connection.execute("BEGIN")
                     await connection.execute(checkpoints.MOVE_OR_FAIL, fence)
@@ -291,7 +291,7 @@ class Tables:
                 del kept[key]
 
     async def _read(self, connection: Connection, touched: list[_Touched]) -> None:
-        """Reads the rows that are not cached. The fence of the batch proves them, as it does cached ones."""
+        """Reads the rows that are not cached, ahead of the fence, which proves them as it does cached ones."""
         async with connection.pipeline():
             answers = [
                 await rows.select(connection, part.wanted) if part.wanted else None
@@ -302,16 +302,13 @@ class Tables:
                 await rows.load(answer, part.rows)
 
     async def _save(self, connection: Connection, shard: int, touched: list[_Touched], fence: Fence) -> None:
-        """Passes the fence and writes each row once, in one statement."""
+        """Passes the fence and writes each row once, in one statement. There are none to be deleted."""
         parameters = list(fence)
         parts: list[str] = []
         for rows, part in zip(self.rows, touched, strict=True):
             if kept := part.kept:
                 parts.append(rows.upsert_part)
                 parameters += rows.pack(kept)
-            if gone := part.gone:
-                parts.append(rows.delete_part)
-                parameters += rows.pack_keys(gone)
         if self.announced and (changed := _changed(touched)):
             parts += changes.PARTS
             parameters += changes.parameters(self.group.name, shard, changed)

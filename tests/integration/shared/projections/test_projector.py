@@ -158,6 +158,22 @@ async def test_events_of_other_groups_move_the_checkpoint_together(read_db: Data
     assert [row[:3] for row in dump(read_db)["people"]] == [("acme", ALICE, "Alice")]
 
 
+async def test_a_table_that_was_empty_is_not_walked_through(read_db: Database) -> None:
+    """A plan from the time when it was empty, kept, would find each new row's place by reading all rows of its tenant."""
+    store, accounts = Store(), 6000
+    for number in range(accounts):
+        store.account("acme", uid(number), ALICE)
+        store.deposit("acme", uid(number), ALICE, number + 1, number + 1)
+    group = Group("accounts", [ACCOUNTS])
+    async with running(projector(read_db, StoreLine(store), batch_max=50, group=group)) as it:
+        await eventually(lambda: it.at.position == len(store.events), 60.0)
+    with psycopg.connect(read_db.admin) as connection:
+        scans = "SELECT indexrelname, idx_scan FROM pg_stat_user_indexes WHERE relname = 'accounts'"
+        found = dict(connection.execute(scans).fetchall())
+    assert found.pop("accounts_pkey") >= accounts
+    assert sum(found.values()) < accounts / 5, found
+
+
 async def test_a_total_beyond_64_bits_is_kept(read_db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two accounts that are each full make a sum that no bigint holds, read back and added to."""
     monkeypatch.setattr("shared.projections.tables.ROWS_KEPT_MAX", 0)
