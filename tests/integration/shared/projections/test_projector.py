@@ -169,7 +169,7 @@ async def test_a_table_that_was_empty_is_not_walked_through(read_db: Database) -
         await eventually(lambda: it.at.position == len(store.events), 60.0)
     with psycopg.connect(read_db.admin) as connection:
         scans = "SELECT indexrelname, idx_scan FROM pg_stat_user_indexes WHERE relname = 'accounts'"
-        found = dict(connection.execute(scans).fetchall())
+        found: dict[str, int] = dict(connection.execute(scans).fetchall())
     assert found.pop("accounts_pkey") >= accounts
     assert sum(found.values()) < accounts / 5, found
 
