@@ -44,6 +44,7 @@ class CommitObserver:
         self.conflicts = 0
         self.failures = 0
         self.head = 0
+        self._committed_since_asked = 0
         self.sizes = Histogram("foldline.commit.batch.size", "Commands a commit.", unit="{command}", bounds=SIZES)
         self.durations = Histogram(
             "foldline.commit.duration", "From the batch's beginning until it is durable.", unit="s", bounds=SECONDS
@@ -70,6 +71,7 @@ class CommitObserver:
         oldest_s = groups[0].commands[0].received_at.timestamp()
         took_s = (now_ns - watch.began_ns) / 1e9
         self.head = max(self.head, head)
+        self._committed_since_asked = max(self._committed_since_asked, head)
         self._events += len(batch.events)
         self._hits += max(len(batch.reads) - watch.loaded, 0)
         self._misses += watch.loaded
@@ -90,12 +92,14 @@ class CommitObserver:
     def register(self, metrics: Metrics, tenants: Iterable[str], probe: DatabaseProbe, waiting: Callable[[str], int]) -> None:
         """Makes the numbers part of what the process exports. `waiting` tells how many commands of a tenant wait.
 
-        The write database is asked for the head: other replicas move it too, and so do boxing and purging.
+        The write database is asked for the head: other replicas move it too, and so do boxing and purging. After a restore it is
+        lower than what was known; only batches committed while the question was under way may be newer than the answer.
         """
 
         async def ask_head() -> None:
+            self._committed_since_asked = 0
             [(position,)] = await probe.rows(_HEAD)
-            self.head = max(self.head, position)
+            self.head = max(self._committed_since_asked, position)
 
         metrics.watch(ask_head)
         self.tenants = frozenset(tenants)

@@ -3,7 +3,7 @@
 A token comes from a command's receipt. It names a shard, the epoch of its history and a position, sealed for the caller's
 tenant: positions are of all tenants together, and would tell each how much the others do. One that the tables cannot reach in
 the call's time is refused at once: a query that waits holds a place. The refusal says whether it helps to ask again later:
-NOT_YET_CONSISTENT, and when; or not, TOKEN_OF_ANOTHER_HISTORY and TOKEN_UNREACHABLE.
+NOT_YET_CONSISTENT, and when; only once the tables follow the token's history, TOKEN_OF_ANOTHER_HISTORY; not, TOKEN_UNREACHABLE.
 """
 
 from __future__ import annotations
@@ -179,8 +179,7 @@ class ConsistencyGate:
         while True:
             if self._poller is None or self._poller.done():
                 self._failure, self._poller = None, asyncio.create_task(self._poll())
-                # However the poller ends, no query waits for it afterwards.
-                self._poller.add_done_callback(lambda _: self._wake())
+                self._poller.add_done_callback(self._ended)
             moved, left_s = self._moved, deadline - time.monotonic()
             try:
                 async with asyncio.timeout(max(left_s, 0.0)):
@@ -220,6 +219,11 @@ class ConsistencyGate:
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 1.1, POLL_MAX_S)
 
+    def _ended(self, poller: asyncio.Task[None]) -> None:
+        """However the poller ends, no query waits for it afterwards; those of the next one wait for what that reads."""
+        if poller is self._poller:
+            self._wake()
+
     def _wake(self) -> None:
         self._moved.set()
         self._moved = asyncio.Event()
@@ -229,11 +233,15 @@ class ConsistencyGate:
         return token.position - self._seen.position
 
     def _never(self, token: Token) -> Rejected | None:
-        """Why the tables will not reach the token; None if they may."""
+        """Why the tables will not reach the token as long as they follow their history; None if they may.
+
+        A token of another history can also be newer than theirs: the write database was replaced, and they have not noticed yet.
+        They will not follow it before an operator lets them, so it is not waited for, and there is no time to ask again after.
+        """
         if not same_history(token.epoch, self._seen.epoch):
             return Rejected(
                 "TOKEN_OF_ANOTHER_HISTORY",
-                "the token is of another history than these tables follow now: ask without it",
+                "the token is of another history than these tables follow now: ask without it, or again if they follow that one",
             )
         if self._lag(token) > EVENTS_A_SECOND_MAX * UNREACHABLE_S:
             return Rejected("TOKEN_UNREACHABLE", "the token is further ahead than the line can have come: ask without it")

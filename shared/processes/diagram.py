@@ -2,6 +2,9 @@
 
 A diagram also tells what is wrong with a definition: an input that its folds do not take, or after which a process would wait
 for nothing. A definition with such a flaw is refused at start-up.
+
+A state that counts has no last value, so the search is bounded (STATES_MAX, PLACES_MAX). A flaw that lies behind the bound is not
+found; a flaw that is found is one. A phase from which the search came to its bound may end behind it: it is no flaw.
 """
 
 from __future__ import annotations
@@ -87,6 +90,8 @@ class _Exploration:
     flaws: dict[Mismatch, None] = field(default_factory=dict)
     waiting: deque[_Place] = field(default_factory=deque)
     seen: dict[tuple[str, frozenset[str], frozenset[str]], list[Any]] = field(default_factory=dict)
+    unsearched: set[str] = field(default_factory=set)
+    """The phases of states that were reached and not tried."""
 
     def diagram(self) -> Diagram:
         manager = self.kind.manager
@@ -106,6 +111,7 @@ class _Exploration:
                 left = place._replace(timers=place.timers - {name})
                 self._take(left, source, f"timer {name}", partial(manager.on_timer, place.state, name))
             self._try_events(place, source)
+        self.unsearched |= {manager.phase(place.state) for place in self.waiting}
         if not self.flaws:
             self._find_phases_without_end()
         return Diagram(list(self.arrows), list(self.flaws))
@@ -144,9 +150,13 @@ class _Exploration:
             return
         commands, timers = left.commands | {send.step for send in step.send}, self._timers(left, step)
         states = self.seen.setdefault((target, commands, timers), [])
-        if (step.state, left.events) not in states and len(states) < STATES_MAX:
-            states.append((step.state, left.events))
-            self.waiting.append(_Place(step.state, commands, timers, left.events))
+        if (step.state, left.events) in states:
+            return
+        if len(states) == STATES_MAX:
+            self.unsearched.add(target)
+            return
+        states.append((step.state, left.events))
+        self.waiting.append(_Place(step.state, commands, timers, left.events))
 
     def _timers(self, left: _Place, step: Step[Any]) -> frozenset[str]:
         return (left.timers | {timer.name for timer in step.timers}) - set(step.cancel_timers)
@@ -159,7 +169,7 @@ class _Exploration:
         return False
 
     def _find_phases_without_end(self) -> None:
-        leads_on = {arrow.target for arrow in self.arrows if arrow.ends}
+        leads_on = {arrow.target for arrow in self.arrows if arrow.ends} | self.unsearched
         for _ in self.arrows:
             leads_on |= {arrow.source for arrow in self.arrows if arrow.target in leads_on}
         for phase in dict.fromkeys(arrow.target for arrow in self.arrows):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import traceback
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -40,9 +40,11 @@ _LATER = frozenset({Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.CANCELLED})
 _SUSPICIOUS = frozenset({Code.INVALID_ARGUMENT, Code.INTERNAL, Code.RESOURCE_EXHAUSTED})
 # Refusals of a whole call before any command of it was accepted.
 _UNTAKEN = frozenset({Code.UNAUTHENTICATED, Code.PERMISSION_DENIED, Code.RESOURCE_EXHAUSTED, Code.INVALID_ARGUMENT})
-# Refusals that cannot be true, because we send the same bytes under the same id, and only registered commands, unless the write
-# service is of an older release, as during an upgrade. Not answers.
-_ABSURD = frozenset({"COMMAND_ID_REUSED", "UNKNOWN_COMMAND", "UNKNOWN_FIELD"})
+# Refusals that a write service of an older release gives, as during an upgrade, before it does anything. Not answers, and no
+# failures: however long the upgrade takes, the command is sent again.
+_OLDER_RELEASE = frozenset({"UNKNOWN_COMMAND", "UNKNOWN_FIELD"})
+# Cannot be true, because we send the same bytes under the same id. Not an answer.
+_ABSURD = "COMMAND_ID_REUSED"
 
 Told = CommandResult | DeliveryFailure | CommandIdTaken
 """The result of a command."""
@@ -213,7 +215,9 @@ class Dispatcher:
         if len(response.receipts) != len(batch):
             self._tell(self._trouble(command, "a receipt is missing", failed=True) for command in batch)
             return
-        self._tell(self._judge(command, receipt) for command, receipt in zip(batch, response.receipts, strict=True))
+        told = [self._judge(command, receipt) for command, receipt in zip(batch, response.receipts, strict=True)]
+        _warn_of_older_release(it.error for it in told if isinstance(it, DeliveryFailure))
+        self._tell(told)
 
     def _judge(self, command: PendingCommand, receipt: command_pb2.CommandReceipt) -> Told:  # noqa: PLR0911 (a kind each)
         """The result that a receipt holds."""
@@ -225,11 +229,12 @@ class Dispatcher:
         if receipt.status == command_pb2.COMMAND_STATUS_FAILED:
             return self._trouble(command, _text(refusal), failed=True, undone=True)
         waits = refusal.code == Code.RESOURCE_EXHAUSTED and refusal.retry_after_s is not None
-        if refusal.code in _LATER or waits:
-            return self._trouble(command, _text(refusal), undone=waits, wait_s=refusal.retry_after_s)
-        if refusal.reason == "COMMAND_ID_REUSED" and refusal.facts.get("used_by") == "client":
+        older = refusal.reason in _OLDER_RELEASE
+        if refusal.code in _LATER or waits or older:
+            return self._trouble(command, _text(refusal), undone=waits or older, wait_s=refusal.retry_after_s)
+        if refusal.reason == _ABSURD and refusal.facts.get("used_by") == "client":
             return CommandIdTaken(command)
-        if refusal.reason in _ABSURD or receipt.status != command_pb2.COMMAND_STATUS_REJECTED:
+        if refusal.reason == _ABSURD or receipt.status != command_pb2.COMMAND_STATUS_REJECTED:
             return self._trouble(command, _text(refusal), failed=True)
         return CommandResult(command, receipt.error, refusal.reason)
 
@@ -241,7 +246,9 @@ class Dispatcher:
                 self._suspects.extend(batch)
                 self._work.set()
             else:
-                self._tell([self._trouble(batch[0], text, failed=True, undone=code in _UNTAKEN)])
+                _warn_of_older_release([text])
+                failed = refusal.reason not in _OLDER_RELEASE
+                self._tell([self._trouble(batch[0], text, failed=failed, undone=code in _UNTAKEN)])
             return
         self._refused_in_a_row += 1
         log.warning("commands_refused", commands=len(batch), error=text, times=self._refused_in_a_row)
@@ -270,6 +277,13 @@ def _item(command: PendingCommand) -> command_pb2.BatchItem:
         causation_id=command.causation_id,
         traceparent=command.traceparent,
     )
+
+
+def _warn_of_older_release(errors: Iterable[str]) -> None:
+    """A line in the log for each such refusal of a call's commands, with their number: nobody is parked, so it is seen here."""
+    unknown = Counter(error.partition(":")[0] for error in errors)
+    for reason in sorted(_OLDER_RELEASE & unknown.keys()):
+        log.warning("write_service_of_older_release", commands=unknown[reason], error=reason)
 
 
 def _text(refusal: Refusal) -> str:

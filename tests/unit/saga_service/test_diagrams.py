@@ -15,7 +15,7 @@ from saga_service.registry import PROCESSES
 from saga_service.transfer import TRANSFER, Transfer
 from shared.folds.process import Answer, ProcessDefinition, Send, Step
 from shared.processes.compatibility import Mismatch
-from shared.processes.diagram import PLACES_MAX, Arrow, explore, refuse_flawed
+from shared.processes.diagram import PLACES_MAX, STATES_MAX, Arrow, explore, refuse_flawed
 from shared.processes.process_type import ProcessType
 
 
@@ -136,3 +136,35 @@ def test_a_counter_in_the_state_does_not_make_the_exploration_endless() -> None:
     assert Arrow("completing", "complete accepted", "completed", ends=True) in found.arrows
     numbered = replace(TRANSFER, on_answer=on_answer, phase=lambda it: f"{it.phase} {it.amount_minor}")
     assert len(explore(ProcessType(numbered)).arrows) > PLACES_MAX / 4
+
+
+def reminding(times: int, *, circling: bool) -> ProcessDefinition[Any]:
+    """The transfer, which debits again so many times, whatever the answer, and then fails.
+
+    `circling`: only after a refusal; after an acceptance it credits for ever.
+    """
+    debit, credit = (Send(step=step, command=WithdrawMoneyRequest()) for step in ("debit", "credit"))
+
+    def on_answer(it: Transfer, answer: Answer) -> Step[Transfer]:
+        if circling and answer.step == "credit":
+            return Step(state=it, send=(credit,))
+        if answer.step != "debit" or (circling and answer.accepted):
+            return TRANSFER.on_answer(it, answer)
+        if it.amount_minor < times:
+            return Step(state=replace(it, amount_minor=it.amount_minor + 1), send=(debit,))
+        return TRANSFER.on_answer(it, replace(answer, accepted=False))
+
+    return replace(TRANSFER, on_answer=on_answer)
+
+
+def test_an_end_behind_more_states_than_are_tried_is_no_flaw() -> None:
+    """A process that reminds 20 times and then ends is not refused because the search stops before; nor is one of more phases."""
+    assert STATES_MAX < 20
+    assert flaws(reminding(20, circling=False)) == []
+    numbered = replace(reminding(PLACES_MAX, circling=False), phase=lambda it: f"{it.phase} {it.amount_minor}")
+    assert flaws(numbered) == []
+
+
+def test_a_circle_beside_a_counter_is_found() -> None:
+    """The bound excuses the phases from which the search came to it, and no others."""
+    assert flaws(reminding(20, circling=True)) == [Mismatch("NEVER_ENDS", "crediting")]

@@ -156,6 +156,23 @@ async def test_a_token_that_cannot_be_reached_is_refused_at_once(epoch: str, tok
     assert (refusal.value.reason, refusal.value.retry_after_s, refusal.value.facts) == (reason, None, {})
 
 
+async def test_a_token_that_is_newer_than_the_tables_history_is_taken_when_they_follow_it() -> None:
+    """The write database was replaced by one with another history: before that is noticed, until an operator acts, and after."""
+    table, refused = Table(EPOCH, 100), []
+    shared, text = waiter(table), encode(Token(1, OTHER, 5), SEAL, "acme")
+    for diverged in (False, True):
+        table.at = Reached(EPOCH, 100, diverged=diverged)
+        with pytest.raises(Rejected) as refusal:
+            await shared.wait(text, "acme", 30.0)
+        refused.append(refusal.value)
+        while shared._poller is not None and not shared._poller.done():  # noqa: ASYNC110 (the very moment is what is tried)
+            await asyncio.sleep(0)  # So the next query comes in the moment in which the poller ends: it sees nothing of before
+    assert [it.reason for it in refused] == ["TOKEN_OF_ANOTHER_HISTORY", "HISTORY_DIVERGED"]
+    assert refused[0].text.endswith("ask without it, or again if they follow that one")
+    table.at = Reached(OTHER, 5)
+    await shared.wait(text, "acme", 30.0)
+
+
 async def test_tables_that_have_seen_nothing_can_follow_any_history() -> None:
     """A new read database waits for its first event."""
     table = Table(epoch="")

@@ -32,6 +32,7 @@ from shared.processes.dispatcher import Dispatcher, RetryPolicy, Told
 from shared.processes.records import CommandResult, DeliveryFailure, PendingCommand
 from shared.rpc.status import to_status
 from tests.support.domains.gifts import CallFailed
+from tests.support.logs import capture_logs
 from tests.support.system.waiting import eventually
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -147,8 +148,8 @@ async def test_acceptance_is_an_answer(tmp_path: Path) -> None:
         (REJECTED, OverLimit("QUEUE_FULL", "full", retry_after_s=0.5), True, False),
         (FAILED, InternalError(), True, True),
         (REJECTED, Invalid("COMMAND_ID_REUSED", "what?"), False, True),
-        (REJECTED, Invalid("UNKNOWN_COMMAND", "what?"), False, True),
-        (REJECTED, Invalid("UNKNOWN_FIELD", "what?"), False, True),
+        (REJECTED, Invalid("UNKNOWN_COMMAND", "what?"), True, False),
+        (REJECTED, Invalid("UNKNOWN_FIELD", "what?"), True, False),
         (command_pb2.COMMAND_STATUS_STARTED, None, False, True),
         (command_pb2.COMMAND_STATUS_CANCELLED, BatchAborted(), False, True),
     ],
@@ -194,6 +195,24 @@ async def test_a_call_that_one_command_may_have_spoilt_is_made_for_each(refusal:
         troubles = await told(dispatcher, [command(number) for number in range(4)])
     assert service.sizes == [4, 1, 1, 1, 1]
     assert [it.failed for it in troubles if isinstance(it, DeliveryFailure)] == [True] * 4
+
+
+@pytest.mark.parametrize("call", [False, True], ids=["a command", "a call"])
+@pytest.mark.parametrize("reason", ["UNKNOWN_FIELD", "UNKNOWN_COMMAND"])
+async def test_a_write_service_of_an_older_release_is_waited_for(reason: str, call: bool, tmp_path: Path) -> None:
+    """However long the upgrade takes nothing is given up; the log says what is waited for, and nothing of the command."""
+    service = Service(REJECTED, Invalid(reason, "what is secret?"), call=call)
+    async with dispatching(service, tmp_path) as dispatcher:
+        with capture_logs() as lines:
+            troubles = await told(dispatcher, [command(1, tries=99, failures=2), command(2)])
+        assert [(it.undone, it.failed, it.given_up) for it in troubles if isinstance(it, DeliveryFailure)] == [
+            (True, False, "")
+        ] * 2
+        warned = [line for line in lines if line["event"] == "write_service_of_older_release"]
+        assert sum(line["commands"] for line in warned) == 2
+        assert {line["error"] for line in warned} == {reason}
+        service.call, service.status, service.error = False, COMPLETED, None
+        assert [type(it) for it in await told(dispatcher, [command(1), command(2)])] == [CommandResult] * 2
 
 
 @pytest.mark.parametrize(("tries", "at_least", "at_most"), [(1, 0.5, 1), (2, 1, 2), (3, 2, 4), (9, 2, 4)])
