@@ -354,6 +354,49 @@ async def test_a_long_query_holds_up_the_switch_and_nobody_else(read_db: Databas
             await eventually(state(admin, "switched"), 20)
 
 
+async def test_a_switch_and_a_batch_of_the_old_version_do_not_wait_for_each_other(read_db: Database) -> None:
+    """The batch begins while the switch waits for one of the new version: the switch succeeds, and the batch is fenced."""
+    store = bank(3)
+    assert read_db.query
+    with psycopg.connect(read_db.owner, autocommit=True) as owner:
+        # Longer than PostgreSQL takes to find a deadlock.
+        owner.execute("ALTER FUNCTION switch_rebuild SET lock_timeout = '20s'")
+    async with running(made(read_db, store)), operator(read_db) as admin:
+        await at_end(read_db, store)
+        with psycopg.connect(read_db.query) as query:
+            query.execute("SELECT count(*) FROM accounts")  # holds the switch up
+            version = (await start(admin)).version
+
+            async def compared() -> bool:
+                return (await admin.get("accounts")).rows_differing == 0
+
+            await eventually(compared, 20)
+    with psycopg.connect(read_db.admin, autocommit=True) as watching:
+
+        def waiting(count: int) -> Callable[[], bool]:
+            asked = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+            return lambda: watching.execute(asked).fetchone() == (count,)
+
+        async with (
+            await connect(read_db.app, application_name="new") as new,
+            await connect(read_db.app, application_name="old") as old,
+            await connect(read_db.app, application_name="switch") as switch,
+        ):
+            at = await checkpoint.load(old, "accounts", SHARD)
+            store.deposit("acme", uid(100), ALICE, 1, 6)
+            async with new.transaction():
+                await checkpoint.hold(new, f"accounts@{version}", SHARD, at)
+                switching = asyncio.create_task(switch.execute("SELECT switch_rebuild('accounts', 1, %s)", [version]))
+                await eventually(waiting(1))
+                batch = batch_of(store, len(store.events), len(store.events))
+                applying = asyncio.create_task(Tables(ACCOUNT_TABLES).apply(old, SHARD, at, batch))
+                await eventually(waiting(2))
+            assert await (await switching).fetchone() == (True,)
+            with pytest.raises(Fenced):
+                await applying
+    assert serving(read_db) == (f"accounts@{version}", at.position)
+
+
 async def test_of_rebuilds_that_are_asked_for_at_once_one_is_made(read_db: Database) -> None:
     """The others are told that it is there; it switches, and leaves one set of tables beside the former."""
     store = bank()
