@@ -19,14 +19,18 @@ class NotStarted(RuntimeError):
     """A child did not become ready; the text ends with the last lines of its log."""
 
 
+_given: set[int] = set()
+
+
 def free_port() -> int:
-    """A free port of 127.0.0.1.
+    """A free port of 127.0.0.1, which this process was not given before: the server that it is for may not listen yet.
 
     It is below the range for outgoing connections, so that a server can be stopped and started again on the same port.
     """
     for _ in range(200):
         port = random.randrange(15000, 32000)
-        if is_free(port):
+        if port not in _given and is_free(port):
+            _given.add(port)
             return port
     raise NotStarted("found no free port between 15000 and 32000")
 

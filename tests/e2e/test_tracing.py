@@ -60,6 +60,8 @@ async def test_a_transfer_is_one_trace_over_all_processes(tmp_path: Path, engine
                 target, _ = await bank.open(other, name=NAMES[2])
                 await bank.deposit(source, 100)
                 await bank.ended_registration(await bank.register_user(NAMES[4], PASSWORD))
+                # The stream of a relay that begins later begins there: it would send none of the events before.
+                await eventually(lambda: "relay_follows" in stack.log(RELAY).read_text())
                 # Consumers that are behind read the store; one that has caught up is brought its events by the relay.
                 lacking = ["everything"]
                 async with asyncio.timeout(150):
