@@ -13,6 +13,7 @@ import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from deploy.engines.child import free_port
+from deploy.engines.nats import Nats
 from deploy.local.system import PROJECTOR, READ, RELAY, SAGA, WRITE
 from shared.platform.telemetry import new_traceparent
 from tests.support.clients.bank import Bank, channels
@@ -32,9 +33,12 @@ PICTURE = re.search(r"```\n(bank\.v1\.TransferService.*?)```", Path("docs/observ
 ROW = re.compile(r"([│├└─ ]*)(\S.*?) {2,}(\w+) +([A-Z]+)")
 
 
-def stack_of(folder: Path, engines: Engines, mail: Mailbox, settings: dict[str, str]) -> Stack:
-    """All processes with databases of their own and these settings."""
-    return Stack(folder, engines.databases(), engines.postgres, engines.nats, mail, settings=settings)
+def stack_of(folder: Path, engines: Engines, nats: Nats, mail: Mailbox, settings: dict[str, str]) -> Stack:
+    """All processes with databases of their own and these settings.
+
+    With a broker of its own, too: a stream has one line, and on the common one it may be another's.
+    """
+    return Stack(folder, engines.databases(), engines.postgres, nats, mail, settings=settings)
 
 
 def within(bank: Bank) -> str:
@@ -45,10 +49,12 @@ def within(bank: Bank) -> str:
 
 
 @pytest.mark.timeout(300)
-async def test_a_transfer_is_one_trace_over_all_processes(tmp_path: Path, engines: Engines, mailbox: Mailbox) -> None:
+async def test_a_transfer_is_one_trace_over_all_processes(
+    tmp_path: Path, engines: Engines, nats_server: Nats, mailbox: Mailbox
+) -> None:
     """The client's call, decision, commit, relay, projector, saga and its commands: one tree, with links from commits."""
     async with collecting() as collector:
-        stack = stack_of(tmp_path / "stack", engines, mailbox, collector.settings())
+        stack = stack_of(tmp_path / "stack", engines, nats_server, mailbox, collector.settings())
         try:
             await stack.start_all()
             async with channels(stack) as (write, read):
@@ -158,7 +164,7 @@ def _complete(found: list[Seen], transfer_id: str) -> list[Seen]:
 
 @pytest.mark.parametrize("how", [pytest.param("away", marks=pytest.mark.long), "black-holed"])
 async def test_a_collector_that_does_not_answer_holds_up_nothing(
-    tmp_path: Path, engines: Engines, mailbox: Mailbox, how: str
+    tmp_path: Path, engines: Engines, nats_server: Nats, mailbox: Mailbox, how: str
 ) -> None:
     """Commands are carried out, the log is not filled with complaints, and the processes end in time."""
     with socket.socket() as hole:
@@ -168,7 +174,7 @@ async def test_a_collector_that_does_not_answer_holds_up_nothing(
             hole.listen(64)  # accepted by the kernel, and never read
             port = hole.getsockname()[1]
         collector = Collector(url=f"http://127.0.0.1:{port}")
-        stack = stack_of(tmp_path / "stack", engines, mailbox, collector.settings())
+        stack = stack_of(tmp_path / "stack", engines, nats_server, mailbox, collector.settings())
         try:
             await stack.start_all()
             async with channels(stack) as (write, read):

@@ -186,8 +186,8 @@ async def test_a_step_reads_as_many_rows_as_it_may_delete(write_db: Database, tm
         await one.ask_one(Add(counter_id="whole", amount=4))
         for name in parts:
             await one.ask_one(Move(counter_id="whole", to_id=name, amount=1))
-        await one.ask(*(one.command(Add(counter_id=parts[n % 4], amount=1)) for n in range(400)))
-        await one.ask(*(one.command(Add(counter_id=name, amount=-101)) for name in parts))
+        await one.ask(*(one.command(Add(counter_id=parts[n % 4], amount=1)) for n in range(800)))
+        await one.ask(*(one.command(Add(counter_id=name, amount=-201)) for name in parts))
         await move(mover, "box", parts[0], str(uuid4()))
         [goes] = [each for each in await planned(mover) if each.key[2] == "whole"]
         purger = purger_of(mover, BUS)
@@ -205,10 +205,11 @@ async def test_a_step_reads_as_many_rows_as_it_may_delete(write_db: Database, tm
                     cursor = await connection.execute("SELECT purge_aggregates_step(%s, 100)", (purge_id,))
                     [(stage,)] = await cursor.fetchall()
                     [(after,)] = await (await connection.execute(read)).fetchall()
-                assert after - (before or 0) <= 300  # twenty of each aggregate and of the box, and what is deleted
+                # Twenty of each aggregate and of the box, and what is deleted: by PostgreSQL's plan, once or twice.
+                assert after - (before or 0) <= 400
                 assert is_beginning(await whole(mover._reads, tmp_path))
                 steps += 1
-        assert 5 <= steps <= 10
+        assert 9 <= steps <= 18
 
 
 async def test_tenants_take_turns(write_db: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
