@@ -1105,7 +1105,7 @@ ODDITIES = [
     Row("a command sent to the read service", lambda s, p: s.raw(DEPOSIT, b"", channel=s.read), "UNIMPLEMENTED", ""),
     Row(
         "a deadline that has passed",
-        lambda s, p: s.bank.call(s.bank.accounts.DepositMoney, deposit(NIL, 1), timeout_s=1e-6),
+        lambda s, p: s.bank.call(s.bank.accounts.DepositMoney, deposit(NIL, 1), timeout_s=-1),
         "DEADLINE_EXCEEDED",
         "",
     ),
