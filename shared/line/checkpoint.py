@@ -8,6 +8,9 @@ them. Another process gets its lock, leads, and writes the same events. Then the
 the **first** statement of every transaction that writes rows moves the checkpoint from the exact place where the writer
 believes it to be. The row lock orders the two writers; the second finds no matching row, rolls back and writes nothing.
 
+Some writers change rows without moving the checkpoint: an operator's replay, the end of a tenant. Each raises the checkpoint's
+`generation` (`rewrite`), and a projector's fence has the generation of which it read or cached its rows.
+
 Killed anywhere, what is left? The checkpoint and the rows change in one transaction, so both or neither.
 """
 
@@ -44,11 +47,12 @@ WHERE name = %s AND shard = %s AND epoch = %s AND position = %s AND event_id = %
 
 
 def move_or_fail(*parts: str) -> str:
-    """MOVE as a statement that fails unless it changes a row (DivisionByZero): then nothing sent behind it is carried out.
+    """MOVE of one generation. The statement fails unless it changes a row (DivisionByZero), and so does what is sent behind it.
 
     `parts` are statements that write, each with a name: `rows AS (INSERT …)`. They are carried out with the move, or not at all.
     """
-    return f"WITH {', '.join((f'moved AS ({MOVE.strip()} RETURNING 1)', *parts))} SELECT 1 / count(*) FROM moved"  # noqa: S608
+    moved = f"moved AS ({MOVE.strip()} AND generation = %s RETURNING 1)"
+    return f"WITH {', '.join((moved, *parts))} SELECT 1 / count(*) FROM moved"  # noqa: S608
 
 
 MOVE_OR_FAIL = move_or_fail()
@@ -57,6 +61,11 @@ MOVE_OR_FAIL = move_or_fail()
 def move(name: str, shard: int, old: Checkpoint, new: Checkpoint) -> tuple[Packed, ...]:
     """The parameters of MOVE. Unless it changes exactly one row, the caller must roll back and raise Fenced."""
     return (*_places(new), text(name), int4(shard), *_places(old))
+
+
+def move_of(name: str, shard: int, old: Checkpoint, new: Checkpoint, generation: int) -> tuple[Packed, ...]:
+    """The parameters of MOVE_OR_FAIL."""
+    return (*move(name, shard, old, new), int8(generation))
 
 
 def _places(at: Checkpoint) -> tuple[Packed, Packed, Packed]:
@@ -76,7 +85,10 @@ async def load(connection: Connection, name: str, shard: int) -> Checkpoint:
 
 
 async def hold(connection: Connection, name: str, shard: int, at: Checkpoint) -> None:
-    """Locks the checkpoint where it is, for a transaction that writes rows without moving it. Raises Fenced."""
+    """Locks the checkpoint where it is, for a transaction that writes rows without moving it. Raises Fenced.
+
+    Nobody may rely on rows that were read before: whose memory is not proven by the rows themselves uses `rewrite`.
+    """
     cursor = await connection.execute(
         """SELECT FROM checkpoints WHERE name = %s AND shard = %s AND epoch = %s AND position = %s AND event_id = %s
            FOR UPDATE""",
@@ -84,6 +96,26 @@ async def hold(connection: Connection, name: str, shard: int, at: Checkpoint) ->
     )
     if cursor.rowcount != 1:
         raise Fenced(f"{name} is no longer at position {at.position}")
+
+
+async def rewrite(connection: Connection, name: str, shard: int, at: Checkpoint) -> None:
+    """As `hold`, and lets whoever has read rows before write nothing on them. Raises Fenced."""
+    cursor = await connection.execute(
+        """UPDATE checkpoints SET generation = generation + 1
+           WHERE name = %s AND shard = %s AND epoch = %s AND position = %s AND event_id = %s""",
+        (name, shard, *_parts(at)),
+    )
+    if cursor.rowcount != 1:
+        raise Fenced(f"{name} is no longer at position {at.position}")
+
+
+async def generation_of(connection: Connection, name: str, shard: int) -> int:
+    """How often rows were rewritten. Ask before reading rows: then `move_of` proves that they are still as read."""
+    cursor = await connection.execute("SELECT generation FROM checkpoints WHERE name = %s AND shard = %s", (name, shard))
+    row = await cursor.fetchone()
+    if row is None:
+        raise Fenced(f"the checkpoint of {name} was deleted")
+    return int(row[0])
 
 
 async def stop(connection: Connection, name: str, shard: int, at: Checkpoint, reason: str) -> None:

@@ -36,7 +36,7 @@ async def forget_tenant(tables: Tables, connection: Connection, shard: int, at: 
     counted = tables.announced
     while True:
         async with connection.transaction():
-            await checkpoints.hold(connection, tables.consumer, shard, at)
+            await checkpoints.rewrite(connection, tables.consumer, shard, at)
             by_table = {"parked": await parking.forget(connection, tables.consumer, shard, tenant, FORGET_MAX)}
             for rows in all_rows:
                 by_table[rows.table] = await rows.forget(connection, tenant, FORGET_MAX)
@@ -49,7 +49,7 @@ async def forget_tenant(tables: Tables, connection: Connection, shard: int, at: 
         total += gone
         if not gone:
             break
-    await tables.load_parked(connection, shard)
+    await tables.refresh(connection, shard)
     log.info("tenant_forgotten", projection=tables.consumer, tenant=tenant, rows=total)
     return total
 
@@ -67,12 +67,12 @@ async def forget_aggregate(tables: Tables, connection: Connection, shard: int, a
                 total += await work(tables, connection, shard, at, key, rows, purge)
     async for parked_id, positions in parking.waiting_of(connection, tables.consumer, shard, key):
         async with connection.transaction():
-            await checkpoints.hold(connection, tables.consumer, shard, at)
+            await checkpoints.rewrite(connection, tables.consumer, shard, at)
             total += await parking.take_out(connection, parked_id, positions)
     async with connection.transaction():
-        await checkpoints.hold(connection, tables.consumer, shard, at)
+        await checkpoints.rewrite(connection, tables.consumer, shard, at)
         await parking.release_empty(connection, tables.consumer, shard, key[0])
-    await tables.load_parked(connection, shard)
+    await tables.refresh(connection, shard)
     log.info("aggregate_forgotten", projection=tables.consumer, tenant=key[0], category=key[1], aggregate_id=key[2], rows=total)
     return total
 
@@ -91,7 +91,7 @@ async def _delete(
     total = 0
     while True:
         async with connection.transaction():
-            await checkpoints.hold(connection, tables.consumer, shard, at)
+            await checkpoints.rewrite(connection, tables.consumer, shard, at)
             gone = await rows.forget_with(connection, key[0], purge.column, key[2], FORGET_MAX)
             if gone and tables.announced:
                 await changes.write(connection, tables.group.name, shard, {(key[0], id_) for id_ in gone})
@@ -107,7 +107,7 @@ async def _fold(
     assert purge.fold is not None
     while True:
         async with connection.transaction():
-            await checkpoints.hold(connection, tables.consumer, shard, at)
+            await checkpoints.rewrite(connection, tables.consumer, shard, at)
             found = await rows.select_with(connection, key[0], purge.column, key[2], purge.order, after, FORGET_MAX)
             changed = [new for old in found if (new := purge.fold(old)) != old]
             if changed:

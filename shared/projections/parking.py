@@ -5,8 +5,7 @@ aggregate is parked, with the table "": later events of the aggregate wait at th
 rows lack what the event says.
 
 Killed anywhere, what is left? Keys and events are written in the transaction that moves the checkpoint. A leader that was
-paused and replaced is fenced there. If an operator's action has removed a key meanwhile, without moving the checkpoint, the
-foreign key of the events refuses what the paused leader would add, and it reads the keys anew.
+paused and replaced is fenced there, also if an operator's action has removed a key meanwhile without moving the checkpoint.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.projection import RowKey, storable
 from shared.line.event_store import AggregateKey
 from shared.platform.packing import int8s
-from shared.platform.postgres import Connection
+from shared.platform.postgres import Connection, describe
 
 KEYS_PER_MINUTE_MAX = 20
 """More keys that fail within a minute are a bad release, not bad events: the group stops."""
@@ -110,6 +109,11 @@ def event_name(envelope: EventEnvelope) -> str:
 def cause_of(envelope: EventEnvelope, error: Exception) -> str:
     """Why a key is parked, for operators. The exception's text may hold contents of the event, so only its class is shown."""
     return f"{event_name(envelope)} raised {type(error).__name__}"
+
+
+def refusal_of(envelope: EventEnvelope, error: Exception) -> str:
+    """Why a key is parked whose row is refused, for operators, without contents of the row."""
+    return f"{event_name(envelope)}: the database refuses its row: {describe(error)}"
 
 
 async def load(connection: Connection, consumer: str, shard: int) -> dict[Place, Parked]:

@@ -1,7 +1,7 @@
 """What operators ask to be done with a parked key: to fold its events again, or to skip some and fold the rest.
 
-A request is one transaction that locks the checkpoint where it is: the rows, the queue, the key and the request's answer change
-together, or nothing does. Killed anywhere, the request is found again and carried out once.
+A request is one transaction that raises the checkpoint's generation and leaves it where it is: the rows, the queue, the key and
+the request's answer change together, or nothing does. Killed anywhere, the request is found again and carried out once.
 
 The events of a key are folded in order. At the first one that fails the key stays parked, with that error, and the events
 before it are no longer in its queue. The events of an aggregate are given to the queues of their rows, at their positions, and
@@ -70,7 +70,7 @@ async def carry_out(tables: Tables, connection: Connection, shard: int, at: Chec
         done = _Done(0 if action == "retry" else None if all_events else 1)
         async with connection.transaction():
             await take_time(connection, LONG_S)
-            await checkpoints.hold(connection, name, shard, at)
+            await checkpoints.rewrite(connection, name, shard, at)
             outcome = await _Replay(tables, connection, shard, done).key(parked_id)
             await changes.write(connection, tables.group.name, shard, None)
             answer = (outcome, done.applied, done.skipped, json.dumps(done.shown), request_id)
@@ -90,7 +90,7 @@ async def carry_out(tables: Tables, connection: Connection, shard: int, at: Chec
             skipped=done.skipped,
         )
     if requests:
-        await tables.load_parked(connection, shard)
+        await tables.refresh(connection, shard)
 
 
 class _Replay:

@@ -35,7 +35,7 @@ from shared.platform.telemetry import logger
 from shared.projections import changes
 from shared.projections import parking as parking_store
 from shared.projections.changes import RowId
-from shared.projections.parking import KEYS_PER_MINUTE_MAX, Parked, Parking, Place, aggregate_of, cause_of, event_name
+from shared.projections.parking import KEYS_PER_MINUTE_MAX, Parked, Parking, Place, aggregate_of, cause_of, event_name, refusal_of
 from shared.projections.rows import Rows, refuses
 
 log = logger(__name__)
@@ -101,8 +101,8 @@ Work = list[tuple[EventEnvelope, Message, int, RowKey, Fold[Any]]]
 class Tables:
     """The tables of a group, and the folds of each event.
 
-    The rows that were used last are cached in memory, as of one checkpoint. The fence proves that the cache is valid: another
-    writer moves the checkpoint, and then the cache is dropped.
+    The rows that were used last are cached in memory, as of one checkpoint and one generation of it. The fence proves that the
+    cache is valid: another writer moves the checkpoint or raises its generation, and then the cache is dropped.
     """
 
     def __init__(self, group: Group, *, consumer: str = "", suffix: str = "") -> None:
@@ -115,7 +115,8 @@ class Tables:
         self.announced = not suffix
         """Whether those who watch rows are told of changes."""
         self.parked: dict[Place, Parked] = {}
-        """What is parked, as of the last `load_parked` and the batches since."""
+        """What is parked, as of the last `refresh` and the batches since."""
+        self._generation = 0
         self._names = [projection.table.name for projection in group.projections]
         self._at = {name: at for at, name in enumerate(self._names)}
         self.rows = [Rows(projection, suffix) for projection in group.projections]
@@ -150,7 +151,7 @@ class Tables:
         including a cancellation, the connection is closed, so that nobody commits half a transaction.
         """
         parking = self._begun(before)
-        fence = checkpoints.move(self.consumer, shard, before, batch.after)
+        fence = checkpoints.move_of(self.consumer, shard, before, batch.after, self._generation)
         async with self._or_nothing(connection, before):
             work, touched = self._route(batch.events, parking)
             self._recall(touched)
@@ -173,11 +174,12 @@ class Tables:
         """As `_apply` for one event, but a row that is refused is parked instead of raising RowRefused."""
         parking = self._begun(before)
         after = Checkpoint(epoch, envelope.position, envelope.event_id)
+        fence = checkpoints.move_of(self.consumer, shard, before, after, self._generation)
         async with self._or_nothing(connection, before, alone=True):
             work, touched = self._route([envelope], parking)
             self._recall(touched)
             await connection.execute("BEGIN")
-            await connection.execute(checkpoints.MOVE_OR_FAIL, checkpoints.move(self.consumer, shard, before, after))
+            await connection.execute(checkpoints.MOVE_OR_FAIL, fence)
             try:
                 async with connection.transaction():
                     await self._read(connection, touched)
@@ -215,7 +217,7 @@ class Tables:
             if connection.info.transaction_status != TransactionStatus.IDLE:
                 await connection.execute("ROLLBACK")
             if isinstance(error, DivisionByZero):
-                raise Fenced(f"{self.consumer} is not at position {before.position}") from error
+                raise Fenced(f"{self.consumer} is not at position {before.position}, or its rows were rewritten") from error
             if isinstance(error, ProjectionFailed):
                 raise
             raise RowRefused(error) from error
@@ -235,9 +237,10 @@ class Tables:
                 self._kept[self._at[table]].pop(key, None)
         self.parked |= parking.new
 
-    async def load_parked(self, connection: Connection, shard: int) -> None:
-        """Reads what is parked, and drops the cached rows: somebody else may have changed both."""
+    async def refresh(self, connection: Connection, shard: int) -> None:
+        """Reads what is parked, and drops the cached rows: somebody may have changed both. Raises Fenced."""
         self._kept_at = None
+        self._generation = await checkpoints.generation_of(connection, self.consumer, shard)
         self.parked = await parking_store.load(connection, self.consumer, shard)
 
     def table_at(self, name: str) -> tuple[int, Rows]:
@@ -392,8 +395,3 @@ def _changed(touched: list[_Touched], parked: Iterable[Place] = ()) -> set[RowId
     rows = {(key[0], key[1]) for part in touched for key in part.keys}
     rows.update((key[0], str(key[1] if table else key[2])) for table, key in parked)
     return rows
-
-
-def refusal_of(envelope: EventEnvelope, error: Exception) -> str:
-    """Why a key is parked whose row is refused, for operators, without contents of the row."""
-    return f"{event_name(envelope)}: the database refuses its row: {describe(error)}"

@@ -88,7 +88,7 @@ async def at_begin(database: Database, group: Group = GROUP) -> AsyncIterator[tu
     tables = Reader(group)
     async with await connect(database.app, application_name="test") as connection:
         await checkpoint.load(connection, GROUP.name, SHARD)
-        await tables.load_parked(connection, SHARD)
+        await tables.refresh(connection, SHARD)
         yield tables, connection
 
 
