@@ -11,14 +11,12 @@ from cli.invoke import call
 from cli.options import DATA, At, AtPosition, AtToken, Data, Format, Output, Tenant
 from cli.output import one_line, print_json, print_table, show
 from cli.past import as_of
+from cli.summaries import SUMMARIES
 
 get = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 After = Annotated[str, typer.Option("--after", help="A consistency token: wait until the answer includes its command.")]
 Key = Annotated[str, typer.Argument(metavar="ID")]
-
-SUMMARIES = ("person", "account", "transfer", "user")
-"""What the read service has a summary of: NAME_query.proto declares each."""
 
 
 def get_summary(name: str) -> None:

@@ -9,10 +9,10 @@ from typing import Annotated
 import typer
 
 from cli.endpoints import Endpoints, UsageError
-from cli.get import SUMMARIES
 from cli.invoke import call
 from cli.options import DATA, Data, Format, Output, Tenant
 from cli.output import one_line
+from cli.summaries import SUMMARIES
 
 watch = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 

@@ -7,11 +7,11 @@ from typing import Annotated, Any
 import typer
 
 from cli.endpoints import Endpoints, UsageError
-from cli.get import SUMMARIES
 from cli.invoke import call
 from cli.options import DATA, At, AtPosition, AtToken, Data, Format, Output, Tenant
 from cli.output import complain, one_line, print_json, print_table
 from cli.past import as_of
+from cli.summaries import SUMMARIES
 
 
 def why(

@@ -1,7 +1,8 @@
 """Generates the Python code of every `.proto` beside it, or checks that what is committed is up to date.
 
 Beside each `.proto` its messages and stubs; in the service that decides on a domain its structs, codecs and command
-servicers (`domain_code.py`); for other teams the page of its events (`events_page.py`). The small domains
+servicers (`domain_code.py`); for other teams the page of its events (`events_page.py`); for the command line the names of
+the summaries (`summary_names.py`). The small domains
 of `tests/domains` have their code in a folder each.
 
 Run as `python protos/generate.py [--check | --image FILE]`. `--image` writes a descriptor set for buf, which then
@@ -25,6 +26,7 @@ from google.protobuf import any_pb2, descriptor_pb2, duration_pb2, field_mask_pb
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_tools import protoc
 from protovalidate._gen.buf.validate import validate_pb
+from summary_names import summary_names
 
 HERE = Path(__file__).resolve().parent
 TOP = HERE.parent
@@ -38,6 +40,8 @@ DOMAINS = {"bank/v1/": "write_service", **{f"{path.parent}/": str(path.parent) f
 """Where the domain of the `.proto` files that begin so is decided: the folder of its structs, codecs and servicers."""
 EVENTS = Path("docs", "events.md")
 """The page of the events that other teams may follow."""
+SUMMARIES = Path("cli", "summaries.py")
+"""The names of the summaries."""
 
 
 def sources() -> list[str]:
@@ -103,6 +107,9 @@ def generate(top: Path, imports: Path) -> set[Path]:
             written.append(path)
     (top / EVENTS).parent.mkdir()
     (top / EVENTS).write_text(page(described, next(iter(DOMAINS))))
+    (top / SUMMARIES).parent.mkdir()
+    (top / SUMMARIES).write_text(summary_names(described, next(iter(DOMAINS))))
+    written.append(top / SUMMARIES)
     ruff = [str(scripts / "ruff"), "--quiet", "--config", str(TOP / "pyproject.toml")]
     subprocess.run([ruff[0], "check", "--select", "I", "--fix", *ruff[1:], *map(str, written)], check=True)  # noqa: S603
     subprocess.run([ruff[0], "format", *ruff[1:], *map(str, written)], check=True)  # noqa: S603
@@ -111,7 +118,7 @@ def generate(top: Path, imports: Path) -> set[Path]:
 
 def generated(top: Path) -> set[Path]:
     """The generated files below `top`, as paths relative to it."""
-    patterns = [str(RULES), str(EVENTS)]
+    patterns = [str(RULES), str(EVENTS), str(SUMMARIES)]
     folders = [*(f"{HERE.name}/{package}/**" for package in OURS), *(str(path.parent) for path in SMALL)]
     patterns += [f"{folder}/*_pb2*.py{end}" for folder in folders for end in ("", "i")]
     for package in DOMAINS.values():

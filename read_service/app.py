@@ -10,9 +10,9 @@ from bank.v1.totals_query_pb2_grpc import add_TotalsQueryServiceServicer_to_serv
 from foldline.v1.projection_pb2_grpc import add_ProjectionServiceServicer_to_server
 from read_service.api import ROLES, WATCH_REBUILD, AccountQueryService, ProjectionService
 from read_service.projections.accounts import ACCOUNT
-from read_service.registry import ACCOUNT_TABLES, GROUPS, PERSON_TABLES, RPCS, TRANSFER_TABLES
+from read_service.registry import GROUPS, RPCS
+from read_service.totals import COUNTED, TotalsQueryService
 from read_service.totals import ROLES as TOTALS_ROLES
-from read_service.totals import TotalsQueryService
 from shared.folds.projection import Group
 from shared.line import checkpoint
 from shared.line.consistency import ConsistencyGate, Reached
@@ -112,7 +112,7 @@ def build(settings: ReadSettings, reads: Reads) -> Server:
         servicer = made(row, reads, gates[row.group.name], settings.shard, limits, lists, past)
         server.add(row.add_to_server, servicer)
         server.on_draining(servicer.watches.end)
-    counted = (gates[group.name] for group in (PERSON_TABLES, ACCOUNT_TABLES, TRANSFER_TABLES))
+    counted = [gates[group.name] for group in GROUPS if COUNTED.intersection(it.table.name for it in group.projections)]
     server.add(add_TotalsQueryServiceServicer_to_server, TotalsQueryService(reads, *counted))
     server.add(add_ProjectionServiceServicer_to_server, ProjectionService(reads, settings.shard, tuple(gates)))
     return server

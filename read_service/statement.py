@@ -10,6 +10,7 @@ half of what the movement's row does. So a page reads at most READ_MAX movements
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from foldline.v1 import range_pb2
@@ -30,11 +31,15 @@ def _moved_between(given: range_pb2.TimeRange) -> Sequence[Condition]:
     """As moment_between, by versions."""
     return [
         it._replace(sql=tuple(text.replace("p.moved_at", "p.version").replace("{}", _VERSION_THEN) for text in it.sql))
-        for it in moment_between("moved_at")(given)
+        for it in _MOVED_AT.conditions(given)
     ]
 
 
-FILTERS: Mapping[str, Filter] = {"amount_minor": whole_between("amount_minor"), "moved_at": _moved_between}
+_MOVED_AT = moment_between("moved_at")
+FILTERS: Mapping[str, Filter] = {
+    "amount_minor": whole_between("amount_minor"),
+    "moved_at": replace(_MOVED_AT, conditions=_moved_between),
+}
 
 
 class Place(NamedTuple):

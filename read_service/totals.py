@@ -33,6 +33,8 @@ _STATUSES = {
         "failed_transfers": transfers.FAILED,
     },
 }
+COUNTED = frozenset(_STATUSES)
+"""The tables that are counted."""
 _NAMES = [name for statuses in _STATUSES.values() for name in statuses]
 _COUNTS = [
     f"(SELECT count(*) FROM (SELECT FROM {table} WHERE tenant = %(tenant)s AND status = '{status}' LIMIT %(limit)s) x)"  # noqa: S608 - names of ours

@@ -196,7 +196,7 @@ ACCOUNT = Summary(
     orders={"opened_at": "opened_at", "balance_minor": "balance_minor"},
     filters={
         "owner_id": is_id("owner_id"),
-        "status": equals("status", STATUSES.get),
+        "status": equals("status", STATUSES),
         "currency": equals("currency"),
         "balance_minor": whole_between("balance_minor"),
         "opened_at": moment_between("opened_at"),

@@ -210,7 +210,7 @@ PERSON = Summary(
     orders={"name": "name_folded", "registered_at": "registered_at"},
     filters={
         "name_prefix": begins_with("name_folded", fold_name),
-        "status": equals("status", STATUSES.get),
+        "status": equals("status", STATUSES),
         "registered_at": moment_between("registered_at"),
     },
     only_in={"name_prefix": ["name"], "registered_at": ["registered_at"]},

@@ -188,7 +188,7 @@ TRANSFER = Summary(
     orders={"started_at": "started_at", "amount_minor": "amount_minor"},
     filters={
         "account_id": is_id("from_account_id", "to_account_id"),
-        "status": equals("status", STATUSES.get),
+        "status": equals("status", STATUSES),
         "amount_minor": whole_between("amount_minor"),
         "started_at": moment_between("started_at"),
     },

@@ -121,7 +121,7 @@ USER = Summary(
     history=History(category="user", row=only_row(users)),
     orders={"started_at": "started_at"},
     filters={
-        "status": equals("status", STATUSES.get),
+        "status": equals("status", STATUSES),
         "deactivated": has("deactivated_at"),
         "started_at": moment_between("started_at"),
     },

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC
+from datetime import UTC, datetime
 from functools import cache
 from operator import attrgetter
 from typing import Any, Generic, NamedTuple, TypeVar, get_type_hints
@@ -33,11 +33,23 @@ class Condition(NamedTuple):
     bound: tuple[str, bool] | None = None
 
 
-Filter = Callable[[Any], Sequence[Condition]]
-"""The conditions of a list for what the request's filter has in one field; none for an empty field.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filter:
+    """What a field of a list's filter asks of the row.
 
-The first value is part of the page token: a token belongs to the values it was made for.
-"""
+    `columns` are those of the row that it asks about; the type of each is one of `kinds`. `given` is the type of the field, as
+    its `.proto` has it. `texts`: what the values of an enum are in the column, all but that which is unspecified.
+    """
+
+    columns: tuple[str, ...]
+    kinds: tuple[Any, ...]
+    given: str
+    conditions: Callable[[Any], Sequence[Condition]]
+    """The conditions for the field's value; none for an empty field.
+
+    The first value is part of the page token: a token belongs to the values it was made for.
+    """
+    texts: Mapping[Any, str] | None = None
 
 
 AggregateName = tuple[str, str]
@@ -71,7 +83,7 @@ def only_row(table: Table) -> Callable[[Mapping[str, Sequence[Any]]], Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary(Generic[Row]):
-    """The rows of one table as a Get and a List RPC show them.
+    """The rows of one table as a Get and a List RPC show them. Raises TypeError if it names a column that its rows do not have.
 
     `name` names the id's column and the refusal: `account` has `account_id` and ACCOUNT_NOT_FOUND. `orders` has the column
     for each name that `order_by` may have, with or without ` desc`; the first is the default. `filters` has a filter for
@@ -90,6 +102,25 @@ class Summary(Generic[Row]):
     filters: Mapping[str, Filter]
     only_in: Mapping[str, Sequence[str]] = field(default_factory=dict)
     apart: Mapping[tuple[str, str], str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._check(f"{self.name}_id", (str,), "shows")
+        for column in self.orders.values():
+            self._check(column, (str, int, datetime), "orders by")
+        for each in self.filters.values():
+            for column in each.columns:
+                self._check(column, each.kinds, "filters by")
+        by, orders = set(self.filters), set(self.orders)
+        served = {order for names in self.only_in.values() for order in names}
+        if not (set(self.only_in) <= by and served <= orders):
+            raise TypeError(f"{self.name}: only_in names other filters or orders")
+        if not by.issuperset(each for pair, with_too in self.apart.items() for each in (*pair, with_too)):
+            raise TypeError(f"{self.name}: apart names other filters")
+
+    def _check(self, column: str, kinds: tuple[Any, ...], does: str) -> None:
+        kind = get_type_hints(self.row).get(column)
+        if kind not in kinds:
+            raise TypeError(f"{self.name} {does} {column}, which is {kind or 'no column'}")
 
     @property
     def message(self) -> type[Message]:
@@ -113,16 +144,17 @@ def rows_of(table: Table) -> str:
     return f"{table.name} p"
 
 
-def equals(column: str, of: Callable[[Any], Any] = lambda given: given) -> Filter:
-    """Rows whose column has the value that `of` makes of the field."""
+def equals(column: str, texts: Mapping[Any, str] | None = None) -> Filter:
+    """Rows whose column has the field's text; of an enum, the text that `texts` has for its value."""
     get = attrgetter(column)
 
     def conditions(given: Any) -> Sequence[Condition]:
-        if not (value := of(given)):
+        if not (value := given if texts is None else texts.get(given)):
             return []
         return [Condition((f"p.{column} = {{}}",), value, lambda row: bool(get(row) == value))]
 
-    return conditions
+    given = "string" if texts is None else "enum"
+    return Filter(columns=(column,), kinds=(str,), given=given, conditions=conditions, texts=texts)
 
 
 def has(column: str) -> Filter:
@@ -134,7 +166,7 @@ def has(column: str) -> Filter:
             return []
         return [Condition((f"p.{column} IS NOT NULL AND {{}}",), given, lambda row: get(row) is not None)]
 
-    return conditions
+    return Filter(columns=(column,), kinds=(datetime | None, int | None, str | None), given="bool", conditions=conditions)
 
 
 def is_id(*columns: str) -> Filter:
@@ -148,7 +180,7 @@ def is_id(*columns: str) -> Filter:
             return []
         return [Condition(texts, value, lambda row: any(getattr(row, column) == value for column in columns))]
 
-    return conditions
+    return Filter(columns=columns, kinds=(str,), given="string", conditions=conditions)
 
 
 def begins_with(column: str, fold: Callable[[str], str]) -> Filter:
@@ -163,7 +195,7 @@ def begins_with(column: str, fold: Callable[[str], str]) -> Filter:
             found.append(Condition((f"p.{column} < {{}}",), end, lambda row: bool(get(row) < end), (column, True)))
         return found
 
-    return conditions
+    return Filter(columns=(column,), kinds=(str,), given="string", conditions=conditions)
 
 
 def whole_between(column: str) -> Filter:
@@ -180,7 +212,7 @@ def whole_between(column: str) -> Filter:
             found.append(Condition((f"p.{column} <= {{}}",), most, lambda row: bool(get(row) <= most), (column, True)))
         return found
 
-    return conditions
+    return Filter(columns=(column,), kinds=(int,), given="foldline.v1.WholeRange", conditions=conditions)
 
 
 def moment_between(column: str) -> Filter:
@@ -197,7 +229,7 @@ def moment_between(column: str) -> Filter:
             found.append(Condition((f"p.{column} < {{}}",), before, lambda row: bool(get(row) < before), (column, True)))
         return found
 
-    return conditions
+    return Filter(columns=(column,), kinds=(datetime,), given="foldline.v1.TimeRange", conditions=conditions)
 
 
 def prefix_end(prefix: str) -> str:

@@ -17,9 +17,9 @@ Found = Mapping[str, Sequence[Condition]]
 def conditions_of(filters: Mapping[str, Filter], asked: Any) -> tuple[Found, Sequence[str]]:
     """The conditions of each filter, and texts that bind a page token to them. Raises Invalid for what is no moment."""
     found = {}
-    for name, conditions in filters.items():
+    for name, by in filters.items():
         try:
-            found[name] = conditions(getattr(asked, name))
+            found[name] = by.conditions(getattr(asked, name))
         except (ValueError, OverflowError):
             raise rules_broken((f"filter.{name}", "must have moments of the years 1 to 9999")) from None
     return found, [" ".join(f"{it.sql[0]} {it.value}" for it in conditions) for conditions in found.values()]

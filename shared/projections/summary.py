@@ -70,7 +70,8 @@ class SummaryServicer(Generic[Row]):
         self.gate = gate
         self._id = f"{summary.name}_id"
         self._orders = orders_of(summary)
-        self._kinds = {column: _key_kind(summary.row, column) for column in summary.orders.values()}
+        kinds = get_type_hints(summary.row)
+        self._kinds = {column: kinds[column] for column in summary.orders.values()}
         columns = ", ".join(summary.row._fields)  # type: ignore[attr-defined]
         self._group = rpcs.group.name
         stale = _STALE.format(row=f"p.{self._id}", group=self._group)
@@ -328,14 +329,6 @@ async def in_tenant(reads: Reads, tenant: str, query: str, values: Mapping[str, 
 def tenant() -> str:
     """The tenant of the caller."""
     return current_call.get().identity.tenant
-
-
-def _key_kind(row: type[Any], column: str) -> type:
-    """The type of a column that a list is ordered by; raises TypeError for one that a page token cannot hold."""
-    kind = get_type_hints(row)[column]
-    if kind not in (str, int, datetime):
-        raise TypeError(f"{row.__name__}.{column} cannot be ordered by: {kind}")
-    return kind  # type: ignore[no-any-return]
 
 
 def _sortable(row: Any, column: str) -> str | int:

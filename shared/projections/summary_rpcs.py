@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from operator import attrgetter
-from types import ModuleType
 from typing import Any, Generic, cast
 
+import grpc
 from buf.validate import validate_pb2
-from google.protobuf.descriptor import Descriptor, FieldDescriptor, ServiceDescriptor
+from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor, ServiceDescriptor
+from google.protobuf.message_factory import GetMessageClass
 from grpc import aio
 
 from shared.folds.projection import Group
 from shared.folds.summary import Row, Summary
 from shared.platform.identity import Role
 
+_SCALARS = {FieldDescriptor.TYPE_STRING: "string", FieldDescriptor.TYPE_ENUM: "enum", FieldDescriptor.TYPE_BOOL: "bool"}
+"""The types of a filter's fields that are no messages."""
 _RULES: Any = validate_pb2.DESCRIPTOR.extensions_by_name["field"]
 
 
 @dataclass(frozen=True, slots=True)
 class SummaryRpcs(Generic[Row]):
-    """A row of a service's table: a summary, the group of its tables, the contract of its one service, and who may ask.
+    """A row of a service's table: a summary, the group of its tables, and who may ask.
 
-    Raises TypeError if the contract and the summary do not fit each other: another id, message, filter or order.
+    Raises TypeError if its `.proto` and the summary do not fit each other: another id, filter or order.
     """
 
     summary: Summary[Row]
     group: Group
-    contract: ModuleType
-    add_to_server: Callable[[Any, aio.Server], None]
     roles: frozenset[Role]
 
     def __post_init__(self) -> None:
@@ -61,17 +62,27 @@ class SummaryRpcs(Generic[Row]):
         rules = asked.fields_by_name["order_by"].GetOptions().Extensions[_RULES]
         orders = set(getattr(rules.string, "in"))
         _check(orders == set(orders_of(self.summary)), f"{asked.full_name} is ordered by {sorted(orders)}")
-        served = {order for names in self.summary.only_in.values() for order in names}
-        known = self.summary.only_in.keys() <= set(filters) and served <= set(self.summary.orders)
-        _check(known, f"{name}: only_in names other filters or orders")
-        apart = {each for pair, with_too in self.summary.apart.items() for each in (*pair, with_too)}
-        _check(apart <= set(filters), f"{name}: apart names other filters")
+        for field in asked.fields_by_name["filter"].message_type.fields:
+            self._check_filter(field)
+
+    def _check_filter(self, field: FieldDescriptor) -> None:
+        by = self.summary.filters[field.name]
+        given = field.message_type.full_name if field.message_type else _SCALARS.get(field.type, "")
+        _check(given == by.given, f"{field.full_name} is {given}, and the summary filters by {by.given}")
+        if by.texts is not None and field.enum_type is not None:
+            values = {value.number for value in field.enum_type.values} - {0}
+            _check(values == set(by.texts), f"{self.summary.name} has no text for each {field.enum_type.full_name}")
 
     @property
     def service(self) -> ServiceDescriptor:
-        """The service that shows the summary."""
-        [service] = self.contract.DESCRIPTOR.services_by_name.values()
-        return service  # type: ignore[no-any-return]
+        """The service that shows the summary: the one of the `.proto` that declares its message."""
+        [service] = self.summary.message.DESCRIPTOR.file.services_by_name.values()
+        return cast("ServiceDescriptor", service)
+
+    def add_to_server(self, servicer: Any, server: aio.Server) -> None:
+        """Adds the service to a server, as the function that is generated of its `.proto` does."""
+        handlers = {method.name: _handler(getattr(servicer, method.name), method) for method in self.service.methods}
+        server.add_registered_method_handlers(self.service.full_name, handlers)
 
     @property
     def get_rpc(self) -> Any:
@@ -126,6 +137,12 @@ def orders_of(summary: Summary[Any]) -> dict[str, tuple[str, bool]]:
 def shown_field(answer: Descriptor) -> FieldDescriptor:
     """The field of an answer that holds what is shown: the first."""
     return answer.fields[0]
+
+
+def _handler(serve: Any, method: MethodDescriptor) -> Any:
+    made: Any = grpc.unary_stream_rpc_method_handler if method.server_streaming else grpc.unary_unary_rpc_method_handler
+    asked, answered = GetMessageClass(method.input_type), GetMessageClass(method.output_type)
+    return made(serve, request_deserializer=asked.FromString, response_serializer=answered.SerializeToString)
 
 
 def _check(fits: bool, text: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 from uuid import uuid4
 
@@ -26,7 +25,7 @@ from foldline.v1 import (
     tenant_pb2_grpc,
 )
 from shared.platform.identity import Role
-from tests.support.clients.bank import Bank, channels, deposit, new_id, options, packed
+from tests.support.clients.bank import Bank, channels, deposit, new_id, options, packed, query
 from tests.support.system.stack import Stack
 
 NIL = "00000000-0000-4000-8000-000000000000"
@@ -176,9 +175,9 @@ class Scene:
 
     async def past(self, rpc: str, name: str, bank: Bank | None = None, **fields: Any) -> Any:
         """GetAccount or ExplainAccount, or that of another summary; of what is not there unless an id is given."""
-        module, bank = import_module(f"bank.v1.{name}_query_pb2"), bank or self.bank
-        request = getattr(module, f"{rpc}{name.title()}Request")(**{f"{name}_id": NIL, **fields})
-        return await bank.call(getattr(getattr(bank, f"{name}_queries"), f"{rpc}{name.title()}"), request)
+        bank = bank or self.bank
+        method, request = query(bank, name, f"{rpc}{name.title()}")
+        return await bank.call(method, request(**{f"{name}_id": NIL, **fields}))
 
     async def read_all(self, bank: Bank, **more: int) -> Any:
         return await bank.collect(bank.events.ReadAll, event_store_pb2.ReadAllRequest(**more))

@@ -10,7 +10,6 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from importlib import import_module
 from typing import Any, TypeVar
 
 import pytest
@@ -19,6 +18,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from bank.v1 import account_pb2, account_query_pb2, person_pb2
+from cli.summaries import SUMMARIES
 from foldline.v1 import as_of_pb2, audit_pb2, command_pb2, range_pb2, schedule_pb2
 from shared.platform.identity import Role
 from shared.rpc import pages
@@ -32,6 +32,7 @@ from tests.support.clients.bank import (
     item,
     open_account,
     packed,
+    query,
     read_status,
     refused,
     register,
@@ -74,24 +75,22 @@ def bad(situation: str, call: Callable[[Scene, Place], Awaitable[object]], *fiel
     return Row(situation, call, "INVALID_ARGUMENT", "INVALID_REQUEST", fields)
 
 
-async def watch(scene: Scene, rpc: str, **fields: Any) -> object:
-    """The first answer of a Watch RPC, or how it was refused."""
-    name = rpc.removeprefix("Watch").lower().removesuffix("s")
-    module = import_module(f"bank.v1.{name}_query_pb2")
-    stub = getattr(scene.bank, f"{name}_queries")
-    return await getattr(stub, rpc)(getattr(module, f"{rpc}Request")(**fields), metadata=scene.bank.who, timeout=20).read()
+async def watch(scene: Scene, name: str, rpc: str, **fields: Any) -> object:
+    """The first answer of a Watch RPC of a summary, or how it was refused."""
+    method, request = query(scene.bank, name, rpc)
+    return await method(request(**fields), metadata=scene.bank.who, timeout=20).read()
 
 
 def watched(name: str, situation: str, code: str, reason: str, *fields: str, **asked: str) -> Row:
     """A row of a watch; of what is not there unless an id is given."""
     rpc, asked = f"Watch{name.title()}", {f"{name}_id": NIL, **asked}
-    return Row(f"{rpc}: {situation}", lambda s, p: watch(s, rpc, **asked), code, reason, fields)
+    return Row(f"{rpc}: {situation}", lambda s, p: watch(s, name, rpc, **asked), code, reason, fields)
 
 
 def watched_list(name: str, situation: str, reason: str, *fields: str, **asked: Any) -> Row:
     """A row of a watch of a list."""
     rpc = f"Watch{name.title()}s"
-    return Row(f"{rpc}: {situation}", lambda s, p: watch(s, rpc, **asked), "INVALID_ARGUMENT", reason, fields)
+    return Row(f"{rpc}: {situation}", lambda s, p: watch(s, name, rpc, **asked), "INVALID_ARGUMENT", reason, fields)
 
 
 MASKED: dict[str, Callable[..., Awaitable[object]]] = {
@@ -103,7 +102,7 @@ MASKED: dict[str, Callable[..., Awaitable[object]]] = {
 
 WATCHED = [
     row
-    for name in ("account", "person", "transfer", "user")
+    for name in SUMMARIES
     for row in (
         watched(name, "no UUID", "INVALID_ARGUMENT", "INVALID_REQUEST", f"{name}_id", **{f"{name}_id": "x"}),
         watched(name, "not there", "NOT_FOUND", f"{name.upper()}_NOT_FOUND"),
@@ -152,7 +151,7 @@ NOW = as_of(moment=TOMORROW)
 INVALID = "INVALID_ARGUMENT INVALID_REQUEST"
 PAST = [
     row
-    for name in ("account", "person", "transfer", "user")
+    for name in SUMMARIES
     for rpc in ("Get", "Explain")
     for row in (
         of_the_past(rpc, name, "as of nothing", INVALID, lambda s, p: as_of(), "as_of"),
@@ -195,7 +194,7 @@ PAST = [
 ]
 PAST += [
     row
-    for name in ("account", "person", "transfer", "user")
+    for name in SUMMARIES
     for row in (
         of_the_past("Explain", name, "no UUID", INVALID, lambda s, p, name=name: {f"{name}_id": "x"}, f"{name}_id"),  # type: ignore[misc]
         of_the_past(
@@ -923,8 +922,8 @@ CONSISTENT: dict[str, Callable[[Scene, str], Awaitable[object]]] = {
     "accounts": lambda s, token: s.accounts(consistency_token=token),
     "movements": lambda s, token: s.movements(account_id=s.place.blue, consistency_token=token),
     "totals": lambda s, token: s.totals(consistency_token=token),
-    "a watch": lambda s, token: watch(s, "WatchAccount", account_id=s.place.blue, consistency_token=token),
-    "a watched list": lambda s, token: watch(s, "WatchAccounts", consistency_token=token),
+    "a watch": lambda s, token: watch(s, "account", "WatchAccount", account_id=s.place.blue, consistency_token=token),
+    "a watched list": lambda s, token: watch(s, "account", "WatchAccounts", consistency_token=token),
 }
 
 
@@ -940,19 +939,19 @@ def unknown(situation: str, call: Callable[[Scene, Place], Awaitable[object]], f
 
 def filtered(rpc: str, name: str) -> Row:
     """A row of a filter that would be passed over by a List or a Watch of a list."""
-    module = import_module(f"bank.v1.{name}_query_pb2")
-    request = getattr(module, f"{rpc}{name.title()}sRequest")(filter=newer(getattr(module, f"{name.title()}Filter")()))
-    stub, method = f"{name}_queries", f"{rpc}{name.title()}s"
 
     async def call(scene: Scene, _: Place) -> object:
-        answer = getattr(getattr(scene.bank, stub), method)(request, metadata=scene.bank.who, timeout=20)
+        method, request = query(scene.bank, name, f"{rpc}{name.title()}s")
+        asked = request()
+        asked.filter.CopyFrom(newer(type(asked.filter)()))
+        answer = method(asked, metadata=scene.bank.who, timeout=20)
         return await (answer.read() if rpc == "Watch" else answer)
 
-    return unknown(f"filter of {method}", call, "filter.999")
+    return unknown(f"filter of {rpc}{name.title()}s", call, "filter.999")
 
 
 UNKNOWN = [
-    *(filtered(rpc, name) for rpc in ("List", "Watch") for name in ("account", "person", "transfer", "user")),
+    *(filtered(rpc, name) for rpc in ("List", "Watch") for name in SUMMARIES),
     unknown(
         "in a range", lambda s, p: s.accounts(filter={"balance_minor": newer(range_pb2.WholeRange())}), "filter.balance_minor.999"
     ),

@@ -16,21 +16,17 @@ from google.protobuf.message import Message
 from bank.v1 import account_query_pb2
 from deploy.bootstrap import Database
 from foldline.v1 import as_of_pb2
-from read_service.registry import RPCS
 from shared.platform.identity import Role
 from tests.e2e.conftest import Caller
 from tests.e2e.test_archive import box, unbox
-from tests.support.clients.bank import Bank, refused
+from tests.support.clients.bank import Bank, query, refused
 from tests.support.fakes.tables import Id, stepwise
-
-ASKERS = {rpcs.summary.name: rpcs for rpcs in RPCS}
 
 
 async def asked(bank: Bank, rpc: str, name: str, **fields: Any) -> Any:
     """The answer of GetAccount and its like, or ExplainAccount."""
-    contract = ASKERS[name].contract
-    request = getattr(contract, f"{rpc}{name.title()}Request")(**fields)
-    return await bank.call(getattr(getattr(bank, f"{name}_queries"), f"{rpc}{name.title()}"), request)
+    method, request = query(bank, name, f"{rpc}{name.title()}")
+    return await bank.call(method, request(**fields))
 
 
 async def was(bank: Bank, which: Id, **when: Any) -> Message | None:

@@ -16,12 +16,11 @@ from grpc import aio
 from bank.v1 import account_query_pb2, person_query_pb2, totals_query_pb2, transfer_pb2
 from foldline.v1 import projection_pb2
 from read_service import totals
-from read_service.registry import PERSON_TABLES
 from shared.line.consistency import Token, encode
 from shared.platform.identity import Role
 from shared.platform.leader import LockClass, hold_lease
 from tests.support.fakes.line import EPOCH, StoreLine, uid
-from tests.support.fakes.tables import projector, reached, running
+from tests.support.fakes.tables import PERSON_TABLES, projector, reached, running
 from tests.support.system.query_service import ALICE, BLUE, NOBODY, RED, Service, bank, refused
 from tests.support.system.sealing import SEAL
 

@@ -121,7 +121,9 @@ def asked(rpcs: SummaryRpcs[Any]) -> Iterator[tuple[dict[str, Any], Any, str]]:
     of_each = (filters for filters in several if len({name for name, _ in filters}) == len(filters))
     for filters in [(), *((each,) for each in single), *of_each]:
         told = " ".join(f"{name}={value}".replace("\n", " ") for name, value in filters)
-        found = {name: of(dict(filters).get(name)) if name in dict(filters) else [] for name, of in summary.filters.items()}
+        found = {
+            name: of.conditions(dict(filters).get(name)) if name in dict(filters) else [] for name, of in summary.filters.items()
+        }
         yield dict(filters), found, f"{summary.name} {told}"
 
 
@@ -227,7 +229,7 @@ def test_a_page_of_a_statement_costs_the_same_at_any_size(
     filled: Filled, asked: dict[str, Any], behind: bool, oldest_first: bool
 ) -> None:
     """It reads rows by version, which a range of moments is turned into; for a range of amounts a thousand at most."""
-    found = {name: of(asked[name]) if asked[name] else [] for name, of in FILTERS.items()}
+    found = {name: of.conditions(asked[name]) if asked[name] else [] for name, of in FILTERS.items()}
     plan = planned(
         filled, *statement_query("busy", found, Place(filled.rows if behind else 0, 0), PAGE, oldest_first=oldest_first)
     )

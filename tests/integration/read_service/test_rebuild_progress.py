@@ -6,8 +6,8 @@ import psycopg
 import pytest
 
 from foldline.v1 import projection_pb2
-from read_service.registry import ACCOUNT_TABLES
 from shared.platform.identity import Role
+from tests.support.fakes.tables import ACCOUNT_TABLES
 from tests.support.system.query_service import Service, bank
 
 TABLES = [projection.table.name for projection in ACCOUNT_TABLES.projections]

@@ -15,7 +15,7 @@ from grpc import aio
 from bank.v1 import account_query_pb2, person_query_pb2, person_query_pb2_grpc
 from deploy.bootstrap import Database
 from read_service.app import ReadSettings, build
-from read_service.registry import ACCOUNT_TABLES, PERSON_TABLES, RPCS
+from read_service.registry import RPCS
 from shared.folds.projection import Group
 from shared.line.consistency import ConsistencyGate, Reached, Token, encode
 from shared.line.follower import BATCH_MAX
@@ -28,7 +28,7 @@ from shared.rpc import handlers
 from shared.rpc.server import Server
 from shared.rpc.status import from_rpc_error
 from tests.support.fakes.line import Store, StoreLine, uid
-from tests.support.fakes.tables import projector, reached, running
+from tests.support.fakes.tables import ACCOUNT_TABLES, PERSON_TABLES, projector, reached, running
 from tests.support.system.query_service import ALICE, BLUE, NOBODY, RED, Service, bank, refused
 from tests.support.system.sealing import KEYS, SEAL
 from tests.support.system.waiting import eventually

@@ -16,7 +16,6 @@ from bank.v1 import account_pb2, account_query_pb2, person_query_pb2
 from deploy.bootstrap import Database
 from foldline.v1.watch_pb2 import LIST_CHANGE_CHANGED, LIST_CHANGE_ENTERED, LIST_CHANGE_LEFT
 from read_service.projections.accounts import ACCOUNT, ACTIVE
-from read_service.registry import ACCOUNT_TABLES, PERSON_TABLES
 from shared.line.consistency import Token, encode
 from shared.line.follower import Follower
 from shared.platform.postgres import Reads, connect
@@ -25,7 +24,7 @@ from shared.projections.groups import GroupProjector
 from shared.projections.rebuild_admin import RebuildAdmin
 from tests.integration.read_service.test_watch import following, serving, watched
 from tests.support.fakes.line import Store, StoreLine, uid
-from tests.support.fakes.tables import folded
+from tests.support.fakes.tables import ACCOUNT_TABLES, PERSON_TABLES, folded
 from tests.support.system.query_service import ALICE, BLUE, RED, Service, bank, refused
 from tests.support.system.sealing import SEAL
 from tests.support.system.waiting import eventually
@@ -328,7 +327,7 @@ async def test_a_commit_costs_as_much_as_it_changes_rows(service: Service) -> No
         told: asyncio.Queue[int] = asyncio.Queue()
 
         async def one(number: int) -> None:
-            conditions = ACCOUNT.filters["owner_id"](ALICE if number % 20 == 0 else uid(number % 20))
+            conditions = ACCOUNT.filters["owner_id"].conditions(ALICE if number % 20 == 0 else uid(number % 20))
             async with lists.watching("acme", str(number % 20), conditions, None) as watcher:
                 await servicer.watches.started()
                 await watcher.next(10)

@@ -12,13 +12,13 @@ from grpc import aio
 
 from bank.v1 import account_query_pb2, person_query_pb2, person_query_pb2_grpc
 from deploy.bootstrap import Database
-from read_service.registry import PERSON_TABLES
 from shared.projections import resume, watch, watched_list, watched_lists
 from shared.projections.summary import SummaryServicer
 from shared.rpc import handlers
 from tests.integration.read_service.test_watch import following, serving, told
 from tests.integration.read_service.test_watched_lists import EVE, FILTERS, Reader
 from tests.support.fakes.line import uid
+from tests.support.fakes.tables import PERSON_TABLES
 from tests.support.system.query_service import ALICE, BLUE, Service, bank, refused
 from tests.support.system.waiting import eventually
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
 
 import grpc.aio
 from google.rpc import error_details_pb2, status_pb2
@@ -45,6 +47,7 @@ __all__ = [
     "open_account",
     "options",
     "packed",
+    "query",
     "read_refusal",
     "read_status",
     "refused",
@@ -117,6 +120,13 @@ async def tried(call: Awaitable[object]) -> str:
     except grpc.aio.AioRpcError as error:
         return read_refusal(error).reason
     return ""
+
+
+def query(bank: Bank, summary: str, rpc: str) -> tuple[Any, type[Any]]:
+    """An RPC of a summary's service, GetAccount for one, and the type of its requests."""
+    contract, stubs = (import_module(f"bank.v1.{summary}_query_pb2{end}") for end in ("", "_grpc"))
+    [service] = contract.DESCRIPTOR.services_by_name
+    return getattr(getattr(stubs, f"{service}Stub")(bank.read), rpc), getattr(contract, f"{rpc}Request")
 
 
 async def round_trip(bank: Bank, account_id: str) -> bool:

@@ -28,6 +28,8 @@ from tests.support.system.waiting import eventually
 SHARD = 1
 SUMMARIES = Group("summaries", [projection for group in GROUPS for projection in group.projections])
 """All tables as one group."""
+_BY_NAME = {group.name: group for group in GROUPS}
+PERSON_TABLES, ACCOUNT_TABLES, TRANSFER_TABLES = (_BY_NAME[name] for name in ("people", "accounts", "transfers"))
 Id = tuple[str, str]
 """A summary's name and an id."""
 TABLES = tuple(projection.table.name for projection in SUMMARIES.projections)

@@ -14,9 +14,9 @@ from bank.v1 import user_pb2
 from cli.calls import plain
 from cli.contract import COMMANDS, build, fields_of
 from cli.endpoints import UsageError
-from cli.get import SUMMARIES
 from cli.main import ABOUT, app
 from cli.send import read_fields, read_secret
+from cli.summaries import SUMMARIES
 from foldline.v1 import command_pb2
 from read_service.registry import RPCS
 from shared.platform.identity import Role

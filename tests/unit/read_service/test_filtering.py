@@ -20,7 +20,7 @@ from shared.projections.filtering import needed_behind
 )
 def test_the_bound_that_the_key_meets_is_left_out(key: int, descending: bool, left: list[str]) -> None:
     """On the side where the order begins; a key outside of the range, which no token of ours holds, leaves both."""
-    found = {"balance_minor": ACCOUNT.filters["balance_minor"](WholeRange(min=10, max=100)), "currency": []}
+    found = {"balance_minor": ACCOUNT.filters["balance_minor"].conditions(WholeRange(min=10, max=100)), "currency": []}
     needed = needed_behind(found, "balance_minor", key, descending=descending)
     assert [text for it in needed["balance_minor"] for text in it.sql] == left
 
@@ -28,7 +28,7 @@ def test_the_bound_that_the_key_meets_is_left_out(key: int, descending: bool, le
 def test_other_columns_conditions_stay() -> None:
     """They say nothing of the key."""
     found = {
-        "balance_minor": ACCOUNT.filters["balance_minor"](WholeRange(min=10)),
-        "currency": ACCOUNT.filters["currency"]("USD"),
+        "balance_minor": ACCOUNT.filters["balance_minor"].conditions(WholeRange(min=10)),
+        "currency": ACCOUNT.filters["currency"].conditions("USD"),
     }
     assert needed_behind(found, "opened_at", 50, descending=False) == found

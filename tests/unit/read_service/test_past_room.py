@@ -8,11 +8,11 @@ from typing import Any
 
 from foldline.v1.as_of_pb2 import AsOf
 from read_service.projections.accounts import ACCOUNT
-from read_service.registry import ACCOUNT_TABLES
 from shared.platform.fairness import FOLDS_MAX, Room
 from shared.platform.identity import Call, Identity, Role, current_call
 from shared.projections.past_events import PastPage
 from shared.projections.time_travel import TimeTravel
+from tests.support.fakes.tables import ACCOUNT_TABLES
 from tests.support.system.waiting import eventually
 
 

@@ -6,10 +6,10 @@ from bank.v1 import account_pb2, transfer_pb2
 from foldline.v1 import retention_pb2
 from read_service.projections.people import PERSON
 from read_service.projections.transfers import TRANSFER
-from read_service.registry import PERSON_TABLES, TRANSFER_TABLES
 from shared.projections.tables import Tables
 from shared.projections.time_travel import Folded
 from tests.support.fakes.line import Store, uid
+from tests.support.fakes.tables import PERSON_TABLES, TRANSFER_TABLES
 
 
 def test_a_purged_person_is_not_there() -> None:

@@ -7,33 +7,40 @@ from typing import Any
 
 import pytest
 
-from bank.v1 import account_query_pb2, person_query_pb2
 from read_service.api import ROLES
 from read_service.projections.accounts import ACCOUNT
 from read_service.projections.users import show as show_a_user
-from read_service.registry import ACCOUNT_TABLES, ADMINISTRATORS, CALLERS, RPCS
-from shared.folds.summary import equals
+from read_service.registry import ADMINISTRATORS, CALLERS, RPCS
+from shared.folds.summary import equals, has, is_id, moment_between
 from shared.projections.summary_rpcs import SummaryRpcs, roles_of
-
-
-def add(servicer: Any, server: Any) -> None:
-    """Adds nothing."""
+from tests.support.fakes.tables import ACCOUNT_TABLES
 
 
 def test_a_summary_fits_its_contract() -> None:
     """The row of accounts, for one; the others are made when the registry is imported."""
-    SummaryRpcs(ACCOUNT, ACCOUNT_TABLES, account_query_pb2, add, CALLERS)
+    SummaryRpcs(ACCOUNT, ACCOUNT_TABLES, CALLERS)
 
 
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"name": "person"}, "AccountQueryService has no GetPerson"),
-        ({"show": show_a_user}, "GetAccountResponse has no UserSummary"),
+        ({"name": "owner"}, "AccountQueryService has no GetOwner"),
+        ({"name": "person"}, "shows person_id, which is no column"),
+        ({"show": show_a_user}, "UserQueryService has no GetAccount"),
         ({"filters": {**ACCOUNT.filters, "name": equals("name")}}, "filters by"),
-        ({"filters": {"owner_id": equals("owner_id")}}, "filters by"),
-        ({"orders": {"opened_at": "opened_at"}}, "is ordered by"),
+        ({"filters": {"owner_id": is_id("owner_id")}, "only_in": {}, "apart": {}}, "filters by"),
+        ({"orders": {"opened_at": "opened_at"}, "only_in": {}}, "is ordered by"),
         ({"orders": {**ACCOUNT.orders, "name": "name"}}, "is ordered by"),
+        ({"orders": {**ACCOUNT.orders, "opened_at": "opend_at"}}, "orders by opend_at, which is no column"),
+        ({"orders": {**ACCOUNT.orders, "opened_at": "boxed_at"}}, "orders by boxed_at, which is datetime.datetime | None"),
+        ({"filters": {**ACCOUNT.filters, "owner_id": is_id("owner_id", "ownr_id")}}, "filters by ownr_id, which is no column"),
+        ({"filters": {**ACCOUNT.filters, "opened_at": moment_between("version")}}, "filters by version, which is <class 'int'>"),
+        ({"filters": {**ACCOUNT.filters, "owner_id": has("boxed_at")}}, "owner_id is string, and the summary filters by bool"),
+        ({"filters": {**ACCOUNT.filters, "status": equals("status")}}, "status is enum, and the summary filters by string"),
+        (
+            {"filters": {**ACCOUNT.filters, "status": equals("status", {1: "active"})}},
+            "has no text for each bank.v1.AccountStatus",
+        ),
         ({"only_in": {"owner_id": ["name"]}}, "other filters or orders"),
         ({"apart": {("status", "name"): "owner_id"}}, "apart names other filters"),
     ],
@@ -41,13 +48,7 @@ def test_a_summary_fits_its_contract() -> None:
 def test_what_does_not_fit_raises(changed: dict[str, Any], told: str) -> None:
     """A field or order that the contract has and the summary has not would fail at the first call, or show nothing."""
     with pytest.raises(TypeError, match=told):
-        SummaryRpcs(replace(ACCOUNT, **changed), ACCOUNT_TABLES, account_query_pb2, add, CALLERS)
-
-
-def test_a_summary_of_another_contract_raises() -> None:
-    """Its service has neither RPC."""
-    with pytest.raises(TypeError, match="PersonQueryService has no GetAccount"):
-        SummaryRpcs(ACCOUNT, ACCOUNT_TABLES, person_query_pb2, add, CALLERS)
+        SummaryRpcs(replace(ACCOUNT, **changed), ACCOUNT_TABLES, CALLERS)
 
 
 def test_the_roles_of_a_summary_are_those_of_its_row() -> None:

@@ -18,7 +18,6 @@ from bank.v1 import account_pb2
 from deploy.bootstrap import Database
 from foldline.v1.event_store_pb2 import EventEnvelope
 from read_service.projections.accounts import ACCOUNTS, MOVEMENTS, AccountRow, opened
-from read_service.registry import ACCOUNT_TABLES
 from shared.folds.errors import NotFound, Refusal, Rejected
 from shared.folds.projection import Group
 from shared.line import checkpoint
@@ -32,7 +31,7 @@ from shared.projections.rebuild_admin import RebuildAdmin, RebuildRow
 from shared.projections.tables import Tables
 from tests.integration.shared.projections.test_projector import batch_of
 from tests.support.fakes.line import Store, StoreLine, uid
-from tests.support.fakes.tables import SHARD, dump, folded
+from tests.support.fakes.tables import ACCOUNT_TABLES, SHARD, dump, folded
 from tests.support.system.waiting import eventually
 
 ALICE = uid(1)
