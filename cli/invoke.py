@@ -26,9 +26,11 @@ def call(ask: Callable[[Endpoints], Coroutine[object, object, T]], data: Path, o
         known = endpoints.load(data)
         # gRPC is imported only here, so that help and bad input do not wait for it.
         from cli.calls import Refused, told
+        from cli.traces import recording
 
         try:
-            return asyncio.run(ask(known))
+            with recording():
+                return asyncio.run(ask(known))
         except Refused as refused:
             error = told(refused.refusal)
     except (UsageError, NotRunning) as problem:

@@ -53,6 +53,7 @@ Environment, for a system that is not in --data:
   FOLDLINE_WRITE_ADDRESS, FOLDLINE_READ_ADDRESS   host:port of the services
   FOLDLINE_SAGA_ADDRESS                           host:port of the saga service, for `process`
   FOLDLINE_TOKEN                                  a bearer token
+  OTEL_EXPORTER_OTLP_ENDPOINT                     record each call as a span: docs/observability.md
 """
 
 app = typer.Typer(help=ABOUT, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)

@@ -23,11 +23,11 @@ from grpc.aio import AioRpcError, Metadata
 
 from foldline.v1 import command_pb2
 from shared.folds.errors import Code, Refusal
-from shared.platform import tracing
 from shared.platform.telemetry import logger
 from shared.processes.records import COMMAND_FAILED, CommandIdTaken, CommandResult, DeliveryFailure, PendingCommand, ProcessKey
-from shared.processes.spans import batch_of
+from shared.processes.spans import recorded_of
 from shared.rpc.client import bearer
+from shared.rpc.client_spans import of_next_calls
 from shared.rpc.status import from_rpc_error, from_status
 
 BATCH_COMMANDS_MAX = 256
@@ -50,8 +50,6 @@ Told = CommandResult | DeliveryFailure | CommandIdTaken
 """The result of a command."""
 
 PAUSED = "PAUSED: the type of process is paused"
-
-_METHOD = "foldline.v1.CommandService/SendBatch"
 
 log = logger(__name__)
 
@@ -199,16 +197,14 @@ class Dispatcher:
         except OSError as error:
             await self._refused(batch, Refusal("NO_TOKEN", str(error)), Code.UNAUTHENTICATED)
             return
-        span = batch_of(list(batch), _METHOD)
-        metadata = bearer(token, traceparent=None if span is None else tracing.traceparent_of(span))
+        traces = recorded_of(batch)
+        metadata = bearer(token, traceparent=traces[0] if traces else None)
         request = command_pb2.SendBatchRequest(items=[_item(command) for command in batch])
         try:
-            response = await self._send_batch(request, timeout=CALL_TIMEOUT_S, metadata=metadata)
-            if span is not None:
-                tracing.end(span)
+            with of_next_calls(links=traces, **{"foldline.commands": len(batch)}):
+                call = self._send_batch(request, timeout=CALL_TIMEOUT_S, metadata=metadata)
+            response = await call
         except AioRpcError as error:
-            if span is not None:
-                tracing.end(span, error=error.code().name)
             await self._refused(batch, from_rpc_error(error), error.code().value[0])
             return
         self._refused_in_a_row = 0

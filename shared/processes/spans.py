@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
 
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.line.spans import consumed
 from shared.platform import tracing
 from shared.processes.records import PendingCommand
-
-if TYPE_CHECKING:
-    from opentelemetry.trace import Span
 
 
 @contextmanager
@@ -32,12 +28,8 @@ def round_of(shard: int, events: list[EventEnvelope], answered: list[PendingComm
         yield
 
 
-def batch_of(commands: list[PendingCommand], method: str) -> Span | None:
-    """A span for a call that sends these commands, linked to all of them that are traced; None if none is."""
+def recorded_of(commands: Sequence[PendingCommand]) -> list[str]:
+    """The trace contexts of commands that are traced: a call that sends them is below the first, and linked to all."""
     if not tracing.on():
-        return None
-    parents = list(dict.fromkeys(each.traceparent for each in commands if tracing.recorded(each.traceparent)))
-    if not parents:
-        return None
-    attributes: dict[str, str | int] = {"rpc.system.name": "grpc", "rpc.method": method, "foldline.commands": len(commands)}
-    return tracing.start(method, "client", parent=parents[0], links=parents, attributes=attributes)
+        return []
+    return list(dict.fromkeys(each.traceparent for each in commands if tracing.recorded(each.traceparent)))

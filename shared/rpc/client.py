@@ -1,4 +1,7 @@
-"""Channels to our services: one long-lived channel a peer. The generated stubs are used as they are."""
+"""Channels to our services: one long-lived channel a peer. The generated stubs are used as they are.
+
+Each call is a client span where traces are recorded (`shared/rpc/client_spans.py`).
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,10 @@ from typing import Any
 import grpc
 from grpc import aio
 
+from shared.platform import tracing
 from shared.platform.certificates import Tls, TlsFiles
 from shared.platform.urls import TLS_SCHEME
+from shared.rpc.client_spans import TracedMethod
 from shared.rpc.held import hold_grpc
 
 # Larger than the limits of our servers, so that the caller sees the server's refusal and not gRPC's own.
@@ -68,45 +73,31 @@ def channel(target: str, *, retries: bool = True, tls: TlsFiles | None = None) -
     options = [*OPTIONS, ("grpc.service_config", json.dumps(config)), ("grpc.enable_retries", int(retries))]
     if target.startswith(TLS_SCHEME):
         return _TlsChannel(target.removeprefix(TLS_SCHEME), options, TlsFiles() if tls is None else tls)
-    return aio.insecure_channel(target, options=options)
+    return _Channel(target, aio.insecure_channel(target, options=options))
 
 
-class _TlsChannel(aio.Channel):
-    """A channel over TLS. Calls that begin after its certificates changed go over a connection made with the new ones.
+class _Channel(aio.Channel):
+    """A channel of gRPC's with a span for each call whose trace is recorded."""
 
-    gRPC itself reads a client's certificate once: a channel that lives long would be refused when its certificate expires.
-    """
-
-    def __init__(self, target: str, options: Sequence[tuple[str, int | str]], tls: TlsFiles) -> None:
-        self._target, self._options = target, options
-        self._files = tls
-        self._tls = tls.current()
-        self._channel = self._open()
-        self._former: set[asyncio.Task[None]] = set()
-
-    def _open(self) -> aio.Channel:
-        return aio.secure_channel(self._target, _credentials(self._tls), options=self._options)
+    def __init__(self, target: str, channel: aio.Channel) -> None:
+        self._target = target
+        self._channel = channel
 
     def _current(self) -> aio.Channel:
-        if (tls := self._files.current()) is not self._tls:
-            self._tls = tls
-            former, self._channel = self._channel, self._open()
-            closing = asyncio.get_running_loop().create_task(former.close(_FORMER_CALLS_S))
-            self._former.add(closing)
-            closing.add_done_callback(self._former.discard)
         return self._channel
 
     def _method(self, kind: str, *route: Any, **options: Any) -> Callable[..., Any]:
         """What a stub calls: it makes the method anew for each new channel."""
         channel: aio.Channel | None = None
         method: Any = None
+        traced = TracedMethod(route[0].removeprefix("/"), self._target)
 
         def call(*arguments: Any, **named: Any) -> Any:
             nonlocal channel, method
             current = self._current()
             if current is not channel:
                 channel, method = current, getattr(current, kind)(*route, **options)
-            return method(*arguments, **named)
+            return traced.call(method, arguments, named) if tracing.on() else method(*arguments, **named)
 
         return call
 
@@ -132,16 +123,45 @@ class _TlsChannel(aio.Channel):
         await self._channel.channel_ready()
 
     async def close(self, grace: float | None = None) -> None:
-        for closing in self._former:
-            closing.cancel()
-        await asyncio.gather(*self._former, return_exceptions=True)
         await self._channel.close(grace)
 
-    async def __aenter__(self) -> _TlsChannel:
+    async def __aenter__(self) -> _Channel:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self.close()
+
+
+class _TlsChannel(_Channel):
+    """A channel over TLS. Calls that begin after its certificates changed go over a connection made with the new ones.
+
+    gRPC itself reads a client's certificate once: a channel that lives long would be refused when its certificate expires.
+    """
+
+    def __init__(self, target: str, options: Sequence[tuple[str, int | str]], tls: TlsFiles) -> None:
+        self._options = options
+        self._files = tls
+        self._tls = tls.current()
+        self._former: set[asyncio.Task[None]] = set()
+        super().__init__(target, self._open(target))
+
+    def _open(self, target: str) -> aio.Channel:
+        return aio.secure_channel(target, _credentials(self._tls), options=self._options)
+
+    def _current(self) -> aio.Channel:
+        if (tls := self._files.current()) is not self._tls:
+            self._tls = tls
+            former, self._channel = self._channel, self._open(self._target)
+            closing = asyncio.get_running_loop().create_task(former.close(_FORMER_CALLS_S))
+            self._former.add(closing)
+            closing.add_done_callback(self._former.discard)
+        return self._channel
+
+    async def close(self, grace: float | None = None) -> None:
+        for closing in self._former:
+            closing.cancel()
+        await asyncio.gather(*self._former, return_exceptions=True)
+        await super().close(grace)
 
 
 def _credentials(tls: Tls) -> grpc.ChannelCredentials:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import time
 from functools import partial
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from tests.e2e.conftest import Foldline
+from deploy.engines.child import free_port
+from tests.e2e.conftest import Foldline, foldline_of
+from tests.support.system.stack import Stack
 
 
 def test_a_first_session(foldline: Foldline) -> None:
@@ -31,6 +34,18 @@ def test_a_first_session(foldline: Foldline) -> None:
     ]
     code, command = foldline("get", "command", registered["command_id"])
     assert (code, command["user_id"], command["receipt"]["aggregate_id"]) == (0, "alice", person_id)
+
+
+def test_a_collector_that_is_away_is_not_seen(
+    shared_stack: Stack, tenant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command that shall record its calls prints what it always does, and ends."""
+    _, registered = foldline_of(shared_stack, tenant, tmp_path)("send", "RegisterPerson", "person_id=new", "name=Bill")
+    asked = ("get", "person", registered["aggregate_id"], "--after", registered["consistency_token"])
+    before = foldline_of(shared_stack, tenant, tmp_path)(*asked, output="text")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{free_port()}")
+    assert foldline_of(shared_stack, tenant, tmp_path)(*asked, output="text") == before
+    assert before[0] == 0
 
 
 def test_money_in_whole_minor_units(foldline: Foldline) -> None:
