@@ -18,7 +18,7 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV PYTHONDONTWRITEBYTECODE
 # Modules are kept compiled, in the environment: a process that compiles all that it imports takes twice as long to start.
 export PYTHONPYCACHEPREFIX := $(abspath $(VENV))/bytecode
 
-.PHONY: help demo dev test test-faults test-containers lint format proto docs baseline bench peer wheels lock clean
+.PHONY: help demo dev test test-faults test-containers lint format proto migration docs baseline bench peer wheels lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -65,6 +65,9 @@ format: $(DEV_STAMP)  ## make the style right
 
 proto: $(DEV_STAMP)  ## generate the code of every .proto
 	$(BIN)/python protos/generate.py
+
+migration: $(DEV_STAMP)  ## write the migration of the query tables that no migration makes yet
+	@$(BIN)/python -m read_service.migrations.draft
 
 docs: $(DEV_STAMP)  ## generate the reference pages that follow from the code
 	$(BIN)/python docs/generate.py

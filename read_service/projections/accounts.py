@@ -13,7 +13,7 @@ from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.moments import set_moment, timestamp
 from shared.folds.projection import MARKS, Projection, Purge, boxed_at, existing, key_of, recorded_at, storable
 from shared.folds.summary import History, Summary, equals, is_id, moment_between, only_row, rows_of, whole_between
-from shared.folds.table import Code, table_of
+from shared.folds.table import Code, by, table_of
 
 ACTIVE = "active"
 FROZEN = "frozen"
@@ -35,7 +35,21 @@ class AccountRow(NamedTuple):
     boxed_at: datetime | None = None
 
 
-accounts = table_of("accounts", AccountRow, keys=2)
+accounts = table_of(
+    "accounts",
+    AccountRow,
+    keys=2,
+    indexes=[
+        by("opened_at"),
+        by("balance_minor"),
+        by("owner_id", "opened_at"),
+        by("status", "opened_at"),
+        by("status", "balance_minor"),
+        by("currency", "opened_at"),
+        by("currency", "balance_minor"),
+    ],
+    filled=60,
+)
 
 
 class MovementRow(NamedTuple):

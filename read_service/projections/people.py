@@ -15,7 +15,7 @@ from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.moments import set_moment
 from shared.folds.projection import MARKS, Projection, Purge, boxed_at, existing, key_of, recorded_at, storable
 from shared.folds.summary import History, Summary, begins_with, equals, moment_between
-from shared.folds.table import BigNumber, Code, Int32, table_of
+from shared.folds.table import BigNumber, Code, Int32, by, table_of
 
 ACTIVE, CLOSED = "active", "closed"
 
@@ -38,7 +38,13 @@ class PersonRow(NamedTuple):
     boxed_at: datetime | None = None
 
 
-people = table_of("people", PersonRow, keys=2)
+people = table_of(
+    "people",
+    PersonRow,
+    keys=2,
+    indexes=[by("name_folded"), by("registered_at"), by("status", "name_folded"), by("status", "registered_at")],
+    filled=80,
+)
 
 
 class PersonTotalRow(NamedTuple):
@@ -50,7 +56,7 @@ class PersonTotalRow(NamedTuple):
     total_minor: BigNumber
 
 
-person_totals = table_of("person_totals", PersonTotalRow, keys=3)
+person_totals = table_of("person_totals", PersonTotalRow, keys=3, filled=60)
 
 
 def fold_name(name: str) -> str:

@@ -13,7 +13,7 @@ from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.moments import set_moment
 from shared.folds.projection import Projection, Purge, RowKey, existing, recorded_at, storable
 from shared.folds.summary import AggregateName, History, Summary, equals, is_id, moment_between, only_row, rows_of, whole_between
-from shared.folds.table import Code, Int32, table_of
+from shared.folds.table import Code, Int32, by, table_of
 
 STARTED, COMPLETED, FAILED = "started", "completed", "failed"
 
@@ -38,7 +38,21 @@ class TransferRow(NamedTuple):
     ended_at: datetime | None
 
 
-transfers = table_of("transfers", TransferRow, keys=2)
+transfers = table_of(
+    "transfers",
+    TransferRow,
+    keys=2,
+    indexes=[
+        by("started_at"),
+        by("amount_minor"),
+        by("status", "started_at"),
+        by("from_account_id", "started_at"),
+        by("from_account_id", "status", "started_at"),
+        by("to_account_id", "started_at"),
+        by("to_account_id", "status", "started_at"),
+    ],
+    filled=60,
+)
 
 
 Moved = account_pb2.MoneyDeposited | account_pb2.MoneyWithdrawn

@@ -13,7 +13,7 @@ from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.moments import set_moment
 from shared.folds.projection import Projection, Purge, existing, recorded_at, storable
 from shared.folds.summary import History, Summary, equals, has, moment_between, only_row, rows_of
-from shared.folds.table import Code, table_of
+from shared.folds.table import Code, by, table_of
 
 STARTED, SUCCEEDED, FAILED = "started", "succeeded", "failed"
 
@@ -33,7 +33,18 @@ class UserRow(NamedTuple):
     deactivated_at: datetime | None
 
 
-users = table_of("users", UserRow, keys=2)
+users = table_of(
+    "users",
+    UserRow,
+    keys=2,
+    indexes=[
+        by("started_at"),
+        by("status", "started_at"),
+        by("started_at", only="deactivated_at IS NOT NULL"),
+        by("status", "started_at", only="deactivated_at IS NOT NULL"),
+    ],
+    filled=80,
+)
 
 
 def started(_: UserRow | None, event: user_pb2.UserRegistrationStarted, envelope: EventEnvelope) -> UserRow:

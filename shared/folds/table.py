@@ -1,7 +1,7 @@
-"""Descriptions of query tables: columns, their types, and the primary key.
+"""Descriptions of query tables: columns, their types, the primary key and indexes.
 
-The migrations make the tables; the projector needs only this description. SQLAlchemy's descriptions would do, but importing
-SQLAlchemy takes a second of every start.
+The migrations make the tables, as `Table.definition` says; the projector needs only the description. SQLAlchemy's descriptions
+would do, but importing SQLAlchemy takes a second of every start.
 """
 
 from __future__ import annotations
@@ -41,17 +41,56 @@ class Column:
     nullable: bool = False
 
 
-class Table:
-    """A table: `Table("accounts", Column("tenant", Type.TEXT, primary_key=True), ...)`."""
+@dataclass(frozen=True, slots=True)
+class Index:
+    """An index by some columns: the tenant, these, and the rest of the primary key. `only`: of the rows that this is true of."""
 
-    def __init__(self, name: str, *columns: Column) -> None:
+    columns: tuple[str, ...]
+    only: str = ""
+
+
+def by(*columns: str, only: str = "") -> Index:
+    """`by("status", "opened_at")` gives the rows of a status in the order of opening."""
+    return Index(columns, only)
+
+
+class Table:
+    """A table: `Table("accounts", Column("tenant", Type.TEXT, primary_key=True), ...)`.
+
+    `filled` is how much of a page inserts fill, in percent: a row whose indexed columns do not change is updated within its page,
+    if there is room. Raises TypeError for an index by a column that is not there.
+    """
+
+    def __init__(self, name: str, *columns: Column, indexes: Sequence[Index] = (), filled: int = 100) -> None:
         self.name = name
         self.columns: Sequence[Column] = columns
+        self.indexes = indexes
+        self.filled = filled
+        names = {column.name for column in columns}
+        if unknown := {each for index in indexes for each in index.columns} - names:
+            raise TypeError(f"{name} has indexes by {sorted(unknown)}, which are no columns")
 
     @property
     def primary_key(self) -> list[Column]:
         """The columns of the primary key, in the table's order."""
         return [column for column in self.columns if column.primary_key]
+
+    def indexed(self, index: Index) -> str:
+        """What an index is by, as its definition in SQL has it behind USING btree."""
+        tenant, *rest = (column.name for column in self.primary_key)
+        columns = ", ".join((tenant, *index.columns, *(each for each in rest if each not in index.columns)))
+        return f"({columns}) WHERE ({index.only})" if index.only else f"({columns})"
+
+    def definition(self) -> str:
+        """The statements that make the table, for a migration; `secure_query_table` then gives it policies and grants."""
+        columns = [f"  {it.name} {it.type.value}{'' if it.nullable else ' NOT NULL'}," for it in self.columns]
+        keys = ", ".join(column.name for column in self.primary_key)
+        options = f" WITH (fillfactor = {self.filled})" if self.filled < 100 else ""
+        lines = [f"CREATE TABLE {self.name} (", *columns, f"  PRIMARY KEY ({keys})", f"){options};"]
+        for index in self.indexes:
+            name = "_".join((self.name, "by", *index.columns, *(["only"] if index.only else [])))
+            lines.append(f"CREATE INDEX {name[:63]} ON {self.name} {self.indexed(index)};")
+        return "\n".join(lines)
 
 
 Code = Annotated[str, Type.TEXT_C]
@@ -63,14 +102,15 @@ BigNumber = Annotated[int, Type.NUMERIC]
 _TYPES = {str: Type.TEXT, int: Type.BIGINT, datetime: Type.TIMESTAMP}
 
 
-def table_of(name: str, row: type[tuple[Any, ...]], *, keys: int) -> Table:
+def table_of(name: str, row: type[tuple[Any, ...]], *, keys: int, indexes: Sequence[Index] = (), filled: int = 100) -> Table:
     """The table whose columns are the fields of a named tuple; its first `keys` are the primary key.
 
     Texts, whole numbers of 64 bits and moments are `text`, `bigint` and `timestamptz`; for other types a field is
     annotated: `Int32`, for one. A field that may be None is a column that may be null.
     """
     hints = get_type_hints(row, include_extras=True)
-    return Table(name, *(_column(field, hint, nth < keys) for nth, (field, hint) in enumerate(hints.items())))
+    columns = (_column(field, hint, nth < keys) for nth, (field, hint) in enumerate(hints.items()))
+    return Table(name, *columns, indexes=indexes, filled=filled)
 
 
 def _column(name: str, hint: Any, is_key: bool) -> Column:

@@ -20,7 +20,11 @@ _KEY = """
 SELECT array_agg(attname::text ORDER BY nth) FROM pg_index, unnest(indkey) WITH ORDINALITY AS k(attnum, nth)
 JOIN pg_attribute a USING (attnum) WHERE a.attrelid = indrelid AND indrelid = %s::regclass AND indisprimary
 """
-
+_INDEXES = """
+SELECT split_part(pg_get_indexdef(indexrelid), ' USING btree ', 2) FROM pg_index
+WHERE indrelid = %s::regclass AND NOT indisprimary
+"""
+_ROOM = "SELECT reloptions FROM pg_class WHERE oid = %s::regclass"
 
 COLLATIONS = {Type.TEXT: "default", Type.TEXT_C: "C"}
 
@@ -32,10 +36,14 @@ def described(column: Column) -> tuple[str, str, str, bool]:
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
-async def test_a_migrated_table_has_the_columns_of_its_row(read_db: Database, table: Table) -> None:
-    """Their order, names, types, collations, which may be null, and the primary key."""
+async def test_a_migrated_table_is_the_one_that_is_described(read_db: Database, table: Table) -> None:
+    """Its columns in their order, with types, collations and which may be null; its primary key, indexes and room for updates."""
     async with connected(read_db.owner) as owner:
         found = await (await owner.execute(_COLUMNS, [table.name])).fetchall()
         key = await (await owner.execute(_KEY, [table.name])).fetchone()
+        indexes = await (await owner.execute(_INDEXES, [table.name])).fetchall()
+        room = await (await owner.execute(_ROOM, [table.name])).fetchone()
     assert found == [described(column) for column in table.columns]
     assert key == ([column.name for column in table.primary_key],)
+    assert sorted(indexes) == sorted((table.indexed(index),) for index in table.indexes)
+    assert room == ([f"fillfactor={table.filled}"] if table.filled < 100 else None,)
