@@ -107,6 +107,10 @@ class Codecs:
         """The codec of a kind of struct; raises KeyError for one that was never added."""
         return self._by_struct[struct]
 
+    def knows(self, type_name: str) -> bool:
+        """Whether `decode` has a codec for stored bytes of that type."""
+        return type_name in self._by_type or type_name in self.upcasters
+
     def decode(self, type_name: str, payload: bytes) -> Any:
         """The struct of stored bytes, of older contracts too; raises KeyError for an unknown type."""
         if type_name in self.upcasters:

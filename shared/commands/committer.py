@@ -319,9 +319,11 @@ class Committer:
         # append_batch detects repeats only for commands that it inserts. Outcomes that are not logged are looked up here;
         # if one is known already, decide again under the lock: later commands of its group would see its effect twice.
         if len(plan.outcomes) > len(plan.batch.commands):
+            # A scheduled command that this release cannot decide waits on.
+            waiting = {("scheduled", one.key) for group in batch.groups for one in group.commands if one.due_at is not None}
             unlogged = plan.outcomes.keys() - {(row.tenant, row.command_id) for row in plan.batch.commands}
             stored = await command_log.read_commands(connection, list(unlogged))
-            if any(row.status != "failed" for row in stored.values()):
+            if any(row.status != "failed" and (row.status, key) not in waiting for key, row in stored.items()):
                 raise AppendConflict
         watch.decided()
         return plan

@@ -24,7 +24,6 @@ from shared.commands.registry import SWITCHES_ID, CommandRegistry, Route
 from shared.commands.states import Boxed, Purged, Unreadable, Versioned
 from shared.folds.aggregate import Aggregate, Decided, Meta
 from shared.folds.errors import (
-    AggregateUnreadable,
     BatchAborted,
     Code,
     InternalError,
@@ -289,7 +288,7 @@ class BatchDecider:
             if isinstance(at.state, Boxed):
                 raise aggregate_boxed()
             if isinstance(at.state, Unreadable):
-                raise AggregateUnreadable
+                raise at.state.refusal
             if isinstance(at.state, Purged):
                 raise aggregate_purged()
         return at
@@ -310,8 +309,10 @@ class BatchDecider:
                 self.plan.outcomes[command.key] = Outcome("rejected", 0, 0, 0, 0, BatchAborted())
         at = self.at(culprit.aggregate)
         outcome = Outcome(status, at.version if at else 0, 0, 0, 0, refusal)
-        if refusal.code is Code.RESOURCE_EXHAUSTED and culprit.due_at is None:
-            # What is too large for an event is too large for the command log. A scheduled command is there already.
+        too_large = refusal.code is Code.RESOURCE_EXHAUSTED and culprit.due_at is None
+        if too_large or refusal.code is Code.UNAVAILABLE:
+            # What is too large for an event is too large for the command log. A scheduled command is there already. What this
+            # release cannot decide has no outcome: a replica of a newer one gives it one, also if it waits for its time.
             self.plan.outcomes[culprit.key] = outcome
         else:
             self._record(culprit, outcome, to_status(refusal).SerializeToString(), decided_us)

@@ -15,8 +15,8 @@ from msgspec import DecodeError, Struct, json, to_builtins
 from foldline.v1 import history_pb2, options_pb2
 from shared.commands.decide import aggregate_boxed, aggregate_purged
 from shared.commands.registry import CommandRegistry
-from shared.commands.states import MARKS
-from shared.folds.errors import AggregateUnreadable, NotFound
+from shared.commands.states import MARKS, unreadable
+from shared.folds.errors import NotFound
 from shared.line.ends import AGGREGATE_PURGED
 from shared.line.event_store import BOXED, AggregateKey
 from shared.platform.clock import timestamp
@@ -118,7 +118,7 @@ async def _past_state(
             try:
                 state = aggregate.evolve(state, registry.codecs.decode(type_name, payload))
             except Exception as error:
-                raise AggregateUnreadable from error
+                raise unreadable(registry, type_name).refusal from error
         at = events[-1][0]
     return PastState(wanted.version, wanted.recorded_at, state)
 

@@ -21,7 +21,7 @@ from shared.commands import states
 from shared.commands.codec import EventCodecs, MessageCodec
 from shared.commands.registry import SWITCHES_ID, CommandRegistry
 from shared.folds.aggregate import Aggregate, Decision, Meta
-from shared.folds.errors import AggregateUnreadable, NotFound
+from shared.folds.errors import NotFound
 from shared.platform.identity import Role
 from shared.platform.postgres import Reads
 
@@ -113,12 +113,12 @@ def _described(name: str, kind: override_pb2.OverrideKind.ValueType, type_name: 
 
 
 async def current(registry: CommandRegistry, reads: Reads, tenant: str) -> Sequence[override_pb2.Override]:
-    """All overrides of a tenant, each as it is switched now. Raises AggregateUnreadable."""
+    """All overrides of a tenant, each as it is switched now. Raises AggregateUnreadable and ReleaseTooOld."""
     key = (tenant, SWITCHES.category, SWITCHES_ID)
     async with reads.connection() as connection:
-        switches = (await states.load(connection, registry, [key]))[key].state
-    if not isinstance(switches, Switches):
-        raise AggregateUnreadable
+        switches: Switches | states.Unreadable = (await states.load(connection, registry, [key]))[key].state
+    if isinstance(switches, states.Unreadable):
+        raise switches.refusal
     found = overrides_of(registry, tenant)
     for override in found:
         override.on = override.name not in switches.off

@@ -19,7 +19,7 @@ from shared.commands import states
 from shared.commands.codec import EventCodecs, MessageCodec
 from shared.commands.registry import CommandRegistry
 from shared.folds.aggregate import Aggregate, Decision, Meta
-from shared.folds.errors import AggregateUnreadable, NotFound, Rejected
+from shared.folds.errors import NotFound, Rejected
 from shared.platform.identity import Role
 from shared.platform.postgres import Reads
 
@@ -114,10 +114,10 @@ def refuse_rule(registry: CommandRegistry, category: str, rule: Rule) -> None:
 
 
 async def current(registry: CommandRegistry, reads: Reads, tenant: str) -> Mapping[str, Rule]:
-    """The rules of a tenant by type. Raises AggregateUnreadable."""
+    """The rules of a tenant by type. Raises AggregateUnreadable and ReleaseTooOld."""
     key = (tenant, RULES.category, RULES_ID)
     async with reads.connection() as connection:
-        rules = (await states.load(connection, registry, [key]))[key].state
-    if not isinstance(rules, Rules):
-        raise AggregateUnreadable
+        rules: Rules | states.Unreadable = (await states.load(connection, registry, [key]))[key].state
+    if isinstance(rules, states.Unreadable):
+        raise rules.refusal
     return rules.by_type

@@ -213,7 +213,7 @@ class Purges:
                 unknown[key] = refusal.reason
                 continue
             if isinstance(state, Unreadable):
-                unknown[key] = "AGGREGATE_UNREADABLE"
+                unknown[key] = state.refusal.reason
             elif not isinstance(state, Purged) and self._registry.has_ended(key[1], state):
                 ended.add(key)
             else:

@@ -25,7 +25,7 @@ from shared.commands.firing import release_due, turns_of_schedules
 from shared.commands.intake import PendingReply
 from shared.commands.log import CommandKey, StoredCommand, read_commands
 from shared.commands.turns import TENANTS_MAX, TenantTurns
-from shared.folds.errors import Code, Forbidden, InternalError, Invalid, NotFound, OverLimit, Refusal, Rejected
+from shared.folds.errors import Code, Forbidden, InternalError, Invalid, NotFound, OverLimit, Refusal, Rejected, ReleaseTooOld
 from shared.platform.identity import Identity, Role
 from shared.platform.metrics import Metrics
 from shared.platform.packing import texts
@@ -35,6 +35,7 @@ from shared.platform.rounds import Hindrances, rounds
 from shared.platform.telemetry import logger
 from shared.platform.watched import Values, watch
 from shared.rpc.status import to_status
+from shared.rpc.validation import unknown_fields
 
 POLL_S = 0.1
 """How often the scheduler looks for what other replicas have scheduled. It knows of nothing sooner."""
@@ -43,6 +44,10 @@ RETRY_S = 0.25
 BATCH_MAX = 256
 PENDING_PER_TENANT_MAX = 1_000_000
 ALLOWANCES_MAX = 10_000
+NEWER_WAITS_S = 3600.0
+"""For so long a due command waits whose type or fields this release does not know: another replica may be of a newer one."""
+NEWER_MAX = 1000
+"""Of so many such commands it is known when they were met first."""
 
 ADMINS = frozenset({Role.TENANT_ADMIN, Role.OPERATOR})
 
@@ -65,6 +70,10 @@ class DueCommand(Struct, frozen=True):
     due_at: datetime
     roles: list[str]
     expected_version: int | None
+
+
+class _OfNewerRelease(Exception):
+    """The type of a due command, or one of its fields, is not known: a replica of a newer release took it."""
 
 
 class Schedule:
@@ -163,6 +172,8 @@ class Scheduler:
         # When a scheduler was last away, as far as it is known, and when this one last said that it is there.
         self._away: Away | None = None
         self._seen_at = float("-inf")
+        # The due commands of a newer release, by when they were met first, as time.monotonic() tells.
+        self._newer: dict[CommandKey, float] = {}
 
     async def run(self) -> None:
         """Fires due commands in the order of their times. While the database is away it tries again."""
@@ -187,7 +198,7 @@ class Scheduler:
         """
         async with self._database.connection() as connection:
             look_in_s = await self._release(connection)
-            due, next_in_s = await read_due(connection, BATCH_MAX, self._turns)
+            due, next_in_s = await read_due(connection, BATCH_MAX, self._turns, besides=self._waiting())
         if not due:
             return min(next_in_s, look_in_s, POLL_S)
         commands: list[Command] = []
@@ -196,15 +207,41 @@ class Scheduler:
                 commands.append(self._command(row))
             except Refusal as refusal:
                 await self._end(row, "rejected", refusal)
-            except (KeyError, DecodeError, ValueError):
+            except _OfNewerRelease:
+                await self._wait_or_end(row)
+            except (DecodeError, ValueError):
                 await self._end(row, "failed", InternalError())
         pause_s = 0.0
         for command, why, status in await self._submit(commands):
-            if why.code is Code.UNAVAILABLE or why.retry_after_s is not None:
+            if isinstance(why, ReleaseTooOld):
+                self._defer(command.key)
+            elif why.code is Code.UNAVAILABLE or why.retry_after_s is not None:
                 pause_s = RETRY_S  # it was not decided, so its row still waits
             else:
                 await self._end(command, status, why)
         return pause_s
+
+    def _waiting(self) -> list[str]:
+        """The ids of due commands that wait for a newer release."""
+        since = time.monotonic() - NEWER_WAITS_S
+        return [command_id for (_, command_id), met_at in self._newer.items() if met_at > since]
+
+    async def _wait_or_end(self, row: DueCommand) -> None:
+        """Lets a command wait that this release does not know; ends it if it has waited for long."""
+        key = (row.tenant, row.command_id)
+        if key in self._newer:
+            del self._newer[key]
+            await self._end(row, "failed", Invalid("UNKNOWN_COMMAND", "no release knew the command within an hour of its time"))
+            return
+        log.warning("scheduled_command_of_newer_release", command_id=row.command_id, tenant=row.tenant, type=row.type)
+        self._defer(key)
+
+    def _defer(self, key: CommandKey) -> None:
+        """Leaves a command to a replica of a newer release."""
+        self._newer.pop(key, None)
+        self._newer[key] = time.monotonic()
+        while len(self._newer) > NEWER_MAX:
+            del self._newer[next(iter(self._newer))]
 
     async def _be_seen(self) -> None:
         async with self._database.connection() as connection:
@@ -245,20 +282,27 @@ class Scheduler:
                 without.append((command, refusal, "rejected"))
         for command, reply in replies:
             [[outcome]] = await reply
-            if outcome.refusal is not None and not outcome.head:  # an outcome in the log has the head it rests on
+            # An outcome in the log has the head it rests on; what only a newer release can decide has none.
+            if outcome.refusal is not None and (not outcome.head or outcome.refusal.code is Code.UNAVAILABLE):
                 without.append((command, outcome.refusal, outcome.status))
         return without
 
     def _command(self, row: DueCommand) -> Command:
-        """The command as its sender would send it now. Raises Forbidden if its roles no longer suffice."""
+        """The command as its sender would send it now.
+
+        Raises Forbidden if its roles no longer suffice, and _OfNewerRelease.
+        """
         route = self._committer.registry.route(row.type)
         if route is None:
-            raise KeyError(row.type)
+            raise _OfNewerRelease
         roles = frozenset(Role(role) for role in row.roles)
         if route.roles.isdisjoint(roles):
             needed = ", ".join(sorted(route.roles))
             raise Forbidden("ROLE_MISSING", f"this needs one of the roles: {needed}", roles=needed)
-        content: Any = route.codec.decode(route.codec.message.FromString(row.payload))
+        request = route.codec.message.FromString(row.payload)
+        if any(unknown_fields(request)):
+            raise _OfNewerRelease
+        content: Any = route.codec.decode(request)
         return Command(
             key=(row.tenant, row.command_id),
             route=route,
@@ -283,26 +327,31 @@ class Scheduler:
 _COLUMNS: LiteralString = """tenant, command_id::text, type, payload, user_id, on_behalf_of, correlation_id::text,
   causation_id::text, traceparent, received_at, due_at, roles, expected_version"""
 _DUE: LiteralString = """SELECT {columns} FROM commands WHERE status = 'scheduled' AND due_at <= clock_timestamp()
+  AND command_id <> ALL(%s::uuid[])
 ORDER BY due_at, received_at LIMIT %s"""
 
 
-async def read_due(connection: Connection, limit: int, turns: TenantTurns | None = None) -> tuple[Sequence[DueCommand], float]:
+async def read_due(
+    connection: Connection, limit: int, turns: TenantTurns | None = None, *, besides: Sequence[str] = ()
+) -> tuple[Sequence[DueCommand], float]:
     """The commands that are due, the earliest first; if there are none, in how many seconds the next one is due.
 
-    The database's clock decides, as it does in the append. If there are more than `limit`, half of them are the first ones of
-    the tenants whose turn it is.
+    Those whose ids are in `besides` are passed over. The database's clock decides, as it does in the append. If there are more
+    than `limit`, half of them are the first ones of the tenants whose turn it is.
     """
-    cursor = await connection.execute(_DUE.format(columns=_COLUMNS), (limit,))
+    cursor = await connection.execute(_DUE.format(columns=_COLUMNS), (list(besides), limit))
     if due := [DueCommand(*row) for row in await cursor.fetchall()]:
         if turns is not None and len(due) == limit:
             first = [DueCommand(*row) for row in await turns.read(connection, max(1, limit // (2 * TENANTS_MAX)))]
+            first = [row for row in first if row.command_id not in besides]
             keys = {(row.tenant, row.command_id) for row in first}
             others = [row for row in due if (row.tenant, row.command_id) not in keys]
             due = sorted([*first, *others][:limit], key=lambda row: (row.due_at, row.received_at))
         return due, 0.0
     cursor = await connection.execute(
         """SELECT extract(epoch FROM due_at - clock_timestamp())::float8 FROM commands
-           WHERE status = 'scheduled' ORDER BY due_at LIMIT 1"""
+           WHERE status = 'scheduled' AND command_id <> ALL(%s::uuid[]) ORDER BY due_at LIMIT 1""",
+        (list(besides),),
     )
     following = await cursor.fetchall()
     return [], max(0.0, following[0][0]) if following else POLL_S

@@ -11,7 +11,7 @@ from typing import Any
 from msgspec import Struct
 
 from shared.commands.registry import CommandRegistry
-from shared.folds.errors import AggregateUnreadable
+from shared.folds.errors import AggregateUnreadable, Refusal, ReleaseTooOld
 from shared.line.ends import AGGREGATE_PURGED
 from shared.line.event_store import BOXED, UNBOXED, AggregateKey, StoredEvent
 from shared.platform.packing import Packed, int4s, texts
@@ -31,6 +31,14 @@ class Purged(Struct, frozen=True):
 
 class Unreadable(Struct, frozen=True):
     """In place of the state of an aggregate with an event that this release cannot read. No decision sees it."""
+
+    # Whether a newer release wrote the event: its type is not known.
+    newer: bool = False
+
+    @property
+    def refusal(self) -> Refusal:
+        """What whoever asks for the state is told."""
+        return ReleaseTooOld() if self.newer else AggregateUnreadable()
 
 
 NO_SCHEMA = -1
@@ -85,8 +93,8 @@ async def load(connection: Connection, registry: CommandRegistry, keys: Iterable
     """The states of aggregates by key, in one query; an aggregate without events is at version 0 in its initial state.
 
     The state of one that is boxed is `Boxed()`, of one that is purged `Purged()`, and of one with an event that this release
-    cannot read `Unreadable()`: the others are loaded all the same. A snapshot that cannot be read is passed over, which takes a
-    second query.
+    cannot read `Unreadable(...)`: the others are loaded all the same. A snapshot that cannot be read is passed over, which takes
+    a second query.
     """
     wanted = list(keys)
     loaded, spoilt = await _load(connection, registry, wanted, [registry.aggregate_of(key[1]).schema for key in wanted])
@@ -96,7 +104,7 @@ async def load(connection: Connection, registry: CommandRegistry, keys: Iterable
 
 
 def fold(registry: CommandRegistry, category: str, events: Iterable[StoredEvent]) -> Any:
-    """The state behind the last of all events of an aggregate. Raises AggregateUnreadable."""
+    """The state behind the last of all events of an aggregate. Raises AggregateUnreadable and ReleaseTooOld."""
     aggregate = registry.aggregate_of(category)
     state = aggregate.initial
     for event in events:
@@ -105,8 +113,13 @@ def fold(registry: CommandRegistry, category: str, events: Iterable[StoredEvent]
         try:
             state = aggregate.evolve(state, registry.codecs.decode(event.type, event.payload))
         except Exception as error:
-            raise AggregateUnreadable from error
+            raise unreadable(registry, event.type).refusal from error
     return state
+
+
+def unreadable(registry: CommandRegistry, type_name: str) -> Unreadable:
+    """In place of the state of an aggregate that an event of this type cannot be folded into."""
+    return Unreadable(not registry.codecs.knows(type_name))
 
 
 async def _load(
@@ -118,7 +131,7 @@ async def _load(
     versions = [0] * len(wanted)
     states = [aggregate.initial for aggregate in aggregates]
     marks: dict[int, str] = {}
-    unreadable: set[int] = set()
+    unread: dict[int, Unreadable] = {}
     spoilt: list[AggregateKey] = []
     for nth, version, type_name, data in await cursor.fetchall():
         at = nth - 1
@@ -135,12 +148,12 @@ async def _load(
             facts = {"tenant": tenant, "category": category, "aggregate_id": aggregate_id, "version": version}
             if type_name:
                 log.error("event_unreadable", type=type_name, error=type(error).__name__, **facts)  # noqa: TRY400 - as above
-                unreadable.add(at)
+                unread.setdefault(at, unreadable(registry, type_name))
             else:
                 log.warning("snapshot_unreadable", error=type(error).__name__, **facts)
                 spoilt.append(wanted[at])
-    for at in unreadable:
-        states[at] = Unreadable()
+    for at, instead in unread.items():
+        states[at] = instead
     for at, mark in marks.items():
         if mark != UNBOXED:
             states[at] = Boxed() if mark == BOXED else Purged()

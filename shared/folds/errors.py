@@ -152,12 +152,19 @@ class Unavailable(Refusal):
 
 
 class AggregateUnreadable(Refusal):
-    """The aggregate has an event that this release cannot read. It goes on with one that can: the same command may come again."""
+    """An event of the aggregate cannot be read, though its type is known. A release that can read it takes the same command."""
 
     code = Code.INTERNAL
 
     def __init__(self) -> None:
         super().__init__("AGGREGATE_UNREADABLE", "an event of the aggregate cannot be read by this release of the service")
+
+
+class ReleaseTooOld(Unavailable):
+    """A newer release wrote an event of the aggregate. The same command may come again: a replica of that release takes it."""
+
+    def __init__(self) -> None:
+        super().__init__("RELEASE_TOO_OLD", "a newer release wrote an event of the aggregate, and this one cannot read it")
 
 
 class InternalError(Refusal):

@@ -24,7 +24,15 @@ from grpc.aio import AioRpcError, Metadata
 from foldline.v1 import command_pb2
 from shared.folds.errors import Code, Refusal
 from shared.platform.telemetry import logger
-from shared.processes.records import COMMAND_FAILED, CommandIdTaken, CommandResult, DeliveryFailure, PendingCommand, ProcessKey
+from shared.processes.records import (
+    COMMAND_FAILED,
+    COMMAND_UNKNOWN,
+    CommandIdTaken,
+    CommandResult,
+    DeliveryFailure,
+    PendingCommand,
+    ProcessKey,
+)
 from shared.processes.spans import recorded_of
 from shared.rpc.client import bearer
 from shared.rpc.client_spans import of_next_calls
@@ -41,7 +49,7 @@ _SUSPICIOUS = frozenset({Code.INVALID_ARGUMENT, Code.INTERNAL, Code.RESOURCE_EXH
 # Refusals of a whole call before any command of it was accepted.
 _UNTAKEN = frozenset({Code.UNAUTHENTICATED, Code.PERMISSION_DENIED, Code.RESOURCE_EXHAUSTED, Code.INVALID_ARGUMENT})
 # Refusals that a write service of an older release gives, as during an upgrade, before it does anything. Not answers, and no
-# failures: however long the upgrade takes, the command is sent again.
+# failures: the command is sent again for as long as an upgrade may take.
 _OLDER_RELEASE = frozenset({"UNKNOWN_COMMAND", "UNKNOWN_FIELD"})
 # Cannot be true, because we send the same bytes under the same id. Not an answer.
 _ABSURD = "COMMAND_ID_REUSED"
@@ -64,13 +72,18 @@ class SendBatch(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """The pauses between tries, and how often the write service may fail (INTERNAL) before a command is given up."""
+    """The pauses between tries, and when a command is given up.
+
+    It is when the write service has failed on it so often (INTERNAL), or has not known it for so long.
+    """
 
     first_s: float = 0.2
     longest_s: float = 30.0
     # While the write service is away or overloaded.
     away_longest_s: float = 5.0
     failures_max: int = 8
+    # For so long the write service may not know a command before it is given up.
+    unknown_s_max: float = 3600.0
     # Up to so many commands are sent at once, each in a call of its own if need be. While more are under way, the next gather: a
     # further call is made when `call_commands_min` wait, up to `calls_max` at a time.
     few: int = 8
@@ -106,6 +119,8 @@ class Dispatcher:
         self._suspects: deque[PendingCommand] = deque()
         # Commands that wait or are under way: `send` ignores a command that is in here.
         self._known: set[tuple[ProcessKey, UUID]] = set()
+        # Since when the write service has not known them, the oldest first.
+        self._unknown_since: dict[tuple[ProcessKey, UUID], datetime] = {}
         self._told: list[Told] = []
         # The calls under way, with the number of their commands.
         self._calls: dict[asyncio.Task[None], int] = {}
@@ -224,10 +239,11 @@ class Dispatcher:
         refusal = from_status(receipt.error)
         if receipt.status == command_pb2.COMMAND_STATUS_FAILED:
             return self._trouble(command, _text(refusal), failed=True, undone=True)
+        if refusal.reason in _OLDER_RELEASE:
+            return self._unknown(command, _text(refusal))
         waits = refusal.code == Code.RESOURCE_EXHAUSTED and refusal.retry_after_s is not None
-        older = refusal.reason in _OLDER_RELEASE
-        if refusal.code in _LATER or waits or older:
-            return self._trouble(command, _text(refusal), undone=waits or older, wait_s=refusal.retry_after_s)
+        if refusal.code in _LATER or waits:
+            return self._trouble(command, _text(refusal), undone=waits, wait_s=refusal.retry_after_s)
         if refusal.reason == _ABSURD and refusal.facts.get("used_by") == "client":
             return CommandIdTaken(command)
         if refusal.reason == _ABSURD or receipt.status != command_pb2.COMMAND_STATUS_REJECTED:
@@ -241,15 +257,25 @@ class Dispatcher:
             if len(batch) > 1:
                 self._suspects.extend(batch)
                 self._work.set()
-            else:
+            elif refusal.reason in _OLDER_RELEASE:
                 _warn_of_older_release([text])
-                failed = refusal.reason not in _OLDER_RELEASE
-                self._tell([self._trouble(batch[0], text, failed=failed, undone=code in _UNTAKEN)])
+                self._tell([self._unknown(batch[0], text)])
+            else:
+                self._tell([self._trouble(batch[0], text, failed=True, undone=code in _UNTAKEN)])
             return
         self._refused_in_a_row += 1
         log.warning("commands_refused", commands=len(batch), error=text, times=self._refused_in_a_row)
         self._tell(self._trouble(command, text, undone=code in _UNTAKEN, wait_s=refusal.retry_after_s) for command in batch)
         await asyncio.sleep(self._patience.wait_s(self._refused_in_a_row, away=True))
+
+    def _unknown(self, command: PendingCommand, error: str) -> DeliveryFailure:
+        """The write service did not know the command: it is sent again until that has lasted for long."""
+        now, longest = self._clock(), timedelta(seconds=self._patience.unknown_s_max)
+        since = self._unknown_since.setdefault((command.key, command.command_id), now)
+        while now - self._unknown_since[oldest := next(iter(self._unknown_since))] > 2 * longest:
+            del self._unknown_since[oldest]  # its process does without it
+        failure = self._trouble(command, error, undone=True)
+        return failure if now - since < longest else failure._replace(given_up=COMMAND_UNKNOWN)
 
     def _trouble(
         self, command: PendingCommand, error: str, *, undone: bool = False, failed: bool = False, wait_s: float | None = None
@@ -260,7 +286,10 @@ class Dispatcher:
 
     def _tell(self, what: Iterable[Told]) -> None:
         for told in what:
-            self._known.discard((told.command.key, told.command.command_id))
+            name = (told.command.key, told.command.command_id)
+            self._known.discard(name)
+            if self._unknown_since and not (isinstance(told, DeliveryFailure) and _is_unknown(told)):
+                self._unknown_since.pop(name, None)
             self._told.append(told)
         self._news.set()
 
@@ -273,6 +302,11 @@ def _item(command: PendingCommand) -> command_pb2.BatchItem:
         causation_id=command.causation_id,
         traceparent=command.traceparent,
     )
+
+
+def _is_unknown(failure: DeliveryFailure) -> bool:
+    """Whether the write service did not know the command, which is tried again."""
+    return not failure.given_up and failure.error.partition(":")[0] in _OLDER_RELEASE
 
 
 def _warn_of_older_release(errors: Iterable[str]) -> None:

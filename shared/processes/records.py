@@ -15,6 +15,8 @@ ProcessKey = tuple[str, str, str]
 
 FOLD_FAILED = "FOLD_FAILED"
 COMMAND_FAILED = "COMMAND_FAILED"
+# For an hour no write service knew the command, or a field of it.
+COMMAND_UNKNOWN = "COMMAND_UNKNOWN"
 # A step that its process cannot do without was refused.
 COMMAND_REFUSED = "COMMAND_REFUSED"
 
@@ -113,7 +115,7 @@ class DeliveryFailure(NamedTuple):
     undone: bool
     # True if the write service failed on it (INTERNAL), rather than was away for a while.
     failed: bool
-    # Why the command is not tried again; empty if it is tried again at `due_at`.
+    # Why the command is not tried again, COMMAND_FAILED or COMMAND_UNKNOWN; empty if it is tried again at `due_at`.
     given_up: str
     due_at: datetime
 

@@ -31,6 +31,7 @@ from shared.processes.process_type import ProcessType
 from shared.processes.records import (
     COMMAND_FAILED,
     COMMAND_REFUSED,
+    COMMAND_UNKNOWN,
     FOLD_FAILED,
     CommandResult,
     DeliveryFailure,
@@ -157,7 +158,7 @@ class Round:
 
     def _relieve(self, process: Process) -> None:
         """Un-parks a process whose last given-up command has its answer."""
-        if process.trouble in (COMMAND_FAILED, COMMAND_REFUSED):
+        if process.trouble in (COMMAND_FAILED, COMMAND_UNKNOWN, COMMAND_REFUSED):
             process.trouble = ""
             if process.status == ProcessStatus.PARKED:
                 process.status = ProcessStatus.RUNNING

@@ -74,14 +74,14 @@ def refuse_invalid(message: Message, *, within: str = "") -> None:
     if plainly_valid(message):
         return
     refuse_oversized(message, within=within)
-    if unknown := dict.fromkeys(islice(_unknown(message, within), VIOLATIONS_MAX)):
+    if unknown := dict.fromkeys(islice(unknown_fields(message, within), VIOLATIONS_MAX)):
         named = tuple((path, "is a field that this release does not know") for path in unknown)
         raise Invalid("UNKNOWN_FIELD", "the request has fields that this release does not know", violations=named)
     if violations := load_validator().collect_violations(message):
         raise rules_broken(*((within + _path(violation), _text(violation)) for violation in violations[:VIOLATIONS_MAX]))
 
 
-def _unknown(message: Message, within: str) -> Iterator[str]:
+def unknown_fields(message: Message, within: str = "") -> Iterator[str]:
     """The paths of the unknown fields of a message and of those in it."""
     if message.DESCRIPTOR.full_name.startswith(_NEVER_EXTENDED):
         return
@@ -92,10 +92,10 @@ def _unknown(message: Message, within: str) -> Iterator[str]:
         if known.message_type is None:
             continue
         if not known.is_repeated:
-            yield from _unknown(value, f"{within}{known.name}.")
+            yield from unknown_fields(value, f"{within}{known.name}.")
         elif not known.message_type.GetOptions().map_entry:
             for nth, each in enumerate(value):
-                yield from _unknown(each, f"{within}{known.name}[{nth}].")
+                yield from unknown_fields(each, f"{within}{known.name}[{nth}].")
 
 
 @cache

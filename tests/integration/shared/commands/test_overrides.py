@@ -12,7 +12,7 @@ from shared.commands.append import append
 from shared.commands.overrides import SwitchOverride, add_switches, current
 from shared.commands.registry import SWITCHES_ID, CommandRegistry
 from shared.folds.aggregate import Meta
-from shared.folds.errors import AggregateUnreadable
+from shared.folds.errors import ReleaseTooOld
 from shared.platform.identity import Role
 from shared.platform.postgres import Reads
 from tests.support.checks.history import check_line, connected, events_of
@@ -155,7 +155,7 @@ async def test_switches_that_cannot_be_read_are_no_defect(write_db: Database) ->
     try:
         async with connected(write_db.app) as connection:
             await append(connection, 1, lone(key, event={"type": "trial.FromTheFuture"}))
-        with pytest.raises(AggregateUnreadable):
+        with pytest.raises(ReleaseTooOld):
             await current(registry(), reads, UMBRELLA)
     finally:
         await reads.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -164,6 +165,34 @@ async def test_a_mandatory_step_that_is_refused_parks_its_process_until_it_is_ta
     assert await world.process(1) == ("ended", "", "GIFT_REFUSED", "sorry")
     assert world.write.carried_out == {(uid(1), 1): 1}
     assert str(step_id("gift", uid(1), "apology", 3)) in world.write.receipts
+
+
+async def test_a_command_that_no_write_service_knows_parks_its_process_in_the_end(world: World) -> None:
+    """For as long as an upgrade may take it is sent again; then the process is parked by name, and Retry lets it go on."""
+    known = {uid(2)}
+    world.write.decide = lambda command: None if command.account_id in known else Invalid("UNKNOWN_COMMAND", "what?")
+    world.open(1, 2)
+    async with world.running(), world.desk() as desk:
+
+        async def tried() -> bool:
+            return await world.query("SELECT last_error FROM process_commands WHERE tries > 3 AND NOT given_up") != []
+
+        await eventually(tried)
+        await all_ended(world, 1)
+        assert await world.process(1) == ("running", "", "", "giving")
+        world.clock.ahead = timedelta(hours=1)
+
+        async def parked() -> bool:
+            return (await world.process(1))[:2] == ("parked", "COMMAND_UNKNOWN")
+
+        await eventually(parked)
+        found = await desk.find(10, None, status="parked", trouble="COMMAND_UNKNOWN")
+        assert [row.key for row in found] == [key(1)]
+        assert (await world.query("SELECT DISTINCT last_error FROM process_commands"))[0][0].startswith("UNKNOWN_COMMAND")
+        known.add(uid(1))
+        await desk.retry(key(1), "olga")
+        await all_ended(world, 2)
+    assert world.write.carried_out == {(uid(number), amount): 1 for number in (1, 2) for amount in (500, 100)}
 
 
 async def test_a_command_that_may_have_happened_keeps_its_id(world: World) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,16 @@ def command(number: int = 1, *, tries: int = 1, failures: int = 0, size: int = 1
     return PendingCommand("acme", "gift", "p", "s", 1, UUID(int=number), "bank.v1.X", b"x" * size, "", "", "", tries, failures)
 
 
+@dataclass(slots=True)
+class Clock:
+    """A clock that stands until a test moves it."""
+
+    now: datetime = NOW
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
 class Service:
     """Answers every item alike, or fails every call."""
 
@@ -76,12 +87,12 @@ class Service:
 
 
 @asynccontextmanager
-async def dispatching(service: Service, tmp_path: Path) -> AsyncIterator[Dispatcher]:
+async def dispatching(service: Service, tmp_path: Path, clock: Clock | None = None) -> AsyncIterator[Dispatcher]:
     """A dispatcher at work."""
     token_file = tmp_path / "token"
     token_file.write_text("t0ken")
     patience = RetryPolicy(first_s=1.0, longest_s=60.0, away_longest_s=4.0, failures_max=3)
-    dispatcher = Dispatcher(service.send_batch, token_file, clock=lambda: NOW, news=asyncio.Event(), patience=patience)
+    dispatcher = Dispatcher(service.send_batch, token_file, clock=clock or Clock(), news=asyncio.Event(), patience=patience)
     running = asyncio.create_task(dispatcher.run())
     try:
         yield dispatcher
@@ -200,7 +211,7 @@ async def test_a_call_that_one_command_may_have_spoilt_is_made_for_each(refusal:
 @pytest.mark.parametrize("call", [False, True], ids=["a command", "a call"])
 @pytest.mark.parametrize("reason", ["UNKNOWN_FIELD", "UNKNOWN_COMMAND"])
 async def test_a_write_service_of_an_older_release_is_waited_for(reason: str, call: bool, tmp_path: Path) -> None:
-    """However long the upgrade takes nothing is given up; the log says what is waited for, and nothing of the command."""
+    """For an hour nothing is given up; the log says what is waited for, and nothing of the command."""
     service = Service(REJECTED, Invalid(reason, "what is secret?"), call=call)
     async with dispatching(service, tmp_path) as dispatcher:
         with capture_logs() as lines:
@@ -213,6 +224,36 @@ async def test_a_write_service_of_an_older_release_is_waited_for(reason: str, ca
         assert {line["error"] for line in warned} == {reason}
         service.call, service.status, service.error = False, COMPLETED, None
         assert [type(it) for it in await told(dispatcher, [command(1), command(2)])] == [CommandResult] * 2
+
+
+@pytest.mark.parametrize("call", [False, True], ids=["a command", "a call"])
+async def test_what_no_write_service_knows_is_given_up_in_the_end(call: bool, tmp_path: Path) -> None:
+    """After an hour in which it was never known, by a name of its own; another answer in between begins the hour anew."""
+    clock = Clock()
+    unknown, away = Invalid("UNKNOWN_COMMAND", "what?"), Unavailable("AWAY", "away")
+    service = Service(REJECTED, unknown, call=call)
+    async with dispatching(service, tmp_path, clock) as dispatcher:
+
+        async def given_up_after(minutes: int, refusal: Refusal) -> str:
+            clock.now += timedelta(minutes=minutes)
+            service.error = refusal
+            [trouble] = await told(dispatcher, [command()])
+            assert isinstance(trouble, DeliveryFailure)
+            assert trouble.undone == (refusal is unknown)
+            return trouble.given_up
+
+        for minutes in (0, 59):
+            assert not await given_up_after(minutes, unknown)
+        assert not await given_up_after(0, away)
+        for minutes in (0, 59):
+            assert not await given_up_after(minutes, unknown)
+        assert await given_up_after(1, unknown) == "COMMAND_UNKNOWN"
+        assert not await given_up_after(0, unknown)
+        for number in range(2, 5):  # of processes that do without them
+            await told(dispatcher, [command(number)])
+        clock.now += timedelta(hours=3)
+        await told(dispatcher, [command(5)])
+        assert [name[1] for name in dispatcher._unknown_since] == [UUID(int=5)]
 
 
 @pytest.mark.parametrize(("tries", "at_least", "at_most"), [(1, 0.5, 1), (2, 1, 2), (3, 2, 4), (9, 2, 4)])
