@@ -50,12 +50,7 @@ def next_release(folder: Path) -> Iterator[Release]:
     for package in PACKAGES:
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", folder)
-    for change in CHANGES:
-        file = folder / change.path
-        text = file.read_text()
-        if change.old not in text:
-            raise LookupError(f"{change.path} has no {change.old!r} that the next release could change")
-        file.write_text(text.replace(change.old, change.new))
+    changed(folder)
     for service, sql in MIGRATIONS.items():
         _add_migration(folder / f"{service}_service" / "migrations", sql)
     subprocess.run([sys.executable, str(folder / "protos/generate.py")], check=True, cwd=folder)  # noqa: S603 - our own
@@ -65,6 +60,16 @@ def next_release(folder: Path) -> Iterator[Release]:
     finally:
         if sys.pycache_prefix:
             shutil.rmtree(Path(sys.pycache_prefix) / folder.relative_to("/"), ignore_errors=True)
+
+
+def changed(folder: Path) -> None:
+    """Makes the changes in the files below a folder. Raises LookupError for a text that is not there."""
+    for change in CHANGES:
+        file = folder / change.path
+        text = file.read_text()
+        if change.old not in text:
+            raise LookupError(f"{change.path} has no {change.old!r}, which tests/support/next_release/changes.py would change")
+        file.write_text(text.replace(change.old, change.new))
 
 
 def _add_migration(migrations: Path, sql: str) -> None:
