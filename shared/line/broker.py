@@ -12,11 +12,13 @@ Each event goes out twice:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from urllib.parse import quote
+
+from msgspec import Struct
 
 from foldline.v1.event_store_pb2 import EventEnvelope, ReadAllResponse
 
@@ -64,8 +66,21 @@ def _token(text: str) -> str:
     return quote(text, safe="").replace(".", "%2E") or "%00"
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+_PLAIN = re.compile(r"[\w.~/-]*", re.ASCII)
+
+
+def _quoted(text: str) -> str:
+    """The text percent-encoded, as `quote` does. To find that nothing must be, as in UUIDs, takes a third of its time."""
+    return text if _PLAIN.fullmatch(text) else quote(text)
+
+
+@lru_cache(4096)
+def _time(seconds: int, nanos: int) -> str:
+    """A moment as CloudEvents write it. The events of an append have the same one."""
+    return datetime.fromtimestamp(seconds, UTC).replace(microsecond=nanos // 1000).isoformat()
+
+
+class Message(Struct, frozen=True):
     """What is published for one event. The subject is `foldline.events.<shard>.<tenant>.<aggregate type>.<event>`."""
 
     subject: str
@@ -99,20 +114,19 @@ def to_message(shard: int, envelope: EventEnvelope) -> Message:
     """An event as a message. The stream accepts it only directly behind its predecessor."""
     subject, source, type_ = _address(shard, envelope.tenant, envelope.aggregate_type, envelope.type)
     recorded_at = envelope.recorded_at
-    time = datetime.fromtimestamp(recorded_at.seconds, UTC).replace(microsecond=recorded_at.nanos // 1000)
     return Message(
         subject,
         envelope.payload,
         {
             EXPECTED_LAST_SEQUENCE: str(envelope.position - 1),
             "ce-specversion": "1.0",
-            ID: quote(envelope.event_id),
+            ID: _quoted(envelope.event_id),
             "ce-source": source,
-            "ce-subject": quote(envelope.aggregate_id),
+            "ce-subject": _quoted(envelope.aggregate_id),
             "ce-type": type_,
-            "ce-time": time.isoformat(),
+            "ce-time": _time(recorded_at.seconds, recorded_at.nanos),
             "content-type": "application/protobuf",
-            TRACEPARENT: quote(envelope.metadata.traceparent),
+            TRACEPARENT: _quoted(envelope.metadata.traceparent),
             VERSION: str(envelope.version),
         },
     )

@@ -10,7 +10,7 @@ from uuid import UUID
 from msgspec import Struct
 
 from foldline.v1 import event_store_pb2
-from shared.platform.clock import timestamp
+from shared.folds.moments import set_moment
 from shared.platform.packing import int8s
 from shared.platform.postgres import Connection, one
 
@@ -174,8 +174,8 @@ def envelope(event: StoredEvent) -> event_store_pb2.EventEnvelope:
         version=event.version,
         type=event.type,
         payload=event.payload,
-        recorded_at=timestamp(event.recorded_at),
     )
+    set_moment(shown.recorded_at, event.recorded_at)
     shown.metadata.MergeFromString(event.metadata)
     return shown
 
