@@ -31,8 +31,8 @@ BATCH_MAX = 500
 PAUSE_MIN_S, PAUSE_MAX_S = 0.02, 1.0
 REPEAT_LOG_S = 10.0
 GATHER_EVENTS, GATHER_S = 64, 0.03
-"""After a batch of at least so many events the next may come so much later, in seconds, and so be larger: each batch costs the
-query tables 4 ms of processor time, whatever is in it. A full batch, and one of fewer events, are followed at once."""
+"""After a batch of at least so many events the next may come so much later, in seconds, and so be larger. A full batch, and one
+of fewer events, are followed at once."""
 
 
 class HistoryDiverged(Exception):
@@ -145,13 +145,18 @@ class Follower:
         upcasters: Upcasters = NONE,
         batch_max: int = BATCH_MAX,
         silence_s: float = SILENCE_S,
+        gather_s: float = GATHER_S,
     ) -> None:
-        """Without a feed, the follower reads the event store every `silence_s`. Older events are yielded as those of today."""
+        """Without a feed, the follower reads the event store every `silence_s`. Older events are yielded as those of today.
+
+        A busy consumer's next batch comes up to `gather_s` later, see GATHER_EVENTS.
+        """
         self._upcasters = upcasters
         self._line = line
         self._feed = feed
         self._batch_max = batch_max
         self._silence_s = silence_s
+        self._gather_s = gather_s
 
     def follow(self, checkpoint: Checkpoint) -> AsyncGenerator[EventBatch, None]:
         """Batches of events behind the checkpoint. When the caller asks for the next one, it has applied the last one.
@@ -159,21 +164,30 @@ class Follower:
         The first batch comes when the store has shown that it holds the checkpoint's event, even if the batch is empty.
         Raises HistoryDiverged.
         """
-        following = _Following(self._line, self._feed, self._upcasters, self._batch_max, self._silence_s, checkpoint)
-        return following.batches()
+        return _Following(
+            self._line, self._feed, self._upcasters, self._batch_max, self._silence_s, self._gather_s, checkpoint
+        ).batches()
 
 
 class _Following:
     """One consumer's way along the line. Its cursor is its own: who follows at the same time has another."""
 
     def __init__(
-        self, line: Line, feed: Feed | None, upcasters: Upcasters, batch_max: int, silence_s: float, checkpoint: Checkpoint
+        self,
+        line: Line,
+        feed: Feed | None,
+        upcasters: Upcasters,
+        batch_max: int,
+        silence_s: float,
+        gather_s: float,
+        checkpoint: Checkpoint,
     ) -> None:
         self._line = line
         self._feed = feed
         self._upcasters = upcasters
         self._batch_max = batch_max
         self._silence_s = silence_s
+        self._gather_s = gather_s
         self._cursor = checkpoint
         self._told_at = -REPEAT_LOG_S
 
@@ -249,7 +263,7 @@ class _Following:
                     if came:
                         progress_at = time.monotonic()
                     if GATHER_EVENTS <= came < self._batch_max:
-                        await asyncio.sleep(GATHER_S)
+                        await asyncio.sleep(self._gather_s)
                     continue
                 missed = False
                 try:

@@ -11,7 +11,6 @@ import pytest
 from bank.legacy.v1.person_pb2 import PersonAdded
 from bank.v1.person_pb2 import PersonRegistered
 from foldline.v1.event_store_pb2 import EventEnvelope
-from shared.line import follower as follower_module
 from shared.line.checkpoint import Checkpoint
 from shared.line.follower import GATHER_EVENTS, EventBatch, FeedPage, Follower, HistoryDiverged, take
 from tests.support.fakes.line import EPOCH, ScriptedFeed, Store, StoreLine, delivery, uid
@@ -135,14 +134,16 @@ async def test_the_broker_is_not_needed() -> None:
 
 
 @pytest.mark.parametrize(("events", "gathers"), [(GATHER_EVENTS - 1, False), (GATHER_EVENTS, True), (500, False)])
-async def test_under_load_events_come_together(events: int, gathers: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_under_load_events_come_together(events: int, gathers: bool) -> None:
     """Behind a batch of many events more are awaited, but not if it was full; and few events are handed out at once."""
-    monkeypatch.setattr(follower_module, "GATHER_S", 0.3)
     store = store_of(events + 1)
     behind = Store()
     feed = ScriptedFeed([[delivery(*store.events[:-1])], [delivery(store.events[-1])]])
     handed_out: list[tuple[int, float]] = []
-    async with asyncio.timeout(30), aclosing(Follower(StoreLine(behind), feed).follow(Checkpoint(EPOCH))) as batches:
+    async with (
+        asyncio.timeout(30),
+        aclosing(Follower(StoreLine(behind), feed, gather_s=0.3).follow(Checkpoint(EPOCH))) as batches,
+    ):
         async for batch in batches:
             handed_out.append((len(batch.events), time.monotonic()))
             if batch.after.position == events + 1:
