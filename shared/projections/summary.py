@@ -35,9 +35,12 @@ from shared.projections.watched_list import Change, Found
 from shared.rpc import pages
 from shared.rpc.bounds import rules_broken
 
-# Whether events wait for this row: none do, as a rule, and the index is empty.
-_STALE = """EXISTS (SELECT FROM parked_keys k WHERE k.tenant = p.tenant AND k.row_id = {row} AND k.group_name = '{group}'
-  AND k.serves) AS stale"""
+# Whether events wait for this row: none do, as a rule, and the index is empty. Not EXISTS, for which PostgreSQL may read all keys
+# that the tenant has parked, to look up each row of the page among them.
+_STALE = """(SELECT true FROM parked_keys k WHERE k.tenant = p.tenant AND k.row_id = {row} AND k.group_name = '{group}'
+  AND k.serves LIMIT 1) IS NOT NULL"""
+# Asked once for a page, so that one of a tenant without parked keys, as most are, looks up none of its rows.
+_ANY_STALE = "EXISTS (SELECT FROM parked_keys k WHERE k.tenant = %(tenant)s)"
 # As of the same moment as the row: how many changes of the group there were, and where its tables are.
 _PLACE = """coalesce((SELECT h.seq FROM row_change_heads h WHERE h.group_name = '{group}' AND h.shard = {shard}), 0),
   coalesce((SELECT c.position FROM checkpoints c WHERE c.group_name = '{group}' AND c.shard = {shard} AND c.serves), 0),
@@ -75,7 +78,9 @@ class SummaryServicer(Generic[Row]):
         columns = ", ".join(summary.row._fields)  # type: ignore[attr-defined]
         self._group = rpcs.group.name
         stale = _STALE.format(row=f"p.{self._id}", group=self._group)
-        self._select = f"SELECT {columns}, {stale} FROM {summary.source} WHERE p.tenant = %(tenant)s"  # noqa: S608 - names of ours
+        rows = f"FROM {summary.source} WHERE p.tenant = %(tenant)s"
+        self._select = f"SELECT {columns}, {stale} {rows}"
+        self._select_page = f"SELECT {columns}, {_ANY_STALE} AND {stale} AS stale {rows}"
         self._list_name = rpcs.list_rpc.name
         self._kind = shown_field(rpcs.get_rpc.output_type).message_type
         self._one, self._got = shown_field(rpcs.get_rpc.output_type).name, _made(rpcs.get_rpc.output_type)
@@ -84,7 +89,7 @@ class SummaryServicer(Generic[Row]):
         self._shard = shard
         self._limits = limits or WatchLimits(100, 1000)
         place = _PLACE.format(group=self._group, shard=shard)
-        self._select_placed = f"SELECT {columns}, {stale}, {place} FROM {summary.source} WHERE p.tenant = %(tenant)s"  # noqa: S608
+        self._select_placed = f"SELECT {columns}, {stale}, {place} {rows}"
         self._watched_list = _made(rpcs.watch_list_rpc.output_type)
         self._change = _made(rpcs.watch_list_rpc.output_type.fields_by_name["changes"].message_type)
         self.watches = Watches(reads, self._group, shard, self._placed, self, lists or WatchLimits(50, 150, "watched lists"))
@@ -286,7 +291,7 @@ class SummaryServicer(Generic[Row]):
         values: dict[str, Any] = {"limit": limit}
         if after is not None:
             found = needed_behind(found, column, after[0], descending=descending)
-        branches = branches_of(self._select, found, values)
+        branches = branches_of(self._select_page, found, values)
         ordered = f" ORDER BY p.{column} {direction}, p.{self._id} {direction} LIMIT %(limit)s"
         if after is not None:
             ordered = f" AND (p.{column}, p.{self._id}) {beyond} (%(after)s, %(after_id)s)" + ordered
