@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
@@ -14,6 +15,8 @@ from cli.output import OK, REFUSED, UNAVAILABLE, print_json, print_table, show
 from cli.process import show_processes
 
 STANDS_AFTER = timedelta(minutes=1)
+PARKED_COUNTED_MAX = 10_000
+"""Up to how many keys of a projection the read service counts."""
 
 
 def status(data: Data = DATA, output: Format = Output.TEXT) -> None:
@@ -123,8 +126,7 @@ def show_status(found: dict[str, Any]) -> None:
     consumers = [consumer_row("projection", one) for one in found["projections"]]
     consumers += [consumer_row("processes", one) for one in found["runners"]]
     print_table(("follows the line", "name", "position", "behind", "ahead", "state", "reason"), consumers)
-    if parked := sum(one["parked"] for one in found["projections"]):
-        print(f"\nparked keys that an operator should look at: {parked} (foldline parked list)")
+    show_parked([one["parked"] for one in found["projections"]])
     if error := found.get("processes_error"):
         print(f"\nprocesses: {error['text']}")
     elif attention := found.get("attention"):
@@ -133,6 +135,13 @@ def show_status(found: dict[str, Any]) -> None:
         if attention["processes"]:
             show_processes(attention["processes"])
         show_deliveries(found["deliveries"])
+
+
+def show_parked(counts: Sequence[int]) -> None:
+    """Says how many keys are parked, of the counts of all projections."""
+    if parked := sum(counts):
+        more = "+" if max(counts) >= PARKED_COUNTED_MAX else ""
+        print(f"\nparked keys that an operator should look at: {parked:,}{more} (foldline parked list)")
 
 
 def show_deliveries(backlog: dict[str, Any]) -> None:

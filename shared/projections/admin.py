@@ -58,16 +58,17 @@ class Outcome:
     skipped_events: Sequence[dict[str, Any]]
 
 
-METRICS = {"foldline.projection.parked": ("1", "Parked keys by group, counted up to a thousand.")}
-COUNTED_MAX = 1000
-_COUNT: LiteralString = "SELECT * FROM count_parked_capped(%s, %s)"
+METRICS = {"foldline.projection.parked": ("1", "Parked keys by group, up to a thousand of each.")}
+MEASURED_MAX, COUNTED_MAX = 1000, 10_000
+"""Up to how many keys of a group are counted, for the gauge and for operators."""
+_COUNT: LiteralString = "SELECT * FROM count_parked_each(%s, %s)"
 
 
 def watch_parked(metrics: Metrics, probe: DatabaseProbe, shard: int) -> None:
     """Makes a gauge of the parked keys."""
 
     async def ask() -> Values:
-        rows = await probe.rows(_COUNT, (shard, COUNTED_MAX))
+        rows = await probe.rows(_COUNT, (shard, MEASURED_MAX))
         return {"foldline.projection.parked": [(count, {"foldline.consumer": name}) for name, count in rows] or [(0, {})]}
 
     watch(metrics, METRICS, ask)
@@ -101,9 +102,9 @@ class ParkedAdmin:
             return parked, await cursor.fetchall()
 
     async def counts(self) -> dict[str, int]:
-        """How many keys are parked, by projection."""
+        """How many keys are parked, by projection, up to COUNTED_MAX of each. Those without any are left out."""
         async with self._reads.connection() as connection:
-            return dict(await (await connection.execute("SELECT * FROM count_parked(%s)", (self._shard,))).fetchall())
+            return dict(await (await connection.execute(_COUNT, (self._shard, COUNTED_MAX))).fetchall())
 
     async def ask(self, parked_id: str, action: str, *, all_events: bool, user_id: str, within_s: float | None) -> Outcome:
         """Has the projector `retry` or `discard` a key. Raises NotFound; Rejected PARKED_BEHIND; Unavailable PROJECTOR_AWAY."""

@@ -108,7 +108,7 @@ class ProjectionStatus(_message.Message):
     reason: _builtins.str
     """Why it does not go on: UPPER_SNAKE, then a sentence. Empty if it does."""
     parked: _builtins.int
-    """How many keys are parked."""
+    """How many keys are parked; 10,000 means that many or more."""
     version: _builtins.int
     """Which tables serve: 1 are the first, others were put in their place by a rebuild."""
     @_builtins.property
@@ -609,7 +609,7 @@ class Rebuild(_message.Message):
     reason: _builtins.str
     """Why the new tables do not go on: UPPER_SNAKE, then a sentence."""
     parked: _builtins.int
-    """Keys that are parked in the new tables."""
+    """How many keys are parked in the new tables; 10,000 means that many or more."""
     asked_by: _builtins.str
     @_builtins.property
     def diff(self) -> Global___Diff:

@@ -10,6 +10,11 @@ from shared.platform.identity import Role
 from tests.support.fakes.tables import ACCOUNT_TABLES
 from tests.support.system.query_service import Service, bank
 
+PARK = """
+INSERT INTO parked_keys (parked_id, consumer, shard, serves, tenant, table_name, key, row_id, error)
+SELECT gen_random_uuid(), consumer, 1, false, 'acme', 'accounts', n, n, 'e' FROM generate_series(1, 10001) n,
+  unnest(%s::text[]) consumer
+"""
 TABLES = [projection.table.name for projection in ACCOUNT_TABLES.projections]
 
 
@@ -40,3 +45,17 @@ async def test_the_progress_of_a_rebuild_is_streamed(service: Service) -> None:
         resting = await anext(shown)
         assert (resting.position, resting.events_per_s, resting.left_s) == (5, 0, 0)
         call.cancel()
+
+
+async def test_of_parked_keys_ten_thousand_are_counted(service: Service) -> None:
+    """Of the tables that serve and of those that a rebuild fills, however many there are."""
+    await service.holds(bank())
+    stub, who = service.projections, service.of("acme", Role.OPERATOR)
+    started = await stub.StartRebuild(projection_pb2.StartRebuildRequest(name="accounts"), metadata=who)
+    with psycopg.connect(service.database.app) as app:
+        app.execute(PARK, (["accounts", f"accounts@{started.rebuild.version}"],))
+    listed = await stub.ListProjections(projection_pb2.ListProjectionsRequest(), metadata=who)
+    assert {it.name: it.parked for it in listed.projections} == {"accounts": 10_000, "people": 0, "transfers": 0, "users": 0}
+    call = stub.WatchRebuild(projection_pb2.WatchRebuildRequest(name="accounts"), metadata=who, timeout=30)
+    assert (await anext(aiter(call))).rebuild.parked == 10_000
+    call.cancel()

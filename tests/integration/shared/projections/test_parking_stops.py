@@ -51,6 +51,7 @@ async def test_parked_keys_are_counted_without_their_queues(read_db: Database) -
     with psycopg.connect(read_db.app) as app, psycopg.connect(read_db.query) as query, psycopg.connect(read_db.owner) as owner:
         for number in range(5):
             app.execute(PARK_RED, (f'["{uid(number)}"]', uid(number)))
+        app.execute("INSERT INTO checkpoints (name, shard) VALUES ('accounts', %s)", (SHARD,))
         app.commit()
         owner.execute("LOCK TABLE parked_events")
         query.execute("SET statement_timeout = '5s'")
