@@ -7,6 +7,9 @@
 import { closeSync, existsSync, fsyncSync, openSync, readFileSync, renameSync, rmSync, writeSync } from "node:fs";
 import { dirname } from "node:path";
 
+// Another subscriber uses the file.
+export class InUse extends Error {}
+
 export class Inbox {
   constructor(path) {
     this.path = path;
@@ -88,7 +91,7 @@ function takeLock(path) {
       if (error.code !== "EEXIST") throw error;
     }
     const holder = Number(readFileSync(path, "utf8"));
-    if (holder !== process.pid && isAlive(holder)) throw new Error(`process ${holder} uses this file`);
+    if (holder !== process.pid && isAlive(holder)) throw new InUse(`process ${holder} uses this file`);
     rmSync(path, { force: true });
   }
 }

@@ -4,7 +4,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { Contracts } from "./contracts.mjs";
-import { Inbox } from "./inbox.mjs";
+import { InUse, Inbox } from "./inbox.mjs";
 import { HistoryDiverged, Line, LineEnds } from "./line.mjs";
 
 const TRIES = 3;
@@ -33,7 +33,7 @@ if (!["follow", "replay"].includes(action) || !values.write || !values.nats || !
 
 const contracts = new Contracts(values.contracts);
 const line = new Line({ ...values, contracts, shard: Number(values.shard) });
-const inbox = new Inbox(values.file);
+let inbox;
 
 // The handler: what this subscriber makes of an event. It changes `state` alone, and ignores unknown types.
 function addDeposit(state, event) {
@@ -76,13 +76,14 @@ async function replay() {
 }
 
 try {
+  inbox = new Inbox(values.file);
   if (values.from !== undefined) inbox.beginAnew(await line.before(BigInt(values.from)));
   process.exitCode = action === "replay" ? Number((await replay()) > 0) : await follow();
 } catch (error) {
-  if (!(error instanceof HistoryDiverged || error instanceof LineEnds)) throw error;
+  if (![HistoryDiverged, InUse, LineEnds].some((kind) => error instanceof kind)) throw error;
   console.error(`stopped: ${error.message}`);
   process.exitCode = 3;
 } finally {
-  inbox.close();
+  inbox?.close();
   line.close();
 }
