@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from read_service.registry import GROUPS
 from shared.folds.table import Table
@@ -48,14 +49,14 @@ def downgrade() -> None:
 '''
 
 
-def missing(tables: Iterable[Table], versions: Path) -> list[Table]:
+def missing(tables: Iterable[Table[Any]], versions: Path) -> list[Table[Any]]:
     """Those of the tables that no migration makes."""
     texts = "".join(path.read_text() for path in versions.glob("[0-9]*.py"))
     made = set(re.findall(r"CREATE TABLE (\w+) ", texts))
     return [table for table in tables if table.name not in made]
 
 
-def draft(tables: Sequence[Table], versions: Path) -> Path:
+def draft(tables: Sequence[Table[Any]], versions: Path) -> Path:
     """Writes the next migration, which makes the tables."""
     names, before = [table.name for table in tables], max(path.name for path in versions.glob("[0-9]*.py"))[:4]
     revision = f"{int(before) + 1:04}"

@@ -11,9 +11,9 @@ from typing import NamedTuple
 from bank.v1 import account_pb2, account_query_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.moments import set_moment, timestamp
-from shared.folds.projection import MARKS, Projection, Purge, boxed_at, existing, key_of, recorded_at, storable
-from shared.folds.summary import History, Summary, equals, is_id, moment_between, only_row, rows_of, whole_between
-from shared.folds.table import Code, by, table_of
+from shared.folds.projection import MARKS, Projection, Purge, boxed_at, existing, key_of, on, recorded_at, storable
+from shared.folds.summary import History, Summary, equals, is_id, moment_between, rows_of, whole_between
+from shared.folds.table import Code, Table, by
 
 ACTIVE = "active"
 FROZEN = "frozen"
@@ -35,7 +35,7 @@ class AccountRow(NamedTuple):
     boxed_at: datetime | None = None
 
 
-accounts = table_of(
+accounts = Table(
     "accounts",
     AccountRow,
     keys=2,
@@ -65,7 +65,7 @@ class MovementRow(NamedTuple):
     counterparty_account_id: Code
 
 
-movements = table_of("movements", MovementRow, keys=3)
+movements = Table("movements", MovementRow, keys=3)
 
 
 def opened(row: AccountRow | None, event: account_pb2.AccountOpened, envelope: EventEnvelope) -> AccountRow:
@@ -142,28 +142,26 @@ def went_out(_: MovementRow | None, event: account_pb2.MoneyWithdrawn, envelope:
 
 ACCOUNTS = Projection(
     table=accounts,
-    row=AccountRow,
     key=key_of("account", lambda event: event.account_id),
-    on={
-        account_pb2.AccountOpened: opened,
-        account_pb2.MoneyDeposited: money_moved,
-        account_pb2.MoneyWithdrawn: money_moved,
-        account_pb2.AccountFrozen: frozen,
-        account_pb2.AccountUnfrozen: unfrozen,
-        account_pb2.AccountClosed: closed,
-        **dict.fromkeys(MARKS, marked),
-    },
+    on=[
+        on(account_pb2.AccountOpened, opened),
+        on(account_pb2.MoneyDeposited, money_moved),
+        on(account_pb2.MoneyWithdrawn, money_moved),
+        on(account_pb2.AccountFrozen, frozen),
+        on(account_pb2.AccountUnfrozen, unfrozen),
+        on(account_pb2.AccountClosed, closed),
+        *(on(mark, marked) for mark in MARKS),
+    ],
     purges=[Purge("account", "account_id")],
 )
 
 MOVEMENTS = Projection(
     table=movements,
-    row=MovementRow,
     key=lambda event, envelope: (event.account_id, envelope.version),
-    on={
-        account_pb2.MoneyDeposited: came_in,
-        account_pb2.MoneyWithdrawn: went_out,
-    },
+    on=[
+        on(account_pb2.MoneyDeposited, came_in),
+        on(account_pb2.MoneyWithdrawn, went_out),
+    ],
     append_only=True,
     purges=[Purge("account", "account_id")],
 )
@@ -203,10 +201,9 @@ def movement_view(row: MovementRow) -> account_query_pb2.Movement:
 
 ACCOUNT = Summary(
     name="account",
-    row=AccountRow,
     source=rows_of(accounts),
     show=show,
-    history=History(category="account", row=only_row(accounts)),
+    history=History("account"),
     orders={"opened_at": "opened_at", "balance_minor": "balance_minor"},
     filters={
         "owner_id": is_id("owner_id"),

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 from bank.v1 import account_pb2, person_pb2, person_query_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.moments import set_moment
-from shared.folds.projection import MARKS, Projection, Purge, boxed_at, existing, key_of, recorded_at, storable
-from shared.folds.summary import History, Summary, begins_with, equals, moment_between
-from shared.folds.table import BigNumber, Code, Int32, by, table_of
+from shared.folds.projection import MARKS, Projection, Purge, boxed_at, existing, key_of, on, recorded_at, storable
+from shared.folds.summary import History, Source, Summary, begins_with, equals, moment_between
+from shared.folds.table import BigNumber, Code, Int32, Table, by
 
 ACTIVE, CLOSED = "active", "closed"
 
@@ -38,7 +38,7 @@ class PersonRow(NamedTuple):
     boxed_at: datetime | None = None
 
 
-people = table_of(
+people = Table(
     "people",
     PersonRow,
     keys=2,
@@ -56,7 +56,7 @@ class PersonTotalRow(NamedTuple):
     total_minor: BigNumber
 
 
-person_totals = table_of("person_totals", PersonTotalRow, keys=3, filled=60)
+person_totals = Table("person_totals", PersonTotalRow, keys=3, filled=60)
 
 
 def fold_name(name: str) -> str:
@@ -128,28 +128,26 @@ def withdrawn(row: PersonTotalRow | None, event: account_pb2.MoneyWithdrawn, env
 
 PEOPLE = Projection(
     table=people,
-    row=PersonRow,
     key=key_of("person", lambda event: event.person_id),
-    on={
-        person_pb2.PersonRegistered: registered,
-        person_pb2.PersonRenamed: renamed,
-        person_pb2.AccountAttached: account_attached,
-        person_pb2.AccountDetached: account_detached,
-        person_pb2.PersonClosed: closed,
-        **dict.fromkeys(MARKS, marked),
-    },
+    on=[
+        on(person_pb2.PersonRegistered, registered),
+        on(person_pb2.PersonRenamed, renamed),
+        on(person_pb2.AccountAttached, account_attached),
+        on(person_pb2.AccountDetached, account_detached),
+        on(person_pb2.PersonClosed, closed),
+        *(on(mark, marked) for mark in MARKS),
+    ],
     purges=[Purge("person", "person_id")],
 )
 
 PERSON_TOTALS = Projection(
     table=person_totals,
-    row=PersonTotalRow,
     key=lambda event, _: (event.owner_id, event.currency),
-    on={
-        account_pb2.AccountOpened: account_opened,
-        account_pb2.MoneyDeposited: deposited,
-        account_pb2.MoneyWithdrawn: withdrawn,
-    },
+    on=[
+        on(account_pb2.AccountOpened, account_opened),
+        on(account_pb2.MoneyDeposited, deposited),
+        on(account_pb2.MoneyWithdrawn, withdrawn),
+    ],
     # An account is purged with its owner alone.
     purges=[Purge("person", "person_id")],
 )
@@ -189,8 +187,8 @@ def show(row: PersonSummaryRow, shown: person_query_pb2.PersonSummary) -> None:
     set_moment(shown.boxed_at, row.boxed_at)
 
 
-def summary_row(tables: Mapping[str, Sequence[Any]]) -> PersonSummaryRow | None:
-    """The row that the summary's query makes of the rows of both tables."""
+def with_totals(tables: Mapping[str, Sequence[Any]]) -> PersonSummaryRow | None:
+    """The row that WITH_TOTALS makes of the rows of both tables."""
     person: PersonRow | None = next(iter(tables[people.name]), None)
     if person is None:
         return None
@@ -200,17 +198,17 @@ def summary_row(tables: Mapping[str, Sequence[Any]]) -> PersonSummaryRow | None:
     return PersonSummaryRow(**shown, currencies=[row.currency for row in totals], totals=[str(row.total_minor) for row in totals])
 
 
+WITH_TOTALS = """people p, LATERAL (
+  SELECT coalesce(array_agg(currency ORDER BY currency), '{}') AS currencies,
+         coalesce(array_agg(total_minor::text ORDER BY currency), '{}') AS totals
+  FROM person_totals WHERE tenant = p.tenant AND person_id = p.person_id) t"""
+
 PERSON = Summary(
     name="person",
-    row=PersonSummaryRow,
-    source="""people p, LATERAL (
-      SELECT coalesce(array_agg(currency ORDER BY currency), '{}') AS currencies,
-             coalesce(array_agg(total_minor::text ORDER BY currency), '{}') AS totals
-      FROM person_totals WHERE tenant = p.tenant AND person_id = p.person_id) t""",
+    source=Source(row=PersonSummaryRow, sql=WITH_TOTALS, of_tables=with_totals),
     show=show,
     history=History(
-        category="person",
-        row=summary_row,
+        "person",
         names={person_pb2.AccountAttached: lambda event: (("account", event.account_id),)},
     ),
     orders={"name": "name_folded", "registered_at": "registered_at"},

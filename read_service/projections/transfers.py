@@ -11,9 +11,9 @@ from typing import NamedTuple
 from bank.v1 import account_pb2, transfer_pb2, transfer_query_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.moments import set_moment
-from shared.folds.projection import Projection, Purge, RowKey, existing, recorded_at, storable
-from shared.folds.summary import AggregateName, History, Summary, equals, is_id, moment_between, only_row, rows_of, whole_between
-from shared.folds.table import Code, Int32, by, table_of
+from shared.folds.projection import Projection, Purge, RowKey, existing, on, recorded_at, storable
+from shared.folds.summary import AggregateName, History, Summary, equals, is_id, moment_between, rows_of, whole_between
+from shared.folds.table import Code, Int32, Table, by
 
 STARTED, COMPLETED, FAILED = "started", "completed", "failed"
 
@@ -38,7 +38,7 @@ class TransferRow(NamedTuple):
     ended_at: datetime | None
 
 
-transfers = table_of(
+transfers = Table(
     "transfers",
     TransferRow,
     keys=2,
@@ -133,16 +133,15 @@ def without_target(row: TransferRow) -> TransferRow:
 
 TRANSFERS = Projection(
     table=transfers,
-    row=TransferRow,
     key=transfer_of,
-    on={
-        transfer_pb2.TransferStarted: started,
-        account_pb2.MoneyWithdrawn: went_out,
-        account_pb2.MoneyDeposited: came_in,
-        account_pb2.MoneySuspended: suspended,
-        transfer_pb2.TransferCompleted: completed,
-        transfer_pb2.TransferFailed: failed,
-    },
+    on=[
+        on(transfer_pb2.TransferStarted, started),
+        on(account_pb2.MoneyWithdrawn, went_out),
+        on(account_pb2.MoneyDeposited, came_in),
+        on(account_pb2.MoneySuspended, suspended),
+        on(transfer_pb2.TransferCompleted, completed),
+        on(transfer_pb2.TransferFailed, failed),
+    ],
     purges=[
         Purge("account", "from_account_id", without_source, order="started_at"),
         Purge("account", "to_account_id", without_target, order="started_at"),
@@ -189,12 +188,10 @@ def where_money_moves(event: transfer_pb2.TransferStarted) -> tuple[AggregateNam
 
 TRANSFER = Summary(
     name="transfer",
-    row=TransferRow,
     source=rows_of(transfers),
     show=show,
     history=History(
-        category="transfer",
-        row=only_row(transfers),
+        "transfer",
         names={transfer_pb2.TransferStarted: where_money_moves},
         # The process ends a transfer with its last command, when all others are answered.
         ends=(transfer_pb2.TransferCompleted, transfer_pb2.TransferFailed),

@@ -11,9 +11,9 @@ from typing import NamedTuple
 from bank.v1 import user_pb2, user_query_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.moments import set_moment
-from shared.folds.projection import Projection, Purge, existing, recorded_at, storable
-from shared.folds.summary import History, Summary, equals, has, moment_between, only_row, rows_of
-from shared.folds.table import Code, by, table_of
+from shared.folds.projection import Projection, Purge, existing, on, recorded_at, storable
+from shared.folds.summary import History, Summary, equals, has, moment_between, rows_of
+from shared.folds.table import Code, Table, by
 
 STARTED, SUCCEEDED, FAILED = "started", "succeeded", "failed"
 
@@ -33,7 +33,7 @@ class UserRow(NamedTuple):
     deactivated_at: datetime | None
 
 
-users = table_of(
+users = Table(
     "users",
     UserRow,
     keys=2,
@@ -90,16 +90,15 @@ def deactivated(row: UserRow | None, _: user_pb2.UserDeactivated, envelope: Even
 
 USERS = Projection(
     table=users,
-    row=UserRow,
     key=lambda event, _: (event.user_id,),
-    on={
-        user_pb2.UserRegistrationStarted: started,
-        user_pb2.UserRegistrationSucceeded: succeeded,
-        user_pb2.UserRegistrationFailed: failed,
-        user_pb2.UserEmailChanged: email_changed,
-        user_pb2.UserRolesChanged: roles_changed,
-        user_pb2.UserDeactivated: deactivated,
-    },
+    on=[
+        on(user_pb2.UserRegistrationStarted, started),
+        on(user_pb2.UserRegistrationSucceeded, succeeded),
+        on(user_pb2.UserRegistrationFailed, failed),
+        on(user_pb2.UserEmailChanged, email_changed),
+        on(user_pb2.UserRolesChanged, roles_changed),
+        on(user_pb2.UserDeactivated, deactivated),
+    ],
     purges=[Purge("user", "user_id")],
 )
 
@@ -126,10 +125,9 @@ def show(row: UserRow, shown: user_query_pb2.UserSummary) -> None:
 
 USER = Summary(
     name="user",
-    row=UserRow,
     source=rows_of(users),
     show=show,
-    history=History(category="user", row=only_row(users)),
+    history=History("user"),
     orders={"started_at": "started_at"},
     filters={
         "status": equals("status", STATUSES),

@@ -7,7 +7,7 @@ key is parked: this event and the later ones of the key wait until an operator r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, TypeVar
@@ -16,14 +16,20 @@ from google.protobuf.message import Message
 
 from foldline.v1 import archive_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
-from shared.folds.table import Table
+from shared.folds.table import Row, Table
 from shared.folds.upcasting import NONE, Upcasters
 
-Row = TypeVar("Row", bound=tuple[Any, ...])
 RowKey = tuple[Any, ...]
 
+Event = TypeVar("Event", bound=Message)
 Fold = Callable[[Row | None, Any, EventEnvelope], Row | None]
 """`project(row, event, envelope) -> row`."""
+
+
+def on(event: type[Event], fold: Callable[[Row | None, Event, EventEnvelope], Row | None]) -> tuple[type[Message], Fold[Row]]:
+    """An event and the fold that takes it; mypy refuses a fold of another event or of another row."""
+    return event, fold
+
 
 MARKS = (archive_pb2.AggregateBoxed, archive_pb2.AggregateUnboxed)
 """Events of the archive, which aggregates of any category may have. They raise the version and say where the events are."""
@@ -49,31 +55,27 @@ class Purge(Generic[Row]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Projection(Generic[Row]):
-    """A table and how events change it. Raises TypeError if its row is not a named tuple of the table's columns.
+    """A table and how events change it. Raises TypeError for two folds of an event, and a purge by no column.
 
-    The row is a named tuple, because making a frozen dataclass takes seven times as long, and a fold mostly makes rows.
+    A row is a named tuple, because making a frozen dataclass takes seven times as long, and a fold mostly makes rows.
 
     Every key begins with the tenant; `key(event, envelope)` gives the other columns of the primary key, in the table's
-    order, or None if the event does not concern the table after all. `on` has a fold for each event that changes the
-    table. With `append_only` every event makes a new row, so nothing is read, and a row that is there already is
-    refused by the database: nothing of the batch is written, and it is tried again. `purges` has a row for each category of
-    aggregates that may be purged and whose events the folds take.
+    order, or None if the event does not concern the table after all. `on` has a fold for each event that changes the table:
+    `on=[on(MoneyDeposited, deposited)]`. With `append_only` every event makes a new row, so nothing is read, and a row that is
+    there already is refused by the database: nothing of the batch is written, and it is tried again. `purges` has a row for each
+    category of aggregates that may be purged and whose events the folds take.
     """
 
-    table: Table
-    row: type[Row]
+    table: Table[Row]
     key: Callable[[Any, EventEnvelope], RowKey | None]
-    on: Mapping[type[Message], Fold[Row]]
+    on: Sequence[tuple[type[Message], Fold[Row]]]
     append_only: bool = False
     purges: Sequence[Purge[Row]] = ()
 
     def __post_init__(self) -> None:
-        names = list(getattr(self.row, "_fields", ()))
-        if names != [column.name for column in self.table.columns]:
-            raise TypeError(f"{self.row.__name__} and the table {self.table.name} differ: {names}")
-        keys = [column.name for column in self.table.primary_key]
-        if not keys or keys != names[: len(keys)] or keys[0] != "tenant":
-            raise TypeError(f"{self.table.name} must begin with its primary key, and that with the tenant")
+        names = [column.name for column in self.table.columns]
+        if len({event for event, _ in self.on}) < len(self.on):
+            raise TypeError(f"{self.table.name} has two folds of an event")
         for purge in self.purges:
             wrong = purge.order not in names[1:] or self.append_only if purge.fold is not None else purge.order != ""
             if purge.column not in names[1:] or wrong:

@@ -10,14 +10,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from operator import attrgetter
-from typing import Any, Generic, NamedTuple, TypeVar, get_type_hints
+from typing import Any, Generic, NamedTuple, get_type_hints
 
 from google.protobuf.message import Message
 
 from foldline.v1 import range_pb2
-from shared.folds.table import Table
-
-Row = TypeVar("Row", bound=tuple[Any, ...])
+from shared.folds.table import Row, Table
 
 
 class Condition(NamedTuple):
@@ -57,28 +55,35 @@ AggregateName = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class History(Generic[Row]):
+class Source(Generic[Row]):
+    """The rows that a summary shows: those of a table (`rows_of`), or made of several.
+
+    `sql` is what follows FROM, with the table as `p`; the row's fields are its columns. `of_tables` makes the row of an id of the
+    rows of the group's tables that begin with tenant and id, by the table's name, each table's in the order of its keys; None if
+    there is no such row.
+    """
+
+    row: type[Row]
+    sql: str
+    of_tables: Callable[[Mapping[str, Sequence[Any]]], Row | None]
+
+
+def rows_of(table: Table[Row]) -> Source[Row]:
+    """The rows of one table."""
+    return Source(row=table.row, sql=f"{table.name} p", of_tables=lambda tables: next(iter(tables[table.name]), None))
+
+
+@dataclass(frozen=True, slots=True)
+class History:
     """Which events make the row of an id, so that it can be folded again as of any time.
 
     They are those of the aggregate of `category` with the id, and of the aggregates that `names` reads from these: of them the
-    events behind the first of the id's own, up to the first of its own that is one of `ends`. `row` makes the summary's row of
-    the rows of the group's tables that begin with tenant and id, by the table's name, each table's in the order of its keys;
-    None if there is no such row.
+    events behind the first of the id's own, up to the first of its own that is one of `ends`.
     """
 
     category: str
-    row: Callable[[Mapping[str, Sequence[Any]]], Row | None]
     names: Mapping[type[Message], Callable[[Any], Iterable[AggregateName]]] = field(default_factory=dict)
     ends: Collection[type[Message]] = ()
-
-
-def only_row(table: Table) -> Callable[[Mapping[str, Sequence[Any]]], Any]:
-    """The row of a summary whose source is one table."""
-
-    def row(tables: Mapping[str, Sequence[Any]]) -> Any:
-        return next(iter(tables[table.name]), None)
-
-    return row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,16 +93,15 @@ class Summary(Generic[Row]):
     `name` names the id's column and the refusal: `account` has `account_id` and ACCOUNT_NOT_FOUND. `orders` has the column
     for each name that `order_by` may have, with or without ` desc`; the first is the default. `filters` has a filter for
     each field of the List request's filter; one that indexes serve in some orders alone has those in `only_in`. `apart` has
-    each two filters that no index serves together, with a third that has so few rows that all of them go together. `source` is
-    what follows FROM, with the table as `p`; the row's fields are its columns. `show` fills an empty message, `shown`, whose type
-    it names, from a row: so a row of a list is put straight into the answer. `history` says which events make a row.
+    each two filters that no index serves together, with a third that has so few rows that all of them go together. `show` fills
+    an empty message, `shown`, whose type it names, from a row: so a row of a list is put straight into the answer. `history`
+    says which events make a row.
     """
 
     name: str
-    row: type[Row]
-    source: str
+    source: Source[Row]
     show: Callable[[Row, Any], None]
-    history: History[Row]
+    history: History
     orders: Mapping[str, str]
     filters: Mapping[str, Filter]
     only_in: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -118,7 +122,7 @@ class Summary(Generic[Row]):
             raise TypeError(f"{self.name}: apart names other filters")
 
     def _check(self, column: str, kinds: tuple[Any, ...], does: str) -> None:
-        kind = get_type_hints(self.row).get(column)
+        kind = get_type_hints(self.source.row).get(column)
         if kind not in kinds:
             raise TypeError(f"{self.name} {does} {column}, which is {kind or 'no column'}")
 
@@ -137,11 +141,6 @@ class Summary(Generic[Row]):
 @cache
 def _shown_in(show: Callable[..., None]) -> type[Message]:
     return get_type_hints(show)["shown"]  # type: ignore[no-any-return]
-
-
-def rows_of(table: Table) -> str:
-    """The source of a summary that is one table."""
-    return f"{table.name} p"
 
 
 def equals(column: str, texts: Mapping[Any, str] | None = None) -> Filter:

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 from types import NoneType
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin, get_type_hints
+
+Row = TypeVar("Row", bound=tuple[Any, ...])
 
 
 class Type(Enum):
@@ -54,20 +56,25 @@ def by(*columns: str, only: str = "") -> Index:
     return Index(columns, only)
 
 
-class Table:
-    """A table: `Table("accounts", Column("tenant", Type.TEXT, primary_key=True), ...)`.
+class Table(Generic[Row]):
+    """A table whose columns are the fields of a named tuple: `accounts = Table("accounts", AccountRow, keys=2)`.
 
-    `filled` is how much of a page inserts fill, in percent: a row whose indexed columns do not change is updated within its page,
-    if there is room. Raises TypeError for an index by a column that is not there.
+    Texts, whole numbers of 64 bits and moments are `text`, `bigint` and `timestamptz`; for other types a field is annotated:
+    `Int32`, for one. A field that may be None is a column that may be null. The first `keys` columns are the primary key, and
+    the first of them is the tenant. `filled` is how much of a page inserts fill, in percent: a row whose indexed columns do not
+    change is updated within its page, if there is room. Raises TypeError for another first column, and an index by no column.
     """
 
-    def __init__(self, name: str, *columns: Column, indexes: Sequence[Index] = (), filled: int = 100) -> None:
+    def __init__(self, name: str, row: type[Row], *, keys: int, indexes: Sequence[Index] = (), filled: int = 100) -> None:
+        hints = get_type_hints(row, include_extras=True)
         self.name = name
-        self.columns: Sequence[Column] = columns
+        self.row = row
+        self.columns: Sequence[Column] = [_column(field, hint, nth < keys) for nth, (field, hint) in enumerate(hints.items())]
         self.indexes = indexes
         self.filled = filled
-        names = {column.name for column in columns}
-        if unknown := {each for index in indexes for each in index.columns} - names:
+        if next(iter(hints), "") != "tenant" or keys < 1:
+            raise TypeError(f"{name} must begin with its primary key, and that with the tenant")
+        if unknown := {each for index in indexes for each in index.columns} - hints.keys():
             raise TypeError(f"{name} has indexes by {sorted(unknown)}, which are no columns")
 
     @property
@@ -100,17 +107,6 @@ BigNumber = Annotated[int, Type.NUMERIC]
 """A column of whole numbers that may be beyond 64 bits."""
 
 _TYPES = {str: Type.TEXT, int: Type.BIGINT, datetime: Type.TIMESTAMP}
-
-
-def table_of(name: str, row: type[tuple[Any, ...]], *, keys: int, indexes: Sequence[Index] = (), filled: int = 100) -> Table:
-    """The table whose columns are the fields of a named tuple; its first `keys` are the primary key.
-
-    Texts, whole numbers of 64 bits and moments are `text`, `bigint` and `timestamptz`; for other types a field is
-    annotated: `Int32`, for one. A field that may be None is a column that may be null.
-    """
-    hints = get_type_hints(row, include_extras=True)
-    columns = (_column(field, hint, nth < keys) for nth, (field, hint) in enumerate(hints.items()))
-    return Table(name, *columns, indexes=indexes, filled=filled)
 
 
 def _column(name: str, hint: Any, is_key: bool) -> Column:

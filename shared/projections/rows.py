@@ -49,7 +49,7 @@ class Rows:
         names = [column.name for column in table.columns]
         keys = [column.name for column in table.primary_key]
         kinds = [(column.type.element, _PACKS[column.type]) for column in table.columns]
-        self._make = projection.row
+        self._make = table.row
         self._key_width = len(keys)
         self._packs = [pack for _, pack in kinds]
         self._numeric_at = [at for at, (kind, _) in enumerate(kinds) if kind == "numeric"]

@@ -18,7 +18,8 @@ from google.protobuf.message import Message
 
 from foldline.v1 import as_of_pb2
 from shared.folds.errors import NotFound, Refusal, Rejected
-from shared.folds.summary import Condition, Row
+from shared.folds.summary import Condition
+from shared.folds.table import Row
 from shared.line.consistency import ConsistencyGate, Token
 from shared.platform.fairness import Room
 from shared.platform.identity import current_call
@@ -73,12 +74,13 @@ class SummaryServicer(Generic[Row]):
         self.gate = gate
         self._id = f"{summary.name}_id"
         self._orders = orders_of(summary)
-        kinds = get_type_hints(summary.row)
+        self._row = summary.source.row
+        kinds = get_type_hints(self._row)
         self._kinds = {column: kinds[column] for column in summary.orders.values()}
-        columns = ", ".join(summary.row._fields)  # type: ignore[attr-defined]
+        columns = ", ".join(self._row._fields)  # type: ignore[attr-defined]
         self._group = rpcs.group.name
         stale = _STALE.format(row=f"p.{self._id}", group=self._group)
-        rows = f"FROM {summary.source} WHERE p.tenant = %(tenant)s"
+        rows = f"FROM {summary.source.sql} WHERE p.tenant = %(tenant)s"
         self._select = f"SELECT {columns}, {stale} {rows}"
         self._select_page = f"SELECT {columns}, {_ANY_STALE} AND {stale} AS stale {rows}"
         self._list_name = rpcs.list_rpc.name
@@ -186,7 +188,7 @@ class SummaryServicer(Generic[Row]):
         return shown
 
     def _fill(self, shown: Any, row: tuple[Any, ...]) -> None:
-        self._summary.show(self._summary.row(*row[:-1]), shown)
+        self._summary.show(self._row(*row[:-1]), shown)
         if row[-1]:
             shown.stale = True
 
@@ -251,7 +253,7 @@ class SummaryServicer(Generic[Row]):
         for row in await cursor.fetchall():
             message = self._shown(row)
             digest = int(digest_of(message), 16)
-            found.append(Found(getattr(message, self._id), self._summary.row(*row[:-1]), message, digest))
+            found.append(Found(getattr(message, self._id), self._row(*row[:-1]), message, digest))
         return found
 
     async def list(self, request: Any, context: Any) -> Any:
@@ -304,7 +306,7 @@ class SummaryServicer(Generic[Row]):
         return f"SELECT * FROM ({merged}) AS p ORDER BY p.{column} {direction}, p.{self._id} {direction} LIMIT %(limit)s", values  # noqa: S608
 
     def _keys(self, values: tuple[Any, ...], column: str) -> tuple[str | int, str]:
-        row = self._summary.row(*values[:-1])
+        row = self._row(*values[:-1])
         return _sortable(row, column), getattr(row, self._id)
 
     def _after(self, query: tuple[str, ...], token: str, column: str) -> Any:

@@ -14,7 +14,8 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc import aio
 
 from shared.folds.projection import Group
-from shared.folds.summary import Row, Summary
+from shared.folds.summary import Summary
+from shared.folds.table import Row
 from shared.platform.identity import Role
 
 _SCALARS = {FieldDescriptor.TYPE_STRING: "string", FieldDescriptor.TYPE_ENUM: "enum", FieldDescriptor.TYPE_BOOL: "bool"}

@@ -126,7 +126,7 @@ class Tables:
         self._kept_at: Checkpoint | None = None
         self._routes: dict[str, tuple[type[Message], list[tuple[int, Projection[Any], Fold[Any]]]]] = {}
         for at, projection in enumerate(group.projections):
-            for event, fold in projection.on.items():
+            for event, fold in projection.on:
                 self._routes.setdefault(event.DESCRIPTOR.full_name, (event, []))[1].append((at, projection, fold))
 
     async def apply(self, connection: Connection, shard: int, before: Checkpoint, batch: EventBatch) -> None:

@@ -20,7 +20,8 @@ from msgspec import Struct
 from foldline.v1 import as_of_pb2, history_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.projection import Group
-from shared.folds.summary import AggregateName, Row, Summary
+from shared.folds.summary import AggregateName, Summary
+from shared.folds.table import Row
 from shared.line.ends import AGGREGATE_PURGED
 from shared.platform.fairness import Room
 from shared.platform.identity import current_call, seen_position
@@ -67,7 +68,7 @@ class Folded(Generic[Row]):
 
     def __init__(self, tables: Tables, summary: Summary[Row], id_: str) -> None:
         self._tables = tables
-        self._make = summary.history.row
+        self._make = summary.source.of_tables
         self._id = id_
         self._parking = Parking({})
         projections = tables.group.projections

@@ -159,7 +159,7 @@ def test_a_page_is_read_from_an_index_in_order(filled: Filled, rpcs: SummaryRpcs
 def a_key(filled: Filled, rpcs: SummaryRpcs[Any], order: str, found: Any) -> tuple[Any, str] | None:
     """The sort keys of the row in the middle of all; if filters exclude it, of the one in the middle of the first page."""
     column, _ = orders_of(rpcs.summary)[order]
-    table, id_ = rpcs.summary.source.split()[0], f"{rpcs.summary.name}_id"
+    table, id_ = rpcs.summary.source.sql.split()[0], f"{rpcs.summary.name}_id"
     key = middle(filled, table, column, id_)
     bounds = [it for conditions in found.values() for it in conditions if it.bound]
     if all(it.holds(SimpleNamespace(**{column: key[0]})) for it in bounds if it.bound[0] == column):
@@ -169,7 +169,7 @@ def a_key(filled: Filled, rpcs: SummaryRpcs[Any], order: str, found: Any) -> tup
         rows = connection.execute(sql.encode(), {"tenant": "acme", **values}).fetchall()
     if not rows:
         return None
-    row = rpcs.summary.row(*rows[len(rows) // 2][:-1])
+    row = rpcs.summary.source.row(*rows[len(rows) // 2][:-1])
     return getattr(row, column), getattr(row, id_)
 
 

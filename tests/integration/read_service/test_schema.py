@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from deploy.bootstrap import Database
@@ -36,7 +38,7 @@ def described(column: Column) -> tuple[str, str, str, bool]:
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
-async def test_a_migrated_table_is_the_one_that_is_described(read_db: Database, table: Table) -> None:
+async def test_a_migrated_table_is_the_one_that_is_described(read_db: Database, table: Table[Any]) -> None:
     """Its columns in their order, with types, collations and which may be null; its primary key, indexes and room for updates."""
     async with connected(read_db.owner) as owner:
         found = await (await owner.execute(_COLUMNS, [table.name])).fetchall()

@@ -104,7 +104,7 @@ class Reader:
 
 def of_fold(store: Store, owner: str = ALICE) -> dict[str, int]:
     """The balances of an owner's active accounts, folded from the line."""
-    rows = [ACCOUNT.row(*row) for row in folded(store.events, ACCOUNT_TABLES)["accounts"]]
+    rows = [ACCOUNT.source.row(*row) for row in folded(store.events, ACCOUNT_TABLES)["accounts"]]
     return {
         row.account_id: row.balance_minor for row in rows if (row.tenant, row.owner_id, row.status) == ("acme", owner, ACTIVE)
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import psycopg
@@ -14,7 +15,8 @@ from deploy.bootstrap import Database
 from foldline.v1.event_store_pb2 import EventEnvelope
 from read_service.registry import GROUPS, RPCS
 from shared.folds.errors import NotFound, Rejected
-from shared.folds.projection import Group
+from shared.folds.projection import Event, Fold, Group, Projection
+from shared.folds.table import Row
 from shared.line import checkpoint
 from shared.line.checkpoint import Checkpoint
 from shared.line.follower import EventBatch, Feed, Follower, Line
@@ -33,6 +35,11 @@ PERSON_TABLES, ACCOUNT_TABLES, TRANSFER_TABLES = (_BY_NAME[name] for name in ("p
 Id = tuple[str, str]
 """A summary's name and an id."""
 TABLES = tuple(projection.table.name for projection in SUMMARIES.projections)
+
+
+def folding(projection: Projection[Row], event: type[Event], fold: Fold[Row]) -> Projection[Row]:
+    """The projection with another fold of an event."""
+    return replace(projection, on=[*(row for row in projection.on if row[0] is not event), (event, fold)])
 
 
 def projector(
@@ -93,7 +100,7 @@ def folded(events: Sequence[EventEnvelope], group: Group = SUMMARIES) -> dict[st
     for envelope in events:
         for projection in group.projections:
             rows = tables[projection.table.name]
-            for event_type, fold in projection.on.items():
+            for event_type, fold in projection.on:
                 if event_type.DESCRIPTOR.full_name == envelope.type:
                     event = event_type.FromString(envelope.payload)
                     if (own := projection.key(event, envelope)) is not None:

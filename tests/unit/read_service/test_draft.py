@@ -11,7 +11,7 @@ import pytest
 
 from read_service.migrations.draft import VERSIONS, draft, missing
 from read_service.registry import GROUPS
-from shared.folds.table import BigNumber, Code, Int32, by, table_of
+from shared.folds.table import BigNumber, Code, Int32, Table, by
 from tests.support.checks.migrations import findings
 
 
@@ -28,7 +28,7 @@ class LoanRow(NamedTuple):
     ended_at: datetime | None
 
 
-loans = table_of("loans", LoanRow, keys=2, indexes=[by("lent_at"), by("lent_at", only="ended_at IS NOT NULL")], filled=80)
+loans = Table("loans", LoanRow, keys=2, indexes=[by("lent_at"), by("lent_at", only="ended_at IS NOT NULL")], filled=80)
 LOANS = """
 CREATE TABLE loans (
   tenant text COLLATE "C" NOT NULL,
@@ -71,4 +71,4 @@ def test_the_migrations_make_all_tables_that_are_described() -> None:
 def test_an_index_by_no_column_is_refused() -> None:
     """When the module of the table is imported."""
     with pytest.raises(TypeError, match=r"loans has indexes by \['lent_by'\], which are no columns"):
-        table_of("loans", LoanRow, keys=2, indexes=[by("lent_by")])
+        Table("loans", LoanRow, keys=2, indexes=[by("lent_by")])

@@ -60,7 +60,7 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
 def test_every_step_has_its_time(name: str) -> None:
     """Each event sets the time of its own step, and nothing else; by the table that says which fold is whose."""
     event, changed = CHANGES[name]
-    fold = TRANSFERS.on[type(event)]
+    fold = dict(TRANSFERS.on)[type(event)]
     assert fold(ROW, event, at(TEN)) == ROW._replace(**changed)
     with pytest.raises(ValueError, match="not there"):
         fold(None, event, at(TEN))
@@ -72,4 +72,4 @@ def test_money_that_moves_without_a_transfer_concerns_no_row() -> None:
     assert [TRANSFERS.key(event, at(NINE)) for event in by_a_user] == [None, None]
     ours: list[Any] = [STARTED, *(event for event, _ in CHANGES.values())]
     assert {TRANSFERS.key(event, at(NINE)) for event in ours} == {("t-1",)}
-    assert {type(event) for event in ours} == TRANSFERS.on.keys()
+    assert {type(event) for event in ours} == {kind for kind, _ in TRANSFERS.on}

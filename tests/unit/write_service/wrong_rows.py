@@ -1,6 +1,6 @@
 """Rows and codecs that do not fit. mypy refuses each line that ends in `# wrong`, and no other.
 
-No test runs this file and mypy does not check it with the rest: `test_wrong_rows.py` gives it to mypy.
+No test runs this file and mypy does not check it with the rest: `tests/unit/test_wrong_rows.py` gives it to mypy.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -23,7 +22,7 @@ from shared.platform.postgres import Connection, connect
 from shared.projections.tables import Item, Tables
 from tests.integration.shared.projections.test_projector import batch_of
 from tests.support.fakes.line import Store, uid
-from tests.support.fakes.tables import SHARD
+from tests.support.fakes.tables import SHARD, folding
 
 ALICE, BLUE, RED = uid(1), uid(2), uid(3)
 
@@ -49,9 +48,7 @@ def deposited(row: AccountRow | None, event: account_pb2.MoneyDeposited, envelop
     return money_moved(row, event, envelope)
 
 
-GROUP = Group(
-    "accounts", (replace(ACCOUNTS, on={**ACCOUNTS.on, account_pb2.MoneyDeposited: deposited}), MOVEMENTS, PERSON_TOTALS)
-)
+GROUP = Group("accounts", (folding(ACCOUNTS, account_pb2.MoneyDeposited, deposited), MOVEMENTS, PERSON_TOTALS))
 
 
 NAMES = [projection.table.name for projection in GROUP.projections]

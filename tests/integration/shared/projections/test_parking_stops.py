@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import replace
 
 import psycopg
 import pytest
@@ -41,7 +40,7 @@ from tests.integration.shared.projections.parked_keys import (
 )
 from tests.integration.shared.projections.test_projector import batch_of
 from tests.support.fakes.line import Store, StoreLine, uid
-from tests.support.fakes.tables import SHARD, SUMMARIES, dump, folded, projector, reached, running
+from tests.support.fakes.tables import SHARD, SUMMARIES, dump, folded, folding, projector, reached, running
 from tests.support.system.waiting import eventually
 
 
@@ -207,8 +206,7 @@ async def test_a_value_out_of_range_parks_its_key_at_its_event(read_db: Database
     bad = store.deposit("acme", BLUE, ALICE, 6, 111)
     store.deposit("acme", BLUE, ALICE, 7, 118)
     store.deposit("acme", RED, ALICE, 8, 8)
-    folds = {**ACCOUNTS.on, account_pb2.MoneyDeposited: inflated}
-    tables = Tables(Group("accounts", (replace(ACCOUNTS, on=folds), MOVEMENTS, PERSON_TOTALS)))
+    tables = Tables(Group("accounts", (folding(ACCOUNTS, account_pb2.MoneyDeposited, inflated), MOVEMENTS, PERSON_TOTALS)))
     huge.clear()
     if limit == 2**63:
         huge.update({111: limit, 118: limit + 1})

@@ -16,7 +16,7 @@ from deploy.bootstrap import Database
 from foldline.v1.event_store_pb2 import EventEnvelope
 from read_service.projections.accounts import ACCOUNTS, AccountRow
 from read_service.projections.people import PEOPLE
-from shared.folds.projection import Group, Projection
+from shared.folds.projection import Group
 from shared.folds.table import Type
 from shared.line import checkpoint, consumer
 from shared.line.checkpoint import Checkpoint
@@ -25,7 +25,7 @@ from shared.platform.postgres import UnsafeDatabase, connect, refuse_unsafe
 from shared.projections.projector import Projector
 from shared.projections.tables import Tables
 from tests.support.fakes.line import Store, StoreLine, uid
-from tests.support.fakes.tables import SHARD, SUMMARIES, checkpoint_row, dump, folded, projector, reached, running
+from tests.support.fakes.tables import SHARD, SUMMARIES, checkpoint_row, dump, folded, folding, projector, reached, running
 from tests.support.logs import capture_logs
 from tests.support.system.waiting import eventually
 
@@ -191,14 +191,12 @@ async def test_a_total_beyond_64_bits_is_kept(read_db: Database, monkeypatch: py
 
 async def test_a_fold_may_remove_its_row(read_db: Database) -> None:
     """None is no row: one that was there goes, and one that comes and goes within a batch was never there."""
-    accounts = ACCOUNTS.on
 
     def closed(row: AccountRow | None, _: account_pb2.AccountFrozen, envelope: EventEnvelope) -> None:
         assert row is not None
         assert envelope.version == row.version + 1
 
-    on = {**accounts, account_pb2.AccountFrozen: closed}
-    closing = Projection(table=ACCOUNTS.table, row=AccountRow, key=ACCOUNTS.key, on=on)
+    closing = folding(ACCOUNTS, account_pb2.AccountFrozen, closed)
     store = bank()
     for batch_max in (500, 1):
         with psycopg.connect(read_db.owner) as owner:

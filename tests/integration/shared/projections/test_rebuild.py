@@ -7,7 +7,6 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -31,7 +30,7 @@ from shared.projections.rebuild_admin import RebuildAdmin, RebuildRow
 from shared.projections.tables import Tables
 from tests.integration.shared.projections.test_projector import batch_of
 from tests.support.fakes.line import Store, StoreLine, uid
-from tests.support.fakes.tables import ACCOUNT_TABLES, SHARD, dump, folded
+from tests.support.fakes.tables import ACCOUNT_TABLES, SHARD, dump, folded, folding
 from tests.support.system.waiting import eventually
 
 ALICE = uid(1)
@@ -437,8 +436,7 @@ def release(version: int) -> Group:
     def named(row: AccountRow | None, event: account_pb2.AccountOpened, envelope: EventEnvelope) -> AccountRow:
         return opened(row, event, envelope)._replace(name=f"{event.name} {version}")
 
-    folds = {**ACCOUNTS.on, account_pb2.AccountOpened: named}
-    return Group("accounts", (replace(ACCOUNTS, on=folds), MOVEMENTS), version=version)
+    return Group("accounts", (folding(ACCOUNTS, account_pb2.AccountOpened, named), MOVEMENTS), version=version)
 
 
 def folds_that_serve(database: Database) -> int:

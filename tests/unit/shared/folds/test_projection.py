@@ -3,57 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 
 from foldline.v1.event_store_pb2 import EventEnvelope
-from shared.folds.projection import Projection, recorded_at, storable
-from shared.folds.table import BigNumber, Code, Column, Int32, Table, Type, table_of
+from shared.folds.projection import Projection, on, recorded_at, storable
+from shared.folds.table import BigNumber, Code, Column, Int32, Table, Type
 from shared.projections.rows import Rows
-
-
-class PairRow(NamedTuple):
-    """A row."""
-
-    tenant: str
-    id: str
-    note: str
-
-
-def projection(*columns: Column, row: type[Any] = PairRow) -> Projection[Any]:
-    """A projection of a table with these columns."""
-    table = Table("pairs", *columns)
-    return Projection(table=table, row=row, key=lambda event, _: (event.id,), on={})
-
-
-TENANT, ID = Column("tenant", Type.TEXT, primary_key=True), Column("id", Type.TEXT, primary_key=True)
-NOTE = Column("note", Type.TEXT)
-
-
-def test_a_row_has_the_columns_of_its_table() -> None:
-    """A forgotten, surplus or misplaced field is told at import."""
-    projection(TENANT, ID, NOTE)
-    for columns in ((TENANT, ID), (TENANT, ID, Column("other", Type.TEXT)), (ID, TENANT, NOTE)):
-        with pytest.raises(TypeError, match="differ"):
-            projection(*columns)
-
-
-def test_a_key_begins_with_the_tenant() -> None:
-    """A table whose key does not begin with the tenant would let two tenants meet in a row."""
-
-    class Row(NamedTuple):
-        id: str
-        tenant: str
-
-    with pytest.raises(TypeError, match="tenant"):
-        projection(ID, TENANT, row=Row)
-
-
-@pytest.mark.parametrize("type_", Type)
-def test_a_column_of_every_type_can_be_written(type_: Type) -> None:
-    """A type without a packed form would be told at the start, not in the first batch."""
-    Rows(projection(TENANT, ID, Column("note", type_)))
 
 
 def test_times_keep_their_microseconds() -> None:
@@ -85,9 +42,12 @@ class EveryKind(NamedTuple):
     ended_at: datetime | None
 
 
+TABLE = Table("t", EveryKind, keys=2)
+
+
 def test_a_table_is_described_by_its_row() -> None:
     """One declaration says columns, types, the primary key and what may be null."""
-    assert table_of("t", EveryKind, keys=2).columns == (
+    assert TABLE.columns == [
         Column("tenant", Type.TEXT_C, primary_key=True),
         Column("id", Type.TEXT_C, primary_key=True),
         Column("name", Type.TEXT),
@@ -95,4 +55,32 @@ def test_a_table_is_described_by_its_row() -> None:
         Column("balance", Type.BIGINT),
         Column("total", Type.NUMERIC),
         Column("ended_at", Type.TIMESTAMP, nullable=True),
-    )
+    ]
+
+
+def test_a_key_begins_with_the_tenant() -> None:
+    """A table whose key does not begin with the tenant would let two tenants meet in a row."""
+
+    class Row(NamedTuple):
+        id: str
+        tenant: str
+
+    for row, keys in ((Row, 2), (EveryKind, 0)):
+        with pytest.raises(TypeError, match="t must begin with its primary key, and that with the tenant"):
+            Table("t", row, keys=keys)
+
+
+def test_a_column_of_every_type_can_be_written() -> None:
+    """A type without a packed form would be told at the start, not in the first batch."""
+    assert {column.type for column in TABLE.columns} == set(Type)
+    Rows(Projection(table=TABLE, key=lambda event, _: (event.id,), on=[]))
+
+
+def test_an_event_has_one_fold_of_a_table() -> None:
+    """Of two the projector would know one alone."""
+
+    def fold(row: EveryKind | None, _: EventEnvelope, __: EventEnvelope) -> EveryKind | None:
+        return row
+
+    with pytest.raises(TypeError, match="t has two folds of an event"):
+        Projection(table=TABLE, key=lambda event, _: (event.id,), on=[on(EventEnvelope, fold), on(EventEnvelope, fold)])
