@@ -98,15 +98,17 @@ $(PEER): bench.lock tests/bench/package-lock.json
 
 UV_COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --only-binary :all:
 
-wheels: $(STAMP)  ## download what the image installs, for a build without a network
+wheels: $(STAMP)  ## download what the images install, for a build without a network
 	@mkdir -p out/wheels
-	@$(BIN)/python -m pip download --disable-pip-version-check --quiet --require-hashes --no-deps --only-binary :all: \
-	  -r requirements.lock -d out/wheels
+	@for lock in requirements.lock deploy/mail.lock; do \
+	  $(BIN)/python -m pip download --disable-pip-version-check --quiet --require-hashes --no-deps --only-binary :all: \
+	  -r $$lock -d out/wheels; done
 
 lock:  ## resolve the dependencies anew; needs uv
 	$(UV_COMPILE) pyproject.toml -o requirements.lock
 	$(UV_COMPILE) pyproject.toml --extra embedded --extra build -o local.lock
 	$(UV_COMPILE) pyproject.toml --extra embedded --extra build --extra dev -o dev.lock
+	$(UV_COMPILE) deploy/mail.in -o deploy/mail.lock
 	$(UV_COMPILE) tests/bench/peer.in -o bench.lock
 
 clean:  ## remove what was made, the data of `make dev` too

@@ -45,8 +45,23 @@ class Endpoints:
         return self.tokens[tenant]
 
 
+def address(data: Path, service: str) -> str:
+    """Where a program on this machine that is none of ours reaches `write`, `read` or `saga`. Raises NotRunning, UsageError.
+
+    Of a system in containers that is the published port; `load` has the address for programs in its network.
+    """
+    known = load(data)
+    try:
+        published = json.loads((data / "endpoints.json").read_text()).get("published", {})
+    except FileNotFoundError:  # the addresses are in the environment
+        published = {}
+    if service in published:
+        return str(published[service])
+    return known.known_saga() if service == "saga" else {"write": known.write, "read": known.read}[service]
+
+
 def mail_folder(data: Path) -> Path:
-    """The folder of the e-mails that the mail server of `foldline dev` has accepted. Raises NotRunning."""
+    """The folder of the e-mails that the mail server of `foldline dev` or compose.yaml has accepted. Raises NotRunning."""
     try:
         return Path(json.loads((data / "endpoints.json").read_text())["mail"])
     except (OSError, ValueError, KeyError):

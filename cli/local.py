@@ -1,7 +1,8 @@
-"""`foldline dev`, `demo`, `token` and `mail`: the system on this machine, and what belongs to it."""
+"""`foldline dev`, `demo`, `token`, `address` and `mail`: the system on this machine, and what belongs to it."""
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,14 @@ from cli.endpoints import NotRunning, UsageError
 from cli.options import DATA, Data, Format, Output, Tenant
 from cli.output import fail, print_json
 from shared.platform.identity import Role
+
+
+class Service(StrEnum):
+    """What clients call."""
+
+    WRITE = "write"
+    READ = "read"
+    SAGA = "saga"
 
 
 def dev(
@@ -73,13 +82,26 @@ def token(
         print(made)
 
 
+def address(service: Annotated[Service, typer.Argument(metavar="SERVICE")], data: Data = DATA) -> None:
+    """Print where other clients on this machine reach a service, write, read or saga, as host:port.
+
+    \b
+    Example:
+      buf curl ... http://$(foldline address write)/bank.v1.PersonService/RegisterPerson
+    """
+    try:
+        print(endpoints.address(data, service.value))
+    except (NotRunning, UsageError) as error:
+        fail(error, Output.TEXT)
+
+
 def mail(
     limit: Annotated[int, typer.Option("--limit", min=1, max=500, help="The last so many.")] = 20,
     data: Data = DATA,
     output: Format = Output.TEXT,
 ) -> None:
-    """Print the e-mails that the mail server of `foldline dev` has taken, the newest last."""
-    from deploy.engines.mail import messages
+    """Print the e-mails that the mail server of `foldline dev`, or that of compose.yaml, has taken, the newest last."""
+    from deploy.mailbox import messages
 
     try:
         folder = endpoints.mail_folder(data)

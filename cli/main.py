@@ -71,6 +71,7 @@ def refuse_unknown_variables() -> None:
 app.command()(local.dev)
 app.command()(local.demo)
 app.command()(local.token)
+app.command()(local.address)
 app.command()(status)
 app.command(cls=SendCommand, help=HELP)(send)
 app.add_typer(get, name="get", help="Ask for a person, an account, a transfer, a user, a command or a stream of events.")

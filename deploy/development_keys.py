@@ -1,10 +1,13 @@
 """Keys, tokens and addresses for a system in containers that is tried out, never for one that matters.
 
-`python -m deploy.development_keys FOLDER WRITE READ SAGA POSTGRES` makes in the folder: `jwks.json`, which every service
-verifies tokens with; `seal_keys`; the tokens of the projector and the saga service; `endpoints.json`, which the `foldline`
-command reads, with the three addresses and a token for each of two tenants and an operator; and the database administrator's
-password and URL. A second run keeps keys and password and renews the tokens. A real installation has an issuer of its own
-and gives the processes tokens from it.
+`python -m deploy.development_keys FOLDER WRITE READ SAGA POSTGRES` makes in the folder: `keys/jwks.json`, which every service
+verifies tokens with, and beside it the private key, which `foldline token` signs with; `seal_keys`; the tokens of the projector
+and the saga service; `contacts.json`, whom e-mails go to; `endpoints.json`, which the `foldline` command reads, with the three
+addresses and a token for each of two tenants and an operator; and the database administrator's password and URL. A second run
+keeps keys, contacts and password and renews the tokens. A real installation has an issuer of its own and gives the processes
+tokens from it.
+
+What the `foldline` command reads is readable for the folder's group too, so that it can run under the account of who calls it.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import argparse
 import json
 import secrets
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,11 +28,18 @@ from shared.platform.tokens import DevelopmentIssuer
 MONTH_S = 30 * 24 * 3600.0
 
 
-def make(folder: Path, *, write: str, read: str, saga: str, postgres: str) -> None:
-    """Makes what the module's text says. Killed on the way, the next run makes what is missing."""
-    issuer = DevelopmentIssuer(folder)
+def make(folder: Path, *, write: str, read: str, saga: str, postgres: str, published: Sequence[str] = (), mail: str = "") -> None:
+    """Makes what the module's text says. Killed on the way, the next run makes what is missing.
+
+    `published` are the addresses of the three services for programs outside of the containers' network, `mail` is the folder
+    of the mail server.
+    """
+    issuer = DevelopmentIssuer(folder / "keys")
     issuer.jwks_file.chmod(0o444)
+    issuer.jwks_file.parent.chmod(0o755)
+    issuer.jwks_file.with_name("issuer.json").chmod(0o440)
     seal_keys_in(folder)
+    contacts_in(folder)
     processes = {"projector": [Role.READER], "saga": [Role.READER, Role.PROCESS]}
     callers = {
         "acme": ("acme", "alice", [Role.USER, Role.TENANT_ADMIN]),
@@ -42,8 +53,10 @@ def make(folder: Path, *, write: str, read: str, saga: str, postgres: str) -> No
         name: issuer.issue(tenant=tenant, user_id=user, roles=roles, lifetime_s=MONTH_S)
         for name, (tenant, user, roles) in callers.items()
     }
-    endpoints = {"write": write, "read": read, "saga": saga, "tokens": tokens}
+    endpoints = {"write": write, "read": read, "saga": saga, "tokens": tokens, "mail": mail}
+    endpoints["published"] = dict(zip(("write", "read", "saga"), published, strict=False))
     write_secret(folder / "endpoints.json", json.dumps(endpoints, indent=2))
+    (folder / "endpoints.json").chmod(0o440)
     password, admin_url = folder / "postgres_password", folder / "admin_url"
     if not password.exists():
         write_secret(password, secrets.token_urlsafe(24))
@@ -64,12 +77,24 @@ def seal_keys_in(folder: Path) -> Path:
     return file
 
 
+def contacts_in(folder: Path) -> Path:
+    """The file for FOLDLINE_CONTACTS_FILE: whom tenants have told of what. It is the user's once it is there."""
+    file = folder / "contacts.json"
+    if not file.exists():
+        file.touch(mode=0o600)
+        file.write_text(json.dumps({"umbrella": {"owner": {"email": "ada@umbrella.example"}}}, indent=2) + "\n")
+    return file
+
+
 def main() -> int:
     """Makes them where the command line says."""
     parser = argparse.ArgumentParser(prog="python -m deploy.development_keys", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path)
     for name in ("write", "read", "saga", "postgres"):
         parser.add_argument(name, help="its address, host:port")
+    services = ("WRITE", "READ", "SAGA")
+    parser.add_argument("--published", nargs=3, default=(), metavar=services, help="their addresses for programs outside")
+    parser.add_argument("--mail", default="", help="the folder of the mail server")
     arguments = parser.parse_args()
     make(**vars(arguments))
     print(f"keys and tokens are in {arguments.folder}")

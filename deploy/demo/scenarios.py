@@ -17,7 +17,8 @@ import grpc.aio
 from bank.v1 import account_query_pb2, person_query_pb2, transfer_query_pb2, user_query_pb2
 from deploy.bank import Bank
 from deploy.bank_requests import new_id, options, register
-from deploy.engines.mail import MailSink, messages
+from deploy.engines.mail import MailSink
+from deploy.mailbox import messages
 from foldline.v1 import archive_pb2, command_pb2, event_store_pb2, history_pb2
 from shared.rpc.status import from_rpc_error
 

@@ -9,15 +9,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from email import message_from_binary_file, policy
-from email.message import EmailMessage
 from pathlib import Path
 
 from deploy.engines import child as process
 from deploy.engines.child import Deadline, NotStarted
-
-MESSAGES_MAX = 500
 
 
 class MailSink:
@@ -64,13 +59,3 @@ class MailSink:
         """Stops it and deletes what arrived."""
         self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def messages(folder: Path) -> Sequence[EmailMessage]:
-    """What arrived at the sink of a folder, the oldest first; the last MESSAGES_MAX."""
-    files = [file for part in ("new", "cur") for file in (folder / "messages" / part).glob("*")]
-    found = []
-    for file in sorted(files, key=lambda it: it.stat().st_mtime_ns)[-MESSAGES_MAX:]:
-        with file.open("rb") as content:
-            found.append(message_from_binary_file(content, policy=policy.default))
-    return found

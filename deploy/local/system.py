@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ import grpc
 import grpc.aio
 
 from deploy.bootstrap import Databases
-from deploy.development_keys import seal_keys_in
+from deploy.development_keys import contacts_in, seal_keys_in
 from deploy.engines.child import free_port
 from deploy.local.supervisor import Program, Supervisor
 from shared.platform.identity import Role
@@ -64,7 +63,7 @@ class System(Supervisor):
         source = {**to_write, "FOLDLINE_TOKEN_FILE": str(token_file)}
         saga = {**common, **source, "FOLDLINE_DATABASE_URL": databases.saga.app, "FOLDLINE_TOKEN_FILE": str(saga_token_file)}
         if smtp_url:
-            saga |= {"FOLDLINE_SMTP_URL": smtp_url, "FOLDLINE_CONTACTS_FILE": str(self._contacts_file(folder))}
+            saga |= {"FOLDLINE_SMTP_URL": smtp_url, "FOLDLINE_CONTACTS_FILE": str(contacts_in(folder))}
         self._settings = dict(settings or {})
         self._serve(WRITE, "write_service", {**write, "FOLDLINE_ARCHIVE_URL": archive}, port=write_port)
         self._serve(RELAY, "write_service.relay", {**common, "FOLDLINE_DATABASE_URL": databases.write.app}, wave=1)
@@ -80,14 +79,6 @@ class System(Supervisor):
             name=name, module=module, wave=wave, settings=every, port=port, health_port=health_port, admin_port=admin_port
         )
         self.add(program)
-
-    def _contacts_file(self, folder: Path) -> Path:
-        """Whom tenants have told of what; the file is the user's once it is there."""
-        file = folder / "contacts.json"
-        if not file.exists():
-            file.touch(mode=0o600)
-            file.write_text(json.dumps({"umbrella": {"owner": {"email": "ada@umbrella.example"}}}, indent=2) + "\n")
-        return file
 
     def _token_file(self, user_id: str, roles: Iterable[Role]) -> Path:
         """A file with a token for one of our processes, which reads it for every call."""

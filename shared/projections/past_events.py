@@ -21,6 +21,7 @@ from shared.line.consistency import Token, decode_places, encode
 from shared.platform.identity import current_call
 from shared.platform.seal import NotOurs, Seal
 from shared.platform.telemetry import logger
+from shared.rpc.client import connected
 from shared.rpc.status import Unexpected, from_rpc_error
 
 log = logger(__name__)
@@ -43,6 +44,7 @@ class PastEvents:
 
     def __init__(self, channel: aio.Channel, seal: Seal, shard: int, events_max: int, upcasters: Upcasters) -> None:
         """`channel` leads to the write service, which may be of an older release. `events_max`: of one reading."""
+        self._channel = channel
         self._stub = event_store_pb2_grpc.EventStoreServiceStub(channel)
         self._seal = seal
         self._shard = shard
@@ -66,6 +68,8 @@ class PastEvents:
         request = event_store_pb2.ReadStreamsRequest(after_token=after, as_of=as_of, events_max=self.events_max + 1)
         for category, id_ in names:
             request.aggregates.add(aggregate_type=category, aggregate_id=id_)
+        if not await connected(self._channel):
+            raise _away()
         tenant, left_s = current_call.get().identity.tenant, context.time_remaining()
         call = self._stub.ReadStreams(request, metadata=_own(context), timeout=READ_S_MAX if left_s is None else left_s)
         left = self.events_max
@@ -104,5 +108,9 @@ def _refusal(error: aio.AioRpcError) -> Refusal:
     """What the caller is told of a call that the write service refused, or did not answer."""
     refusal = from_rpc_error(error)
     if isinstance(refusal, Unexpected) or refusal.reason == refusal.code.name:  # gRPC itself or a proxy, not the service
-        return Unavailable("WRITE_SERVICE_UNAVAILABLE", "the write service, which has the past, does not answer")
+        return _away()
     return refusal
+
+
+def _away() -> Refusal:
+    return Unavailable("WRITE_SERVICE_UNAVAILABLE", "the write service, which has the past, does not answer")

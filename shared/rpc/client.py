@@ -24,6 +24,7 @@ from shared.rpc.held import hold_grpc
 _MESSAGE_SIZE_MAX = 8 * 1024 * 1024
 # Calls that began under a former certificate may go on for so long; the longest of ours, a reading of the line, is shorter.
 _FORMER_CALLS_S = 900.0
+CONNECT_S_MAX = 3.0
 
 # gRPC itself repeats a call that is UNAVAILABLE: commands are idempotent by their ids, and queries change nothing. So it does one
 # that the server cancelled, which is what gRPC says of a call that reaches a server in the moment in which it stops. The pauses
@@ -166,6 +167,20 @@ class _TlsChannel(_Channel):
 
 def _credentials(tls: Tls) -> grpc.ChannelCredentials:
     return grpc.ssl_channel_credentials(tls.authorities, *((tls.pair.key, tls.pair.chain) if tls.pair else ()))
+
+
+async def connected(through: aio.Channel, within_s: float = CONNECT_S_MAX) -> bool:
+    """Whether the channel has a connection, for which it is given some time.
+
+    gRPC repeats no call while the name of the peer is not known: one that is looked up in the moment in which a name server
+    does not have it would fail, though the next look-up, a second later, finds it.
+    """
+    try:
+        async with asyncio.timeout(within_s):
+            await through.channel_ready()
+    except TimeoutError:
+        return False
+    return True
 
 
 def bearer(token: str, *, traceparent: str | None = None) -> tuple[tuple[str, str], ...]:

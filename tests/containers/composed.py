@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,17 @@ done
 exec podman "$@"
 """
 READY_S = 120.0
+# Docker's program, as far as README's first session uses it. Docker runs a service that is named whatever its profile, and gives
+# a container a terminal only if there is one; podman-compose has to be told.
+DOCKER = """#!/bin/bash
+test "$1" = compose && shift
+given=()
+for argument do
+  given+=("$argument")
+  test "$argument" = run && given+=(-T)
+done
+exec {compose} --podman-path {podman} --project-name {project} --profile tools "${{given[@]}}"
+"""
 
 
 class Composed:
@@ -39,6 +52,7 @@ class Composed:
         self._environment = {
             **podman.environment,
             "FOLDLINE_IMAGE": images.foldline,
+            "MAIL_IMAGE": images.mail,
             "POSTGRES_IMAGE": images.postgres,
             "NATS_IMAGE": images.nats,
             "PROMETHEUS_IMAGE": images.prometheus,
@@ -111,6 +125,19 @@ class Composed:
         """What Prometheus answers at a path of its API, asked from a container beside it."""
         program = f"import urllib.request as u; print(u.urlopen('http://prometheus:9090{path}', timeout=5).read().decode())"
         return json.loads(self.podman("exec", self.container("write"), "python", "-c", program))["data"]
+
+    def docker(self, folder: Path) -> dict[str, str]:
+        """The variables with which a shell has `docker compose` on this system; its program is made in the folder."""
+        script = folder / "docker"
+        script.write_text(DOCKER.format(compose=program("podman-compose"), podman=self._engine, project=PROJECT))
+        script.chmod(0o755)
+        return {**self._environment, "PATH": f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+    def interrupt(self, service: str) -> None:
+        """Ctrl-C for what runs in the containers of a service."""
+        filters = [f"--filter=label=com.docker.compose.{label}" for label in (f"project={PROJECT}", f"service={service}")]
+        for name in self.podman("ps", "--format", "{{.Names}}", *filters).split():
+            self.podman("kill", "--signal", "INT", name)
 
     def cli(self, *arguments: str) -> str:
         """What the `foldline` command prints, run in a container of its own as operations.md says."""

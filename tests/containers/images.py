@@ -26,14 +26,16 @@ OFFICIAL = {
 }
 PACKAGES = "python3,python3-venv,ca-certificates,tzdata"
 FOLDLINE = "localhost/foldline:test"
+MAIL = "localhost/foldline-mail:test"
 LONG_S = 900.0
 
 
 @dataclass(frozen=True, slots=True)
 class Images:
-    """The names of the images. Foldline's is built, on the one of Python."""
+    """The names of the images. Foldline's and that of the mail server are built, on the one of Python."""
 
     foldline: str
+    mail: str
     python: str
     postgres: str
     nats: str
@@ -53,7 +55,8 @@ def prepare(podman: Podman, folder: Path) -> Images:
         run(["make", "wheels", f"VENV={Path(sys.executable).parent.parent}"], cwd=ROOT, within_s=LONG_S)
     given = {"PYTHON_IMAGE": names["python"], "BUILD_IMAGE": names["build"]}
     _build(podman, FOLDLINE, ROOT, ROOT / "deploy/Dockerfile", given)
-    return Images(FOLDLINE, names["python"], names["postgres"], names["nats"], names["prometheus"])
+    _build(podman, MAIL, ROOT, ROOT / "deploy/Dockerfile", given, target="mail")
+    return Images(FOLDLINE, MAIL, names["python"], names["postgres"], names["nats"], names["prometheus"])
 
 
 def _pulled(podman: Podman, name: str) -> bool:
@@ -107,8 +110,8 @@ def _copy_engines(context: Path) -> None:
     shutil.copy2(program("nats-server"), context / "nats-server")
 
 
-def _build(podman: Podman, tag: str, context: Path, file: Path, given: dict[str, str]) -> None:
+def _build(podman: Podman, tag: str, context: Path, file: Path, given: dict[str, str], target: str = "") -> None:
     arguments = [part for name, value in given.items() for part in ("--build-arg", f"{name}={value}")]
     # `chroot` needs fewer privileges than a container does, and the host's network needs no bridge.
-    ways = ["--isolation", "chroot", "--network", "host"]
+    ways = ["--isolation", "chroot", "--network", "host", *(["--target", target] if target else [])]
     podman("build", "--quiet", *ways, *arguments, "--tag", tag, "--file", file, context, within_s=LONG_S)

@@ -148,10 +148,3 @@ async def test_prometheus_finds_every_process_and_takes_the_rules(composed: Comp
         return len(rules) > 5 and all(rule["health"] == "ok" for rule in rules)
 
     await eventually(evaluated, 120, every_s=1)
-
-
-async def test_the_command_line_in_a_container(composed: Composed) -> None:
-    """`foldline` as a container of the same network speaks to the services."""
-    await composed.ready()
-    status = await asyncio.to_thread(composed.cli, "status")
-    assert "RUNNING" in status.upper()

@@ -14,9 +14,11 @@ import yaml
 
 from deploy.sbom import bill
 from shared.platform.otel import release
+from tests.containers.session import on_containers
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILE = (ROOT / "deploy/Dockerfile").read_text()
+LOCKS = ("requirements.lock", "local.lock", "deploy/mail.lock")
 # Commands that only make sense beside the embedded engines, which the image does not have.
 LOCAL = {"deploy.demo", "deploy.engines", "deploy.local"}
 
@@ -65,7 +67,7 @@ def test_a_step_that_fails_fails_the_build(fails: str, tmp_path: Path) -> None:
     _script(tools / "python3", f"mkdir -p $3/bin $3/lib && touch $3/lib/x.so && cp {tools}/pip $3/bin/python")
     _script(tools / "pip", f'test "$3" != "{fails}"')
     _script(tools / "strip", "false" if fails == "strip" else "true")
-    [step] = re.findall(r"^RUN (python3 -m venv .*?[^\\])$", DOCKERFILE, re.MULTILINE | re.DOTALL)
+    [step] = re.findall(r"^RUN (python3 -m venv /opt/foldline .*?[^\\])$", DOCKERFILE, re.MULTILINE | re.DOTALL)
     step = step.replace("\\\n", " ").replace("/opt/foldline", f"{tmp_path}/opt")
     done = subprocess.run(["/bin/sh", "-c", step], cwd=tmp_path, env={"PATH": f"{tools}:/usr/bin:/bin"}, check=False)  # noqa: S603 (of ours)
     assert (done.returncode != 0) == bool(fails)
@@ -110,3 +112,16 @@ def _imported_from_deploy(source: Path) -> set[str]:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("deploy"):
             found.add(str(node.module))
     return {module for module in found if not any(module.startswith(each) for each in LOCAL)}
+
+
+def test_the_mail_server_of_compose_is_that_of_a_developer() -> None:
+    """Its own lock pins what local.lock does, so both keep mail in the same way."""
+    pins = {name: set(re.findall(r"^\S+==\S+|sha256:\w+", (ROOT / name).read_text(), re.MULTILINE)) for name in LOCKS}
+    assert pins["deploy/mail.lock"] < pins["local.lock"]
+    assert not any("aiosmtpd" in pin for pin in pins["requirements.lock"])
+
+
+def test_what_brings_the_containers_up_is_told_the_same_everywhere() -> None:
+    """README, operations.md and the file itself: the command, and the alias that stands for `foldline`."""
+    texts = [(ROOT / name).read_text() for name in ("deploy/compose.yaml", "docs/operations.md")]
+    assert all(told in text for told in on_containers() for text in texts)

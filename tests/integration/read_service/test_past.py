@@ -31,6 +31,7 @@ from shared.projections.time_travel import Folded
 from shared.rpc.server import Server
 from tests.support.clients.bank import Bank, item, new_id, read_refusal, refused
 from tests.support.fakes.line import Store, uid
+from tests.support.fakes.name_server import name_server
 from tests.support.fakes.tables import Id, stepwise
 from tests.support.system.sealing import KEYS
 from tests.support.system.waiting import eventually
@@ -171,6 +172,24 @@ async def test_without_the_write_service_only_the_past_is_away(services: Service
     assert await told(bank.call(bank.account_queries.GetAccount, request)) == ("NOT_FOUND", "ACCOUNT_NOT_FOUND")
     async with served(write_db.app, lambda reads: write_app.build(services.written, reads)):
         assert (await account(bank, blue)).version == 1
+
+
+async def test_a_name_that_is_not_known_for_a_moment(services: Services, read_db: Database) -> None:
+    """Is looked up again, as long as a question may take: gRPC by itself would refuse it at once."""
+    bank = services.by()
+    owner, _ = await bank.register("Alice")
+    blue, _ = await bank.open(owner)
+    assert read_db.query
+    assert services.settings.write_address
+    port = services.settings.write_address.rpartition(":")[2]
+    async with name_server() as names:
+        other = services.settings.model_copy(update={"write_address": f"dns://127.0.0.1:{names.port}/write.test:{port}"})
+        async with (
+            served(read_db.query, lambda reads: read_app.build(other, reads)) as (_, to),
+            grpc.aio.insecure_channel(f"127.0.0.1:{to}") as to_other,
+        ):
+            assert (await account(Bank(services.to_write, to_other, bank.token), blue)).version == 1
+        assert names.refused
 
 
 async def test_keys_that_differ_are_named(services: Services, read_db: Database) -> None:
