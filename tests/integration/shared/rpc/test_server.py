@@ -10,6 +10,7 @@ import grpc
 import pytest
 from grpc import aio
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind
 
 from foldline.v1 import command_pb2
 from shared.folds.errors import Rejected
@@ -254,7 +255,7 @@ async def test_the_duration_of_a_recorded_call_leads_to_its_trace(make_world: Ma
         await world.register(metadata=(*bearer(world.token()), ("traceparent", f"00-{'c' * 32}-{'d' * 16}-00")))
     finally:
         tracing.shutdown()
-    [span] = [it for it in exporter.get_finished_spans() if it.name == REGISTER]
+    [span] = [it for it in exporter.get_finished_spans() if it.name == REGISTER and it.kind is SpanKind.SERVER]
     _, text = await world.server.probes.metrics.render("application/openmetrics-text")
     [line] = [
         it for it in text.decode().splitlines() if it.startswith("rpc_server_call_duration_seconds_bucket") and " # {" in it
