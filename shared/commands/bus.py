@@ -81,26 +81,27 @@ class CommandBus:
             await self.refuse_expired(command)
         if route.prepare is None:
             [[outcome]] = await self._committer.submit([[command]])
+            epoch = self._committer.epoch
         else:
-            outcome = await self._prepared(command, route.prepare)
+            outcome, epoch = await self._prepared(command, route.prepare)
         if outcome.refusal is not None:
             if outcome.head:
-                outcome.refusal.facts["consistency_token"] = self._token(outcome.head)
+                outcome.refusal.facts["consistency_token"] = self._token(outcome.head, epoch)
             raise outcome.refusal
-        return self._receipt(command, outcome)
+        return self._receipt(command, outcome, epoch)
 
-    async def _prepared(self, command: Command, prepare: Prepare[Any]) -> Outcome:
-        """Prepares a command and submits it.
+    async def _prepared(self, command: Command, prepare: Prepare[Any]) -> tuple[Outcome, str]:
+        """Prepares a command and submits it; returns its outcome, and the epoch of the line that the outcome's head is on.
 
         Preparing is dear, so a repeat is answered without: a caller who repeats one command costs one look-up.
         """
         async with self._reads.connection() as connection:
             known = (await read_commands(connection, [command.key])).get(command.key)
         if known is not None and is_final(known, command):
-            return outcome_again(known, command)
+            return outcome_again(known, command), known.epoch
         command = replace(command, content=await prepare(command.key[0], command.content))
         [[outcome]] = await self._committer.submit([[command]])
-        return outcome
+        return outcome, self._committer.epoch
 
     async def send_packed(self, packed: Packed) -> command_pb2.CommandReceipt:
         """Carries out one packed command; raises the Refusal if it is refused."""
@@ -134,7 +135,7 @@ class CommandBus:
         for nth, one in enumerate(taken):
             if nth % (4 * SLICE) == 0:
                 await self._turns.next(caller.tenant)
-            receipts.append(_refused(one) if isinstance(one, Refusal) else self._receipt(*next(answered)))
+            receipts.append(_refused(one) if isinstance(one, Refusal) else self._receipt(*next(answered), self._committer.epoch))
         return receipts
 
     async def refuse_expired(self, command: Command) -> None:
@@ -195,7 +196,7 @@ class CommandBus:
             while (entry := await under_way.get()) is not None:
                 if isinstance(entry, PendingReply):
                     [[command]], [[outcome]] = entry.asked, await entry
-                    yield self._receipt(command, outcome)
+                    yield self._receipt(command, outcome, self._committer.epoch)
                 elif isinstance(entry, Refusal):
                     raise entry
                 else:
@@ -222,9 +223,9 @@ class CommandBus:
         refuse_invalid(request, within=within)
         return route, request
 
-    def _token(self, head: int) -> str:
+    def _token(self, head: int, epoch: str) -> str:
         """The caller's token of a head, of which all outcomes of one batch have the same."""
-        tenant, epoch = current_call.get().identity.tenant, self._committer.epoch
+        tenant = current_call.get().identity.tenant
         if self._newest_head != (head, epoch):
             self._newest_head, self._newest_tokens = (head, epoch), {}
         token = self._newest_tokens.get(tenant)
@@ -233,7 +234,7 @@ class CommandBus:
             token = self._newest_tokens[tenant] = encode(place, self._seal, tenant)
         return token
 
-    def _receipt(self, command: Command, outcome: Outcome) -> command_pb2.CommandReceipt:
+    def _receipt(self, command: Command, outcome: Outcome, epoch: str) -> command_pb2.CommandReceipt:
         _, category, aggregate_id = command.aggregate
         receipt = command_pb2.CommandReceipt(
             command_id=command.key[1],
@@ -243,7 +244,7 @@ class CommandBus:
             version=outcome.version,
             events_appended=outcome.events_appended,
             position=seen_position(outcome.position),
-            consistency_token=self._token(outcome.head),
+            consistency_token=self._token(outcome.head, epoch),
         )
         if outcome.refusal is not None:
             receipt.error.CopyFrom(to_status(outcome.refusal))
@@ -265,7 +266,7 @@ class CommandBus:
             version=row.version,
             events_appended=row.events_appended,
             position=seen_position(row.position),
-            consistency_token=self._token(row.head),
+            consistency_token=self._token(row.head, row.epoch),
             error=status_pb2.Status.FromString(row.error) if row.error else None,
         )
 

@@ -40,11 +40,13 @@ class StoredCommand(Struct, frozen=True):
     error: bytes | None
     decided_us: int = 0
     due_at: datetime | None = None
+    epoch: str = ""
+    """Of the line, when the row was read."""
 
 
 _COLUMNS: LiteralString = """c.tenant, c.command_id::text, c.type, c.category, c.aggregate_id, c.fingerprint, {payload},
   c.status, c.user_id, c.on_behalf_of, c.correlation_id::text, c.causation_id::text, c.traceparent, c.received_at,
-  c.finished_at, c.version, c.events_appended, c.position, c.head, c.error, c.decided_us, c.due_at"""
+  c.finished_at, c.version, c.events_appended, c.position, c.head, c.error, c.decided_us, c.due_at, (SELECT line_epoch())"""
 
 
 async def read_commands(connection: Connection, ids: Sequence[CommandKey]) -> Mapping[CommandKey, StoredCommand]:

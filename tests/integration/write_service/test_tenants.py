@@ -15,17 +15,15 @@ from grpc import aio
 from deploy.bootstrap import Database
 from foldline.v1 import tenant_pb2, tenant_pb2_grpc
 from shared.platform.identity import Role
-from shared.platform.postgres import Reads
 from shared.platform.tokens import DevelopmentIssuer
-from shared.rpc.client import bearer, channel
+from shared.rpc.client import bearer
 from shared.rpc.status import from_rpc_error
 from tests.integration.shared.commands.test_purging import filled
 from tests.support.domains.trial import Add, build_registry
 from tests.support.fakes.replica import replica
 from tests.support.system.boxing import TENANT
-from tests.support.system.sealing import KEYS
 from tests.support.system.waiting import eventually
-from write_service.app import WriteSettings, build
+from tests.support.system.write_server import write_server
 
 LARGE = 90
 """So many commands have the largest payload."""
@@ -72,23 +70,10 @@ async def service(write_db: Database, tmp_path: Path) -> AsyncIterator[Service]:
             query = f"UPDATE {table} SET payload = convert_to(repeat('x', 65536), 'UTF8') WHERE aggregate_id IN ('large', 'r')"
             await connection.execute(query.encode())
     issuer = DevelopmentIssuer(tmp_path)
-    settings = WriteSettings(  # type: ignore[call-arg]
-        database_url=write_db.app,  # type: ignore[arg-type]
-        jwks_file=issuer.jwks_file,
-        seal_keys=KEYS,  # type: ignore[arg-type]
-        archive_url=f"file://{tmp_path / 'archive'}",
-        deadline_max_s=DEADLINE_S,
-        deadline_default_s=DEADLINE_S,
-    )
-    reads = Reads(write_db.app, application_name="foldline-write")
-    await reads.open()
-    server = build(settings, reads)
-    server.on_drained(reads.close)
-    port = await server.start()
-    async with channel(f"127.0.0.1:{port}") as to_it:
+    settings = {"deadline_max_s": DEADLINE_S, "deadline_default_s": DEADLINE_S}
+    async with write_server(write_db, issuer, archive_url=f"file://{tmp_path / 'archive'}", **settings) as to_it:
         token = issuer.issue(tenant="operators", user_id="otto", roles=[Role.OPERATOR])
         yield Service(write_db, tenant_pb2_grpc.TenantServiceStub(to_it), bearer(token))
-    await server.drain()
 
 
 async def test_an_export_outlasts_other_calls_and_is_whole(service: Service) -> None:

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from deploy.bootstrap import Database
 from foldline.v1 import event_store_pb2
 from shared.commands.log import CommandKey, StoredCommand, read_commands
-from shared.line.event_store import StoredEvent, read_line
+from shared.line.event_store import Head, StoredEvent, read_head, read_line
 from shared.platform import postgres
 from shared.platform.postgres import Connection
 
@@ -28,6 +28,12 @@ async def events_of(database: Database) -> list[StoredEvent]:
     """The whole line."""
     async with connected(database.app) as connection:
         return await read_line(connection, after=0, limit=1_000_000)
+
+
+async def head_of(database: Database) -> Head:
+    """Where the line ends, and its epoch."""
+    async with connected(database.app) as connection:
+        return await read_head(connection)
 
 
 async def commands_of(database: Database) -> dict[CommandKey, StoredCommand]:

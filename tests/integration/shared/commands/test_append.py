@@ -15,7 +15,7 @@ from shared.commands import log as command_log
 from shared.commands.append import AppendConflict, Batch, NewCommand, NewCredential, NewEvent, NewSnapshot, append
 from shared.line.event_store import AggregateKey
 from shared.platform.postgres import Connection
-from tests.support.checks.history import commands_of, connected, events_of
+from tests.support.checks.history import commands_of, connected, events_of, head_of
 from tests.support.system.waiting import eventually
 
 A: AggregateKey = ("acme", "counter", "a")
@@ -122,6 +122,7 @@ async def test_everything_of_a_batch_is_stored_as_it_was_given(write_db: Databas
             position=3,
             head=3,
             error=b"\x02",
+            epoch=(await head_of(write_db)).epoch,
         )
         other = log["acme", second.command_id]
         assert (other.causation_id, other.error, other.on_behalf_of, other.traceparent) == (None, None, "", "")
@@ -249,6 +250,7 @@ async def test_only_a_failure_is_replaced(write_db: Database) -> None:
         position=1,
         head=1,
         error=None,
+        epoch=(await head_of(write_db)).epoch,
     )
 
 

@@ -13,19 +13,13 @@ from psycopg import sql
 from deploy.bootstrap import Database
 from shared.line import event_store
 from shared.line.event_store import Head
-from tests.support.checks.history import check_line, connected
+from tests.support.checks.history import check_line, connected, head_of
 from tests.support.domains.trial import Add, build_registry
 from tests.support.fakes.replica import replica
 from tests.support.system.engines import Engines
 from tests.support.system.waiting import eventually
 
 BUS = build_registry()
-
-
-async def head_of(database: Database) -> Head:
-    """Where the line ends, and its epoch."""
-    async with connected(database.app) as connection:
-        return await event_store.read_head(connection)
 
 
 @pytest.fixture
