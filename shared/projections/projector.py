@@ -74,6 +74,7 @@ class Projector(Consumer):
         if self.at.position == 0 and await refill.clear_unaccounted(self._tables, connection, self.shard, self.at):
             log.warning("projection_emptied", projection=self.name, epoch=self.at.epoch, position=0)
         await self._tables.refresh(connection, self.shard)
+        await replay.retry_known(self._tables, connection, self.shard, self.at)
         looked_at = time.monotonic()
         async with aclosing(self._follow(self.at)) as batches, _coming(batches) as coming:
             seen, move_by = self.at, math.inf  # events up to `seen` were read; those behind the checkpoint concern other groups

@@ -18,6 +18,7 @@ from uuid import UUID, uuid4
 
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.projection import RowKey
+from shared.folds.upcasting import UnknownEvent
 from shared.line import checkpoint as checkpoints
 from shared.line.checkpoint import Checkpoint
 from shared.platform.postgres import Connection, describe, take_time
@@ -41,6 +42,12 @@ _ANSWER = """
 UPDATE parked_requests SET done_at = clock_timestamp(), outcome = %s, applied = %s, skipped = %s, skipped_events = %s
 WHERE request_id = %s AND done_at IS NULL
 """
+_KNOWN = f"""
+SELECT k.parked_id FROM parked_keys k
+JOIN LATERAL (SELECT e.type FROM parked_events e WHERE e.parked_id = k.parked_id ORDER BY e.position LIMIT 1) AS first ON true
+WHERE k.consumer = %s AND k.shard = %s AND k.table_name = '' AND k.error LIKE '%%raised {UnknownEvent.__name__}'
+  AND first.type = ANY(%s) ORDER BY k.parked_at
+"""  # noqa: S608 (a constant of ours)
 
 
 @dataclass(slots=True)
@@ -90,6 +97,24 @@ async def carry_out(tables: Tables, connection: Connection, shard: int, at: Chec
             skipped=done.skipped,
         )
     if requests:
+        await tables.refresh(connection, shard)
+
+
+async def retry_known(tables: Tables, connection: Connection, shard: int, at: Checkpoint) -> None:
+    """Folds the keys again that an older release parked at an event which it did not know, and this one knows. Raises Fenced."""
+    if (known := tables.group.upcasters.known) is None:
+        return
+    found = await (await connection.execute(_KNOWN, (tables.consumer, shard, sorted(known)))).fetchall()
+    for (parked_id,) in found:
+        done = _Done(0)
+        async with connection.transaction():
+            await take_time(connection, LONG_S)
+            await checkpoints.rewrite(connection, tables.consumer, shard, at)
+            outcome = await _Replay(tables, connection, shard, done).key(parked_id)
+            await changes.write(connection, tables.group.name, shard, None)
+        facts = {"projection": tables.consumer, "parked_id": str(parked_id), "outcome": outcome, "applied": done.applied}
+        log.warning("parked_key_of_newer_release_retried", **facts)
+    if found:
         await tables.refresh(connection, shard)
 
 

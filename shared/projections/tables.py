@@ -255,14 +255,21 @@ class Tables:
     def concerned(self, events: Iterable[EventEnvelope]) -> bool:
         """Whether any of the events changes a table, ends a tenant or an aggregate, or may be of a newer release."""
         knows = self.group.upcasters.knows
-        return any(it.type in self._routes or it.type in ENDS or not knows(it.type) for it in events)
+        old = self.group.upcasters
+        return any(it.type in self._routes or it.type in ENDS or it.type in old or not knows(it.type) for it in events)
 
     def items_of(self, envelope: EventEnvelope) -> tuple[Message, list[Item]] | None:
         """The event and what it does to each row; None for an event of another group.
 
-        Raises what reading it raises; UnknownEvent for one of a newer release, which may be for this group.
+        An event of an older contract, which an older release parked or the follower could not read, is what it is today. Raises
+        what reading it raises; UnknownEvent for one of a newer release, which may be for this group.
         """
         if (route := self._routes.get(envelope.type)) is None:
+            if envelope.type in self.group.upcasters:
+                today = EventEnvelope()
+                today.CopyFrom(envelope)
+                today.type, today.payload = self.group.upcasters.upcast(envelope.type, envelope.payload)
+                return self.items_of(today)
             if not self.group.upcasters.knows(envelope.type):
                 raise UnknownEvent(envelope.type)
             return None
