@@ -181,7 +181,7 @@ def borrowed(old: account_pb2.MoneyWithdrawn) -> account_pb2.MoneyDeposited:
 def newest(known: set[str]) -> Group:
     """The group of a release in which withdrawals are events of an older contract: each became a deposit."""
     tables = tuple(
-        replace(each, on={event: fold for event, fold in each.on.items() if event is not account_pb2.MoneyWithdrawn})
+        replace(each, on=[(event, fold) for event, fold in each.on if event is not account_pb2.MoneyWithdrawn])
         for each in GROUP.projections
     )
     lent = Step(account_pb2.MoneyWithdrawn, account_pb2.MoneyDeposited, borrowed)
