@@ -115,7 +115,7 @@ class Aggregate:
 
 
 def domain_files(image: FileDescriptorSet, prefix: str, package: str) -> dict[str, str]:
-    """The generated files of the domain in the `.proto` files that begin with `prefix`: text by path.
+    """The generated files of the domain in the `.proto` files that begin with `prefix`: text by path; none without aggregates.
 
     `package` is the folder of the service that decides on it. `image` has imports and source positions. Raises NotADomain.
     """
@@ -124,7 +124,8 @@ def domain_files(image: FileDescriptorSet, prefix: str, package: str) -> dict[st
     for aggregate in aggregates(image, prefix):
         made[f"{folder}/domain/{aggregate.category}_types.py"] = _types(aggregate)
         made[f"{folder}/codec/{aggregate.category}_codec.py"] = _codec(aggregate, module)
-    made[f"{folder}/servicers.py"] = _servicers(_files(image, prefix))
+    if made:
+        made[f"{folder}/servicers.py"] = _servicers(_files(image, prefix))
     return made
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import Field, model_validator
@@ -27,7 +28,7 @@ from shared.platform.urls import DatabaseUrl
 from shared.projections.admin import watch_parked
 from shared.projections.past_events import PastEvents
 from shared.projections.summary import SummaryServicer
-from shared.projections.summary_rpcs import roles_of, watch_limits
+from shared.projections.summary_rpcs import SummaryRpcs, roles_of, watch_limits
 from shared.projections.watch import WatchLimits
 from shared.rpc.client import channel
 from shared.rpc.probes import Probes
@@ -78,8 +79,11 @@ class ReadSettings(PerhapsWriteServicePeer, ServerSettings):
         return self
 
 
-def build(settings: ReadSettings, reads: Reads) -> Server:
-    """The server with its services; `reads` is opened and closed by the caller, the latter when the server is drained."""
+def build(settings: ReadSettings, reads: Reads, rows: Sequence[SummaryRpcs[Any]] = RPCS) -> Server:
+    """The server with its services, which show the summaries of `rows`.
+
+    `reads` is opened and closed by the caller, the latter when the server is drained.
+    """
 
     def gate_of(group: Group) -> ConsistencyGate:
         async def progress() -> Reached:
@@ -89,11 +93,11 @@ def build(settings: ReadSettings, reads: Reads) -> Server:
         return ConsistencyGate(settings.shard, progress, seal, wait_max_s=settings.deadline_default_s)
 
     seal = Seal(settings.seal_keys.get_secret_value())
-    gates = {group.name: gate_of(group) for group in GROUPS}
+    gates = {row.group.name: gate_of(row.group) for row in rows}
     server = Server(
         settings,
-        roles={**ROLES, **TOTALS_ROLES, **roles_of(RPCS)},
-        deadlines_max={**watch_limits(RPCS, settings.watch_s_max), WATCH_REBUILD: settings.watch_s_max},
+        roles={**ROLES, **TOTALS_ROLES, **roles_of(rows)},
+        deadlines_max={**watch_limits(rows, settings.watch_s_max), WATCH_REBUILD: settings.watch_s_max},
         probes=Probes(settings, "read_service"),
     )
     probe = server.probes.needs_database(settings.query_database_url.get_secret_value())
@@ -107,12 +111,12 @@ def build(settings: ReadSettings, reads: Reads) -> Server:
         to_write = channel(settings.write_address, tls=settings.write_tls)
         server.on_drained(to_write.close)
         past = PastEvents(to_write, seal, settings.shard, settings.history_events_max, UPCASTERS), Room()
-    for row in RPCS:
+    for row in rows:
         made = SERVICERS.get(row.summary.name, SummaryServicer)
         servicer = made(row, reads, gates[row.group.name], settings.shard, limits, lists, past)
         server.add(row.add_to_server, servicer)
         server.on_draining(servicer.watches.end)
-    counted = [gates[group.name] for group in GROUPS if COUNTED.intersection(it.table.name for it in group.projections)]
+    counted = [gates[row.group.name] for row in rows if COUNTED.intersection(it.table.name for it in row.group.projections)]
     server.add(add_TotalsQueryServiceServicer_to_server, TotalsQueryService(reads, *counted))
     server.add(add_ProjectionServiceServicer_to_server, ProjectionService(reads, settings.shard, tuple(gates)))
     return server
