@@ -12,11 +12,11 @@ from deploy.bootstrap import Database
 from shared.line import consumer
 from shared.projections import rebuild
 from tests.integration.shared.projections.test_projector import bank
-from tests.integration.shared.projections.test_rebuild import made, operator, serving, start, state
-from tests.integration.shared.projections.test_rebuild import running as running_group
 from tests.support.fakes.line import Store, StoreLine, uid
 from tests.support.fakes.tables import TABLES, checkpoint_row, dump, folded, projector, reached, running
 from tests.support.system.engines import Engines
+from tests.support.system.rebuilding import made, operator, serving, start, state
+from tests.support.system.rebuilding import running as running_group
 from tests.support.system.waiting import eventually
 
 HEAD = 20
