@@ -36,7 +36,8 @@ def rebuild(
     """Fill the tables of a projection anew from the whole line, compare them with the old ones, and put them in their place.
 
     Queries are answered all the while. Ctrl-C ends this command, not the rebuild. The former tables are kept until
-    `foldline projection drop-former NAME`. Exits with 1 if rows differ and the rebuild waits.
+    `foldline projection drop-former NAME`. Exits with 1 if the rebuild waits, since rows
+    differ or keys are parked in its tables alone.
     """
 
     async def ask(known: Endpoints) -> dict[str, Any]:
@@ -57,7 +58,7 @@ def rebuild(
 
 
 def switch(name: Name, data: Data = DATA, output: Format = Output.TEXT) -> None:
-    """Let a rebuild that waits, since rows differ, put its tables in place."""
+    """Let a rebuild that waits put its tables in place."""
     _steer("switch", name, data, output)
 
 
@@ -90,6 +91,8 @@ def _show(found: dict[str, Any], output: Output) -> None:
         print(f"  {found['reason']}")
     if found["parked"]:
         print(f"  parked keys in the new tables: {found['parked']}")
+    if state == "waiting" and not found.get("diff"):
+        print("  the tables that serve have stopped, so rows could not be compared")
     if diff := found.get("diff"):
         print(f"  rows at event {diff['position']}: {diff['rows_before']} before, {diff['rows_after']} now")
         print(f"  rows that differ: {diff['rows_differing']}")

@@ -17,7 +17,7 @@ from shared.line.event_store import AggregateKey
 from shared.platform.postgres import Connection
 from shared.platform.telemetry import logger
 from shared.projections import changes, parking
-from shared.projections.rows import Rows
+from shared.projections.rows import Rows, lock
 from shared.projections.tables import Tables
 
 log = logger(__name__)
@@ -36,6 +36,7 @@ async def forget_tenant(tables: Tables, connection: Connection, shard: int, at: 
     counted = tables.announced
     while True:
         async with connection.transaction():
+            await lock(connection, all_rows)
             await checkpoints.rewrite(connection, tables.consumer, shard, at)
             by_table = {"parked": await parking.forget(connection, tables.consumer, shard, tenant, FORGET_MAX)}
             for rows in all_rows:
@@ -91,6 +92,7 @@ async def _delete(
     total = 0
     while True:
         async with connection.transaction():
+            await lock(connection, [rows])
             await checkpoints.rewrite(connection, tables.consumer, shard, at)
             gone = await rows.forget_with(connection, key[0], purge.column, key[2], FORGET_MAX)
             if gone and tables.announced:
@@ -107,6 +109,7 @@ async def _fold(
     assert purge.fold is not None
     while True:
         async with connection.transaction():
+            await lock(connection, [rows])
             await checkpoints.rewrite(connection, tables.consumer, shard, at)
             found = await rows.select_with(connection, key[0], purge.column, key[2], purge.order, after, FORGET_MAX)
             changed = [new for old in found if (new := purge.fold(old)) != old]

@@ -4,7 +4,8 @@ The new version has tables and a checkpoint of its own (`accounts__v2`, `account
 other group, while the old one goes on and answers. When it has caught up, rows are compared at one position of the line; then
 one transaction renames the tables and lets the new checkpoint serve, at a place that is not behind the old one. So a query is
 answered from either version, whole, and never from an older place of the line than before. The old tables are kept as
-`accounts__old` until an operator drops them.
+`accounts__old` until an operator drops them. Where a key is parked in the new tables alone, so that their rows lack events, an
+operator decides. Tables that have stopped are passed without being compared.
 
 Killed anywhere, what is left? Each step is one transaction of a function of the database, which checks the rebuild's state; the
 next leader reads the state and goes on from there. Whatever still runs of the old version finds its checkpoint gone.
@@ -40,7 +41,8 @@ Connect = Callable[[], Awaitable[Connection]]
 _SERVING = "SELECT name FROM checkpoints WHERE group_name = %s AND shard = %s AND serves"
 _ASKED = "SELECT version, state, only_if_same, rows_differing FROM projection_rebuilds WHERE group_name = %s AND shard = %s"
 _PLACES = """
-SELECT serves, epoch, position FROM checkpoints WHERE shard = %s AND (name = %s OR group_name = %s AND serves) ORDER BY serves
+SELECT epoch, position, state = 'stopped' FROM checkpoints
+WHERE shard = %s AND (name = %s OR group_name = %s AND serves) ORDER BY serves
 """
 _COMPARED = """
 UPDATE projection_rebuilds SET compared_at = %s, rows_before = %s, rows_after = %s, rows_differing = %s, differences = %s
@@ -103,6 +105,8 @@ class Rebuilder:
                     log.warning("rebuild_ended", projection=self._group.name, version=rebuild.version, how=rebuild.state)
                 else:
                     if filled is None:
+                        if await self._renewed(connection, place):
+                            continue
                         tables_ = Tables(self._group, consumer=f"{place[0]}@{place[2]}", suffix=f"__v{place[2]}")
                         await filling.enter_async_context(_running(self._projector(tables_).run()))
                         filled = rebuild.version
@@ -123,14 +127,20 @@ class Rebuilder:
         row = await (await connection.execute(_ASKED, (self._group.name, self._shard))).fetchone()
         return None if row is None else _Rebuild(*row)
 
+    async def _renewed(self, connection: Connection, place: tuple[str, int, int]) -> bool:
+        """Whether the rebuild begins anew, since a migration has changed the tables that serve."""
+        row = await (await connection.execute("SELECT renew_rebuild(%s, %s, %s)", place)).fetchone()
+        if renewed := row == (True,):
+            log.warning("rebuild_renewed", projection=self._group.name, version=place[2])
+        return renewed
+
     async def _step(self, connection: Connection, rebuild: _Rebuild, place: tuple[str, int, int]) -> bool:
         """Compares and switches if it is time to. Whether the new tables serve now."""
         if rebuild.state == "waiting":
             return False
-        if rebuild.differing is None:
-            await self._compare(connection, rebuild, place)
+        if rebuild.differing is None and not await self._compare(connection, rebuild, place):
             return False
-        if rebuild.state == "filling" and rebuild.only_if_same and rebuild.differing:
+        if rebuild.state == "filling" and rebuild.only_if_same and rebuild.differing != 0:
             await connection.execute(_WAIT, place)
             return False
         try:
@@ -142,14 +152,20 @@ class Rebuilder:
         log.warning("rebuild_switched", projection=self._group.name, version=rebuild.version)
         return True
 
-    async def _compare(self, connection: Connection, rebuild: _Rebuild, place: tuple[str, int, int]) -> None:
-        """Compares all rows of both versions as of one position, if they are at one."""
+    async def _compare(self, connection: Connection, rebuild: _Rebuild, place: tuple[str, int, int]) -> bool:
+        """Compares all rows of both versions as of one position, if they are at one.
+
+        True if they never will be: the tables that serve have stopped, and the new ones have passed them.
+        """
         async with connection.transaction():
             await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
             name = f"{place[0]}@{place[2]}"
             places = await (await connection.execute(_PLACES, (self._shard, name, place[0]))).fetchall()
-            if len(places) != 2 or places[0][1:] != places[1][1:]:
-                return
+            if len(places) != 2:
+                return False
+            (epoch, position, _), (serving_epoch, serving_position, stopped) = places
+            if (epoch, position) != (serving_epoch, serving_position):
+                return bool(stopped and epoch == serving_epoch and position > serving_position)
             await take_time(connection, COMPARE_S)
             await connection.execute(
                 """SELECT set_config(name, 'on', true) FROM pg_settings
@@ -163,9 +179,10 @@ class Rebuilder:
                 ])  # fmt: skip
                 before, after, differing = before + counts[0], after + counts[1], differing + counts[2]
                 shown += [{"table": projection.table.name, "key": list(map(str, key))} for key in keys]
-            found = (places[0][2], before, after, differing, json.dumps(shown[:DIFFERENCES_SHOWN_MAX]))
+            found = (position, before, after, differing, json.dumps(shown[:DIFFERENCES_SHOWN_MAX]))
         await connection.execute(_COMPARED, (*found, *place))
         log.warning("rebuild_compared", projection=place[0], version=place[2], rows_differing=differing)
+        return False
 
 
 async def _differences(

@@ -6,6 +6,7 @@ from shared.line import checkpoint as checkpoints
 from shared.line.checkpoint import Checkpoint
 from shared.platform.postgres import Connection, take_time
 from shared.projections import changes, parking
+from shared.projections.rows import lock
 from shared.projections.tables import LONG_S, Tables
 
 
@@ -17,6 +18,7 @@ async def empty(tables: Tables, connection: Connection, shard: int, at: Checkpoi
     """
     async with connection.transaction():
         await take_time(connection, LONG_S)
+        await lock(connection, tables.rows)
         if not await checkpoints.accept(connection, tables.consumer, shard, at, Checkpoint()):
             return False
         await _delete_all(tables, connection, shard)
@@ -33,6 +35,7 @@ async def clear_unaccounted(tables: Tables, connection: Connection, shard: int, 
     """
     async with connection.transaction():
         await take_time(connection, LONG_S)
+        await lock(connection, tables.rows)
         await checkpoints.rewrite(connection, tables.consumer, shard, at)
         found = [await rows.any_there(connection) for rows in tables.rows]
         if not any(found):

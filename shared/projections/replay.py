@@ -25,7 +25,7 @@ from shared.platform.postgres import Connection, describe, take_time
 from shared.platform.telemetry import logger
 from shared.projections import changes, parking
 from shared.projections.parking import Parked, Place, aggregate_of, cause_of
-from shared.projections.rows import refuses
+from shared.projections.rows import lock, refuses
 from shared.projections.tables import LONG_S, Tables
 
 log = logger(__name__)
@@ -77,6 +77,7 @@ async def carry_out(tables: Tables, connection: Connection, shard: int, at: Chec
         done = _Done(0 if action == "retry" else None if all_events else 1)
         async with connection.transaction():
             await take_time(connection, LONG_S)
+            await lock(connection, tables.rows)
             await checkpoints.rewrite(connection, name, shard, at)
             outcome = await _Replay(tables, connection, shard, done).key(parked_id)
             await changes.write(connection, tables.group.name, shard, None)

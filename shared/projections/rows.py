@@ -153,3 +153,11 @@ class Rows:
     async def any_there(self, connection: Connection) -> bool:
         """Whether there is a row, of any tenant."""
         return await (await connection.execute(self._any)).fetchone() == (True,)
+
+
+async def lock(connection: Connection, tables: Iterable[Rows]) -> None:
+    """Locks tables as a statement that writes them does, for a transaction of several; call it before that locks the checkpoint.
+
+    The switch of a rebuild locks tables first, too. The other way around, both would wait for each other.
+    """
+    await connection.execute(f"LOCK TABLE {', '.join(rows.table for rows in tables)} IN ROW EXCLUSIVE MODE")

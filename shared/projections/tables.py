@@ -36,7 +36,7 @@ from shared.projections import changes
 from shared.projections import parking as parking_store
 from shared.projections.changes import RowId
 from shared.projections.parking import KEYS_PER_MINUTE_MAX, Parked, Parking, Place, aggregate_of, cause_of, event_name, refusal_of
-from shared.projections.rows import Rows, refuses
+from shared.projections.rows import Rows, lock, refuses
 
 log = logger(__name__)
 
@@ -162,6 +162,7 @@ class Tables:
             if parking.queue or any(part.gone for part in touched):
                 async with connection.pipeline():
                     await connection.execute("BEGIN")
+                    await lock(connection, self.rows)
                     await connection.execute(checkpoints.MOVE_OR_FAIL, fence)
                     await self._write(connection, shard, touched, parking)
             else:
@@ -179,6 +180,7 @@ class Tables:
             work, touched = self._route([envelope], parking)
             self._recall(touched)
             await connection.execute("BEGIN")
+            await lock(connection, self.rows)
             await connection.execute(checkpoints.MOVE_OR_FAIL, fence)
             try:
                 async with connection.transaction():

@@ -61,7 +61,9 @@ class _RebuildStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RebuildS
     REBUILD_STATE_FILLING: _RebuildState.ValueType  # 2
     """The new tables follow the line. With a reason they meet trouble, or stopped themselves; the tables that serve do not care."""
     REBUILD_STATE_WAITING: _RebuildState.ValueType  # 3
-    """Rows differ, and an operator is to decide: SwitchRebuild or CancelRebuild."""
+    """An operator is to decide, by SwitchRebuild or CancelRebuild: rows differ, or could not be compared, and it was to switch only if
+    none does; or keys are parked in the new tables alone, whose rows lack events that those which serve have.
+    """
     REBUILD_STATE_SWITCHING: _RebuildState.ValueType  # 4
     REBUILD_STATE_SWITCHED: _RebuildState.ValueType  # 5
     """The new tables serve, the former are kept."""
@@ -76,7 +78,9 @@ REBUILD_STATE_ASKED: RebuildState.ValueType  # 1
 REBUILD_STATE_FILLING: RebuildState.ValueType  # 2
 """The new tables follow the line. With a reason they meet trouble, or stopped themselves; the tables that serve do not care."""
 REBUILD_STATE_WAITING: RebuildState.ValueType  # 3
-"""Rows differ, and an operator is to decide: SwitchRebuild or CancelRebuild."""
+"""An operator is to decide, by SwitchRebuild or CancelRebuild: rows differ, or could not be compared, and it was to switch only if
+none does; or keys are parked in the new tables alone, whose rows lack events that those which serve have.
+"""
 REBUILD_STATE_SWITCHING: RebuildState.ValueType  # 4
 REBUILD_STATE_SWITCHED: RebuildState.ValueType  # 5
 """The new tables serve, the former are kept."""
@@ -613,7 +617,7 @@ class Rebuild(_message.Message):
     asked_by: _builtins.str
     @_builtins.property
     def diff(self) -> Global___Diff:
-        """Set when both versions were compared."""
+        """Set when both versions were compared. The new tables do not wait for tables that have stopped, so those are not compared."""
 
     @_builtins.property
     def started_at(self) -> _timestamp_pb2.Timestamp: ...

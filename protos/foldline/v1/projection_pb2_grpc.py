@@ -118,7 +118,8 @@ class ProjectionServiceServicer:
 
     def StartRebuild(self, request, context):
         """Fills the tables of a projection anew from the whole line, beside those that serve, then compares both, and puts the new ones in
-        their place in one transaction, while queries are answered as ever. The former tables are kept until DropFormer.
+        their place in one transaction, while queries are answered as ever. The former tables are kept until DropFormer. It waits for
+        an operator where REBUILD_STATE_WAITING says so, and begins anew, under a new version, when a migration changes the tables.
         Refusals: PROJECTION_NOT_FOUND, NEVER_FILLED, PROJECTION_DIVERGED (see RefillProjection), REBUILD_THERE_ALREADY.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -134,7 +135,7 @@ class ProjectionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SwitchRebuild(self, request, context):
-        """Lets a rebuild that waits, since rows differ, put its tables in place. Refusals: PROJECTION_NOT_FOUND, REBUILD_NOT_WAITING.
+        """Lets a rebuild that waits for an operator put its tables in place. Refusals: PROJECTION_NOT_FOUND, REBUILD_NOT_WAITING.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

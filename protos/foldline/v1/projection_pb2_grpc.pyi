@@ -24,7 +24,8 @@ class ProjectionServiceStub:
     """
     StartRebuild: _aio.UnaryUnaryMultiCallable[_projection_pb2.StartRebuildRequest, _projection_pb2.StartRebuildResponse]
     """Fills the tables of a projection anew from the whole line, beside those that serve, then compares both, and puts the new ones in
-    their place in one transaction, while queries are answered as ever. The former tables are kept until DropFormer.
+    their place in one transaction, while queries are answered as ever. The former tables are kept until DropFormer. It waits for
+    an operator where REBUILD_STATE_WAITING says so, and begins anew, under a new version, when a migration changes the tables.
     Refusals: PROJECTION_NOT_FOUND, NEVER_FILLED, PROJECTION_DIVERGED (see RefillProjection), REBUILD_THERE_ALREADY.
     """
     WatchRebuild: _aio.UnaryStreamMultiCallable[_projection_pb2.WatchRebuildRequest, _projection_pb2.WatchRebuildResponse]
@@ -32,7 +33,7 @@ class ProjectionServiceStub:
     Refusals: PROJECTION_NOT_FOUND, REBUILD_NOT_FOUND.
     """
     SwitchRebuild: _aio.UnaryUnaryMultiCallable[_projection_pb2.SwitchRebuildRequest, _projection_pb2.SwitchRebuildResponse]
-    """Lets a rebuild that waits, since rows differ, put its tables in place. Refusals: PROJECTION_NOT_FOUND, REBUILD_NOT_WAITING."""
+    """Lets a rebuild that waits for an operator put its tables in place. Refusals: PROJECTION_NOT_FOUND, REBUILD_NOT_WAITING."""
     CancelRebuild: _aio.UnaryUnaryMultiCallable[_projection_pb2.CancelRebuildRequest, _projection_pb2.CancelRebuildResponse]
     """Ends a rebuild that has not switched, and drops its tables. Refusals: PROJECTION_NOT_FOUND, REBUILD_NOT_RUNNING."""
     DropFormer: _aio.UnaryUnaryMultiCallable[_projection_pb2.DropFormerRequest, _projection_pb2.DropFormerResponse]
@@ -85,7 +86,8 @@ class ProjectionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_projection_pb2.StartRebuildRequest, _abc.Awaitable[_projection_pb2.StartRebuildResponse]],
     ) -> _abc.Awaitable[_projection_pb2.StartRebuildResponse]:
         """Fills the tables of a projection anew from the whole line, beside those that serve, then compares both, and puts the new ones in
-        their place in one transaction, while queries are answered as ever. The former tables are kept until DropFormer.
+        their place in one transaction, while queries are answered as ever. The former tables are kept until DropFormer. It waits for
+        an operator where REBUILD_STATE_WAITING says so, and begins anew, under a new version, when a migration changes the tables.
         Refusals: PROJECTION_NOT_FOUND, NEVER_FILLED, PROJECTION_DIVERGED (see RefillProjection), REBUILD_THERE_ALREADY.
         """
 
@@ -105,7 +107,7 @@ class ProjectionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _projection_pb2.SwitchRebuildRequest,
         context: _aio.ServicerContext[_projection_pb2.SwitchRebuildRequest, _abc.Awaitable[_projection_pb2.SwitchRebuildResponse]],
     ) -> _abc.Awaitable[_projection_pb2.SwitchRebuildResponse]:
-        """Lets a rebuild that waits, since rows differ, put its tables in place. Refusals: PROJECTION_NOT_FOUND, REBUILD_NOT_WAITING."""
+        """Lets a rebuild that waits for an operator put its tables in place. Refusals: PROJECTION_NOT_FOUND, REBUILD_NOT_WAITING."""
 
     @_abc_1.abstractmethod
     def CancelRebuild(

@@ -22,6 +22,7 @@ import cli
 IMPORTED = (
     "tests.support.system.mortal",
     "tests.support.system.purging",
+    "tests.support.system.rebuilding_killed",
     "tests.support.system.sweeping",
     *(f"cli.{module.name}" for module in pkgutil.iter_modules(cli.__path__) if module.name != "main"),
     "bank.v1.account_pb2_grpc",

@@ -113,7 +113,7 @@ def ask(database: Database, table: str, action: str = "retry", *, all_events: bo
     request_id = uuid4()
     assert database.query
     with psycopg.connect(database.app) as app, psycopg.connect(database.query, autocommit=True) as connection:
-        [(parked_id,)] = app.execute("SELECT parked_id FROM parked_keys WHERE table_name = %s", [table]).fetchall()
+        [(parked_id,)] = app.execute("SELECT parked_id FROM parked_keys WHERE table_name = %s AND serves", [table]).fetchall()
         asked = connection.execute("SELECT ask_parked(%s, %s, %s, %s, 'olga')", (request_id, parked_id, action, all_events))
         assert asked.fetchone() == (True,)
     return request_id

@@ -4,20 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 
 import psycopg
 import pytest
 
 from deploy.bootstrap import Database
+from shared.folds.projection import Group
 from shared.line import checkpoint
-from shared.line.checkpoint import Fenced
-from shared.platform.postgres import connect
+from shared.line.checkpoint import Checkpoint, Fenced
+from shared.platform.postgres import Connection, connect
+from shared.projections import forget, replay
 from shared.projections.tables import Tables
+from tests.integration.shared.projections import parked_keys
 from tests.integration.shared.projections.test_projector import batch_of
-from tests.support.fakes.line import uid
+from tests.support.fakes.line import Store, uid
 from tests.support.fakes.tables import ACCOUNT_TABLES, SHARD, dump, folded
-from tests.support.system.rebuilding import ALICE, NAMES, at_end, bank, made, operator, running, serving, start, state
+from tests.support.system.rebuilding import (
+    ALICE,
+    FILL_S,
+    NAMES,
+    at_end,
+    bank,
+    compared,
+    made,
+    operator,
+    running,
+    serving,
+    start,
+    state,
+    waits,
+)
 from tests.support.system.waiting import eventually
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -78,44 +95,122 @@ async def test_a_long_query_holds_up_the_switch_and_nobody_else(read_db: Databas
             await eventually(state(admin, "switched"), 20)
 
 
+async def known(connection: Connection, group: Group = parked_keys.GROUP) -> Tables:
+    """The tables of the old version, as its leader has them in memory."""
+    tables = Tables(group)
+    await tables.refresh(connection, SHARD)
+    return tables
+
+
+async def forgets(connection: Connection, at: Checkpoint, store: Store) -> None:
+    """The old version forgets a tenant."""
+    await forget.forget_tenant(await known(connection), connection, SHARD, at, "acme")
+
+
+async def retries(connection: Connection, at: Checkpoint, store: Store) -> None:
+    """The old version carries out what was asked of its parked key."""
+    await replay.carry_out(await known(connection), connection, SHARD, at)
+
+
+async def applies(connection: Connection, at: Checkpoint, store: Store) -> None:
+    """The old version applies a batch."""
+    store.deposit("acme", parked_keys.RED, ALICE, 1, 1)
+    await applies_last(connection, at, store)
+
+
+async def parks(connection: Connection, at: Checkpoint, store: Store) -> None:
+    """The old version applies a batch that parks a key."""
+    store.deposit("acme", parked_keys.RED, ALICE, 9, 1)
+    await applies_last(connection, at, store)
+
+
+async def applies_last(connection: Connection, at: Checkpoint, store: Store) -> None:
+    """The old version applies the last event."""
+    batch = batch_of(store, len(store.events), len(store.events))
+    await (await known(connection)).apply(connection, SHARD, at, batch)
+
+
 async def test_a_switch_and_a_batch_of_the_old_version_do_not_wait_for_each_other(read_db: Database) -> None:
     """The batch begins while the switch waits for one of the new version: the switch succeeds, and the batch is fenced."""
+    store = parked_keys.bank()
+    async with operator(read_db) as admin:
+        version = await compared(read_db, store, admin, parked_keys.GROUP)
+    async with (
+        await connect(read_db.app, application_name="new") as new,
+        await connect(read_db.app, application_name="old") as old,
+        await connect(read_db.app, application_name="switch") as switch,
+    ):
+        at = await checkpoint.load(old, "accounts", SHARD)
+        async with new.transaction():
+            await checkpoint.hold(new, f"accounts@{version}", SHARD, at)
+            switching = asyncio.create_task(switch.execute("SELECT switch_rebuild('accounts', 1, %s)", [version]))
+            await eventually(waits(read_db, 1))
+            writing = asyncio.create_task(applies(old, at, store))
+            await eventually(waits(read_db, 2))
+        assert await (await switching).fetchone() == (True,)
+        with pytest.raises(Fenced):
+            await writing
+    assert serving(read_db) == (f"accounts@{version}", at.position)
+
+
+@pytest.mark.parametrize(("writes", "moves"), [(applies, True), (parks, True), (retries, False), (forgets, False)])
+async def test_a_switch_waits_for_what_the_old_version_writes(
+    read_db: Database, writes: Callable[[Connection, Checkpoint, Store], Coroutine[None, None, None]], moves: bool
+) -> None:
+    """Without a deadlock; then the new version is behind, if that has moved its checkpoint, and else serves."""
+    store = parked_keys.bank()
+    parked_keys.broken.add(9)
+    if writes is retries:
+        store.deposit("acme", parked_keys.BLUE, ALICE, 9, 109)
+    async with operator(read_db) as admin:
+        version = await compared(read_db, store, admin, parked_keys.GROUP)
+    if writes is retries:
+        parked_keys.ask(read_db, "accounts")
+    async with (
+        await connect(read_db.app, application_name="holds") as holds,
+        await connect(read_db.app, application_name="old") as old,
+        await connect(read_db.app, application_name="switch") as switch,
+    ):
+        at = await checkpoint.load(old, "accounts", SHARD)
+        async with holds.transaction():
+            await checkpoint.hold(holds, "accounts", SHARD, at)
+            writing = asyncio.create_task(writes(old, at, store))
+            await eventually(waits(read_db, 1))
+            switching = asyncio.create_task(switch.execute("SELECT switch_rebuild('accounts', 1, %s)", [version]))
+            await eventually(waits(read_db, 2))
+        await asyncio.wait({writing, switching})
+        assert await switching.result().fetchone() == (not moves,)
+        if writes is forgets:  # in several transactions, of which the switch came before the second
+            with pytest.raises(Fenced):
+                writing.result()
+        else:
+            writing.result()
+    assert serving(read_db) == ("accounts" if moves else f"accounts@{version}", at.position + moves)
+
+
+async def test_a_commit_during_a_switch_is_in_what_serves(read_db: Database) -> None:
+    """A batch of the old version that came first is waited for; then the new version catches up before it serves."""
     store = bank(3)
-    assert read_db.query
-    with psycopg.connect(read_db.owner, autocommit=True) as owner:
-        # Longer than PostgreSQL takes to find a deadlock.
-        owner.execute("ALTER FUNCTION switch_rebuild SET lock_timeout = '20s'")
-    async with running(made(read_db, store)), operator(read_db) as admin:
-        await at_end(read_db, store)
-        with psycopg.connect(read_db.query) as query:
-            query.execute("SELECT count(*) FROM accounts")  # holds the switch up
-            version = (await start(admin)).version
-
-            async def compared() -> bool:
-                return (await admin.get("accounts")).rows_differing == 0
-
-            await eventually(compared, 20)
-    with psycopg.connect(read_db.admin, autocommit=True) as watching:
-
-        def waiting(count: int) -> Callable[[], bool]:
-            asked = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-            return lambda: watching.execute(asked).fetchone() == (count,)
-
+    async with operator(read_db) as admin:
+        version = await compared(read_db, store, admin)
         async with (
-            await connect(read_db.app, application_name="new") as new,
+            await connect(read_db.app, application_name="row") as row,
             await connect(read_db.app, application_name="old") as old,
             await connect(read_db.app, application_name="switch") as switch,
         ):
-            at = await checkpoint.load(old, "accounts", SHARD)
+            at, tables = await checkpoint.load(old, "accounts", SHARD), await known(old, ACCOUNT_TABLES)
             store.deposit("acme", uid(100), ALICE, 1, 6)
-            async with new.transaction():
-                await checkpoint.hold(new, f"accounts@{version}", SHARD, at)
-                switching = asyncio.create_task(switch.execute("SELECT switch_rebuild('accounts', 1, %s)", [version]))
-                await eventually(waiting(1))
+            async with row.transaction():
+                await row.execute("SELECT FROM accounts WHERE account_id = %s FOR UPDATE", (uid(100),))
                 batch = batch_of(store, len(store.events), len(store.events))
-                applying = asyncio.create_task(Tables(ACCOUNT_TABLES).apply(old, SHARD, at, batch))
-                await eventually(waiting(2))
-            assert await (await switching).fetchone() == (True,)
-            with pytest.raises(Fenced):
-                await applying
-    assert serving(read_db) == (f"accounts@{version}", at.position)
+                applying = asyncio.create_task(tables.apply(old, SHARD, at, batch))
+                await eventually(waits(read_db, 1))
+                switching = asyncio.create_task(switch.execute("SELECT switch_rebuild('accounts', 1, %s)", [version]))
+                await eventually(waits(read_db, 2))
+            await applying
+            assert await (await switching).fetchone() == (False,)
+        assert serving(read_db) == ("accounts", len(store.events))
+        async with running(made(read_db, store)):
+            await eventually(state(admin, "switched"), FILL_S)
+            assert serving(read_db) == (f"accounts@{version}", len(store.events))
+    assert dump(read_db, NAMES) == folded(store.events, ACCOUNT_TABLES)

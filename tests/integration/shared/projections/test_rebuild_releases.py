@@ -8,14 +8,10 @@ from functools import partial
 import psycopg
 import pytest
 
-from bank.v1 import account_pb2
 from deploy.bootstrap import Database
-from foldline.v1.event_store_pb2 import EventEnvelope
-from read_service.projections.accounts import ACCOUNTS, MOVEMENTS, AccountRow, opened
-from shared.folds.projection import Group
 from tests.support.fakes.line import uid
-from tests.support.fakes.tables import dump, folded, folding
-from tests.support.system.rebuilding import ALICE, NAMES, at_end, bank, made, operator, running, serving, start, state
+from tests.support.fakes.tables import dump, folded
+from tests.support.system.rebuilding import ALICE, NAMES, at_end, bank, made, operator, release, running, serving, start, state
 from tests.support.system.waiting import eventually
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -23,15 +19,6 @@ pytestmark = pytest.mark.usefixtures("quick")
 ONE_TOO_MANY = """
 INSERT INTO accounts SELECT tenant, 'x', owner_id, name, currency, 1, status, opened_at, 1 FROM accounts LIMIT 1
 """
-
-
-def release(version: int) -> Group:
-    """Accounts whose names say the version by which they were opened."""
-
-    def named(row: AccountRow | None, event: account_pb2.AccountOpened, envelope: EventEnvelope) -> AccountRow:
-        return opened(row, event, envelope)._replace(name=f"{event.name} {version}")
-
-    return Group("accounts", (folding(ACCOUNTS, account_pb2.AccountOpened, named), MOVEMENTS), version=version)
 
 
 def folds_that_serve(database: Database) -> int:
