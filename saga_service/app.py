@@ -217,7 +217,7 @@ def build(
     # Whichever instance leads: an operator must hear of a runner that does not go on from whoever asks any of them.
     server.probes.readiness.add("processes", readiness_check(probe, settings.shard, clock))
     watch_consumers(server.probes.metrics, probe, LockClass.SAGA, settings.shard, (CHECKPOINT,))
-    watch_processes(server.probes.metrics, probe, settings.shard, clock)
+    watch_processes(server.probes.metrics, probe, settings.shard, clock, [it.type for it in definitions])
     watch_deliveries(server.probes.metrics, probe, clock)
     events = channel(settings.write_address, retries=False, tls=settings.write_tls)
     server.on_drained(lambda: events.close(None))

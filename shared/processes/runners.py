@@ -102,11 +102,18 @@ WHERE status <> 'ended' OR trouble <> '' OR attention <> '' GROUP BY 1, 2
 """
 
 
-def watch_processes(metrics: Metrics, probe: DatabaseProbe, shard: int, clock: Callable[[], datetime]) -> None:
-    """Makes gauges of the processes and of what their runner has to do."""
+def watch_processes(
+    metrics: Metrics, probe: DatabaseProbe, shard: int, clock: Callable[[], datetime], types: Sequence[str]
+) -> None:
+    """Makes gauges of the processes and of what their runner has to do. Of these types it is also told that there are none."""
 
     async def ask() -> Values:
-        counts = await probe.rows(_COUNT)
+        under_way = {(type_, status): 0 for type_ in types for status in ("running", "parked")}
+        asking = dict.fromkeys(types, 0)
+        for type_, status, asks, count in await probe.rows(_COUNT):
+            if status != "ended":
+                under_way[type_, status] = count
+            asking[type_] = asking.get(type_, 0) + asks
         works = [_work(clock(), *row[1:]) for row in await probe.rows(_READ, (CHECKPOINT,)) if row[0] == shard]
         now = clock()
         overdue = [
@@ -116,11 +123,10 @@ def watch_processes(metrics: Metrics, probe: DatabaseProbe, shard: int, clock: C
         ]
         return {
             "foldline.processes": [
-                (count, {"foldline.process.type": name, "foldline.process.status": status})
-                for name, status, _, count in counts
-                if status != "ended"
+                (count, {"foldline.process.type": type_, "foldline.process.status": status})
+                for (type_, status), count in under_way.items()
             ],
-            "foldline.process.attention": [(asking, {"foldline.process.type": name}) for name, _, asking, _ in counts if asking],
+            "foldline.process.attention": [(count, {"foldline.process.type": type_}) for type_, count in asking.items()],
             "foldline.process.streams.parked": [(work.parked_streams, {}) for work in works],
             "foldline.process.overdue": overdue,
             "foldline.process.types.paused": [(len(work.paused), {}) for work in works],

@@ -1,4 +1,7 @@
-"""The alert rules, evaluated by Prometheus over made-up numbers: none fires on a healthy system, each on what it is for."""
+"""The alert rules, evaluated by Prometheus over made-up numbers: none fires on a healthy system, each on what it is for.
+
+The other tests evaluate them, and what the dashboard asks, by a part of PromQL of our own; it is held to Prometheus here.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.containers.alert_cases import CASES, case
+from tests.containers.alert_cases import CASES, QUERIES, case, told
 from tests.containers.engine import Podman
 from tests.containers.images import ROOT, Images
 
@@ -16,8 +19,8 @@ OBSERVE = ROOT / "deploy/observe"
 
 
 def test_each_alert_fires_on_what_it_is_for(podman: Podman, images: Images, tmp_path: Path) -> None:
-    """And nothing else fires then. That each rule has a case is held by `tests/unit/test_observe.py`."""
-    tests = [case(number, *each) for number, each in enumerate(CASES)]
+    """And nothing else fires then. Of each query it says what is said of it without it."""
+    tests = [told(QUERIES), *(case(number, *each) for number, each in enumerate(CASES))]
     folder = tmp_path / "cases"
     folder.mkdir()
     (folder / "cases.yaml").write_text(

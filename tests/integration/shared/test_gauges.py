@@ -79,17 +79,20 @@ async def test_parked_keys_are_counted_by_group(read_db: Database) -> None:
 
 
 async def test_processes_are_counted_and_what_is_overdue_is_told_apart(saga_db: Database) -> None:
-    """By status; the oldest command that is due apart from the oldest timer; what will be due is not."""
+    """By status, of each type; the oldest command that is due apart from the oldest timer; what will be due is not."""
     with psycopg.connect(saga_db.owner) as connection:
         connection.execute(PROCESSES)
     async with asking(saga_db.app) as (metrics, probe):
-        watch_processes(metrics, probe, 1, utc_now)
+        watch_processes(metrics, probe, 1, utc_now, ["gift", "loan"])
         await eventually(lambda: _there(metrics), 20)
         found = await page(metrics)
     gifts = 'foldline_process_type="gift"'
     assert found[f'foldline_processes{{foldline_process_status="running",{gifts}}}'] == 2
     assert found[f'foldline_processes{{foldline_process_status="parked",{gifts}}}'] == 1
     assert found[f"foldline_process_attention{{{gifts}}}"] == 1
+    # A type without processes is told, too: what shows it is not empty, and a count that falls to nothing falls to 0.
+    loans = [value for name, value in found.items() if 'foldline_process_type="loan"' in name]
+    assert loans == [0, 0, 0]
     assert found["foldline_process_streams_parked"] == found["foldline_process_types_paused"] == 0
     for work, hours in (("commands", 1), ("timers", 2)):
         overdue = found[f'foldline_process_overdue_seconds{{foldline_process_work="{work}"}}']
