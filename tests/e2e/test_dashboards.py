@@ -30,7 +30,8 @@ SHOWN = {target["expr"] for panel in PANELS for target in panel["targets"]}
 ALERTS: dict[str, str] = {rule["alert"]: rule["expr"] for rule in RULES}
 # Not asked of a healthy system, which may give something: the machine of a test is busy.
 MAY_FIRE = {"FoldlineLoopBlocked"}
-# Not made to fire here: each takes a fault of a minute or more, or a defect of ours. `tests/unit/test_observe.py` does it with made-up numbers.
+# Not made to fire here: each takes a fault of a minute or more, or a defect of ours. `tests/unit/test_observe.py` does it with
+# made-up numbers.
 TAKES_LONG = {"FoldlineProcessesStuck", "FoldlineSchedulesLate", "FoldlineCommitsFail", "FoldlineLoopBlocked", "FoldlineDefects"}
 BROKEN = {
     "saga": """
