@@ -13,7 +13,8 @@ from nats.js.api import StreamInfo
 from foldline.v1 import archive_pb2, schedule_pb2
 from shared.line.broker import stream_name, tenant_subjects
 from tests.e2e.conftest import Caller, Foldline, ProcessAdmin
-from tests.support.checks.invariants import CLOSED, PURGED, check, look
+from tests.support.checks.invariants import check, look
+from tests.support.checks.kinds import CLOSED, PURGED
 from tests.support.clients.bank import Bank, deposit, options, packed, refused
 from tests.support.system.stack import Stack
 

@@ -8,7 +8,8 @@ import grpc.aio
 import pytest
 
 from deploy.local.system import READ, WRITE
-from tests.support.checks.invariants import check, look, published
+from tests.support.checks.invariants import check, look
+from tests.support.checks.stream import published
 from tests.support.clients.bank import Bank, channels, new_id, read_refusal, refused, register
 from tests.support.clients.traffic import running
 from tests.support.system.sealing import place_of, token_with

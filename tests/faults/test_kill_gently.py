@@ -12,7 +12,8 @@ import pytest
 
 from deploy.local.system import PROJECTOR, READ, RELAY, SAGA, WRITE
 from foldline.v1 import command_pb2
-from tests.support.checks.invariants import Acknowledged, check, look, published
+from tests.support.checks.invariants import Acknowledged, check, look
+from tests.support.checks.stream import published
 from tests.support.clients.bank import Bank, channels, deposit, item, read_refusal
 from tests.support.clients.traffic import running
 from tests.support.system.stack import Stack

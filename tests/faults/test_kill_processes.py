@@ -7,7 +7,8 @@ import asyncio
 import pytest
 
 from deploy.local.system import PROJECTOR, READ, RELAY, WRITE
-from tests.support.checks.invariants import check, look, published
+from tests.support.checks.invariants import check, look
+from tests.support.checks.stream import published
 from tests.support.clients.bank import Bank, channels, round_trip
 from tests.support.clients.traffic import Traffic, running
 from tests.support.system.stack import Stack

@@ -11,7 +11,8 @@ from psycopg import sql
 
 from deploy.engines.nats import Nats
 from deploy.local.system import PROJECTOR, READ, RELAY, SAGA, WRITE
-from tests.support.checks.invariants import check, look, published
+from tests.support.checks.invariants import check, look
+from tests.support.checks.stream import published
 from tests.support.clients.bank import Bank, channels
 from tests.support.system.engines import Engines
 from tests.support.system.mail import Mailbox

@@ -17,7 +17,8 @@ from deploy.local.system import PROJECTOR, READ, RELAY, SAGA, WRITE
 from foldline.v1 import archive_pb2
 from shared.platform.migrate import SchemaTooNew, migrate
 from shared.rpc.client import channel
-from tests.support.checks.invariants import KINDS, check, look
+from tests.support.checks.invariants import check, look
+from tests.support.checks.kinds import KINDS
 from tests.support.clients.bank import Bank, channels, deposit, refused
 from tests.support.clients.steady import Steady, steady
 from tests.support.next_release import ROOT, Release, next_release

@@ -24,7 +24,8 @@ from bank.v1 import transfer_pb2, transfer_query_pb2, user_query_pb2
 from deploy.local.system import PROJECTOR, READ, RELAY, SAGA, WRITE
 from foldline.v1 import process_pb2
 from tests.e2e.conftest import desk_of
-from tests.support.checks.invariants import Acknowledged, all_have_ended, check, folded_login, look, published
+from tests.support.checks.invariants import Acknowledged, all_have_ended, check, folded_login, look
+from tests.support.checks.stream import published
 from tests.support.clients.bank import (
     Bank,
     channels,
