@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from domain_code import Field, Struct, aggregates, events
+from domain_contract import Field, Struct, aggregates, events
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
 ABOUT = """# Events for other teams

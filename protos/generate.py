@@ -20,7 +20,8 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from domain_code import NotADomain, domain_files
+from domain_code import domain_files
+from domain_contract import NotADomain
 from events_page import page
 from google.protobuf import any_pb2, descriptor_pb2, duration_pb2, field_mask_pb2, timestamp_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
