@@ -102,7 +102,7 @@ def build(settings: ReadSettings, reads: Reads, rows: Sequence[SummaryRpcs[Any]]
     )
     probe = server.probes.needs_database(settings.query_database_url.get_secret_value())
     watch_consumers(server.probes.metrics, probe, LockClass.PROJECTOR, settings.shard, gates)
-    watch_parked(server.probes.metrics, probe, settings.shard)
+    watch_parked(server.probes.metrics, probe, settings.shard, gates)
     limits = WatchLimits(settings.watches_per_tenant_max, settings.watches_max)
     lists = WatchLimits(settings.watched_lists_per_tenant_max, settings.watched_lists_max, "watched lists")
     past = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, LiteralString, NamedTuple
@@ -64,12 +64,13 @@ MEASURED_MAX, COUNTED_MAX = 1000, 10_000
 _COUNT: LiteralString = "SELECT * FROM count_parked_each(%s, %s)"
 
 
-def watch_parked(metrics: Metrics, probe: DatabaseProbe, shard: int) -> None:
-    """Makes a gauge of the parked keys."""
+def watch_parked(metrics: Metrics, probe: DatabaseProbe, shard: int, groups: Iterable[str]) -> None:
+    """Makes a gauge of the parked keys. Of these groups it is also told that there are none."""
+    none = dict.fromkeys(groups, 0)
 
     async def ask() -> Values:
-        rows = await probe.rows(_COUNT, (shard, MEASURED_MAX))
-        return {"foldline.projection.parked": [(count, {"foldline.consumer": name}) for name, count in rows] or [(0, {})]}
+        counts = none | dict(await probe.rows(_COUNT, (shard, MEASURED_MAX)))
+        return {"foldline.projection.parked": [(count, {"foldline.consumer": name}) for name, count in counts.items()]}
 
     watch(metrics, METRICS, ask)
 
