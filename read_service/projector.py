@@ -1,18 +1,20 @@
 """`python -m read_service.projector`: keeps the query tables of one shard in step with the line.
 
-Any number may run; one of them leads, the others stand by. Processes may start in any order, and the projector works without
-the broker. Each group of tables follows the line on its own. When one cannot go on (see `ListProjections`), the projector stays
-up, applies nothing to that group's tables, and is not ready.
+Any number may run. Each group of tables is led by one of them, which may lead several; the others stand by. A setting says which
+groups a process may lead: the folds of a group take the processor from all other groups of their process. Processes may start in
+any order, and the projector works without the broker. Each group follows the line on its own. When one cannot go on (see
+`ListProjections`), the projector stays up, applies nothing to that group's tables, and is not ready.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from read_service.registry import GROUPS
 from shared.folds.projection import Group
@@ -23,10 +25,11 @@ from shared.line.lag import consumers_lag
 from shared.line.sources import PageFeed, StoreLine
 from shared.platform.leader import LockClass, until
 from shared.platform.metrics import Metrics
+from shared.platform.parts import lead_parts
 from shared.platform.peers import BrokerPeer, WriteServicePeer
 from shared.platform.postgres import Connection, connect, refuse_unsafe
 from shared.platform.probe import DatabaseProbe
-from shared.platform.settings import load
+from shared.platform.settings import load, named
 from shared.platform.urls import DatabaseUrl
 from shared.projections.groups import GroupProjector, Projectors
 from shared.rpc import bootstrap
@@ -47,6 +50,23 @@ class ProjectorSettings(WriteServicePeer, BrokerPeer):
     """A file with a token of role `reader`; it is read again for every call, so it can be renewed."""
     shard: int = Field(1, ge=1)
     """The shard whose events are followed."""
+    projector_groups: str = ""
+    """The groups of tables that this process may lead, separated by commas; by default all. Each group is led by one process at a
+    time, others stand by for it. Every group needs a process that may lead it."""
+
+    @property
+    def groups(self) -> Sequence[str]:
+        """The names of the groups that this process may lead."""
+        given = set(filter(None, map(str.strip, self.projector_groups.split(","))))
+        known = [group.name for group in GROUPS]
+        if unknown := given.difference(known):
+            raise ValueError(f"there is no group {min(unknown)}, there are {', '.join(known)}")
+        return [name for name in known if not given or name in given]
+
+    @model_validator(mode="after")
+    def _knows_groups(self) -> ProjectorSettings:
+        named("projector_groups", lambda: self.groups)
+        return self
 
 
 async def connect_safely(database_url: str) -> Connection:
@@ -81,15 +101,19 @@ class Leading:
         self._projectors: Projectors | None = None
         self._line: Line | None = None
 
-    async def run(self, stopping: asyncio.Event) -> None:
-        """Projects until `stopping` is set. Then the open transaction is rolled back; the next leader does it again."""
+    async def run(self, stopping: asyncio.Event, names: Sequence[str]) -> None:
+        """Keeps the groups with these names until `stopping` is set.
+
+        Then the open transactions are rolled back; the next leaders do it again.
+        """
         # Built anew for each lease, because nothing that was read under an earlier lease may be used.
         settings = self._settings
         feed = PageFeed(Broker.of(settings), settings.shard, f"projector-{settings.shard}")
         try:
             async with channel(settings.write_address, retries=False, tls=settings.write_tls) as events:
                 self._line = StoreLine(events, settings.token_file, settings.shard)
-                self._projectors = build(settings, self._line, feed)
+                groups = [group for group in GROUPS if group.name in names]
+                self._projectors = build(settings, self._line, feed, groups)
                 await until(stopping, self._projectors.run())
         finally:
             self._projectors = self._line = None
@@ -110,13 +134,18 @@ def main() -> int:
     """Reads the settings and runs."""
     settings = load(ProjectorSettings, "read_service.projector")
     leading = Leading(settings)
+    database_url = settings.database_url.get_secret_value()
+
+    async def work(stopping: asyncio.Event) -> None:
+        run = partial(leading.run, stopping)
+        await lead_parts(database_url, LockClass.PROJECTOR, settings.shard, settings.groups, run, stopping)
+
     return bootstrap.lead(
         "projector",
         settings,
-        settings.database_url.get_secret_value(),
-        LockClass.PROJECTOR,
+        database_url,
         settings.shard,
-        leading.run,
+        work,
         checks={"projection": leading.goes_on},
         measure=leading.measure,
     )

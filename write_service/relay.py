@@ -19,7 +19,7 @@ from shared.line.broker_access import Broker, BrokerTooOld, connect, refuse_old
 from shared.line.lag import relay_lag
 from shared.line.relay import Relay, Retention, WrongShard
 from shared.platform.instruments import Labels
-from shared.platform.leader import LockClass, until
+from shared.platform.leader import LockClass, lead, until
 from shared.platform.metrics import Metrics
 from shared.platform.peers import BrokerPeer
 from shared.platform.probe import DatabaseProbe
@@ -105,13 +105,17 @@ def main() -> int:
     """Reads the settings and runs."""
     settings = load(RelaySettings, "write_service.relay")
     publishing = Publishing(settings)
+    database_url = settings.database_url.get_secret_value()
+
+    async def work(stopping: asyncio.Event) -> None:
+        await lead(database_url, LockClass.RELAY, settings.shard, lambda: publishing.run(stopping), stopping)
+
     return bootstrap.lead(
         "relay",
         settings,
-        settings.database_url.get_secret_value(),
-        LockClass.RELAY,
+        database_url,
         settings.shard,
-        publishing.run,
+        work,
         around=publishing.connected,
         checks={"broker": publishing.reaches_broker},
         measure=publishing.measure,

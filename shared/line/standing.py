@@ -14,6 +14,7 @@ from typing import Any, LiteralString
 
 from shared.line.checkpoint import DIVERGED, STOPPED, Checkpoint
 from shared.platform.leader import LockClass
+from shared.platform.parts import PART_KEY
 from shared.platform.postgres import Connection
 from shared.platform.probe import DatabaseProbe
 
@@ -51,18 +52,21 @@ class Standing:
         return " ".join(filter(None, (self.state, self.reason.partition(":")[0])))
 
 
-# A session's lock of two keys has objsubid 2. Everybody may read pg_locks.
-_READ: LiteralString = """
+_PART = PART_KEY.format(name="split_part(w.name, '@', 1)", shard="w.shard")
+# A session lock of two keys has objsubid 2. Everybody may read pg_locks. A consumer is led by who has its part, a group of tables
+# whatever version of it serves, or the whole alone; who leads or stands by for parts has the whole in shared mode.
+_READ: LiteralString = f"""
 SELECT w.name, w.shard, coalesce(c.epoch, ''), coalesce(c.position, 0), coalesce(c.event_id, ''), coalesce(c.state, ''),
   coalesce(c.reason, ''), c.moved_at,
-  EXISTS (SELECT FROM pg_locks l WHERE l.locktype = 'advisory' AND l.classid = %s::int::oid AND l.objid = w.shard::oid
-          AND l.objsubid = 2 AND l.granted
+  EXISTS (SELECT FROM pg_locks l WHERE l.locktype = 'advisory' AND l.objsubid = 2 AND l.granted AND l.mode = 'ExclusiveLock'
+          AND (l.classid = %s::int::oid AND l.objid = w.shard::oid
+            OR l.classid = %s::int::oid AND l.objid = ({_PART})::oid)
           AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database()))
 FROM (SELECT u.name, %s::int AS shard FROM unnest(%s::text[]) AS u (name)
       UNION SELECT k.name, k.shard::int FROM checkpoints k WHERE k.name = ANY (%s::text[])) AS w
 LEFT JOIN checkpoints c ON c.name = w.name AND c.shard = w.shard
 ORDER BY 1, 2
-"""
+"""  # noqa: S608 (of ours)
 
 
 async def read_standings(connection: Connection, lock_class: LockClass, shard: int, names: Iterable[str]) -> list[Standing]:
@@ -91,7 +95,7 @@ def readiness_check(
 
 def _parameters(lock_class: LockClass, shard: int, names: Iterable[str]) -> tuple[Any, ...]:
     wanted = list(names)
-    return int(lock_class), shard, wanted, wanted
+    return int(lock_class), int(LockClass.PART), shard, wanted, wanted
 
 
 def _standing(

@@ -20,7 +20,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TypeVar
+from typing import LiteralString, TypeVar
 
 import psycopg
 
@@ -45,6 +45,7 @@ class LockClass(IntEnum):
     PROJECTOR = 3
     SAGA = 4
     SCHEDULER = 5
+    PART = 6  # the second key is that of a part's name and the shard: see `parts`
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +71,9 @@ async def lead(
     is raised here. Raises UnsafeDatabase if the URL leads to a pooler.
     """
     while not stopping.is_set():
-        connection = await until(stopping, _gain(database_url, lock_class, shard))
+        connection = await until(stopping, gain(database_url, lock_class, shard))
         if connection is not None:
-            async with _held(connection, Lease(lock_class, shard)) as lease:
+            async with held(connection, Lease(lock_class, shard)) as lease:
                 await until(lease.lost, work())
 
 
@@ -95,12 +96,13 @@ async def hold_lease(database_url: str, lock_class: int, shard: int) -> AsyncIte
     `database_url` must lead to the server itself: behind a pooler that shares connections between transactions, the
     lock would belong to whoever uses the connection next.
     """
-    async with _held(await _gain(database_url, lock_class, shard), Lease(lock_class, shard)) as lease:
+    async with held(await gain(database_url, lock_class, shard), Lease(lock_class, shard)) as lease:
         yield lease
 
 
 @contextlib.asynccontextmanager
-async def _held(connection: Connection, lease: Lease) -> AsyncIterator[Lease]:
+async def held(connection: Connection, lease: Lease) -> AsyncIterator[Lease]:
+    """Keeps a lease that a connection has gained, and ends both with the block."""
     heart = asyncio.create_task(_beat(connection, lease))
     try:
         yield lease
@@ -111,8 +113,8 @@ async def _held(connection: Connection, lease: Lease) -> AsyncIterator[Lease]:
             await connection.close()
 
 
-async def _gain(database_url: str, lock_class: int, shard: int) -> Connection:
-    """Returns a connection that holds the lock."""
+async def gain(database_url: str, lock_class: int, shard: int, *, shared: bool = False) -> Connection:
+    """Returns a connection that holds the lock; if `shared`, beside any number of others that do so too."""
     told, told_at = "", 0.0
 
     def say(what: str, **facts: object) -> None:
@@ -131,7 +133,7 @@ async def _gain(database_url: str, lock_class: int, shard: int) -> Connection:
         try:
             await refuse_pooler(connection)
             await connection.execute("SELECT set_config('idle_session_timeout', %s, false)", (f"{SESSION_TIMEOUT_S * 1000:.0f}",))
-            while not await _try_lock(connection, lock_class, shard):
+            while not await _try_lock(connection, lock_class, shard, shared=shared):
                 say("lease_stands_by")
                 await asyncio.sleep(RETRY_S)
         except psycopg.Error as error:
@@ -143,12 +145,13 @@ async def _gain(database_url: str, lock_class: int, shard: int) -> Connection:
             await connection.close()
             raise
         else:
-            log.info("lease_gained", lock_class=int(lock_class), shard=shard)
+            log.info("lease_shared" if shared else "lease_gained", lock_class=int(lock_class), shard=shard)
             return connection
 
 
-async def _try_lock(connection: Connection, lock_class: int, shard: int) -> bool:
-    cursor = await connection.execute("SELECT pg_try_advisory_lock(%s::integer, %s::integer)", (int(lock_class), shard))
+async def _try_lock(connection: Connection, lock_class: int, shard: int, *, shared: bool) -> bool:
+    function: LiteralString = "pg_try_advisory_lock_shared" if shared else "pg_try_advisory_lock"
+    cursor = await connection.execute(f"SELECT {function}(%s::integer, %s::integer)", (int(lock_class), shard))
     row = await cursor.fetchone()
     return row is not None and row[0] is True
 

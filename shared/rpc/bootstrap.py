@@ -11,8 +11,8 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import TYPE_CHECKING
 
-from shared.platform import leader, program, startup
-from shared.platform.leader import LockClass, until
+from shared.platform import program, startup
+from shared.platform.leader import until
 from shared.platform.metrics import Metrics
 from shared.platform.postgres import Reads
 from shared.platform.probe import DatabaseProbe
@@ -78,7 +78,6 @@ def lead(
     service: str,
     settings: ProcessSettings,
     database_url: str,
-    lock_class: LockClass,
     shard: int,
     work: Work,
     *,
@@ -87,11 +86,11 @@ def lead(
     measure: Callable[[Metrics, DatabaseProbe], None] = lambda *_: None,
     refuses: tuple[type[Exception], ...] = (),
 ) -> int:
-    """Runs `work` while this process is the leader, stands by while another is; returns the exit code after SIGTERM or SIGINT.
+    """Runs `work`, which leads or stands by (`leader.lead`, `parts.lead_parts`); returns the exit code after SIGTERM or SIGINT.
 
-    `work` is started anew for every lease; `around` is entered once, before the process tries to lead. An exception of the
-    types `refuses` ends the process with an error in the log. Leading or not, the process answers gRPC health and its admin
-    port: it is ready while the database answers and the `checks` pass. `measure` adds metrics, and may ask the database.
+    `around` is entered once, before the process tries to lead. An exception of the types `refuses` ends the process with an error
+    in the log. Leading or not, the process answers gRPC health and its admin port: it is ready while the database answers and the
+    `checks` pass. `measure` adds metrics, and may ask the database.
     """
 
     async def main() -> None:
@@ -102,7 +101,7 @@ def lead(
         for name, check in (checks or {}).items():
             probes.readiness.add(name, check)
         async with probes.alone(), around(stopping):
-            await leader.lead(database_url, lock_class, shard, lambda: work(stopping), stopping)
+            await work(stopping)
         log.info("process_stopped", shard=shard)
 
     return startup.run(service, settings, main, refuses=refuses)
