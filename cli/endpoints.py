@@ -85,9 +85,9 @@ def load(data: Path) -> Endpoints:
     """Reads `data/endpoints.json`, which exists while `foldline dev` runs on that folder.
 
     FOLDLINE_WRITE_ADDRESS and FOLDLINE_READ_ADDRESS together replace the file, with FOLDLINE_SAGA_ADDRESS for processes and
-    deliveries, and FOLDLINE_TOKEN for the tokens. Raises NotRunning.
+    deliveries, and FOLDLINE_TOKEN for the tokens. Raises NotRunning, and UsageError for an address that is malformed.
     """
-    write, read, saga = (os.environ.get(f"FOLDLINE_{name}_ADDRESS", "") for name in ("WRITE", "READ", "SAGA"))
+    write, read, saga = (_told(f"FOLDLINE_{name}_ADDRESS") for name in ("WRITE", "READ", "SAGA"))
     file = data / "endpoints.json"
     try:
         found = json.loads(file.read_text())
@@ -98,3 +98,15 @@ def load(data: Path) -> Endpoints:
     except (OSError, ValueError) as error:
         raise NotRunning(f"{file} cannot be read: {error}") from None
     return Endpoints(write or found["write"], read or found["read"], dict(found["tokens"]), saga or found.get("saga", ""))
+
+
+def _told(variable: str) -> str:
+    """An address in the environment; empty if it is not set. Raises UsageError."""
+    if not (value := os.environ.get(variable, "")):
+        return ""
+    from shared.platform.urls import service_address
+
+    try:
+        return service_address(value)
+    except ValueError as error:
+        raise UsageError(f"{variable}: {error}") from None

@@ -16,6 +16,7 @@ import os
 import re
 import secrets
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from psycopg import sql
 from shared.platform.migrate import migrate, refuse_newer
 from shared.platform.postgres import SETTINGS, UnsafeDatabase
 from shared.platform.unknown import unknown_variables
+from shared.platform.urls import refuse_admin_url
 from shared.platform.versions import postgres_too_old
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -178,9 +180,12 @@ def bootstrap_with_files(admin_url: str, folder: Path, prefix: str = "foldline")
     A file that is there gives its role's password, so that a secret made elsewhere is taken as it is; a file that is not
     there is written, readable for its owner alone. Killed between the databases and the files, the next run gives the roles
     of the missing files new passwords. Two runs at once on one folder take turns, so the files and the databases agree.
-    Raises ValueError for a file that holds no URL of its role.
+    Raises, before anything is made or changed, ValueError for a file that holds no URL of its role, and for a folder that is not
+    there, or in which missing files cannot be written.
     """
     with _folder_lock(folder):
+        if not all((folder / f"{service}_{role}").exists() for service, roles in SERVICES.items() for role in roles):
+            _refuse_unwritable(folder)
         databases = bootstrap(admin_url, prefix, passwords=dict(_passwords_in(folder, prefix)))
         for service, roles in SERVICES.items():
             database: Database = getattr(databases, service)
@@ -194,12 +199,23 @@ def bootstrap_with_files(admin_url: str, folder: Path, prefix: str = "foldline")
 @contextmanager
 def _folder_lock(folder: Path) -> Iterator[None]:
     """Holds the lock of a folder, which may be read-only; the kernel frees it if the process is killed."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise ValueError(f"--files: the folder {folder} cannot be read: {error.strerror}") from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)
+
+
+def _refuse_unwritable(folder: Path) -> None:
+    """Raises ValueError if no file can be made in a folder: the passwords of the roles would be known to nobody."""
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ValueError(f"--files: the folder {folder} cannot be written: {error.strerror}") from None
 
 
 def _passwords_in(folder: Path, prefix: str) -> Iterator[tuple[str, str]]:
@@ -221,6 +237,28 @@ def write_secret(file: Path, content: str) -> None:
     fresh.write_text(content + "\n")
     fresh.chmod(0o400)
     fresh.replace(file)
+
+
+def administrators_url(environment: Mapping[str, str]) -> str:
+    """The URL in DATABASE_URL, or in the file that DATABASE_URL_FILE names; empty if neither is set.
+
+    Raises ValueError, without the URL, if both are set, the file cannot be read, or it is no URL of PostgreSQL.
+    """
+    variable, url, file = "DATABASE_URL", environment.get("DATABASE_URL", ""), environment.get("DATABASE_URL_FILE", "")
+    if url and file:
+        raise ValueError("DATABASE_URL and DATABASE_URL_FILE are both set: give the administrator's URL once")
+    if file:
+        variable = "DATABASE_URL_FILE"
+        try:
+            url = Path(file).read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{variable}: {file} cannot be read: {getattr(error, 'strerror', 'it is no text')}") from None
+    if file or url:
+        try:
+            refuse_admin_url(url)
+        except ValueError as error:
+            raise ValueError(f"{variable}: {error}") from None
+    return url
 
 
 def _wait_for_server(url: str, seconds: float) -> None:
@@ -249,12 +287,9 @@ def main() -> int:
     if unknown := unknown_variables(os.environ):
         print(*unknown, sep="\n", file=sys.stderr)
         return 2
-    file = os.environ.get("DATABASE_URL_FILE")
-    url = Path(file).read_text().strip() if file else os.environ.get("DATABASE_URL")
-    if not url:
-        print("set DATABASE_URL to an administrator's URL, or DATABASE_URL_FILE to a file that holds it", file=sys.stderr)
-        return 2
     try:
+        if not (url := administrators_url(os.environ)):
+            raise ValueError("set DATABASE_URL to an administrator's URL, or DATABASE_URL_FILE to a file that holds it")
         _wait_for_server(url, arguments.wait)
         if arguments.files:
             bootstrap_with_files(url, arguments.files, arguments.prefix)
@@ -264,7 +299,7 @@ def main() -> int:
     except (ValueError, UnsafeDatabase) as error:
         print(error, file=sys.stderr)
         return 2
-    except psycopg.OperationalError as error:
+    except (psycopg.OperationalError, psycopg.errors.InsufficientPrivilege) as error:
         print(f"the database server cannot be used: {str(error).strip()}", file=sys.stderr)
         return 1
     return 0

@@ -28,6 +28,7 @@ from deploy.local.system import READ, SAGA, WRITE, System
 from shared.platform.identity import Role
 from shared.platform.migrate import SchemaTooNew
 from shared.platform.postgres import UnsafeDatabase
+from shared.platform.urls import refuse_admin_url, refuse_nats_url
 
 PREFIX = "foldline"
 WATCH_S = 0.2
@@ -42,8 +43,11 @@ class State:
 
     @classmethod
     def load(cls, file: Path) -> State:
-        """The state of a folder, or a new one."""
-        return cls(**json.loads(file.read_text())) if file.exists() else cls()
+        """The state of a folder, or a new one. Raises NotStarted if it cannot be read."""
+        try:
+            return cls(**json.loads(file.read_text())) if file.exists() else cls()
+        except (OSError, ValueError, TypeError) as error:
+            raise NotStarted(f"{file} cannot be read: {error}") from None
 
     def save(self, file: Path) -> None:
         """Writes it, readable for its owner alone."""
@@ -97,14 +101,19 @@ class Machine:
         self.nats_url = os.environ.get("NATS_URL", "")
 
     async def start(self) -> System:
-        """Starts all of it, or raises NotStarted; `stop` is to be called in both cases."""
+        """Starts all of it, or raises NotStarted; `stop` is to be called in both cases.
+
+        What is malformed in the environment is refused before anything is started.
+        """
+        _refuse("DATABASE_URL", self.admin_url, refuse_admin_url)
+        _refuse("NATS_URL", self.nats_url, refuse_nats_url)
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._start_engines()
         with self._step("databases, roles and tables are there"):
             self._held = self._hold()
             try:
                 databases = bootstrap(self.admin_url, self._prefix, passwords=self._state.passwords)
-            except (UnsafeDatabase, SchemaTooNew) as error:
+            except (UnsafeDatabase, SchemaTooNew, psycopg.errors.InsufficientPrivilege) as error:
                 raise NotStarted(str(error)) from None
         ports = {name: self._state.port(name) for name in (WRITE, READ, SAGA)}
         self._remember(databases)
@@ -125,10 +134,10 @@ class Machine:
 
     def destroy(self) -> None:
         """Deletes the data, after `stop`. Databases on a server of the user's own are dropped."""
-        if self.postgres is None:
-            drop(self.admin_url, self._prefix)
-        else:
+        if self.postgres is not None:
             self.postgres.destroy()
+        elif self._held is not None:
+            drop(self.admin_url, self._prefix)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     async def keep_running(self) -> None:
@@ -179,6 +188,15 @@ class Machine:
         began = time.monotonic()
         yield
         self._say(f"{done} ({time.monotonic() - began:.1f} s)")
+
+
+def _refuse(variable: str, url: str, refuse: Callable[[str], None]) -> None:
+    """Raises NotStarted, with the variable's name, if `refuse` raises ValueError for what it says."""
+    if url:
+        try:
+            refuse(url)
+        except ValueError as error:
+            raise NotStarted(f"{variable}: {error}") from None
 
 
 def endpoints(machine: Machine, system: System) -> dict[str, object]:

@@ -5,10 +5,10 @@ What is wrong is told without the address, which may hold a password.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, SecretStr
@@ -27,16 +27,33 @@ class OverTls:
     like: str
 
 
-def _database_url(value: SecretStr) -> SecretStr:
+def refuse_admin_url(value: str) -> None:
+    """Raises ValueError, without the value, unless it is a URL of PostgreSQL, which may name no database.
+
+    Those of the services are made from it, so a connection string of names and values will not do.
+    """
+    if not (value.startswith(("postgresql://", "postgres://")) and _is_sound(_known(value))):
+        raise ValueError("must be like postgresql://user:password@host:5432/postgres")
+
+
+def _known(value: str) -> dict[str, Any]:
+    """What a URL or a connection string says, by name; nothing if it is malformed."""
     from psycopg import ProgrammingError  # noqa: PLC0415 (--help needs no driver)
     from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415
 
     try:
-        known = conninfo_to_dict(value.get_secret_value())
+        return conninfo_to_dict(value)
     except ProgrammingError:
-        known = {}
-    ports = str(known.get("port") or "").split(",")
-    if not known.get("dbname") or not all(port.isdigit() for port in ports if port):
+        return {}
+
+
+def _is_sound(known: Mapping[str, Any]) -> bool:
+    return bool(known) and all(port.isdigit() for port in str(known.get("port") or "").split(",") if port)
+
+
+def _database_url(value: SecretStr) -> SecretStr:
+    known = _known(value.get_secret_value())
+    if not known.get("dbname") or not _is_sound(known):
         raise ValueError("must be like postgresql://user:password@host:5432/database")
     root = known.get("sslrootcert")
     if str(known.get("sslmode")).startswith("verify-") and root != "system" and not (root and Path(str(root)).is_file()):
@@ -45,23 +62,23 @@ def _database_url(value: SecretStr) -> SecretStr:
 
 
 def _database_is_verified(value: str) -> bool:
-    from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415
-
-    return conninfo_to_dict(value).get("sslmode") == "verify-full"
+    return _known(value).get("sslmode") == "verify-full"
 
 
 def client_certificate(value: str) -> Path | None:
     """The file of the client certificate that a URL of PostgreSQL names, if it does."""
-    from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415
-
-    file = conninfo_to_dict(value).get("sslcert")
+    file = _known(value).get("sslcert")
     return Path(str(file)) if file else None
 
 
+def refuse_nats_url(value: str) -> None:
+    """Raises ValueError, without the value, unless it is one or several URLs of NATS servers."""
+    if not all(_has_host(one.strip(), _NATS_SCHEMES) for one in value.split(",")):
+        raise ValueError("must be like nats://user:password@host:4222, or several of these separated by commas")
+
+
 def _nats_url(value: SecretStr) -> SecretStr:
-    for one in value.get_secret_value().split(","):
-        if not _has_host(one.strip(), _NATS_SCHEMES):
-            raise ValueError("must be like nats://user:password@host:4222, or several of these separated by commas")
+    refuse_nats_url(value.get_secret_value())
     return value
 
 
@@ -76,7 +93,8 @@ def _keys_url(value: str) -> str:
     return value
 
 
-def _service_address(value: str) -> str:
+def service_address(value: str) -> str:
+    """The address unchanged. Raises ValueError unless it is a host and a port, with or without `grpcs://` before them."""
     try:
         if value.startswith(("http://", "https://")):
             raise ValueError
@@ -110,7 +128,7 @@ KeysUrl = Annotated[str, AfterValidator(_keys_url)]
 Address = Annotated[str, AfterValidator(_address)]
 """A host and a port."""
 _SERVICE_OVER_TLS = OverTls(lambda value: value.startswith(TLS_SCHEME), f"must begin with {TLS_SCHEME}")
-ServiceAddress = Annotated[str, AfterValidator(_service_address), _SERVICE_OVER_TLS]
+ServiceAddress = Annotated[str, AfterValidator(service_address), _SERVICE_OVER_TLS]
 """A host and a port of a service, with `grpcs://` before it for TLS."""
 PerhapsServiceAddress = Annotated[ServiceAddress | None, _SERVICE_OVER_TLS]
 """The same, or None. What is said of one member of a union is not in the field's metadata, so `OverTls` is said of the whole."""

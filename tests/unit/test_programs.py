@@ -45,6 +45,8 @@ def settings_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shared.platform.startup.run", begins)
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(f"FOLDLINE_{name}", value)
+    for name in ("DATABASE_URL", "DATABASE_URL_FILE"):  # the bootstrap's
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.mark.parametrize("program", PROCESSES)
@@ -171,6 +173,42 @@ def test_the_bootstrap_refuses_unknown_variables(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("FOLDLINE_DATBASE_URL", "swordfish")
     assert bootstrap() == 2
     assert capsys.readouterr().err == "FOLDLINE_DATBASE_URL is no setting: did you mean FOLDLINE_DATABASE_URL?\n"
+
+
+@pytest.mark.parametrize(
+    ("told", "words", "sentence"),
+    [
+        ({}, [], "set DATABASE_URL to an administrator's URL, or DATABASE_URL_FILE to a file that holds it"),
+        ({"DATABASE_URL": DATABASE, "DATABASE_URL_FILE": "/x"}, [], "DATABASE_URL and DATABASE_URL_FILE are both set: give"),
+        ({"DATABASE_URL_FILE": "/not/there"}, [], "DATABASE_URL_FILE: /not/there cannot be read: No such file or directory"),
+        ({"DATABASE_URL_FILE": "/dev/null"}, [], "DATABASE_URL_FILE: must be like postgresql://user:password@host:5432/postgres"),
+        ({"DATABASE_URL": "swordfish"}, [], "DATABASE_URL: must be like postgresql://user:password@host:5432/postgres"),
+        ({"DATABASE_URL": "host=db password=swordfish"}, [], "DATABASE_URL: must be like postgresql://"),
+        ({"DATABASE_URL": "postgresql://u:swordfish@db:port/x"}, [], "DATABASE_URL: must be like postgresql://"),
+        ({"DATABASE_URL": "postgresql://u:swordfish@db/x?y=z"}, [], "DATABASE_URL: must be like postgresql://"),
+        ({"DATABASE_URL": DATABASE}, ["Foldline"], "the prefix 'Foldline' is no plain name"),
+        ({"DATABASE_URL": DATABASE}, ["--files", "/not/there"], "--files: the folder /not/there cannot be read: No such file"),
+        ({"DATABASE_URL": DATABASE}, ["--files", "/dev/null"], "--files: the folder /dev/null cannot be read: Not a directory"),
+        # No file can be made there, whoever tries.
+        ({"DATABASE_URL": DATABASE}, ["--files", "/proc"], "--files: the folder /proc cannot be written: "),
+    ],
+)  # fmt: skip
+def test_what_the_bootstrap_cannot_use_is_one_sentence(
+    told: dict[str, str], words: list[str], sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And exit code 2, before it looks for a server: what is secret is not shown, and no role's password is changed."""
+
+    def looked(*_: object, **__: object) -> None:
+        raise AssertionError("it looked for a server")
+
+    monkeypatch.setattr("deploy.bootstrap.psycopg.connect", looked)
+    monkeypatch.setattr(sys, "argv", ["bootstrap", *words])
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    assert bootstrap() == 2
+    [printed] = capsys.readouterr().err.splitlines()
+    assert printed.startswith(sentence)
+    assert "swordfish" not in printed
 
 
 def test_the_command_line_refuses_unknown_variables() -> None:

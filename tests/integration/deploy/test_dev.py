@@ -101,6 +101,30 @@ def test_a_data_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) ->
     assert re.fullmatch(r"foldline did not start: the data folder \S+ cannot be written: Not a directory\n", printed.getvalue())
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "sentence"),
+    [
+        ("DATABASE_URL", "host=db password=swordfish", "DATABASE_URL: must be like postgresql://user:password@host:5432/postgres"),
+        ("NATS_URL", "http://swordfish", "NATS_URL: must be like nats://user:password@host:4222, or several of these"),
+        ("", "{", r"\S+state\.json cannot be read: Expecting property name"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_used_is_one_sentence_before_anything_is_started(
+    variable: str, value: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A malformed URL, without the URL, and a damaged state: no engine is started for it, and no database is dropped."""
+    if variable:
+        monkeypatch.setenv(variable, value)
+    else:
+        (tmp_path / "state.json").write_text(value)
+    printed = io.StringIO()
+    for ephemeral in (False, True) if variable else (False,):
+        assert run(tmp_path, ephemeral=ephemeral, console=Console(file=printed, width=500)) == 1
+    assert re.search(f"^foldline did not start: {sentence}", printed.getvalue(), re.MULTILINE)
+    assert "is up" not in printed.getvalue()
+    assert "swordfish" not in printed.getvalue()
+
+
 async def test_it_says_where_it_is_keeps_its_state_and_ends_in_time(tmp_path: Path) -> None:
     """Endpoints are for their owner alone, state survives a restart, and either signal stops it."""
     person = str(uuid4())

@@ -237,6 +237,24 @@ def test_an_administrator_need_not_be_superuser(engines: Engines, prefix: str) -
             admin.execute("DROP ROLE manager")
 
 
+def test_an_administrator_who_may_not_make_roles_is_told_so(
+    engines: Engines, prefix: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one sentence; nothing is made."""
+    with psycopg.connect(engines.admin_url, autocommit=True) as admin:
+        admin.execute("CREATE ROLE nobody LOGIN PASSWORD 'secret'")
+    try:
+        url = with_database(engines.admin_url, "postgres", user="nobody", password="secret")
+        monkeypatch.setattr(sys, "argv", ["bootstrap", prefix])
+        monkeypatch.setenv("DATABASE_URL", url)
+        assert bootstrap_program() == 1
+        assert capsys.readouterr().err.startswith("the database server cannot be used: permission denied to create role")
+        assert one(engines.admin_url, f"SELECT count(*) FROM pg_roles WHERE rolname LIKE '{prefix}%'") == 0
+    finally:
+        with psycopg.connect(engines.admin_url, autocommit=True) as admin:
+            admin.execute("DROP ROLE nobody")
+
+
 def test_a_stale_pid_file_does_not_block_a_start(private_engines: Engines) -> None:
     """A pid file left by a crash may name a program that has nothing to do with PostgreSQL."""
     postgres = private_engines.postgres

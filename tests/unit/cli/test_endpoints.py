@@ -39,6 +39,19 @@ def test_without_containers_there_is_one_address(tmp_path: Path, monkeypatch: py
     assert endpoints.address(tmp_path, "saga") == "c:3"
 
 
+@pytest.mark.parametrize("malformed", ["swordfish", "localhost:x", "localhost:", ":7", "http://localhost:7", "grpcs://localhost"])
+def test_an_address_that_is_malformed_is_refused_by_its_variable(
+    malformed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rather than called in vain; one over TLS is taken as it is."""
+    monkeypatch.setenv("FOLDLINE_READ_ADDRESS", "grpcs://localhost:8")
+    monkeypatch.setenv("FOLDLINE_WRITE_ADDRESS", malformed)
+    with pytest.raises(UsageError, match=r"^FOLDLINE_WRITE_ADDRESS: must be like host:50051, or grpcs://host:50051 for TLS$"):
+        endpoints.load(tmp_path)
+    monkeypatch.setenv("FOLDLINE_WRITE_ADDRESS", "localhost:7")
+    assert endpoints.load(tmp_path).read == "grpcs://localhost:8"
+
+
 def test_the_command_line_may_run_under_another_account(tmp_path: Path) -> None:
     """What it reads is open to the folder's group, the rest to its owner alone; it signs tokens with the key of the services."""
     make(tmp_path, **INSIDE, postgres="postgres:5432")
