@@ -28,7 +28,7 @@ from shared.platform.urls import DatabaseUrl
 from shared.projections.admin import watch_parked
 from shared.projections.past_events import PastEvents
 from shared.projections.summary import SummaryServicer
-from shared.projections.summary_rpcs import SummaryRpcs, roles_of, watch_limits
+from shared.projections.summary_rpcs import SummaryRpcs, groups_of, roles_of, watch_limits
 from shared.projections.watch import WatchLimits
 from shared.rpc.client import channel
 from shared.rpc.probes import Probes
@@ -93,7 +93,8 @@ def build(settings: ReadSettings, reads: Reads, rows: Sequence[SummaryRpcs[Any]]
         return ConsistencyGate(settings.shard, progress, seal, wait_max_s=settings.deadline_default_s)
 
     seal = Seal(settings.seal_keys.get_secret_value())
-    gates = {row.group.name: gate_of(row.group) for row in rows}
+    groups = groups_of(rows)
+    gates = {name: gate_of(group) for name, group in groups.items()}
     server = Server(
         settings,
         roles={**ROLES, **TOTALS_ROLES, **roles_of(rows)},
@@ -116,7 +117,7 @@ def build(settings: ReadSettings, reads: Reads, rows: Sequence[SummaryRpcs[Any]]
         servicer = made(row, reads, gates[row.group.name], settings.shard, limits, lists, past)
         server.add(row.add_to_server, servicer)
         server.on_draining(servicer.watches.end)
-    counted = [gates[row.group.name] for row in rows if COUNTED.intersection(it.table.name for it in row.group.projections)]
+    counted = [gates[name] for name, group in groups.items() if COUNTED.intersection(it.table.name for it in group.projections)]
     server.add(add_TotalsQueryServiceServicer_to_server, TotalsQueryService(reads, *counted))
     server.add(add_ProjectionServiceServicer_to_server, ProjectionService(reads, settings.shard, tuple(gates)))
     return server

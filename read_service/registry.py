@@ -10,7 +10,7 @@ from read_service.projections.transfers import TRANSFER, TRANSFERS
 from read_service.projections.users import USER, USERS
 from shared.folds.projection import Group
 from shared.platform.identity import Role
-from shared.projections.summary_rpcs import SummaryRpcs
+from shared.projections.summary_rpcs import SummaryRpcs, groups_of
 from upcasters import UPCASTERS
 
 CALLERS = frozenset({Role.USER, Role.TENANT_ADMIN, Role.OPERATOR})
@@ -24,5 +24,5 @@ RPCS: tuple[SummaryRpcs[Any], ...] = (
 )
 """What is shown, from which tables, and to which roles; by the RPCs of the `.proto` that declares the summary's message."""
 
-GROUPS = tuple(row.group for row in RPCS)
+GROUPS = tuple(groups_of(RPCS).values())
 """Each follows the line on its own, with a checkpoint; a slow or stopped one holds up no other."""

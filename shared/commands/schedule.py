@@ -15,16 +15,15 @@ from datetime import datetime
 from typing import Any, LiteralString
 
 from google.protobuf.message import DecodeError
-from msgspec import Struct
 
 from shared.commands.closed import refused_if_closed
 from shared.commands.committer import Committer
 from shared.commands.cron import MISSED_AFTER, Away
 from shared.commands.decide import Command, Sender
+from shared.commands.due import FIRST, DueCommand, Place, read_due, turns_of_commands
 from shared.commands.firing import release_due, turns_of_schedules
 from shared.commands.intake import PendingReply
 from shared.commands.log import CommandKey, StoredCommand, read_commands
-from shared.commands.turns import TENANTS_MAX, TenantTurns
 from shared.folds.errors import Code, Forbidden, InternalError, Invalid, NotFound, OverLimit, Refusal, Rejected, ReleaseTooOld
 from shared.platform.identity import Identity, Role
 from shared.platform.metrics import Metrics
@@ -47,29 +46,11 @@ ALLOWANCES_MAX = 10_000
 NEWER_WAITS_S = 3600.0
 """For so long a due command waits whose type or fields this release does not know: another replica may be of a newer one."""
 NEWER_MAX = 1000
-"""Of so many such commands it is known when they were met first."""
+"""Of so many such commands it is known when they were met first. Others are met again and again, and end when these have."""
 
 ADMINS = frozenset({Role.TENANT_ADMIN, Role.OPERATOR})
 
 log = logger(__name__)
-
-
-class DueCommand(Struct, frozen=True):
-    """A scheduled command, with what its row keeps until it runs."""
-
-    tenant: str
-    command_id: str
-    type: str
-    payload: bytes
-    user_id: str
-    on_behalf_of: str
-    correlation_id: str
-    causation_id: str | None
-    traceparent: str
-    received_at: datetime
-    due_at: datetime
-    roles: list[str]
-    expected_version: int | None
 
 
 class _OfNewerRelease(Exception):
@@ -167,13 +148,15 @@ class Scheduler:
     def __init__(self, database: Reads, committer: Committer) -> None:
         self._database = database
         self._committer = committer
-        self._turns = TenantTurns("commands", "scheduled", _COLUMNS, "received_at")
+        self._turns = turns_of_commands()
         self._turns_of_schedules = turns_of_schedules()
         # When a scheduler was last away, as far as it is known, and when this one last said that it is there.
         self._away: Away | None = None
         self._seen_at = float("-inf")
         # The due commands of a newer release, by when they were met first, as time.monotonic() tells.
         self._newer: dict[CommandKey, float] = {}
+        # Behind which due command the next look begins, while more wait for a newer release than are remembered.
+        self._behind: Place | None = None
 
     async def run(self) -> None:
         """Fires due commands in the order of their times. While the database is away it tries again."""
@@ -198,27 +181,34 @@ class Scheduler:
         """
         async with self._database.connection() as connection:
             look_in_s = await self._release(connection)
-            due, next_in_s = await read_due(connection, BATCH_MAX, self._turns, besides=self._waiting())
+            behind, self._behind = self._behind, None
+            turns = self._turns if behind is None else None
+            due, next_in_s = await read_due(connection, BATCH_MAX, turns, besides=self._waiting(), behind=behind)
         if not due:
-            return min(next_in_s, look_in_s, POLL_S)
+            return min(next_in_s, look_in_s, POLL_S) if behind is None else RETRY_S
         commands: list[Command] = []
+        passed_over = 0
         for row in due:
             try:
                 commands.append(self._command(row))
             except Refusal as refusal:
                 await self._end(row, "rejected", refusal)
             except _OfNewerRelease:
-                await self._wait_or_end(row)
+                passed_over += not await self._wait_or_end(row)
             except (DecodeError, ValueError):
                 await self._end(row, "failed", InternalError())
         pause_s = 0.0
         for command, why, status in await self._submit(commands):
             if isinstance(why, ReleaseTooOld):
-                self._defer(command.key)
+                passed_over += not self._defer(command.key)
             elif why.code is Code.UNAVAILABLE or why.retry_after_s is not None:
                 pause_s = RETRY_S  # it was not decided, so its row still waits
             else:
                 await self._end(command, status, why)
+        if passed_over and len(due) == BATCH_MAX:
+            self._behind = FIRST if behind is None else due[-1].place
+        elif passed_over:
+            pause_s = RETRY_S
         return pause_s
 
     def _waiting(self) -> list[str]:
@@ -226,22 +216,28 @@ class Scheduler:
         since = time.monotonic() - NEWER_WAITS_S
         return [command_id for (_, command_id), met_at in self._newer.items() if met_at > since]
 
-    async def _wait_or_end(self, row: DueCommand) -> None:
-        """Lets a command wait that this release does not know; ends it if it has waited for long."""
+    async def _wait_or_end(self, row: DueCommand) -> bool:
+        """Ends a command that this release does not know if it has waited for long, else leaves it as `_defer` does."""
         key = (row.tenant, row.command_id)
         if key in self._newer:
             del self._newer[key]
             await self._end(row, "failed", Invalid("UNKNOWN_COMMAND", "no release knew the command within an hour of its time"))
-            return
-        log.warning("scheduled_command_of_newer_release", command_id=row.command_id, tenant=row.tenant, type=row.type)
-        self._defer(key)
+            return True
+        if remembered := self._defer(key):
+            log.warning("scheduled_command_of_newer_release", command_id=row.command_id, tenant=row.tenant, type=row.type)
+        return remembered
 
-    def _defer(self, key: CommandKey) -> None:
-        """Leaves a command to a replica of a newer release."""
+    def _defer(self, key: CommandKey) -> bool:
+        """Leaves a command to a replica of a newer release; false if so many are left that this one is not remembered."""
+        now = time.monotonic()
         self._newer.pop(key, None)
-        self._newer[key] = time.monotonic()
-        while len(self._newer) > NEWER_MAX:
-            del self._newer[next(iter(self._newer))]
+        if len(self._newer) >= NEWER_MAX:
+            oldest = next(iter(self._newer))
+            if now - self._newer[oldest] < 2 * NEWER_WAITS_S:
+                return False
+            del self._newer[oldest]  # it is due no more, or it would have been met again
+        self._newer[key] = now
+        return True
 
     async def _be_seen(self) -> None:
         async with self._database.connection() as connection:
@@ -322,39 +318,6 @@ class Scheduler:
         log.warning("scheduled_command_ended", command_id=key[1], tenant=key[0], status=status, reason=refusal.reason)
         async with self._database.connection() as connection:
             await _end(connection, key, status, refusal)
-
-
-_COLUMNS: LiteralString = """tenant, command_id::text, type, payload, user_id, on_behalf_of, correlation_id::text,
-  causation_id::text, traceparent, received_at, due_at, roles, expected_version"""
-_DUE: LiteralString = """SELECT {columns} FROM commands WHERE status = 'scheduled' AND due_at <= clock_timestamp()
-  AND command_id <> ALL(%s::uuid[])
-ORDER BY due_at, received_at LIMIT %s"""
-
-
-async def read_due(
-    connection: Connection, limit: int, turns: TenantTurns | None = None, *, besides: Sequence[str] = ()
-) -> tuple[Sequence[DueCommand], float]:
-    """The commands that are due, the earliest first; if there are none, in how many seconds the next one is due.
-
-    Those whose ids are in `besides` are passed over. The database's clock decides, as it does in the append. If there are more
-    than `limit`, half of them are the first ones of the tenants whose turn it is.
-    """
-    cursor = await connection.execute(_DUE.format(columns=_COLUMNS), (list(besides), limit))
-    if due := [DueCommand(*row) for row in await cursor.fetchall()]:
-        if turns is not None and len(due) == limit:
-            first = [DueCommand(*row) for row in await turns.read(connection, max(1, limit // (2 * TENANTS_MAX)))]
-            first = [row for row in first if row.command_id not in besides]
-            keys = {(row.tenant, row.command_id) for row in first}
-            others = [row for row in due if (row.tenant, row.command_id) not in keys]
-            due = sorted([*first, *others][:limit], key=lambda row: (row.due_at, row.received_at))
-        return due, 0.0
-    cursor = await connection.execute(
-        """SELECT extract(epoch FROM due_at - clock_timestamp())::float8 FROM commands
-           WHERE status = 'scheduled' AND command_id <> ALL(%s::uuid[]) ORDER BY due_at LIMIT 1""",
-        (list(besides),),
-    )
-    following = await cursor.fetchall()
-    return [], max(0.0, following[0][0]) if following else POLL_S
 
 
 async def _row(connection: Connection, key: CommandKey) -> StoredCommand:

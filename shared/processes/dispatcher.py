@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 from uuid import UUID
 
 from google.protobuf.any_pb2 import Any as Packed
@@ -57,6 +57,9 @@ _ABSURD = "COMMAND_ID_REUSED"
 Told = CommandResult | DeliveryFailure | CommandIdTaken
 """The result of a command."""
 
+REFUSED_TOLD_AFTER = timedelta(seconds=60)
+"""When the write service has refused every call for so long, operators are told."""
+
 PAUSED = "PAUSED: the type of process is paused"
 
 log = logger(__name__)
@@ -68,6 +71,15 @@ class SendBatch(Protocol):
     def __call__(
         self, request: command_pb2.SendBatchRequest, *, timeout: float, metadata: Metadata | tuple[tuple[str, str], ...]
     ) -> Awaitable[command_pb2.SendBatchResponse]: ...
+
+
+class _Refused(NamedTuple):
+    """Calls that were refused in a row, whatever their commands."""
+
+    times: int
+    since: datetime
+    last: datetime
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +137,7 @@ class Dispatcher:
         # The calls under way, with the number of their commands.
         self._calls: dict[asyncio.Task[None], int] = {}
         self._work = asyncio.Event()
-        self._refused_in_a_row = 0
+        self._refused: _Refused | None = None
 
     @property
     def backlog(self) -> int:
@@ -155,6 +167,13 @@ class Dispatcher:
         told, self._told = self._told, []
         return told
 
+    def standstill(self) -> str:
+        """Why no command is taken, CALLS_REFUSED and a sentence; empty unless every call has been refused for a minute."""
+        refused, now = self._refused, self._clock()
+        if refused is None or now - refused.since < REFUSED_TOLD_AFTER or now - refused.last > REFUSED_TOLD_AFTER:
+            return ""
+        return f"CALLS_REFUSED: since {refused.since:%Y-%m-%dT%H:%M:%SZ} the write service refuses every call as {refused.reason}"
+
     async def run(self) -> None:
         """Sends until cancelled. Calls under way are then cancelled too; their commands may still be carried out."""
         try:
@@ -175,7 +194,7 @@ class Dispatcher:
         calls, patience = len(self._calls), self._patience
         if not self.backlog or not calls:
             return self.backlog > 0
-        if self._refused_in_a_row:  # one call at a time is enough to find out when they are accepted again
+        if self._refused is not None:  # one call at a time is enough to find out when they are accepted again
             return False
         if sum(self._calls.values()) + self.backlog <= patience.few:
             return True
@@ -210,7 +229,7 @@ class Dispatcher:
         try:
             token = self._token_file.read_text().strip()
         except OSError as error:
-            await self._refused(batch, Refusal("NO_TOKEN", str(error)), Code.UNAUTHENTICATED)
+            await self._call_refused(batch, Refusal("NO_TOKEN", str(error)), Code.UNAUTHENTICATED)
             return
         traces = recorded_of(batch)
         metadata = bearer(token, traceparent=traces[0] if traces else None)
@@ -220,9 +239,9 @@ class Dispatcher:
                 call = self._send_batch(request, timeout=CALL_TIMEOUT_S, metadata=metadata)
             response = await call
         except AioRpcError as error:
-            await self._refused(batch, from_rpc_error(error), error.code().value[0])
+            await self._call_refused(batch, from_rpc_error(error), error.code().value[0])
             return
-        self._refused_in_a_row = 0
+        self._refused = None
         if len(response.receipts) != len(batch):
             self._tell(self._trouble(command, "a receipt is missing", failed=True) for command in batch)
             return
@@ -250,7 +269,7 @@ class Dispatcher:
             return self._trouble(command, _text(refusal), failed=True)
         return CommandResult(command, receipt.error, refusal.reason)
 
-    async def _refused(self, batch: Sequence[PendingCommand], refusal: Refusal, code: int) -> None:
+    async def _call_refused(self, batch: Sequence[PendingCommand], refusal: Refusal, code: int) -> None:
         """Handles a failed call. Unless one of its commands may be the cause, all commands wait, the later ones too."""
         text = _text(refusal)
         if code in _SUSPICIOUS and refusal.retry_after_s is None:
@@ -263,16 +282,18 @@ class Dispatcher:
             else:
                 self._tell([self._trouble(batch[0], text, failed=True, undone=code in _UNTAKEN)])
             return
-        self._refused_in_a_row += 1
-        log.warning("commands_refused", commands=len(batch), error=text, times=self._refused_in_a_row)
+        now, before = self._clock(), self._refused
+        self._refused = _Refused(before.times + 1 if before else 1, before.since if before else now, now, refusal.reason)
+        log.warning("commands_refused", commands=len(batch), error=text, times=self._refused.times)
         self._tell(self._trouble(command, text, undone=code in _UNTAKEN, wait_s=refusal.retry_after_s) for command in batch)
-        await asyncio.sleep(self._patience.wait_s(self._refused_in_a_row, away=True))
+        await asyncio.sleep(self._patience.wait_s(self._refused.times, away=True))
 
     def _unknown(self, command: PendingCommand, error: str) -> DeliveryFailure:
         """The write service did not know the command: it is sent again until that has lasted for long."""
         now, longest = self._clock(), timedelta(seconds=self._patience.unknown_s_max)
-        since = self._unknown_since.setdefault((command.key, command.command_id), now)
-        while now - self._unknown_since[oldest := next(iter(self._unknown_since))] > 2 * longest:
+        name = (command.key, command.command_id)
+        since = self._unknown_since.setdefault(name, now)
+        while (oldest := next(iter(self._unknown_since))) != name and now - self._unknown_since[oldest] > 2 * longest:
             del self._unknown_since[oldest]  # its process does without it
         failure = self._trouble(command, error, undone=True)
         return failure if now - since < longest else failure._replace(given_up=COMMAND_UNKNOWN)

@@ -134,6 +134,8 @@ class ProcessRunner(Consumer):
         self._seen = Checkpoint()
         self._look_at = 0.0
         self._drift_s = 0.0
+        # Whether the checkpoint's row says that the write service refuses every call.
+        self._standstill_noted = False
 
     def wake(self) -> None:
         """Makes the runner look for due commands and timers now, rather than within LOOK_S."""
@@ -390,7 +392,7 @@ class ProcessRunner(Consumer):
         self._moved(self._seen)
 
     async def _look(self, connection: Connection, dispatcher: Dispatcher) -> None:
-        """Sends due commands, as many as fit into the backlog, and computes when to look again."""
+        """Sends due commands, as many as fit, notes if every call is refused, and computes when to look again."""
         now = self._clock()
         command_due, timer_due, paused = await store.next_due(connection, self.name, self.shard)
         self._paused = frozenset(paused)
@@ -406,6 +408,9 @@ class ProcessRunner(Consumer):
                 self._look_by(due_at)
         if timer_due is not None and timer_due <= now:
             self._look_at = 0.0
+        if (standstill := dispatcher.standstill()) or self._standstill_noted:
+            await checkpoints.note(connection, self.name, self.shard, self.at, standstill)
+            self._standstill_noted = bool(standstill)
 
     def _look_by(self, due_at: datetime) -> None:
         left_s = (due_at - self._clock()).total_seconds()

@@ -110,6 +110,7 @@ async def retry_known(tables: Tables, connection: Connection, shard: int, at: Ch
         done = _Done(0)
         async with connection.transaction():
             await take_time(connection, LONG_S)
+            await lock(connection, tables.rows)
             await checkpoints.rewrite(connection, tables.consumer, shard, at)
             outcome = await _Replay(tables, connection, shard, done).key(parked_id)
             await changes.write(connection, tables.group.name, shard, None)

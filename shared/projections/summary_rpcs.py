@@ -116,6 +116,14 @@ class SummaryRpcs(Generic[Row]):
         return rpc
 
 
+def groups_of(rows: Iterable[SummaryRpcs[Any]]) -> dict[str, Group]:
+    """The groups of tables that summaries show, by name, each once. Raises TypeError for two with one name."""
+    groups: dict[str, Group] = {}
+    for row in rows:
+        _check(groups.setdefault(row.group.name, row.group) is row.group, f"two groups of tables are named {row.group.name}")
+    return groups
+
+
 def roles_of(rows: Iterable[SummaryRpcs[Any]]) -> dict[str, frozenset[Role]]:
     """The roles that may call the Get, Explain, List and Watch RPCs of summaries."""
     every = attrgetter("get_rpc", "explain_rpc", "list_rpc", "watch_rpc", "watch_list_rpc")

@@ -115,13 +115,13 @@ class _Channel(aio.Channel):
         return self._method("stream_stream", *route, **options)
 
     def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
-        return self._channel.get_state(try_to_connect)
+        return self._current().get_state(try_to_connect)
 
     async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
         await self._channel.wait_for_state_change(last_observed_state)
 
     async def channel_ready(self) -> None:
-        await self._channel.channel_ready()
+        await self._current().channel_ready()
 
     async def close(self, grace: float | None = None) -> None:
         await self._channel.close(grace)

@@ -12,7 +12,7 @@ from read_service.projections.accounts import ACCOUNT
 from read_service.projections.users import show as show_a_user
 from read_service.registry import ADMINISTRATORS, CALLERS, RPCS
 from shared.folds.summary import equals, has, is_id, moment_between
-from shared.projections.summary_rpcs import SummaryRpcs, roles_of
+from shared.projections.summary_rpcs import SummaryRpcs, groups_of, roles_of
 from tests.support.fakes.tables import ACCOUNT_TABLES
 
 
@@ -57,3 +57,14 @@ def test_the_roles_of_a_summary_are_those_of_its_row() -> None:
     assert set(roles).isdisjoint(ROLES)
     assert roles["bank.v1.UserQueryService/GetUser"] == roles["bank.v1.UserQueryService/ListUsers"] == ADMINISTRATORS
     assert len(roles) == 5 * len(RPCS)
+
+
+def test_a_group_that_several_summaries_show_is_followed_once() -> None:
+    """Two projectors of one name would fence each other for ever. Two groups of one name are refused."""
+    person, account, *_ = RPCS
+    assert groups_of([person, account, replace(person, group=account.group)]) == {
+        "people": person.group,
+        "accounts": account.group,
+    }
+    with pytest.raises(TypeError, match="two groups of tables are named accounts"):
+        groups_of([account, replace(person, group=replace(account.group, version=9))])

@@ -26,12 +26,12 @@ from tests.support.system.waiting import eventually
 async def test_a_firing_is_a_command_of_its_creators(write_db: Database) -> None:
     """At its time, under the creator's identity and trace; its id and cause say which schedule and which time it is of."""
     async with pool(write_db) as reads, replica(write_db, REGISTRY) as one:
-        schedule = await create(reads, user_id="alice", traceparent="00-1-2-01")
+        schedule = await create(reads, "0 0 * * *", user_id="alice", traceparent="00-1-2-01")
         assert (schedule.status, schedule.user_id, schedule.fired_at) == ("active", "alice", None)
         assert schedule.due_at is not None
-        assert timedelta() < schedule.due_at - now() <= timedelta(minutes=1)
-        await set_back(write_db, timedelta(minutes=1))
-        due_at = schedule.due_at - timedelta(minutes=1)
+        assert timedelta() < schedule.due_at - now() <= timedelta(days=1)
+        await set_back(write_db, timedelta(days=1))
+        due_at = schedule.due_at - timedelta(days=1)
         async with firing(write_db, one, reads):
             [row] = await all_ran(write_db, schedule, 1)
         assert row.command_id == firing_id(schedule.schedule_id, due_at)
@@ -150,8 +150,8 @@ async def test_a_tenant_that_catches_up_does_not_hold_up_another(write_db: Datab
 async def test_killed_between_any_two_steps_a_time_fires_once(write_db: Database) -> None:
     """The release is one statement: a connection that is killed in it leaves nothing or all. Released again: nothing new."""
     async with pool(write_db) as reads, replica(write_db, REGISTRY) as one:
-        schedule = await create(reads)
-        await set_back(write_db, timedelta(minutes=1))
+        schedule = await create(reads, "0 0 * * *")
+        await set_back(write_db, timedelta(days=1))
         async with connected(write_db.owner) as owner:
             await owner.set_autocommit(False)
             await owner.execute("LOCK TABLE commands IN SHARE MODE")  # the release waits for it, holding its schedule
@@ -174,12 +174,12 @@ async def test_killed_between_any_two_steps_a_time_fires_once(write_db: Database
             due = await read_due(connection)
             assert await release(connection, due) == 1
             # As by a replica that was stopped between reading and releasing, while another let the next time fire as well.
-            await set_back(write_db, -timedelta(minutes=1))
+            await set_back(write_db, -timedelta(days=1))
             further = (await Recurring(reads).get(ALICE, schedule.schedule_id)).due_at
             assert await release(connection, due) == 0
             assert (await Recurring(reads).get(ALICE, schedule.schedule_id)).due_at == further
             # As after a database that was promoted with a clock that is behind: the same time comes due once more.
-            await set_back(write_db, timedelta(minutes=2))
+            await set_back(write_db, timedelta(days=2))
             assert await release(connection, await read_due(connection)) == 0
         async with firing(write_db, one, reads):
             [row] = await all_ran(write_db, schedule, 1)
@@ -226,9 +226,9 @@ async def test_pausing_stops_whatever_has_not_run(write_db: Database) -> None:
 async def test_a_rescheduled_firing_does_not_outlive_its_schedule(write_db: Database, stop: str) -> None:
     """It was put off until tomorrow, after its time had come: it is cancelled; what the caller scheduled besides stays."""
     async with pool(write_db) as reads:
-        schedule, other = await create(reads), adding()
+        schedule, other = await create(reads, "0 0 * * *"), adding()
         await Schedule(reads).add(other, now() + timedelta(days=1))
-        await set_back(write_db, timedelta(minutes=1), schedule)
+        await set_back(write_db, timedelta(days=1), schedule)
         async with connected(write_db.app) as connection:
             assert await release(connection, await read_due(connection)) == 1
         [row] = await fired(write_db, schedule)

@@ -14,8 +14,9 @@ import pytest
 from deploy.bootstrap import Database
 from shared.commands.append import Batch, NewEvent, append
 from shared.commands.decide import Command
+from shared.commands.due import read_due
 from shared.commands.log import StoredCommand
-from shared.commands.schedule import Schedule, Scheduler, read_due
+from shared.commands.schedule import Schedule, Scheduler
 from shared.folds.errors import Invalid, NotFound, OverLimit, Rejected
 from shared.platform.identity import Identity, Role
 from shared.platform.postgres import Reads
@@ -278,6 +279,26 @@ async def test_a_due_command_of_a_newer_release_waits_for_a_replica_of_that(
         async with firing(write_db, one, reads):
             assert await ended(write_db, gone) == ["failed"]
         assert b"UNKNOWN_COMMAND" in ((await row_of(write_db, gone)).error or b"")
+
+
+async def test_any_number_of_due_commands_of_a_newer_release_hold_up_no_other(
+    write_db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when there are more than are remembered, as after a rollback of a release; all of them end in time."""
+    for name, value in {"BATCH_MAX": 2, "NEWER_MAX": 1, "RETRY_S": 0.02}.items():
+        monkeypatch.setattr(f"shared.commands.schedule.{name}", value)
+    unknown, good = [adding(1, f"u{number}") for number in range(6)], adding()
+    async with pool(write_db) as reads, replica(write_db, REGISTRY) as one:
+        for command in (*unknown, good):
+            await Schedule(reads).add(command, now())
+        async with connected(write_db.owner) as owner:
+            keys = [command.key[1] for command in unknown]
+            await owner.execute("UPDATE commands SET type = 'trial.Newer' WHERE command_id = ANY (%s::uuid[])", [keys])
+        async with firing(write_db, one, reads):
+            assert await ended(write_db, good) == ["completed"]
+            assert {(await row_of(write_db, command)).status for command in unknown} == {"scheduled"}
+            monkeypatch.setattr("shared.commands.schedule.NEWER_WAITS_S", 0.02)
+            assert await ended(write_db, *unknown) == ["failed"] * 6
 
 
 async def test_only_its_sender_and_administrators_steer_a_command(write_db: Database) -> None:

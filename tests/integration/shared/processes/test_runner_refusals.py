@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from bank.v1 import account_pb2
 from foldline.v1 import command_pb2
 from shared.folds.errors import InternalError, Invalid, NotFound, OverLimit, Refusal, Rejected, Unauthenticated, Unavailable
 from shared.folds.ids import step_id
+from shared.processes.dispatcher import REFUSED_TOLD_AFTER
 from tests.support.checks.gifts import HAPPY, all_ended, everything_once
 from tests.support.domains import gifts
 from tests.support.domains.gifts import GIFT, World, frozen, key, refused_call
@@ -63,6 +65,38 @@ async def test_a_call_that_cannot_be_made_now_is_made_later(world: World, refusa
         away = False
         await all_ended(world, 2)
     await everything_once(world, 1, 2)
+
+
+async def test_calls_that_are_refused_for_long_are_seen(world: World) -> None:
+    """Nobody is parked, since no process is at fault: the runner has a reason, which readiness and the alert go by."""
+    refusal: Refusal | None = Unauthenticated("TOKEN_EXPIRED", "renew it")
+
+    def gone(request: command_pb2.SendBatchRequest) -> None:
+        if refusal is not None:
+            raise refused_call(refusal)
+
+    world.write.before = gone
+    world.open(1)
+    async with world.running(), world.desk() as desk:
+
+        async def trouble() -> str:
+            [runner] = await desk.runners()
+            return runner.standing.reason.partition(" since")[0] + runner.standing.reason.rpartition(" as")[2]
+
+        await eventually(lambda: len(world.write.calls) > 3)
+        assert await trouble() == ""
+        world.clock.ahead += REFUSED_TOLD_AFTER
+        await eventually(lambda: becomes(trouble, "CALLS_REFUSED: TOKEN_EXPIRED"), 20)
+        assert await world.statuses() == {"running": 1}
+        refusal = None
+        await all_ended(world, 1)
+        await eventually(lambda: becomes(trouble, ""), 20)
+    await everything_once(world, 1)
+
+
+async def becomes(ask: Callable[[], Awaitable[str]], wanted: str) -> bool:
+    """Whether that is the answer."""
+    return await ask() == wanted
 
 
 async def test_a_receipt_that_says_later_is_no_answer(world: World) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import pytest
+from psycopg.errors import LockNotAvailable
 
 from bank.v1 import account_pb2
 from deploy.bootstrap import Database
 from shared.folds.projection import Group
 from shared.folds.upcasting import Step, Upcasters
 from shared.line import checkpoint
+from shared.platform.postgres import connect
 from shared.projections import replay
 from tests.integration.shared.projections.parked_keys import (
     ALICE,
@@ -29,6 +32,8 @@ from tests.integration.shared.projections.parked_keys import (
     unreadable,
 )
 from tests.support.fakes.tables import SHARD, dump, folded
+from tests.support.system.rebuilding import waits
+from tests.support.system.waiting import eventually
 
 
 @pytest.mark.parametrize("batch", [1, 2, 500])
@@ -125,6 +130,31 @@ async def test_an_event_that_cannot_be_read_parks_its_aggregate(read_db: Databas
     wanted = folded([event for event in store.events if event.tenant == "acme"], GROUP)
     now = {name: [row for row in rows if row[0] == "acme"] for name, rows in dump(read_db, NAMES).items()}
     assert now == wanted
+
+
+async def test_what_a_newer_release_folds_again_locks_tables_before_the_checkpoint(read_db: Database) -> None:
+    """As the switch of a rebuild does: neither waits for the other."""
+    store = bank()
+    newer = store.deposit("acme", BLUE, ALICE, 13, 113)
+    newer.type = "bank.v9.MoneyCharged"
+    known = {event.type for event in store.events} - {newer.type}
+    async with at_begin(read_db, replace(GROUP, upcasters=Upcasters(known=known))) as (tables, connection):
+        await apply(tables, connection, store)
+        at = await checkpoint.load(connection, GROUP.name, SHARD)
+    async with (
+        at_begin(read_db, newest({*known, newer.type})) as (tables, connection),
+        await connect(read_db.app, application_name="holds") as holds,
+        await connect(read_db.owner, application_name="switch") as switch,
+    ):
+        async with holds.transaction():
+            await checkpoint.hold(holds, GROUP.name, SHARD, at)
+            retrying = asyncio.create_task(replay.retry_known(tables, connection, SHARD, at))
+            await eventually(waits(read_db, 1))
+            with pytest.raises(LockNotAvailable):
+                async with switch.transaction():
+                    await switch.execute("LOCK TABLE accounts IN ACCESS EXCLUSIVE MODE NOWAIT")
+        await retrying
+    assert parked(read_db) == []
 
 
 async def test_an_event_of_a_newer_release_parks_its_aggregate_until_that_release_runs(read_db: Database) -> None:

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from grpc import aio
+from grpc import ChannelConnectivity, aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from shared.platform import telemetry
 from shared.platform.certificates import TlsFiles
 from shared.platform.settings import ProcessSettings
-from shared.rpc.client import channel
+from shared.rpc.client import channel, connected
 from shared.rpc.probes import LIVENESS, Probes
 from shared.rpc.status import from_rpc_error
 from tests.support.system.authority import Authority, replace
@@ -201,3 +201,18 @@ async def test_a_client_goes_on_when_its_certificate_is_renewed(authority: Autho
         await stub.Check(CHECK, timeout=5)
         await served.probes.servicer.set(LIVENESS, health_pb2.HealthCheckResponse.NOT_SERVING)
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+async def test_a_channel_whose_certificate_ended_connects_with_the_new_one(authority: Authority, foreign: Authority) -> None:
+    """Also who only asks whether it is connected, which `connected` does before a call."""
+    files, mine = authority.issue(), authority.issue("client")
+    settings = {"tls_cert_file": files.cert, "tls_key_file": files.key, "tls_client_ca_file": authority.ca}
+    async with serving(**settings) as served, served.through(TlsFiles(authority.ca, mine.cert, mine.key)) as held:
+        first = await certificate_of(served)
+        other, others = foreign.issue(), foreign.issue("client")
+        for file, new in ((mine.key, others.key), (mine.cert, others.cert), (files.key, other.key), (files.cert, other.cert)):
+            replace(file, new.read_bytes())
+        replace(authority.ca, foreign.ca.read_bytes())
+        await eventually(lambda: shows_another(served, first), 10)
+        await eventually(lambda: connected(held, 0.5), 20)
+        assert held.get_state() is ChannelConnectivity.READY

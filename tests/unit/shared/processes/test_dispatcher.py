@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -254,6 +254,36 @@ async def test_what_no_write_service_knows_is_given_up_in_the_end(call: bool, tm
         clock.now += timedelta(hours=3)
         await told(dispatcher, [command(5)])
         assert [name[1] for name in dispatcher._unknown_since] == [UUID(int=5)]
+        clock.now += timedelta(hours=3)  # as when the process was suspended
+        [trouble] = await told(dispatcher, [command(5)])
+        assert isinstance(trouble, DeliveryFailure)
+        assert (trouble.given_up, trouble.failed) == ("COMMAND_UNKNOWN", False)
+
+
+@pytest.mark.parametrize(
+    "refusal", [Unauthenticated("TOKEN_EXPIRED", "renew it"), Forbidden("ROLE_MISSING", "no"), Unavailable("AWAY", "away")]
+)
+async def test_calls_that_are_refused_for_long_are_told_of(refusal: Refusal, tmp_path: Path) -> None:
+    """By name and since when; not once a call is answered, and not when nothing is sent any more."""
+    clock, service = Clock(), Service(error=refusal, call=True)
+    async with dispatching(service, tmp_path, clock) as dispatcher:
+
+        async def told_after(seconds: int) -> str:
+            clock.now += timedelta(seconds=seconds)
+            await told(dispatcher, [command()])
+            return dispatcher.standstill()
+
+        dispatcher._patience = replace(dispatcher._patience, first_s=0.01, away_longest_s=0.01)
+        assert [await told_after(0), await told_after(59)] == ["", ""]
+        since = "CALLS_REFUSED: since 2026-01-02T03:04:05Z the write service refuses every call as "
+        assert await told_after(1) == since + refusal.reason
+        clock.now += timedelta(seconds=61)
+        assert dispatcher.standstill() == ""
+        assert await told_after(0) == since + refusal.reason
+        service.error = None
+        assert await told_after(0) == ""
+        service.error = refusal
+        assert await told_after(0) == ""
 
 
 @pytest.mark.parametrize(("tries", "at_least", "at_most"), [(1, 0.5, 1), (2, 1, 2), (3, 2, 4), (9, 2, 4)])
