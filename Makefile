@@ -32,7 +32,7 @@ dev: $(STAMP)  ## keep the system up until Ctrl-C
 test: $(DEV_STAMP)  ## all tests, on real engines, two at a time
 	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
-test-faults: $(DEV_STAMP)  ## the long tests of faults: a thousand kills at random places, for one; half an hour
+test-faults: $(DEV_STAMP)  ## the long tests of faults: a thousand faults at random places, for one; half an hour
 	@$(BIN)/python -m pytest -n 2 --dist worksteal -m long $(ARGS)
 
 test-containers: $(DEV_STAMP)  ## the image, compose.yaml and the Kubernetes manifests, run with podman; ten minutes

@@ -1,140 +1,201 @@
-"""kill -9 of the saga service at every step boundary of both processes, and again while it recovers: each step once."""
+"""What may happen to a leader, at every step boundary of both processes and while it recovers, each once.
+
+A cell is a step, a place and an event. At each place (`tests/support/system/halting.py`) a service stands with a process for
+every step, so one event covers the cells of all steps. A place at a step is met in two ways: a service that has run the steps
+before remembers the processes, and one that has taken over reads them first.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import random
-import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Callable, Coroutine
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import grpc.aio
 import pytest
 
 from deploy.local.system import WRITE
-from tests.support.system import mortal
 from tests.support.system.engines import Engines
+from tests.support.system.halting import ALIGNED, AT_RECOVERY, AT_STEP, WRITES_REFUSED, Halt, Life
 from tests.support.system.mail import Mailbox
-from tests.support.system.matrix import LEAVES, PATHS, Matrix
-from tests.support.system.mortal import AT_RECOVERY, AT_STEP, Event, Fate
+from tests.support.system.matrix import STEPS, Matrix, World
 from tests.support.system.stack import Stack
 from tests.support.system.waiting import eventually
 
-DIES_WITHIN_S = 30.0
-RANDOM_KILLS, BATCH_KILLS = 1000, 50
-
-# Every step is met on one path, with all that leads to it. A step that is refused without being sent has no places.
-STEPS = {
-    "completed": ("debit", "credit", "complete"),
-    "refunded": ("refund", "fail"),
-    "suspended": ("suspend",),
-    "succeeded": ("reserve", "hold", "confirm"),
-    "released": ("release", "fail"),
-}
-CELLS = [(path, step, place) for path, steps in STEPS.items() for step in steps for place in AT_STEP]
-# Whether a statement on its way is carried out does not depend on the step: one of each type of process is enough.
-CELLS_OFTEN = [
-    pytest.param(*cell, marks=[pytest.mark.long] * (cell[2] == "saving" and cell[1] not in ("credit", "hold"))) for cell in CELLS
-]
+ALL_STEPS = {(path, step) for path, steps in STEPS.items() for step in steps}
+AT_ONCE = 4
+"""Cells, as they take processor time; those whose time is spent on waiting for the end of a lease run all at once."""
 
 
-@pytest.fixture(scope="module")
-def quiet(engines: Engines, shared_mailbox: Mailbox, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A system of which only the write service runs."""
-    folder = tmp_path_factory.mktemp("matrix")
-    stack = Stack(folder, engines.databases(), engines.postgres, engines.nats, shared_mailbox)
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A place with all steps."""
 
-    async def start() -> None:
+    place: str
+    # Whether the service has taken over from one that was killed.
+    taken_over: bool
+
+
+REMEMBERED = [Cell(place, taken_over=False) for place in AT_STEP]
+# Between the commit and the answer nothing depends on how the round was made.
+READ = [Cell(place, taken_over=True) for place in ("decided", "saving", "noted", "over")]
+RECOVERY = [Cell(place, taken_over=True) for place in AT_RECOVERY]
+CELLS = [*REMEMBERED, *READ, *RECOVERY]
+
+
+async def halted(life: Life, world: World, cell: Cell) -> None:
+    """Waits until it stands at its place, with all steps if that is at a step."""
+    await life.halts()
+    if cell.place in AT_STEP:
+        assert world.met() == ALL_STEPS, cell
+
+
+async def taken_over_from(world: World, cell: Cell) -> None:
+    """Another has led before, and was killed with all processes near their steps, or at them."""
+    if not cell.taken_over:
+        return
+    with Life(world.settings, world.halt(ALIGNED if cell.place in AT_STEP else "sending", aligned=True)) as life:
+        await life.halts()
+
+
+async def test_killed_and_again_at_every_place_of_recovery(matrix: Matrix) -> None:
+    """Killed with -9 at each place at a step, then each further leader at a place of its recovery: the last one ends all."""
+
+    async def killed(world: World, cell: Cell) -> None:
+        await taken_over_from(world, cell)
+        with Life(world.settings, at(world, cell)) as life:
+            await halted(life, world, cell)
+        for again in AT_RECOVERY:
+            with Life(world.settings, world.halt(again)) as life:
+                await life.halts()
+        with Life(world.settings, world.halt()):
+            await matrix.ended(world)
+
+    await each(matrix, killed, [*REMEMBERED, *READ])
+
+
+async def test_stopped_as_in_a_rolling_restart(matrix: Matrix) -> None:
+    """A leader is told to stop at each place while another stands by: it ends by itself, and that one goes on."""
+
+    async def stopped(world: World, cell: Cell) -> None:
+        await taken_over_from(world, cell)
+        with Life(world.settings, at(world, cell)) as life:
+            await halted(life, world, cell)
+            with Life(world.settings, world.halt()):
+                await eventually(world.is_stood_by, 60, every_s=0.05)
+                life.terminate()
+                assert await life.ends() == 0
+                await matrix.ended(world)
+
+    await each(matrix, stopped, [*REMEMBERED, *RECOVERY])
+
+
+@pytest.mark.long
+async def test_paused_past_its_lease(matrix: Matrix) -> None:
+    """A leader is stopped at each place until another leads, and goes on beside it: each step is taken once."""
+
+    async def paused(world: World, cell: Cell) -> None:
+        await taken_over_from(world, cell)
+        with Life(world.settings, at(world, cell)) as life:
+            await halted(life, world, cell)
+            led_by = await world.led_by()
+            with Life(world.settings, world.halt()):
+                await eventually(lambda: world.is_led_by_another_than(led_by), 60, every_s=0.05)
+                life.go_on()
+                await matrix.ended(world)
+                assert life.is_alive
+
+    await each(matrix, paused, CELLS, at_once=len(CELLS))
+
+
+async def test_what_one_writes_that_leads_no_more_is_refused(matrix: Matrix) -> None:
+    """A leader is stopped at each place until another has led and ended all. It goes on as if it led: nothing changes.
+
+    It does not look at its lease: so its writes come, as those in the moment before one that was stopped notices.
+    """
+
+    async def fenced(world: World, cell: Cell) -> None:
+        await taken_over_from(world, cell)
+        with Life(world.settings, at(world, cell, blind=True)) as life:
+            await halted(life, world, cell)
+            with Life(world.settings, world.halt()):
+                await matrix.ended(world)
+            before = await world.all_rows()
+            life.go_on()
+            assert await life.ends() == WRITES_REFUSED
+            assert await world.all_rows() == before
+
+    await each(matrix, fenced, CELLS, at_once=len(CELLS))
+
+
+async def test_the_database_restarts(private_engines: Engines, mailbox: Mailbox, tmp_path: Path) -> None:
+    """PostgreSQL is killed with -9 while leaders stand at all places, and starts again: each goes on and ends what it began."""
+    stack = Stack(tmp_path / "stack", private_engines.databases(), private_engines.postgres, private_engines.nats, mailbox)
+    try:
         stack.start(WRITE)
         await stack.wait_ready(WRITE)
+        async with stack.channel(WRITE) as write:
+            matrix = Matrix(stack, private_engines, write, tmp_path)
+            worlds = await matrix.worlds(len(CELLS))
+            await asyncio.gather(*map(taken_over_from, worlds, CELLS))
+            with ExitStack() as living:
+                lives = [
+                    living.enter_context(Life(world.settings, at(world, cell))) for world, cell in zip(worlds, CELLS, strict=True)
+                ]
+                await asyncio.gather(*map(halted, lives, worlds, CELLS))
+                await asyncio.to_thread(private_engines.postgres.kill)
+                await asyncio.to_thread(private_engines.postgres.start)
+                for life in lives:
+                    life.go_on()
+                await eventually(lambda: answers(matrix), 60)
+                await matrix.ended(*worlds)
+                assert all(life.is_alive for life in lives)
+            await matrix.hold_to_paths(worlds)
+            for world in worlds:
+                await world.close()
+    finally:
+        await stack.stop_all()
+
+
+def at(world: World, cell: Cell, *, blind: bool = False) -> Halt:
+    """A service that halts at the cell's place, with all steps if that is at a step."""
+    return world.halt(cell.place, aligned=cell.place in AT_STEP, blind=blind)
+
+
+async def answers(matrix: Matrix) -> bool:
+    """Whether the write service answers; it is UNAVAILABLE while its database is."""
+    try:
+        await matrix.head()
+    except grpc.aio.AioRpcError as error:
+        if error.code() is not grpc.StatusCode.UNAVAILABLE:
+            raise
+        return False
+    return True
+
+
+async def each(
+    matrix: Matrix, run: Callable[[World, Cell], Coroutine[Any, Any, None]], cells: list[Cell], at_once: int = AT_ONCE
+) -> None:
+    """Runs all cells, each in a world of its own, and holds all processes to their paths."""
+    worlds = await matrix.worlds(len(cells))
+    few = asyncio.Semaphore(at_once)
+
+    async def one(world: World, cell: Cell) -> None:
+        async with few:
+            try:
+                await run(world, cell)
+            except Exception as error:
+                error.add_note(f"{cell}")
+                raise
 
     try:
-        asyncio.run(start())
-        yield stack
+        async with asyncio.TaskGroup() as group:
+            for world, cell in zip(worlds, cells, strict=True):
+                group.create_task(one(world, cell))
+        await matrix.hold_to_paths(worlds)
     finally:
-        asyncio.run(stack.stop_all())
-
-
-@pytest.fixture
-async def matrix(quiet: Stack) -> AsyncIterator[Matrix]:
-    """Processes on it."""
-    async with quiet.channel(WRITE) as write:
-        yield Matrix(quiet, write)
-
-
-async def dies(matrix: Matrix, fate: Fate) -> None:
-    """Runs the saga service until it has killed itself where it was told to."""
-    process = mortal.start(matrix.environment, fate)
-    await asyncio.to_thread(process.join, DIES_WITHIN_S)
-    code = process.exitcode
-    process.kill()
-    assert code == -signal.SIGKILL, f"it did not come to {fate}"
-
-
-def again_at(step: str, place: str, number: int) -> str:
-    """A place that recovery passes after that death."""
-    nothing_to_send = (step in ("debit", "reserve") and place == "decided") or place in ("saving", "over")
-    passed = AT_RECOVERY[:3] if nothing_to_send else AT_RECOVERY
-    return passed[number % len(passed)]
-
-
-@pytest.mark.parametrize(("path", "step", "place"), CELLS_OFTEN)
-async def test_killed_at_a_step_and_again_while_it_recovers(matrix: Matrix, path: str, step: str, place: str) -> None:
-    """The third one ends the process; each step has left its event once."""
-    process = await matrix.begin(path)
-    refused = PATHS[path].refused
-    await dies(matrix, Fate(place, step, refused=refused))
-    await dies(matrix, Fate(again_at(step, place, CELLS.index((path, step, place))), refused=refused))
-    with mortal.living(matrix.environment, Fate(refused=refused)):
-        await matrix.all_ended()
-    assert await matrix.left([process]) == {process: LEAVES[path]}
-
-
-@pytest.mark.long
-@pytest.mark.parametrize(("path", "step", "place"), CELLS)
-async def test_the_database_is_lost_at_a_step(matrix: Matrix, path: str, step: str, place: str) -> None:
-    """All its connections end there, the lease's too; the same process ends what it began, each step once."""
-    process = await matrix.begin(path)
-    fate = Fate(place, step, refused=PATHS[path].refused, event=Event.SEVER, admin_url=matrix.admin_url)
-    with mortal.living(matrix.environment, fate) as living:
-        await matrix.all_ended()
-        assert living.is_alive()
-    assert await matrix.left([process]) == {process: LEAVES[path]}
-
-
-@pytest.mark.long
-@pytest.mark.parametrize(("path", "step", "place"), CELLS)
-async def test_restarted_at_a_step(matrix: Matrix, path: str, step: str, place: str) -> None:
-    """It is told to stop there, while another already stands by, as in a rolling restart: that one goes on, each step once."""
-    refused = PATHS[path].refused
-    with mortal.living(matrix.environment, Fate(place, step, refused=refused, event=Event.STOP)) as stopping:
-        await eventually(matrix.is_led)
-        process = await matrix.begin(path)
-        with mortal.living(matrix.environment, Fate(refused=refused)):
-            await asyncio.to_thread(stopping.join, DIES_WITHIN_S)
-            assert stopping.exitcode == 0, "it did not come to its place"
-            await matrix.all_ended()
-    assert await matrix.left([process]) == {process: LEAVES[path]}
-
-
-@pytest.mark.long
-@pytest.mark.timeout(3600)
-@pytest.mark.parametrize("seed", range(RANDOM_KILLS // BATCH_KILLS))
-async def test_killed_at_random_places_again_and_again(matrix: Matrix, seed: int) -> None:
-    """A death after the other, with processes of all paths under way: all end, and each step has left its event once."""
-    dice = random.Random(seed)
-    paths = ("completed", "refunded", "succeeded") if seed % 2 else ("suspended", "released")
-    refused = () if seed % 2 else (*PATHS["suspended"].refused, *PATHS["released"].refused)
-    begun: dict[str, str] = {}
-    for _ in range(BATCH_KILLS):
-        for _ in range(dice.randint(0, 4)):
-            path = dice.choice(paths)
-            begun[await matrix.begin(path)] = path
-        fate = Fate(dice.choice((*AT_STEP, *AT_RECOVERY)), count=dice.randint(1, 6), refused=refused)
-        process = mortal.start(matrix.environment, fate)
-        # A place that it does not come to is one where it dies by our hand.
-        await asyncio.to_thread(process.join, dice.uniform(0.3, 1.5))
-        process.kill()
-        await asyncio.to_thread(process.join)
-        assert process.exitcode == -signal.SIGKILL
-    with mortal.living(matrix.environment, Fate(refused=refused)):
-        await matrix.all_ended(120)
-    assert await matrix.left(begun) == {process: LEAVES[path] for process, path in begun.items()}
+        for world in worlds:
+            await world.close()

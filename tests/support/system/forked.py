@@ -20,7 +20,7 @@ import cli
 
 # A worker has one process to fork from, so this is what is imported for all who fork.
 IMPORTED = (
-    "tests.support.system.mortal",
+    "tests.support.system.halting",
     "tests.support.system.purging",
     "tests.support.system.rebuilding_killed",
     "tests.support.system.sweeping",
