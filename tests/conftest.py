@@ -30,6 +30,11 @@ ROOM = 4 << 30
 SMALL_LOG = {"max_wal_size": "256MB"}
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Takes the number of random faults, in fifties: a night can do more than the thousand of `make test-faults`."""
+    parser.addoption("--random-faults", type=int, default=1000, metavar="N", help="how many random faults leaders meet (1000)")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Keeps what tests write in memory if 4 GiB are free for it; else, or where a place is named, on the disk.
 

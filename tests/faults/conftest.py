@@ -37,3 +37,17 @@ async def matrix(quiet: Stack, engines: Engines, tmp_path: Path) -> AsyncIterato
     """Worlds on it."""
     async with quiet.channel(WRITE) as write:
         yield Matrix(quiet, engines, write, tmp_path)
+
+
+@pytest.fixture
+async def own_matrix(private_engines: Engines, mailbox: Mailbox, tmp_path: Path) -> AsyncIterator[Matrix]:
+    """Worlds on a system of which only the write service runs, and whose database may restart."""
+    engines = private_engines
+    stack = Stack(tmp_path / "stack", engines.databases(), engines.postgres, engines.nats, mailbox)
+    try:
+        stack.start(WRITE)
+        await stack.wait_ready(WRITE)
+        async with stack.channel(WRITE) as write:
+            yield Matrix(stack, engines, write, tmp_path)
+    finally:
+        await stack.stop_all()

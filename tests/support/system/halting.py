@@ -121,7 +121,7 @@ class Life:
         """Whether it has not ended."""
         return self._process.is_alive()
 
-    async def halts(self, deadline_s: float = 60) -> None:
+    async def halts(self, deadline_s: float = 120) -> None:
         """Waits until it has halted."""
 
         def halted() -> bool:
@@ -307,6 +307,8 @@ def _watch(halt: Halt, alignment: Alignment | None) -> None:
         (DeliverySender, "run", for_ever),
         (ProcessRetention, "run", for_ever),
     ]
+    # What recovery leaves out must not come by itself after a minute.
+    runner.ASKED_AGAIN_S = 3600.0
     if halt.blind:
         watchers.append((leader, "_beat", for_ever))
     for owner, name, watched in watchers:

@@ -138,7 +138,7 @@ class World:
         )
         return len(rows) > 1
 
-    async def ended(self, position: int, deadline_s: float = 60) -> None:
+    async def ended(self, position: int, deadline_s: float = 120) -> None:
         """Waits until all processes have ended, nothing of any is left to do, and the line is followed up to a position."""
         query = """SELECT (SELECT count(*) FROM processes WHERE status = 'ended' AND trouble = ''),
                           (SELECT count(*) FROM processes WHERE status <> 'ended' OR trouble <> ''),
@@ -257,11 +257,26 @@ class Matrix:
         receipts = await self._bank.batch(*items)
         assert {receipt.status for receipt in receipts} == {command_pb2.COMMAND_STATUS_COMPLETED}, receipts
 
+    async def restart_database(self) -> None:
+        """PostgreSQL is killed with -9 and starts again."""
+        await asyncio.to_thread(self._engines.postgres.kill)
+        await asyncio.to_thread(self._engines.postgres.start)
+
+    async def answers(self) -> bool:
+        """Whether the write service answers; it is UNAVAILABLE while its database is."""
+        try:
+            await self.head()
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                raise
+            return False
+        return True
+
     async def head(self) -> int:
         """The line's last position."""
         return (await self._auditor.line(self._from))[-1].position
 
-    async def ended(self, *worlds: World, deadline_s: float = 60) -> None:
+    async def ended(self, *worlds: World, deadline_s: float = 120) -> None:
         """Waits until all processes of the worlds have ended, and holds them to what their paths leave."""
         head = await self.head()
         await asyncio.gather(*(world.ended(head, deadline_s) for world in worlds))
