@@ -26,6 +26,8 @@ ALL_STEPS = {(path, step) for path, steps in STEPS.items() for step in steps}
 AT_ONCE = 4
 """Cells, as they take processor time; those whose time is spent on waiting for the end of a lease run all at once."""
 
+ASKED_AGAIN_S = 5.0
+
 
 @dataclass(frozen=True, slots=True)
 class Cell:
@@ -91,14 +93,18 @@ async def test_stopped_as_in_a_rolling_restart(matrix: Matrix) -> None:
 
 
 async def test_paused_past_its_lease(matrix: Matrix) -> None:
-    """A leader is stopped at each place until another leads, and goes on beside it: each step is taken once."""
+    """A leader is stopped at each place until another leads, and goes on beside it: each step is taken once.
+
+    What it still saves before the other has gone on is the processes' way. It does not come to send it: then the other one does,
+    when it is asked again.
+    """
 
     async def paused(world: World, cell: Cell) -> None:
         await taken_over_from(world, cell)
-        with Life(world.settings, at(world, cell)) as life:
+        with Life(world.settings, at(world, cell, asked_again_s=ASKED_AGAIN_S)) as life:
             await halted(life, world, cell)
             led_by = await world.led_by()
-            with Life(world.settings, world.halt()):
+            with Life(world.settings, world.halt(asked_again_s=ASKED_AGAIN_S)):
                 await eventually(lambda: world.is_led_by_another_than(led_by), 120, every_s=0.05)
                 life.go_on()
                 await matrix.ended(world)
@@ -145,9 +151,9 @@ async def test_the_database_restarts(own_matrix: Matrix) -> None:
         await world.close()
 
 
-def at(world: World, cell: Cell, *, blind: bool = False) -> Halt:
+def at(world: World, cell: Cell, **more: Any) -> Halt:
     """A service that halts at the cell's place, with all steps if that is at a step."""
-    return world.halt(cell.place, aligned=cell.place in AT_STEP, blind=blind)
+    return world.halt(cell.place, aligned=cell.place in AT_STEP, **more)
 
 
 async def each(
@@ -162,7 +168,7 @@ async def each(
             try:
                 await run(world, cell)
             except Exception as error:
-                error.add_note(f"{cell}")
+                error.add_note(f"{cell}, commands left: {await world.left()}")
                 raise
 
     try:

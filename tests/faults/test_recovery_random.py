@@ -12,6 +12,8 @@ from tests.support.system.waiting import eventually
 
 OF_A_WORLD = 50
 """Faults that happen in one world."""
+ASKED_AGAIN_S = 5.0
+"""So soon a command is sent again that a leader saved and did not come to send, because it led no more."""
 PLACES = (*AT_STEP, *AT_RECOVERY)
 
 
@@ -35,7 +37,7 @@ async def test_whatever_happens_to_leaders_at_random_places(own_matrix: Matrix, 
                 # It may not come to its place: then it dies where it is.
                 if await life.halts_within(dice.uniform(0.3, 1.5)):
                     await dice.choice((kill, stop, restart, pause))(matrix, world, life, dice)
-        with Life(world.settings, world.halt()):
+        with Life(world.settings, world.halt(asked_again_s=ASKED_AGAIN_S)):
             await matrix.ended(world)
         await matrix.hold_to_paths([world])
     finally:
@@ -44,7 +46,7 @@ async def test_whatever_happens_to_leaders_at_random_places(own_matrix: Matrix, 
 
 def somewhere(world: World, dice: random.Random) -> Halt:
     """A random place."""
-    return world.halt(dice.choice(PLACES), count=dice.randint(1, 6))
+    return world.halt(dice.choice(PLACES), count=dice.randint(1, 6), asked_again_s=ASKED_AGAIN_S)
 
 
 async def kill(matrix: Matrix, world: World, life: Life, dice: random.Random) -> None:

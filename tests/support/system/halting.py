@@ -70,6 +70,8 @@ class Halt:
     """The processes that this service runs; None: all."""
     blind: bool = False
     """Whether it does not see that it leads no more, and ends when what it goes on with is refused."""
+    asked_again_s: float = 3600.0
+    """When a command without an answer is sent again, in place of a minute: what recovery leaves out must not come by itself."""
     report: Path | None = None
     """A file to which the ids of the processes are added that are at the place."""
 
@@ -307,8 +309,7 @@ def _watch(halt: Halt, alignment: Alignment | None) -> None:
         (DeliverySender, "run", for_ever),
         (ProcessRetention, "run", for_ever),
     ]
-    # What recovery leaves out must not come by itself after a minute.
-    runner.ASKED_AGAIN_S = 3600.0
+    runner.ASKED_AGAIN_S = halt.asked_again_s
     if halt.blind:
         watchers.append((leader, "_beat", for_ever))
     for owner, name, watched in watchers:

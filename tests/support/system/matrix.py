@@ -152,6 +152,12 @@ class World:
 
         await eventually(over, deadline_s, every_s=0.05)
 
+    async def left(self) -> list[Any]:
+        """The commands that have no answer: path, step, tries, and in how many seconds each is due."""
+        paths = {process.id: process.path for process in self.processes}
+        query = "SELECT process_id, step, tries, extract(epoch FROM due_at - clock_timestamp())::int FROM process_commands"
+        return [(paths.get(id_, id_), *more) for id_, *more in await self.rows(query)]
+
     async def all_rows(self) -> dict[str, list[Any]]:
         """All that the tables hold."""
         return {table: sorted(await self.rows(f"SELECT {table}::text FROM {table}")) for table in TABLES}
@@ -165,12 +171,13 @@ class World:
 
     async def rows(self, query: Any, *values: Any) -> list[Any]:
         """What the database answers to an administrator, again after a restart."""
-        if self._connection is None or self._connection.broken:
-            self._connection = await postgres.connect(self.database.admin, application_name="matrix")
+        known = self._connection
+        self._connection = known or await postgres.connect(self.database.admin, application_name="matrix")
         try:
             return await (await self._connection.execute(query, values)).fetchall()
         except psycopg.OperationalError:
-            if not self._connection.broken:
+            await self.close()
+            if known is None:
                 raise
             return await self.rows(query, *values)
 
@@ -178,6 +185,7 @@ class World:
         """Ends its connection."""
         if self._connection is not None:
             await self._connection.close()
+        self._connection = None
 
 
 class Matrix:
