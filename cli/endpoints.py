@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -25,6 +26,8 @@ class Endpoints:
     tokens: dict[str, str]
     # Empty if it is not known.
     saga: str = ""
+    # Of a system in containers: where programs outside of its network reach `write`, `read` and `saga`.
+    published: Mapping[str, str] = field(default_factory=dict)
 
     def known_saga(self) -> str:
         """The saga service's address; raises UsageError if it is not known."""
@@ -51,12 +54,8 @@ def address(data: Path, service: str) -> str:
     Of a system in containers that is the published port; `load` has the address for programs in its network.
     """
     known = load(data)
-    try:
-        published = json.loads((data / "endpoints.json").read_text()).get("published", {})
-    except FileNotFoundError:  # the addresses are in the environment
-        published = {}
-    if service in published:
-        return str(published[service])
+    if service in known.published:
+        return known.published[service]
     return known.known_saga() if service == "saga" else {"write": known.write, "read": known.read}[service]
 
 
@@ -87,7 +86,8 @@ def load(data: Path) -> Endpoints:
     FOLDLINE_WRITE_ADDRESS and FOLDLINE_READ_ADDRESS together replace the file, with FOLDLINE_SAGA_ADDRESS for processes and
     deliveries, and FOLDLINE_TOKEN for the tokens. Raises NotRunning, and UsageError for an address that is malformed.
     """
-    write, read, saga = (_told(f"FOLDLINE_{name}_ADDRESS") for name in ("WRITE", "READ", "SAGA"))
+    told = {name: _told(f"FOLDLINE_{name.upper()}_ADDRESS") for name in ("write", "read", "saga")}
+    write, read, saga = told.values()
     file = data / "endpoints.json"
     try:
         found = json.loads(file.read_text())
@@ -97,7 +97,9 @@ def load(data: Path) -> Endpoints:
         raise NotRunning(f"there is no {file}: start the system with `foldline dev`, or name its folder with --data") from None
     except (OSError, ValueError) as error:
         raise NotRunning(f"{file} cannot be read: {error}") from None
-    return Endpoints(write or found["write"], read or found["read"], dict(found["tokens"]), saga or found.get("saga", ""))
+    published = {name: address for name, address in found.get("published", {}).items() if not told.get(name)}
+    tokens = dict(found["tokens"])
+    return Endpoints(write or found["write"], read or found["read"], tokens, saga or found.get("saga", ""), published)
 
 
 def _told(variable: str) -> str:

@@ -211,19 +211,17 @@ class Scheduler:
             pause_s = RETRY_S
         return pause_s
 
-    def _waiting(self) -> list[str]:
-        """The ids of due commands that wait for a newer release."""
+    def _waiting(self) -> set[CommandKey]:
+        """The due commands that wait for a newer release."""
         since = time.monotonic() - NEWER_WAITS_S
-        return [command_id for (_, command_id), met_at in self._newer.items() if met_at > since]
+        return {key for key, met_at in self._newer.items() if met_at > since}
 
     async def _wait_or_end(self, row: DueCommand) -> bool:
         """Ends a command that this release does not know if it has waited for long, else leaves it as `_defer` does."""
-        key = (row.tenant, row.command_id)
-        if key in self._newer:
-            del self._newer[key]
+        if self._newer.pop(row.key, None) is not None:
             await self._end(row, "failed", Invalid("UNKNOWN_COMMAND", "no release knew the command within an hour of its time"))
             return True
-        if remembered := self._defer(key):
+        if remembered := self._defer(row.key):
             log.warning("scheduled_command_of_newer_release", command_id=row.command_id, tenant=row.tenant, type=row.type)
         return remembered
 
@@ -314,7 +312,7 @@ class Scheduler:
 
     async def _end(self, row: DueCommand | Command, status: str, refusal: Refusal) -> None:
         """Writes an outcome that no append has written, so that the command is not fired for ever."""
-        key = row.key if isinstance(row, Command) else (row.tenant, row.command_id)
+        key = row.key
         log.warning("scheduled_command_ended", command_id=key[1], tenant=key[0], status=status, reason=refusal.reason)
         async with self._database.connection() as connection:
             await _end(connection, key, status, refusal)

@@ -17,13 +17,15 @@ from shared.platform.tokens import DevelopmentIssuer
 INSIDE = {"write": "write:50051", "read": "read:50051", "saga": "saga:50051"}
 
 
-def test_other_clients_are_told_the_published_ports(tmp_path: Path) -> None:
-    """Of a system in containers; its own clients use the names of its network."""
+def test_other_clients_are_told_the_published_ports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a system in containers; its own clients use the names of its network. The environment's addresses come before both."""
     make(tmp_path, **INSIDE, postgres="postgres:5432", published=["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"], mail="/mail")
     assert [endpoints.address(tmp_path, service) for service in INSIDE] == ["127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"]
     known = endpoints.load(tmp_path)
     assert {"write": known.write, "read": known.read, "saga": known.saga} == INSIDE
     assert endpoints.mail_folder(tmp_path) == Path("/mail")
+    monkeypatch.setenv("FOLDLINE_WRITE_ADDRESS", "elsewhere:7")
+    assert [endpoints.address(tmp_path, service) for service in INSIDE] == ["elsewhere:7", "127.0.0.1:2", "127.0.0.1:3"]
 
 
 def test_without_containers_there_is_one_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from uuid import uuid4
 import pytest
 
 from deploy.bootstrap import Database
+from shared.commands import due as due_commands
 from shared.commands.append import Batch, NewEvent, append
 from shared.commands.decide import Command
 from shared.commands.due import read_due
@@ -284,7 +285,10 @@ async def test_a_due_command_of_a_newer_release_waits_for_a_replica_of_that(
 async def test_any_number_of_due_commands_of_a_newer_release_hold_up_no_other(
     write_db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also when there are more than are remembered, as after a rollback of a release; all of them end in time."""
+    """Also when there are more than are remembered, as after a rollback of a release; all of them end in time.
+
+    Nor does one hold up the command of another tenant that has the same id.
+    """
     for name, value in {"BATCH_MAX": 2, "NEWER_MAX": 1, "RETRY_S": 0.02}.items():
         monkeypatch.setattr(f"shared.commands.schedule.{name}", value)
     unknown, good = [adding(1, f"u{number}") for number in range(6)], adding()
@@ -292,10 +296,13 @@ async def test_any_number_of_due_commands_of_a_newer_release_hold_up_no_other(
         for command in (*unknown, good):
             await Schedule(reads).add(command, now())
         async with connected(write_db.owner) as owner:
-            keys = [command.key[1] for command in unknown]
-            await owner.execute("UPDATE commands SET type = 'trial.Newer' WHERE command_id = ANY (%s::uuid[])", [keys])
+            change = "UPDATE commands SET type = 'trial.Newer' WHERE command_id = ANY (%s::uuid[])"
+            await owner.execute(change, [[command.key[1] for command in unknown]])
         async with firing(write_db, one, reads):
             assert await ended(write_db, good) == ["completed"]
+            other = adding(id=unknown[0].key[1], tenant="umbrella")
+            await Schedule(reads).add(other, now())
+            assert await ended(write_db, other) == ["completed"]
             assert {(await row_of(write_db, command)).status for command in unknown} == {"scheduled"}
             monkeypatch.setattr("shared.commands.schedule.NEWER_WAITS_S", 0.02)
             assert await ended(write_db, *unknown) == ["failed"] * 6
@@ -359,10 +366,7 @@ async def test_a_hundred_thousand_that_wait_cost_nothing(write_db: Database) -> 
         await owner.execute("ANALYZE commands")
     async with connected(write_db.app) as connection:
         assert (await read_due(connection, 256))[0] == []
-        cursor = await connection.execute(
-            """EXPLAIN (ANALYZE, FORMAT JSON) SELECT * FROM commands
-               WHERE status = 'scheduled' AND due_at <= clock_timestamp() ORDER BY due_at, received_at LIMIT 256"""
-        )
+        cursor = await connection.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {due_commands._FIRST_DUE}", ([], [], 256))
         [(plan,)] = await cursor.fetchall()
     found = plan[0]["Plan"]["Plans"][0]
     assert (found["Index Name"], found["Actual Rows"]) == ("commands_due", 0), plan

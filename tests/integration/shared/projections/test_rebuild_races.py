@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Coroutine
 
 import psycopg
@@ -85,9 +84,8 @@ async def test_a_long_query_holds_up_the_switch_and_nobody_else(read_db: Databas
 
             await eventually(compared, 20)
             for number in range(6):
-                began = time.monotonic()
-                await asyncio.to_thread(other.execute, "SELECT count(*) FROM accounts")
-                assert time.monotonic() - began < 1.5
+                async with asyncio.timeout(20):
+                    await asyncio.to_thread(other.execute, "SELECT count(*) FROM accounts")
                 store.deposit("acme", uid(100 + number), ALICE, 1, 6)
                 await at_end(read_db, store)
             assert (await admin.get("accounts")).state == "filling"
