@@ -11,7 +11,7 @@ from typing import NamedTuple
 from bank.v1 import account_pb2, transfer_pb2, transfer_query_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.folds.moments import set_moment
-from shared.folds.projection import Projection, Purge, RowKey, existing, on, recorded_at, storable
+from shared.folds.projection import Projection, Purge, RowKey, existing, making, on, recorded_at, storable
 from shared.folds.summary import AggregateName, History, Summary, equals, is_id, moment_between, rows_of, whole_between
 from shared.folds.table import Code, Int32, Table, by
 
@@ -70,7 +70,7 @@ def transfer_of(
     return (event.transfer_id,) if event.transfer_id else None
 
 
-def started(_: TransferRow | None, event: transfer_pb2.TransferStarted, envelope: EventEnvelope) -> TransferRow:
+def started(event: transfer_pb2.TransferStarted, envelope: EventEnvelope) -> TransferRow:
     """A new transfer."""
     return TransferRow(
         tenant=envelope.tenant,
@@ -135,7 +135,7 @@ TRANSFERS = Projection(
     table=transfers,
     key=transfer_of,
     on=[
-        on(transfer_pb2.TransferStarted, started),
+        making(transfer_pb2.TransferStarted, started),
         on(account_pb2.MoneyWithdrawn, went_out),
         on(account_pb2.MoneyDeposited, came_in),
         on(account_pb2.MoneySuspended, suspended),

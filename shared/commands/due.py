@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from shared.commands.log import CommandKey
 from shared.commands.turns import TENANTS_MAX, TenantTurns
-from shared.platform.postgres import Connection
+from shared.platform.postgres import Connection, one
 
 Place = tuple[datetime, datetime, str]
 """Of a due command among the others: when it is due and was received, and its id."""
@@ -63,6 +63,17 @@ FIRST: Place = (datetime.min.replace(tzinfo=UTC), datetime.min.replace(tzinfo=UT
 def turns_of_commands() -> TenantTurns:
     """What `read_due` takes tenants in turns by."""
     return TenantTurns("commands", "scheduled", _COLUMNS, "received_at")
+
+
+_NEXT: LiteralString = """SELECT extract(epoch FROM least(
+  (SELECT due_at FROM commands WHERE status = 'scheduled' ORDER BY due_at LIMIT 1),
+  (SELECT due_at FROM schedules WHERE status = 'active' ORDER BY due_at LIMIT 1)) - clock_timestamp())::float8"""
+
+
+async def next_due_in_s(connection: Connection) -> float:
+    """In how many seconds the earliest command or schedule is due, by the database's clock; infinity if there is none."""
+    (in_s,) = await one(connection, _NEXT)
+    return math.inf if in_s is None else float(in_s)
 
 
 async def read_due(

@@ -20,7 +20,7 @@ from shared.commands.closed import refused_if_closed
 from shared.commands.committer import Committer
 from shared.commands.cron import MISSED_AFTER, Away
 from shared.commands.decide import Command, Sender
-from shared.commands.due import FIRST, DueCommand, Place, read_due, turns_of_commands
+from shared.commands.due import FIRST, DueCommand, Place, next_due_in_s, read_due, turns_of_commands
 from shared.commands.firing import release_due, turns_of_schedules
 from shared.commands.intake import PendingReply
 from shared.commands.log import CommandKey, StoredCommand, read_commands
@@ -177,9 +177,13 @@ class Scheduler:
     async def _fire(self) -> float:
         """Sends the next commands that are due and waits for them; returns how long there is nothing to do.
 
-        Firings of recurring schedules that are due are released first, so that they are among these.
+        Firings of recurring schedules that are due are released first, so that they are among these. An idle round asks one
+        question in place of four: a system without load spent a fifth of its processor time on them.
         """
         async with self._database.connection() as connection:
+            if (idle_s := await next_due_in_s(connection)) > 0:
+                self._behind = None
+                return min(idle_s, POLL_S)
             look_in_s = await self._release(connection)
             behind, self._behind = self._behind, None
             turns = self._turns if behind is None else None

@@ -22,7 +22,7 @@ from psycopg.errors import DivisionByZero
 from psycopg.pq import TransactionStatus
 
 from foldline.v1.event_store_pb2 import EventEnvelope
-from shared.folds.projection import Fold, Group, Projection, RowKey
+from shared.folds.projection import Fold, Group, Making, Projection, RowKey
 from shared.folds.upcasting import UnknownEvent
 from shared.line import checkpoint as checkpoints
 from shared.line.checkpoint import Checkpoint, Fenced
@@ -74,7 +74,8 @@ class EventWithoutKey(ProjectionFailed):
 class _Touched:
     """The rows of one table that a batch changes: as read, then as folded."""
 
-    keys: dict[RowKey, None]
+    keys: dict[RowKey, bool]
+    """With each, whether its row must be known: not if the batch's first event of it makes the row."""
     rows: dict[RowKey, Any]
     wanted: list[RowKey]
     """The keys whose rows must be read."""
@@ -288,7 +289,7 @@ class Tables:
         for part, kept, append_only in zip(touched, self._kept, self._append_only, strict=True):
             if not append_only:
                 part.rows.update((key, kept[key]) for key in part.keys if key in kept)
-                part.wanted = [key for key in part.keys if key not in kept]
+                part.wanted = [key for key, needed in part.keys.items() if needed and key not in kept]
 
     def _keep(self, touched: list[_Touched]) -> None:
         """Caches the rows as written, and drops the least recently used ones."""
@@ -370,7 +371,7 @@ class Tables:
             for at, key, fold in items:
                 if parking.active and parking.holds(envelope, (self._names[at], key)):
                     continue
-                touched[at].keys[key] = None
+                touched[at].keys.setdefault(key, not isinstance(fold, Making))
                 work.append((envelope, event, at, key, fold))
         return work, touched
 

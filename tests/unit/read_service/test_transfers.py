@@ -35,7 +35,7 @@ def moved(kind: Any, account_id: str) -> Any:
 
 def test_a_transfer_is_started() -> None:
     """The first event makes the row, with the time of one step."""
-    assert transfers.started(None, STARTED, at(NINE)) == ROW
+    assert transfers.started(STARTED, at(NINE)) == ROW
 
 
 # (event, the columns it changes at ten)

@@ -5,12 +5,12 @@ No test runs this file and mypy does not check it with the rest: `tests/unit/tes
 
 from __future__ import annotations
 
-from bank.v1 import account_pb2, person_pb2
+from bank.v1 import account_pb2, person_pb2, transfer_pb2
 from foldline.v1.event_store_pb2 import EventEnvelope
-from read_service.projections import accounts, people, users
+from read_service.projections import accounts, people, transfers, users
 from read_service.projections.accounts import AccountRow
 from read_service.registry import CALLERS
-from shared.folds.projection import Group, Projection, existing, on
+from shared.folds.projection import Group, Projection, existing, making, on
 from shared.folds.summary import History, Summary, equals, rows_of
 from shared.projections.summary_rpcs import SummaryRpcs
 
@@ -28,6 +28,8 @@ def folds() -> None:
     on(account_pb2.MoneyDeposited, accounts.money_moved)
     on(account_pb2.AccountOpened, accounts.money_moved)  # wrong
     on(person_pb2.PersonRenamed, accounts.opened)  # wrong
+    making(transfer_pb2.TransferStarted, transfers.started)
+    making(transfer_pb2.TransferFailed, transfers.started)  # wrong
     key = accounts.ACCOUNTS.key
     Projection(table=accounts.accounts, key=key, on=[on(account_pb2.AccountOpened, accounts.opened)])
     Projection(table=accounts.accounts, key=key, on=[on(person_pb2.PersonRenamed, people.renamed)])  # wrong

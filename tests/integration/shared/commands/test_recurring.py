@@ -87,7 +87,7 @@ async def test_what_was_due_while_a_scheduler_was_there_is_not_missed(write_db: 
     hour = (now() - timedelta(hours=2)).hour
     async with pool(write_db) as reads, replica(write_db, REGISTRY) as one, connected(write_db.owner) as owner:
         stopped = Scheduler(reads, one.committer)
-        await stopped._fire()
+        await stopped._be_seen()
         for scheduler in (stopped, Scheduler(reads, one.committer)):
             schedule = await create(reads, cron=f"0 {hour} * * *", catch_up="none")
             await set_back(write_db, timedelta(days=1), schedule)

@@ -13,6 +13,7 @@ import pytest
 
 from deploy.bootstrap import Database
 from shared.commands import due as due_commands
+from shared.commands import schedule as schedule_module
 from shared.commands.append import Batch, NewEvent, append
 from shared.commands.decide import Command
 from shared.commands.due import read_due
@@ -62,6 +63,30 @@ async def firing(database: Database, one: Replica, reads: Reads) -> AsyncIterato
     finally:
         running.cancel()
         await asyncio.wait([running])
+
+
+async def test_an_idle_scheduler_asks_one_question_a_round(write_db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the next one is due; of what is due, it reads when something is."""
+    read: list[int] = []
+
+    async def noting(*arguments: Any, **more: Any) -> Any:
+        read.append(len(arguments))
+        return await read_due(*arguments, **more)
+
+    monkeypatch.setattr(schedule_module, "read_due", noting)
+    later, soon = adding(), adding(counter_id="b")
+    async with pool(write_db) as reads, replica(write_db, REGISTRY) as one:
+        scheduler = Scheduler(reads, one.committer)
+        assert await scheduler._fire() == schedule_module.POLL_S
+        await Schedule(reads).add(later, now() + timedelta(hours=1))
+        assert await scheduler._fire() == schedule_module.POLL_S
+        assert read == []
+        await Schedule(reads).add(soon, now() + timedelta(milliseconds=50))
+        assert 0 <= await scheduler._fire() < schedule_module.POLL_S
+        async with firing(write_db, one, reads):
+            assert await ended(write_db, soon) == ["completed"]
+    assert read != []
+    assert (await row_of(write_db, later)).status == "scheduled"
 
 
 async def row_of(database: Database, command: Command) -> StoredCommand:

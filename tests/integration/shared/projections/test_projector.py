@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
 import psycopg
 import pytest
 
-from bank.v1 import account_pb2
+from bank.v1 import account_pb2, transfer_pb2
 from deploy.bootstrap import Database
 from foldline.v1.event_store_pb2 import EventEnvelope
 from read_service.projections.accounts import ACCOUNTS, AccountRow
 from read_service.projections.people import PEOPLE
-from shared.folds.projection import Group
+from read_service.projections.transfers import TRANSFERS
+from shared.folds.projection import Group, RowKey
 from shared.folds.table import Type
 from shared.line import checkpoint, consumer
 from shared.line.checkpoint import Checkpoint
 from shared.line.follower import EventBatch, Follower
-from shared.platform.postgres import UnsafeDatabase, connect, refuse_unsafe
+from shared.platform.postgres import Connection, UnsafeDatabase, connect, refuse_unsafe
 from shared.projections.projector import Projector
+from shared.projections.rows import Rows
 from shared.projections.tables import Tables
 from tests.support.fakes.line import Store, StoreLine, uid
 from tests.support.fakes.tables import SHARD, SUMMARIES, checkpoint_row, dump, folded, folding, projector, reached, running
@@ -156,6 +158,34 @@ async def test_events_of_other_groups_move_the_checkpoint_together(read_db: Data
     async with running(projector(read_db, StoreLine(store), group=Group("people", [PEOPLE]))) as following:
         await reached(following, 104)
     assert [row[:3] for row in dump(read_db)["people"]] == [("acme", ALICE, "Alice")]
+
+
+async def test_the_event_that_makes_a_row_reads_none(read_db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither that of the row which is there by then, which it replaces, nor that of a new one. What changes a row reads it."""
+    store, group, read = Store(), Group("transfers", [TRANSFERS]), list[Sequence[RowKey]]()
+    for amount in (5, 7):
+        store.append("acme", uid(9), transfer_pb2.TransferStarted(transfer_id=uid(9), amount_minor=amount))
+    select = Rows.select
+
+    async def noting(self: Rows, connection: Connection, keys: Sequence[RowKey]) -> Any:
+        read.append(keys)
+        return await select(self, connection, keys)
+
+    monkeypatch.setattr(Rows, "select", noting)
+    async with running(projector(read_db, StoreLine(store), group=group)) as it:
+        await reached(it, 2)
+    assert read == []
+    assert [(row[1], row[4], row[6]) for row in dump(read_db)["transfers"]] == [(uid(9), 7, "started")]
+    # A leader that remembers no row.
+    store.append("acme", uid(9), transfer_pb2.TransferStarted(transfer_id=uid(9), amount_minor=5))
+    async with running(projector(read_db, StoreLine(store), group=group)) as it:
+        await reached(it, 3)
+        assert read == []
+    store.append("acme", uid(9), transfer_pb2.TransferCompleted(transfer_id=uid(9)))
+    async with running(projector(read_db, StoreLine(store), group=group)) as it:
+        await reached(it, 4)
+    assert read == [[("acme", uid(9))]]
+    assert [(row[1], row[4], row[6]) for row in dump(read_db)["transfers"]] == [(uid(9), 5, "completed")]
 
 
 async def test_a_table_that_was_empty_is_not_walked_through(read_db: Database) -> None:
