@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 
 import psycopg
 import pytest
 
 from deploy.bootstrap import Database
-from shared.folds.projection import Group
+from read_service.projections.accounts import ACCOUNTS, AccountRow
+from shared.folds.projection import Group, Purge
 from shared.line import checkpoint
 from shared.line.checkpoint import Checkpoint, Fenced
 from shared.platform.postgres import Connection, connect
-from shared.projections import forget, replay
+from shared.projections import forget, refill, replay
 from shared.projections.tables import Tables
 from tests.integration.shared.projections import parked_keys
 from tests.integration.shared.projections.test_projector import batch_of
@@ -122,6 +124,29 @@ async def parks(connection: Connection, at: Checkpoint, store: Store) -> None:
     await applies_last(connection, at, store)
 
 
+async def applies_alone(connection: Connection, at: Checkpoint, store: Store) -> None:
+    """The old version applies an event by itself, as one of a batch of which PostgreSQL takes no row."""
+    store.deposit("acme", "\0", ALICE, 1, 1)
+    await applies_last(connection, at, store)
+
+
+async def purges(connection: Connection, at: Checkpoint, store: Store) -> None:
+    """The old version deletes the rows of a purged aggregate."""
+    key = ("acme", "account", parked_keys.BLUE)
+    await forget.forget_aggregate(await known(connection), connection, SHARD, at, key)
+
+
+async def purges_in_part(connection: Connection, at: Checkpoint, store: Store) -> None:
+    """The old version takes out of rows what they had from a purged aggregate."""
+
+    def nameless(row: AccountRow) -> AccountRow:
+        return row._replace(name="")
+
+    accounts = replace(ACCOUNTS, purges=[Purge("account", "account_id", nameless, order="opened_at")])
+    tables = await known(connection, Group("accounts", (accounts, *parked_keys.GROUP.projections[1:])))
+    await forget.forget_aggregate(tables, connection, SHARD, at, ("acme", "account", parked_keys.BLUE))
+
+
 async def applies_last(connection: Connection, at: Checkpoint, store: Store) -> None:
     """The old version applies the last event."""
     batch = batch_of(store, len(store.events), len(store.events))
@@ -151,12 +176,17 @@ async def test_a_switch_and_a_batch_of_the_old_version_do_not_wait_for_each_othe
     assert serving(read_db) == (f"accounts@{version}", at.position)
 
 
-@pytest.mark.parametrize(("writes", "moves"), [(applies, True), (parks, True), (retries, False), (forgets, False)])
+BY_BATCH = (applies, parks, applies_alone)
+IN_SEVERAL = (forgets, purges, purges_in_part)
+"""Between whose transactions the switch comes."""
+
+
+@pytest.mark.parametrize("writes", [*BY_BATCH, retries, *IN_SEVERAL])
 async def test_a_switch_waits_for_what_the_old_version_writes(
-    read_db: Database, writes: Callable[[Connection, Checkpoint, Store], Coroutine[None, None, None]], moves: bool
+    read_db: Database, writes: Callable[[Connection, Checkpoint, Store], Coroutine[None, None, None]]
 ) -> None:
     """Without a deadlock; then the new version is behind, if that has moved its checkpoint, and else serves."""
-    store = parked_keys.bank()
+    store, moves = parked_keys.bank(), writes in BY_BATCH
     parked_keys.broken.add(9)
     if writes is retries:
         store.deposit("acme", parked_keys.BLUE, ALICE, 9, 109)
@@ -178,12 +208,43 @@ async def test_a_switch_waits_for_what_the_old_version_writes(
             await eventually(waits(read_db, 2))
         await asyncio.wait({writing, switching})
         assert await switching.result().fetchone() == (not moves,)
-        if writes is forgets:  # in several transactions, of which the switch came before the second
+        if writes in IN_SEVERAL:
             with pytest.raises(Fenced):
                 writing.result()
         else:
             writing.result()
     assert serving(read_db) == ("accounts" if moves else f"accounts@{version}", at.position + moves)
+
+
+AT_BEGIN = "UPDATE checkpoints SET position = 0, event_id = '' WHERE name = 'accounts'"
+LOST = "UPDATE checkpoints SET state = 'stopped', reason = 'HISTORY_DIVERGED: ' WHERE name = 'accounts'"
+
+
+@pytest.mark.parametrize(("happened", "empties"), [(LOST, refill.empty), (AT_BEGIN, refill.clear_unaccounted)])
+async def test_a_switch_waits_for_the_old_version_to_be_emptied(
+    read_db: Database, happened: str, empties: Callable[[Tables, Connection, int, Checkpoint], Coroutine[None, None, bool]]
+) -> None:
+    """Without a deadlock; a version that followed another history does not serve."""
+    store = bank(3)
+    async with operator(read_db) as admin:
+        version = await compared(read_db, store, admin)
+    with psycopg.connect(read_db.app) as app:
+        app.execute(happened)
+    async with (
+        await connect(read_db.app, application_name="holds") as holds,
+        await connect(read_db.app, application_name="old") as old,
+        await connect(read_db.app, application_name="switch") as switch,
+    ):
+        at, tables = await checkpoint.load(old, "accounts", SHARD), await known(old, ACCOUNT_TABLES)
+        async with holds.transaction():
+            await checkpoint.hold(holds, "accounts", SHARD, at)
+            emptying = asyncio.create_task(empties(tables, old, SHARD, at))
+            await eventually(waits(read_db, 1))
+            switching = asyncio.create_task(switch.execute("SELECT switch_rebuild('accounts', 1, %s)", [version]))
+            await eventually(waits(read_db, 2))
+        assert await emptying
+        assert await (await switching).fetchone() == (happened is AT_BEGIN,)
+    assert serving(read_db)[0] == ("accounts" if happened is LOST else f"accounts@{version}")
 
 
 async def test_a_commit_during_a_switch_is_in_what_serves(read_db: Database) -> None:
