@@ -88,6 +88,7 @@ class RebuildAdmin:
         return await self._steer(name, [SWITCHED], "dropping", refusal)
 
     async def _steer(self, name: str, before: list[str], after: str, refusal: Refusal) -> RebuildRow:
+        """The rebuild in its new state; all else as it was before, since the projector may have ended it meanwhile."""
         self._known(name)
         async with self._reads.connection() as connection:
             cursor = await connection.execute("SELECT * FROM get_rebuild(%s, %s)", (name, self._shard))
@@ -95,7 +96,7 @@ class RebuildAdmin:
             (steered,) = await one(connection, "SELECT steer_rebuild(%s, %s, %s, %s)", (name, self._shard, before, after))
         if not steered or row is None:
             raise refusal
-        return RebuildRow(*row)
+        return RebuildRow(*row)._replace(state=after)
 
     async def _get(self, connection: Connection, name: str) -> RebuildRow:
         cursor = await connection.execute("SELECT * FROM get_rebuild(%s, %s)", (name, self._shard))

@@ -115,7 +115,9 @@ class AccountQueryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListMovements(self, request, context):
-        """The account's statement: what moved, the newest first. Refusals: those of GetAccount, PAGE_TOKEN_INVALID.
+        """The account's statement: what moved, the newest first. It has no watch of its own, since whatever moves changes the account, too:
+        on an answer of WatchAccount, read what is newer than the version that you had. Refusals: those of GetAccount,
+        PAGE_TOKEN_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -39,7 +39,10 @@ class AccountQueryServiceStub:
     list begins anew and says so. Refusals: LIST_TOO_LONG, RESUME_TOKEN_INVALID, TOO_MANY_WATCHES, WATCH_TOO_SLOW.
     """
     ListMovements: _aio.UnaryUnaryMultiCallable[_account_query_pb2.ListMovementsRequest, _account_query_pb2.ListMovementsResponse]
-    """The account's statement: what moved, the newest first. Refusals: those of GetAccount, PAGE_TOKEN_INVALID."""
+    """The account's statement: what moved, the newest first. It has no watch of its own, since whatever moves changes the account, too:
+    on an answer of WatchAccount, read what is newer than the version that you had. Refusals: those of GetAccount,
+    PAGE_TOKEN_INVALID.
+    """
 
 class AccountQueryServiceServicer(metaclass=_abc_1.ABCMeta):
     """Questions about accounts. Answers come from tables that follow the line of events."""
@@ -102,6 +105,9 @@ class AccountQueryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _account_query_pb2.ListMovementsRequest,
         context: _aio.ServicerContext[_account_query_pb2.ListMovementsRequest, _abc.Awaitable[_account_query_pb2.ListMovementsResponse]],
     ) -> _abc.Awaitable[_account_query_pb2.ListMovementsResponse]:
-        """The account's statement: what moved, the newest first. Refusals: those of GetAccount, PAGE_TOKEN_INVALID."""
+        """The account's statement: what moved, the newest first. It has no watch of its own, since whatever moves changes the account, too:
+        on an answer of WatchAccount, read what is newer than the version that you had. Refusals: those of GetAccount,
+        PAGE_TOKEN_INVALID.
+        """
 
 def add_AccountQueryServiceServicer_to_server(servicer: AccountQueryServiceServicer, server: _aio.Server) -> None: ...

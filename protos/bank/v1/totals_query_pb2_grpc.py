@@ -48,7 +48,7 @@ class TotalsQueryServiceServicer:
 
     def GetTenantTotals(self, request, context):
         """Numbers of persons, accounts and transfers by status, and what is on the accounts of each currency. Up to 50,000 of each are
-        counted; of more, `more` is set, and sums are left out.
+        counted; of more, `more` is set, and sums are left out. They are counted for each answer and cannot be watched: ask again.
         Refusals: none of its own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -18,7 +18,7 @@ class TotalsQueryServiceStub:
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetTenantTotals: _aio.UnaryUnaryMultiCallable[_totals_query_pb2.GetTenantTotalsRequest, _totals_query_pb2.GetTenantTotalsResponse]
     """Numbers of persons, accounts and transfers by status, and what is on the accounts of each currency. Up to 50,000 of each are
-    counted; of more, `more` is set, and sums are left out.
+    counted; of more, `more` is set, and sums are left out. They are counted for each answer and cannot be watched: ask again.
     Refusals: none of its own.
     """
 
@@ -32,7 +32,7 @@ class TotalsQueryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_totals_query_pb2.GetTenantTotalsRequest, _abc.Awaitable[_totals_query_pb2.GetTenantTotalsResponse]],
     ) -> _abc.Awaitable[_totals_query_pb2.GetTenantTotalsResponse]:
         """Numbers of persons, accounts and transfers by status, and what is on the accounts of each currency. Up to 50,000 of each are
-        counted; of more, `more` is set, and sums are left out.
+        counted; of more, `more` is set, and sums are left out. They are counted for each answer and cannot be watched: ask again.
         Refusals: none of its own.
         """
 

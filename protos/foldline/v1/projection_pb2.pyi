@@ -855,7 +855,7 @@ class CancelRebuildResponse(_message.Message):
     REBUILD_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def rebuild(self) -> Global___Rebuild:
-        """As it was when it was cancelled."""
+        """As it was when it was cancelled, but for its state."""
 
     def __init__(
         self,
@@ -896,7 +896,7 @@ class DropFormerResponse(_message.Message):
     REBUILD_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def rebuild(self) -> Global___Rebuild:
-        """The rebuild that had put others in their place."""
+        """The rebuild that had put others in their place, as it ends."""
 
     def __init__(
         self,

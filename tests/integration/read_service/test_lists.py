@@ -12,8 +12,9 @@ import pytest
 from bank.v1 import account_query_pb2, person_query_pb2
 from foldline.v1 import range_pb2
 from read_service import statement as read_statement
-from tests.support.fakes.line import Store, uid
-from tests.support.system.query_service import ALICE, NOBODY, Service, bank, refused
+from tests.support.fakes.line import Store, StoreLine, uid
+from tests.support.fakes.tables import ACCOUNT_TABLES, projector, reached, running
+from tests.support.system.query_service import ALICE, BLUE, NOBODY, Service, bank, refused
 
 STATEMENT = [(2, 50, 0), (3, -7, 10), (4, 50, 10), (9, 3, 10), (10, -7, 40), (17, 8, 41), (18, 50, 90)]
 """Version, amount, and the seconds at which it moved: versions are left out, and moments and amounts come again."""
@@ -223,3 +224,22 @@ async def test_ranges_of_amounts_and_moments(service: Service) -> None:
     beyond = range_pb2.TimeRange(since={"seconds": 2**62})  # type: ignore[arg-type]
     error = await refused(listed(opened_at=beyond))
     assert (error.reason, error.violations[0][0]) == ("INVALID_REQUEST", "filter.opened_at")
+
+
+async def test_who_watches_an_account_knows_when_its_statement_grows(service: Service) -> None:
+    """On each answer of the watch the statement has whatever moved up to the account's version."""
+    store, who = bank(), service.of()
+    async with running(projector(service.database, StoreLine(store), silence_s=0.002, group=ACCOUNT_TABLES)) as it:
+        await reached(it, len(store.events))
+        request = account_query_pb2.WatchAccountRequest(account_id=BLUE)
+        watch: Any = service.accounts.WatchAccount(request, metadata=who, timeout=60)
+        version = 0
+        while version < 8:
+            answer = await watch.read()
+            if answer.HasField("account"):
+                version = answer.account.version
+                statement = account_query_pb2.ListMovementsRequest(account_id=BLUE)
+                listed = await service.accounts.ListMovements(statement, metadata=who)
+                assert [it.version for it in listed.movements] == list(range(version, 1, -1))
+                store.deposit("acme", BLUE, ALICE, 1, 29 + version)
+        watch.cancel()
