@@ -35,7 +35,7 @@ test: $(DEV_STAMP)  ## all tests, on real engines, two at a time
 test-faults: $(DEV_STAMP)  ## the long tests of faults: a thousand faults at random places, for one; half an hour
 	@$(BIN)/python -m pytest -n 2 --dist worksteal -m long $(ARGS)
 
-test-containers: $(DEV_STAMP)  ## the image, compose.yaml and the Kubernetes manifests, run with podman; ten minutes
+test-containers: $(DEV_STAMP)  ## the image, compose.yaml and the Kubernetes manifests, run with podman; a quarter of an hour
 	@$(BIN)/python -m pytest -m containers tests/containers $(ARGS)
 
 lint: $(DEV_STAMP)  ## style, types, imports, contracts

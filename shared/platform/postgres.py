@@ -248,14 +248,19 @@ def describe(error: BaseException) -> str:
     return f"{error.sqlstate or ''} {name}: {error.diag.message_primary or str(error)}".strip()
 
 
+def refuse_old(connection: Connection) -> None:
+    """Raises UnsafeDatabase if the server is too old, whatever is or is not in its database."""
+    if too_old := postgres_too_old(connection.info.server_version):
+        raise UnsafeDatabase(too_old)
+
+
 async def refuse_unsafe(connection: Connection, *, tables: Iterable[str]) -> None:
     """Raises UnsafeDatabase if the role could change `tables` past their function, a commit is not durable or the server too old.
 
     Checked at start-up, because every promise rests on it and a wrong setting shows only in the next crash. What the
     role could do after SET ROLE counts, and so does owning a table: an owner can give itself every right.
     """
-    if too_old := postgres_too_old(connection.info.server_version):
-        raise UnsafeDatabase(too_old)
+    refuse_old(connection)
     cursor = await connection.execute(
         """SELECT bool_or(rolsuper), bool_or(rolbypassrls), bool_or(rolcreaterole),
                   current_setting('fsync'), current_setting('synchronous_commit'),

@@ -11,7 +11,7 @@ from typing import Any
 from shared.folds.errors import Unavailable
 from shared.platform import program, telemetry, tracing
 from shared.platform.otel import release
-from shared.platform.postgres import Reads, UnsafeDatabase, describe, refuse_unsafe
+from shared.platform.postgres import Reads, UnsafeDatabase, describe, refuse_old, refuse_unsafe
 from shared.platform.settings import CannotStart, ProcessSettings
 
 log = telemetry.logger(__name__)
@@ -54,6 +54,7 @@ async def until_safe(reads: Reads, *, tables: Iterable[str] = (), written: Itera
     while True:
         try:
             async with reads.connection() as connection:
+                refuse_old(connection)  # nobody migrates the tables of such a server, which would be waited for
                 for table in written:
                     await connection.execute("SELECT %s::text::regclass", (table,))
                 return await refuse_unsafe(connection, tables=tables)

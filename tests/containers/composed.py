@@ -38,6 +38,12 @@ done
 exec {compose} --podman-path {podman} --project-name {project} --profile tools "${{given[@]}}"
 """
 
+ASKING = """
+import json, sys, urllib.request
+answers = [json.load(urllib.request.urlopen("http://prometheus:9090" + path, timeout=5)) for path in sys.argv[1:]]
+print(json.dumps([answer["data"] for answer in answers]))
+"""
+
 
 class Composed:
     """The whole system in containers, as seen by somebody who has only its ports and its files."""
@@ -58,6 +64,11 @@ class Composed:
             "PROMETHEUS_IMAGE": images.prometheus,
             **{f"{name.upper()}_PORT": str(port) for name, port in self.ports.items()},
         }
+
+    @property
+    def network(self) -> str:
+        """The name of the network that all containers are in."""
+        return f"{PROJECT}_default"
 
     def up(self) -> None:
         """Starts everything; raises Failed with the containers' last words if that does not end well."""
@@ -121,10 +132,9 @@ class Composed:
         """Starts Prometheus, as the profile `observe` does."""
         self("--profile", "observe", "up", "--detach", "--no-build", "prometheus", within_s=UP_S)
 
-    def asked(self, path: str) -> Any:
-        """What Prometheus answers at a path of its API, asked from a container beside it."""
-        program = f"import urllib.request as u; print(u.urlopen('http://prometheus:9090{path}', timeout=5).read().decode())"
-        return json.loads(self.podman("exec", self.container("write"), "python", "-c", program))["data"]
+    def asked(self, *paths: str) -> list[Any]:
+        """What Prometheus answers at paths of its API, asked from a container beside it. Raises Failed if one is refused."""
+        return list(json.loads(self.podman("exec", self.container("write"), "python", "-c", ASKING, *paths)))
 
     def docker(self, folder: Path) -> dict[str, str]:
         """The variables with which a shell has `docker compose` on this system; its program is made in the folder."""

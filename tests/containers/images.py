@@ -23,8 +23,13 @@ OFFICIAL = {
     "postgres": "postgres:18",
     "nats": "nats:2.12",
     "prometheus": "prom/prometheus:v3.8.0",
+    "old_postgres": "postgres:15",
+    "old_nats": "nats:2.9",
 }
 PACKAGES = "python3,python3-venv,ca-certificates,tzdata"
+OLD_RELEASE = "bookworm"
+"""A Debian with PostgreSQL 15 and NATS 2.9 among its packages."""
+OLD_PACKAGES = "postgresql-15,nats-server"
 FOLDLINE = "localhost/foldline:test"
 MAIL = "localhost/foldline-mail:test"
 LONG_S = 900.0
@@ -40,6 +45,9 @@ class Images:
     postgres: str
     nats: str
     prometheus: str
+    old_postgres: str
+    old_nats: str
+    """Engines that Foldline refuses."""
 
 
 def prepare(podman: Podman, folder: Path) -> Images:
@@ -56,7 +64,8 @@ def prepare(podman: Podman, folder: Path) -> Images:
     given = {"PYTHON_IMAGE": names["python"], "BUILD_IMAGE": names["build"]}
     _build(podman, FOLDLINE, ROOT, ROOT / "deploy/Dockerfile", given)
     _build(podman, MAIL, ROOT, ROOT / "deploy/Dockerfile", given, target="mail")
-    return Images(FOLDLINE, MAIL, names["python"], names["postgres"], names["nats"], names["prometheus"])
+    given_as = ("python", "postgres", "nats", "prometheus", "old_postgres", "old_nats")
+    return Images(FOLDLINE, MAIL, **{name: names[name] for name in given_as})
 
 
 def _pulled(podman: Podman, name: str) -> bool:
@@ -71,28 +80,32 @@ def _pulled(podman: Podman, name: str) -> bool:
 
 def _stand_ins(podman: Podman, folder: Path) -> dict[str, str]:
     names = {name: f"localhost/foldline-stand-in-{name}" for name in OFFICIAL}
-    base = names["python"]
-    if not podman.knows(base):
-        podman("import", _debian(folder), base, within_s=LONG_S)
+    base, old = names["python"], "localhost/foldline-stand-in-old"
+    for name, release, packages in ((base, _release(), PACKAGES), (old, OLD_RELEASE, OLD_PACKAGES)):
+        if not podman.knows(name):
+            podman("import", _debian(folder / f"{release}.tar", release, packages), name, within_s=LONG_S)
     version = podman("run", "--rm", base, "python3", "-c", "import sys; print(*sys.version_info[:2], sep='.')")
     if version != f"{sys.version_info.major}.{sys.version_info.minor}":
         raise NoEngine(f"the stand-in for {OFFICIAL['python']} has Python {version}: run with PYTHON=python{version}")
     context = folder / "stand_ins"
     shutil.copytree(STAND_INS, context)
     _copy_engines(context)
-    for name in ("build", "postgres", "nats", "prometheus"):
-        _build(podman, names[name], context, context / f"{name}.Dockerfile", {"BASE": base})
+    for name in ("build", "postgres", "nats", "prometheus", "old_postgres", "old_nats"):
+        _build(podman, names[name], context, context / f"{name}.Dockerfile", {"BASE": old if name.startswith("old") else base})
     return names
 
 
-def _debian(folder: Path) -> Path:
-    """An archive of a small Debian with Python: of this machine's release if it is a Debian."""
+def _release() -> str:
+    """The Debian that stand-ins are made of: this machine's release if it is a Debian."""
+    system = platform.freedesktop_os_release()
+    return system.get("VERSION_CODENAME", "") if system.get("ID") == "debian" else "bookworm"
+
+
+def _debian(archive: Path, release: str, packages: str) -> Path:
+    """Makes an archive of a small Debian with the packages, and returns its path."""
     if shutil.which("mmdebstrap") is None:
         raise NoEngine(f"{OFFICIAL['python']} cannot be pulled, and `mmdebstrap`, which makes a stand-in, is not installed")
-    system = platform.freedesktop_os_release()
-    release = system.get("VERSION_CODENAME", "") if system.get("ID") == "debian" else "bookworm"
-    archive = folder / "debian.tar"
-    run(["mmdebstrap", "--variant=minbase", f"--include={PACKAGES}", release, archive], within_s=LONG_S)
+    run(["mmdebstrap", "--variant=minbase", f"--include={packages}", release, archive], within_s=LONG_S)
     return archive
 
 

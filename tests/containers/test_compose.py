@@ -19,7 +19,7 @@ from deploy.demo.scenarios import Scenarios, Stage
 from deploy.engines.mail import MailSink
 from shared.rpc.client import channel
 from tests.containers.composed import SERVING, Composed
-from tests.containers.engine import Failed, Podman
+from tests.containers.engine import Podman
 from tests.containers.images import ROOT, Images
 from tests.support.system.waiting import eventually
 
@@ -28,16 +28,6 @@ CALLERS = 8
 HEALS_S = 60.0
 # A hundred logins at once are a hundred hashes of passwords, on a machine that runs nine containers.
 CALL_S = 60.0
-# Of each kind one: gauges with a unit and without, of all processes and of one, a histogram's two parts.
-ASKED = {
-    "up",
-    "foldline_head",
-    "foldline_relay_position",
-    "foldline_consumer_position",
-    "foldline_process_overdue_seconds",
-    "foldline_event_loop_delay_seconds_bucket",
-    "rpc_server_call_duration_seconds_count",
-}
 
 
 @contextlib.asynccontextmanager
@@ -120,31 +110,3 @@ def test_the_bill_of_materials(composed: Composed) -> None:
     assert found <= pinned
     assert ("grpcio", "1.85.1") in found
     assert len(found) > 50
-
-
-async def test_prometheus_finds_every_process_and_takes_the_rules(composed: Composed) -> None:
-    """The profile `observe`: each process is scraped, what the rules ask for is there by name, and none fails when evaluated."""
-    await composed.ready()
-    await asyncio.to_thread(composed.watch)
-
-    async def scraped() -> bool:
-        try:
-            targets = await asyncio.to_thread(composed.asked, "/api/v1/targets")
-        except Failed:  # it is starting
-            return False
-        return [target["health"] for target in targets["activeTargets"]] == ["up"] * len(SERVING)
-
-    await eventually(scraped, 120, every_s=1)
-
-    async def known() -> bool:
-        return set(await asyncio.to_thread(composed.asked, "/api/v1/label/__name__/values")) >= ASKED
-
-    await eventually(known, 120, every_s=1)
-
-    async def evaluated() -> bool:
-        groups = (await asyncio.to_thread(composed.asked, "/api/v1/rules"))["groups"]
-        rules = [rule for group in groups for rule in group["rules"]]
-        assert not [rule for rule in rules if rule["health"] == "err"]
-        return len(rules) > 5 and all(rule["health"] == "ok" for rule in rules)
-
-    await eventually(evaluated, 120, every_s=1)

@@ -26,6 +26,7 @@ from foldline.v1.process_pb2 import (
 )
 from shared.folds.errors import InternalError
 from shared.folds.ids import step_id
+from shared.platform import versions
 from shared.platform.identity import Role
 from shared.platform.leader import LockClass, hold_lease
 from shared.platform.postgres import Reads, UnsafeDatabase
@@ -242,6 +243,20 @@ async def test_it_refuses_to_run_as_somebody_who_may_do_anything(saga_db: Databa
     try:
         with pytest.raises(UnsafeDatabase):
             await until_safe(reads, written=TABLES)
+    finally:
+        await reads.close()
+
+
+async def test_it_refuses_a_server_that_is_too_old_before_it_waits_for_tables(
+    saga_db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody will make them: the bootstrap refuses that server too."""
+    monkeypatch.setattr(versions, "POSTGRES_MIN", 99)
+    reads = Reads(saga_db.app, application_name="test")
+    await reads.open()
+    try:
+        with pytest.raises(UnsafeDatabase, match="POSTGRES_TOO_OLD"):
+            await asyncio.wait_for(until_safe(reads, written=["not_there"]), 30)
     finally:
         await reads.close()
 
