@@ -188,6 +188,8 @@ class ConsistencyGate:
                 raise self._not_yet(token) from None
             if self._reached(token):
                 return
+            if isinstance(self._failure, Unavailable):
+                raise self._failure
             if self._failure is not None:
                 raise Unavailable("DATABASE_UNAVAILABLE", "the query tables cannot be read now") from self._failure
             if self._seen.diverged:

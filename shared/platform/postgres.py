@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import select
 import time
 import zlib
@@ -13,7 +14,15 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import psycopg
 from psycopg import generators
-from psycopg.errors import InvalidSqlStatementName, LockNotAvailable, QueryCanceled, error_from_result
+from psycopg.errors import (
+    InvalidSqlStatementName,
+    LockNotAvailable,
+    QueryCanceled,
+    UndefinedColumn,
+    UndefinedFunction,
+    UndefinedTable,
+    error_from_result,
+)
 from psycopg.pq import ExecStatus, Format, TransactionStatus
 from psycopg.pq.abc import PGresult
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
@@ -22,12 +31,19 @@ from shared.folds.errors import Unavailable
 from shared.platform.instruments import Labels
 from shared.platform.metrics import Metrics
 from shared.platform.packing import Packed, PackedDumper
+from shared.platform.telemetry import logger
 from shared.platform.versions import postgres_too_old
+
+log = logger(__name__)
 
 Connection = psycopg.AsyncConnection[Any]
 
+_LACKS = (UndefinedTable, UndefinedColumn, UndefinedFunction)
+"""What a database says that the bootstrap of this release was not run on."""
+
 CONNECT_TIMEOUT_S = 3
 ANSWER_TIMEOUT_S = 1.0
+REPEAT_LOG_S = 10.0
 IDLE_S = 1.0
 """A connection that was used a shorter time ago is taken for a living one, unless something has come on it."""
 LOCK_TIMEOUT = "500ms"
@@ -116,6 +132,7 @@ class Reads:
         self._name = application_name
         self._size_max = size_max
         self._lent = 0
+        self._told_at = -math.inf
         self._used_at: WeakKeyDictionary[Connection, float] = WeakKeyDictionary()
         self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             url,
@@ -171,6 +188,9 @@ class Reads:
         except PoolTimeout as error:
             raise (_busy() if self._lent >= self._size_max else unavailable(error)) from error
         except psycopg.Error as error:
+            if isinstance(error, _LACKS) and time.monotonic() - self._told_at > REPEAT_LOG_S:
+                self._told_at = time.monotonic()
+                log.warning("schema_too_old", error=describe(error))  # callers are not told what is missing
             if is_trouble(error):
                 raise unavailable(error) from error
             raise
@@ -230,9 +250,11 @@ def is_trouble(error: BaseException) -> bool:
 
 
 def unavailable(error: BaseException) -> Unavailable:
-    """The refusal for a caller when the database fails: DATABASE_BUSY, or unavailable."""
+    """The refusal for a caller when the database fails: DATABASE_BUSY, SCHEMA_TOO_OLD, or unavailable."""
     if isinstance(error, LockNotAvailable | QueryCanceled):
         return _busy()
+    if isinstance(error, _LACKS):
+        return Unavailable("SCHEMA_TOO_OLD", "the database lacks a table, column or function: run this release's bootstrap on it")
     return Unavailable("DATABASE_UNAVAILABLE", "the database is away or cannot answer now; the same call may be made again")
 
 

@@ -208,6 +208,19 @@ async def test_reading_ones_writes_costs_little(service: Service) -> None:
     assert sorted(took)[10] < 5
 
 
+@pytest.mark.parametrize("table", ["people", "checkpoints"])
+async def test_tables_that_are_not_there_are_not_a_database_that_is_away(service: Service, table: str) -> None:
+    """A release whose bootstrap was not run says so, with and without a token; when it was run, all is well without a restart."""
+    store = bank()
+    token = await service.holds(store)
+    request = person_query_pb2.GetPersonRequest(person_id=ALICE, consistency_token=token)
+    with psycopg.connect(service.database.owner, autocommit=True) as owner:
+        owner.execute(f"ALTER TABLE {table} RENAME TO next_year".encode())
+        assert (await refused(service.people.GetPerson(request, metadata=service.of(), timeout=20))).reason == "SCHEMA_TOO_OLD"
+        owner.execute(f"ALTER TABLE next_year RENAME TO {table}".encode())
+    assert (await service.people.GetPerson(request, metadata=service.of(), timeout=20)).person.person_id == ALICE
+
+
 async def test_roles(service: Service) -> None:
     """A reader of the line may not ask for people, a user not for projections, and nobody anything without a token."""
     person, projections = person_query_pb2.GetPersonRequest(person_id=ALICE), projection_pb2.ListProjectionsRequest()

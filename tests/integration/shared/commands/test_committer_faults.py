@@ -279,24 +279,25 @@ async def test_a_lock_that_somebody_holds_is_not_waited_for_without_end(write_db
 
 
 @pytest.mark.parametrize(
-    ("bad", "mended"),
+    ("bad", "mended", "reason"),
     [
         (
             "REVOKE EXECUTE ON FUNCTION append_one, append_batch FROM {}",
             "GRANT EXECUTE ON FUNCTION append_one, append_batch TO {}",
+            "DATABASE_UNAVAILABLE",
         ),
-        ("ALTER TABLE events RENAME TO elsewhere", "ALTER TABLE elsewhere RENAME TO events"),
+        ("ALTER TABLE events RENAME TO elsewhere", "ALTER TABLE elsewhere RENAME TO events", "SCHEMA_TOO_OLD"),
     ],
     ids=["no right", "no table"],
 )
-async def test_whatever_the_database_cannot_for_a_moment(write_db: Database, bad: str, mended: str) -> None:
+async def test_whatever_the_database_cannot_for_a_moment(write_db: Database, bad: str, mended: str, reason: str) -> None:
     """Is no defect of a command: UNAVAILABLE, nothing is stored of it, and the same id goes through when it is over."""
     app = sql.Identifier("foldline_write_app")
     async with replica(write_db, BUS) as one, connected(write_db.owner) as owner:
         await one.ask(adding(1))
         await owner.execute(sql.SQL(bad).format(app))
         asked = [adding(1), adding(1, "b")]
-        assert reasons(await one.ask(*asked)) == ["DATABASE_UNAVAILABLE"] * 2
+        assert reasons(await one.ask(*asked)) == [reason] * 2
         await owner.execute(sql.SQL(mended).format(app))
         assert reasons(await one.ask(*asked)) == ["completed"] * 2
     assert len(await check_line(write_db)) == 3

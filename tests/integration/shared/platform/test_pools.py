@@ -20,6 +20,7 @@ from shared.platform.leader import LockClass, hold_lease
 from shared.platform.metrics import Metrics
 from shared.platform.packing import int4
 from shared.platform.postgres import SETTINGS, Prepared, Reads, UnsafeDatabase, connect, one
+from tests.support.logs import capture_logs
 from tests.support.system.waiting import eventually
 
 SIZE = 4
@@ -127,6 +128,18 @@ async def test_a_database_that_is_not_there(read_db: Database, monkeypatch: pyte
             await ask(reads)
         assert refused.value.reason == "DATABASE_UNAVAILABLE"
         assert time.monotonic() - began < 3.0
+
+
+@pytest.mark.parametrize("query", ["SELECT * FROM next_year", "SELECT next_year FROM people", "SELECT next_year(1)"])
+async def test_what_a_newer_release_would_have_made_is_said_to_be_missing(read_db: Database, query: str) -> None:
+    """A database whose bootstrap was not run is not away. What it lacks is in the log alone, and the pool serves all else."""
+    async with pool(read_db.app) as reads:
+        with capture_logs() as logs, pytest.raises(Unavailable) as refused:
+            await ask(reads, query)
+        assert (refused.value.reason, refused.value.retry_after_s) == ("SCHEMA_TOO_OLD", 1.0)
+        assert "next_year" not in str(refused.value)
+        assert ["next_year" in line["error"] for line in logs if line["event"] == "schema_too_old"] == [True]
+        assert await ask(reads, "SELECT 1") == (1,)
 
 
 async def test_a_plan_that_no_longer_fits_costs_one_answer(read_db: Database) -> None:
