@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, LiteralString
 from uuid import UUID, uuid4
 
 from foldline.v1.event_store_pb2 import EventEnvelope
@@ -32,19 +33,19 @@ Place = tuple[str, RowKey]
 
 @dataclass(slots=True)
 class Parked:
-    """A parked key. `at` is when, by time.monotonic(). `behind` is the parked aggregate that the row waits for."""
+    """A parked key. `behind` is the parked aggregate that the row waits for."""
 
     parked_id: UUID
     place: Place
     error: str
     behind: UUID | None
-    at: float
 
 
 class Parking:
     """What one batch parks, over what is parked already."""
 
     def __init__(self, known: Mapping[Place, Parked]) -> None:
+        """`known` has at least what is parked of the batch's rows and aggregates."""
         self._known = known
         self.new: dict[Place, Parked] = {}
         self.failed: set[Place] = set()
@@ -57,10 +58,9 @@ class Parking:
         return bool(self._known) or bool(self.new)
 
     @property
-    def recent(self) -> int:
-        """How many keys have failed in the last minute."""
-        since = time.monotonic() - 60
-        return sum(1 for parked in (*self._known.values(), *self.new.values()) if parked.error and parked.at > since)
+    def failures(self) -> int:
+        """How many of the new keys have failed, and do not only wait for an aggregate."""
+        return sum(1 for parked in self.new.values() if parked.error)
 
     def holds(self, envelope: EventEnvelope, place: Place) -> bool:
         """Whether an event must wait at a row; if so, it is queued."""
@@ -85,7 +85,7 @@ class Parking:
         return self.new.get(place) or self._known.get(place)
 
     def _park(self, place: Place, error: str, behind: UUID | None = None) -> Parked:
-        parked = self.new[place] = Parked(uuid4(), place, error, behind, time.monotonic())
+        parked = self.new[place] = Parked(uuid4(), place, error, behind)
         return parked
 
     async def write(self, connection: Connection, consumer: str, shard: int) -> None:
@@ -116,17 +116,57 @@ def refusal_of(envelope: EventEnvelope, error: Exception) -> str:
     return f"{event_name(envelope)}: the database refuses its row: {describe(error)}"
 
 
-async def load(connection: Connection, consumer: str, shard: int) -> dict[Place, Parked]:
-    """The parked keys of a consumer."""
-    cursor = await connection.execute(
-        """SELECT parked_id, tenant, table_name, key, error, behind, extract(epoch FROM clock_timestamp() - parked_at)::float8
-           FROM parked_keys WHERE consumer = %s AND shard = %s""",
-        (consumer, shard),
-    )
+_SELECT: LiteralString = "SELECT k.parked_id, k.tenant, k.table_name, k.key, k.error, k.behind FROM parked_keys k"
+_ALL: LiteralString = f"{_SELECT} WHERE k.consumer = %s AND k.shard = %s LIMIT %s"
+_AT: LiteralString = f"""
+{_SELECT} JOIN unnest(%s::text[], %s::text[], %s::text[]) AS p (tenant, table_name, key) USING (tenant, table_name, key)
+WHERE k.consumer = %s AND k.shard = %s
+"""
+_ONE: LiteralString = f"{_SELECT} WHERE k.consumer = %s AND k.shard = %s AND k.parked_id = %s"
+_BEHIND: LiteralString = f"{_SELECT} WHERE k.behind = %s AND k.parked_id > %s ORDER BY k.parked_id LIMIT %s"
+_FAILED: LiteralString = """
+SELECT extract(epoch FROM clock_timestamp() - parked_at)::float8 FROM parked_keys
+WHERE consumer = %s AND group_name = split_part(%s, '@', 1) AND shard = %s AND error <> ''
+  AND parked_at > clock_timestamp() - interval '1 minute'
+ORDER BY parked_at DESC LIMIT %s
+"""
+
+
+async def load(connection: Connection, consumer: str, shard: int, limit: int) -> dict[Place, Parked] | None:
+    """The parked keys of a consumer; None if there are more than `limit`."""
+    found = await _read(connection, _ALL, (consumer, shard, limit + 1))
+    return found if len(found) <= limit else None
+
+
+async def find(connection: Connection, consumer: str, shard: int, places: Collection[Place]) -> dict[Place, Parked]:
+    """Those keys of a consumer that are among `places`."""
+    tenants, tables = [key[0] for _, key in places], [table for table, _ in places]
+    keys = [json.dumps(key[1:]) for _, key in places]
+    return await _read(connection, _AT, (tenants, tables, keys, consumer, shard))
+
+
+async def get(connection: Connection, consumer: str, shard: int, parked_id: UUID) -> Parked | None:
+    """A parked key of a consumer; None if it is gone."""
+    return next(iter((await _read(connection, _ONE, (consumer, shard, parked_id))).values()), None)
+
+
+async def waiting_behind(connection: Connection, parked_id: UUID, after: UUID) -> list[Parked]:
+    """A page of the rows that wait for a parked aggregate, in the order of their ids: those behind the id `after`."""
+    return list((await _read(connection, _BEHIND, (parked_id, after, PAGE))).values())
+
+
+async def failed_lately(connection: Connection, consumer: str, shard: int) -> list[float]:
+    """When the keys failed, within the last minute, that are still parked, by time.monotonic(): as many as stop the group."""
+    cursor = await connection.execute(_FAILED, (consumer, consumer, shard, KEYS_PER_MINUTE_MAX + 1))
     now = time.monotonic()
+    return [now - age_s for (age_s,) in await cursor.fetchall()]
+
+
+async def _read(connection: Connection, query: LiteralString, parameters: Sequence[Any]) -> dict[Place, Parked]:
+    cursor = await connection.execute(query, parameters)
     found = (
-        Parked(parked_id, (table, (tenant, *json.loads(key))), error, behind, now - age_s)
-        for parked_id, tenant, table, key, error, behind, age_s in await cursor.fetchall()
+        Parked(parked_id, (table, (tenant, *json.loads(key))), error, behind)
+        for parked_id, tenant, table, key, error, behind in await cursor.fetchall()
     )
     return {parked.place: parked for parked in found}
 

@@ -16,7 +16,8 @@ from shared.line.spans import consumed
 from shared.platform.postgres import Connection
 from shared.platform.telemetry import logger
 from shared.projections import forget, refill, replay
-from shared.projections.tables import ProjectionFailed, Tables
+from shared.projections.failures import ProjectionFailed
+from shared.projections.tables import Tables
 
 log = logger(__name__)
 
@@ -80,7 +81,7 @@ class Projector(Consumer):
         async with aclosing(self._follow(self.at)) as batches, _coming(batches) as coming:
             seen, move_by = self.at, math.inf  # events up to `seen` were read; those behind the checkpoint concern other groups
             while True:
-                asks = bool(self._tables.parked)
+                asks = self._tables.parked.known != {}
                 batch = await coming(min(ASKED_S if asks else math.inf, max(move_by - time.monotonic(), 0)))
                 if batch is not None:
                     must_follow(batch, seen)

@@ -12,6 +12,7 @@ waits for the aggregate from there on.
 from __future__ import annotations
 
 import json
+from collections.abc import Set
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID, uuid4
@@ -128,14 +129,14 @@ class _Replay:
         self._connection = connection
         self._shard = shard
         self._done = done
-        self._known: dict[Place, Parked] = {}
+        self._known: dict[Place, Parked | None] = {}
+        """What is parked at the places that were looked up."""
         self._first: dict[UUID, int | None] = {}
         """Of parked aggregates: the position of the first event that waits."""
 
     async def key(self, parked_id: UUID) -> str:
         """Folds the events of a key; returns whether it is released, still parked, or waits for its aggregate."""
-        self._known = await parking.load(self._connection, self._tables.consumer, self._shard)
-        parked = next((it for it in self._known.values() if it.parked_id == parked_id), None)
+        parked = await parking.get(self._connection, self._tables.consumer, self._shard, parked_id)
         if parked is None:
             return RELEASED
         if parked.behind is not None:
@@ -152,6 +153,7 @@ class _Replay:
         row, last, error = found.get(key), 0, ""
         behind: Parked | None = None
         while not (error or behind) and (events := await parking.events_of(self._connection, parked.parked_id, last)):
+            await self._look_up({aggregate_of(envelope) for envelope in events})
             for envelope in events:
                 if not self._done.skip(envelope):
                     if behind := await self._lacks(envelope):
@@ -184,7 +186,7 @@ class _Replay:
 
     async def _lacks(self, envelope: EventEnvelope) -> Parked | None:
         """The event's aggregate, if it is parked at an earlier event, which may change the same row."""
-        if (aggregate := self._known.get(aggregate_of(envelope))) is None:
+        if (aggregate := self._known[aggregate_of(envelope)]) is None:
             return None
         if aggregate.parked_id not in self._first:
             self._first[aggregate.parked_id] = await parking.first_position(self._connection, aggregate.parked_id)
@@ -214,18 +216,26 @@ class _Replay:
                     for at, key, _ in found[1] if found else ():
                         await self._queue((self._tables.name_of(at), key), parked, envelope)
                 last = envelope.position
-        waiting = [it for it in self._known.values() if it.behind == parked.parked_id]
+        self._known[parked.place] = None  # the rows that waited for it do no longer
+        after = UUID(int=0)
+        while waiting := await parking.waiting_behind(self._connection, parked.parked_id, after):
+            for row in waiting:
+                self._done.skips = 0
+                await self._row(row)
+            after = waiting[-1].parked_id
         await self._release(parked)
-        del self._known[parked.place]
-        for row in waiting:
-            row.behind = None
-            self._done.skips = 0
-            await self._row(row)
         return RELEASED
 
+    async def _look_up(self, places: Set[Place]) -> None:
+        """Knows what is parked at these places from now on."""
+        if new := places - self._known.keys():
+            found = await parking.find(self._connection, self._tables.consumer, self._shard, new)
+            self._known.update((place, found.get(place)) for place in new)
+
     async def _queue(self, place: Place, aggregate: Parked, envelope: EventEnvelope) -> None:
-        if (row := self._known.get(place)) is None:
-            row = self._known[place] = Parked(uuid4(), place, "", aggregate.parked_id, 0.0)
+        await self._look_up({place})
+        if (row := self._known[place]) is None:
+            row = self._known[place] = Parked(uuid4(), place, "", aggregate.parked_id)
             await parking.insert_key(self._connection, self._tables.consumer, self._shard, row)
         await parking.insert_event(self._connection, row.parked_id, envelope)
 

@@ -9,8 +9,8 @@ line up to the checkpoint, but for the parked keys. The next leader goes on from
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
@@ -26,16 +26,16 @@ from shared.folds.projection import Fold, Group, Making, Projection, RowKey
 from shared.folds.upcasting import UnknownEvent
 from shared.line import checkpoint as checkpoints
 from shared.line.checkpoint import Checkpoint, Fenced
-from shared.line.consumer import ConsumerFailed
 from shared.line.ends import ENDS
 from shared.line.follower import EventBatch
 from shared.platform.packing import Packed
 from shared.platform.postgres import Connection, Prepared, describe
 from shared.platform.telemetry import logger
 from shared.projections import changes
-from shared.projections import parking as parking_store
 from shared.projections.changes import RowId
-from shared.projections.parking import KEYS_PER_MINUTE_MAX, Parked, Parking, Place, aggregate_of, cause_of, event_name, refusal_of
+from shared.projections.failures import EventWithoutKey, ProjectionFailed, RowRefused
+from shared.projections.parked import ParkedKeys
+from shared.projections.parking import Parking, Place, aggregate_of, cause_of, event_name, refusal_of
 from shared.projections.rows import Rows, lock, refuses
 
 log = logger(__name__)
@@ -44,30 +44,6 @@ ROWS_KEPT_MAX = 10_000
 """For each table, of those touched last."""
 LONG_S = 600
 """So long a transaction may take that is not a batch."""
-
-
-class ProjectionFailed(ConsumerFailed):
-    """The group stops, and nothing of the batch was written."""
-
-
-class TooManyParked(ProjectionFailed):
-    """More keys failed within a minute than bad events would explain: the release is bad."""
-
-    reason = "TOO_MANY_PARKED"
-
-
-class RowRefused(Exception):
-    """A row of a batch cannot be stored, and nothing of the batch was written."""
-
-    def __init__(self, cause: BaseException) -> None:
-        super().__init__(str(type(cause)))
-        self.cause = cause
-
-
-class EventWithoutKey(ProjectionFailed):
-    """An event cannot be read and names no aggregate, so there is no key to park."""
-
-    reason = "EVENT_WITHOUT_KEY"
 
 
 @dataclass(slots=True)
@@ -115,8 +91,7 @@ class Tables:
         self.consumer = consumer or group.name
         self.announced = not suffix
         """Whether those who watch rows are told of changes."""
-        self.parked: dict[Place, Parked] = {}
-        """What is parked, as of the last `refresh` and the batches since."""
+        self.parked = ParkedKeys(self.consumer)
         self._generation = 0
         self._names = [projection.table.name for projection in group.projections]
         self._at = {name: at for at, name in enumerate(self._names)}
@@ -151,15 +126,16 @@ class Tables:
         Raises RowRefused, Fenced, TooManyParked or EventWithoutKey; then nothing is written. After any other exception,
         including a cancellation, the connection is closed, so that nobody commits half a transaction.
         """
-        parking = self._begun(before)
+        self._begin(before)
         fence = checkpoints.move_of(self.consumer, shard, before, batch.after, self._generation)
         async with self._or_nothing(connection, before):
+            parking = await self.parked.of_batch(connection, shard, lambda: self._places(batch.events))
             work, touched = self._route(batch.events, parking)
             self._recall(touched)
             if any(part.wanted for part in touched):
                 await self._read(connection, touched)
             self._fold(work, touched, parking)
-            _refuse_too_many(parking)
+            self.parked.refuse_too_many(parking)
             if parking.queue or any(part.gone for part in touched):
                 async with connection.pipeline():
                     await connection.execute("BEGIN")
@@ -174,10 +150,11 @@ class Tables:
         self, connection: Connection, shard: int, before: Checkpoint, envelope: EventEnvelope, epoch: str
     ) -> None:
         """As `_apply` for one event, but a row that is refused is parked instead of raising RowRefused."""
-        parking = self._begun(before)
+        self._begin(before)
         after = Checkpoint(epoch, envelope.position, envelope.event_id)
         fence = checkpoints.move_of(self.consumer, shard, before, after, self._generation)
         async with self._or_nothing(connection, before, alone=True):
+            parking = await self.parked.of_batch(connection, shard, lambda: self._places([envelope]))
             work, touched = self._route([envelope], parking)
             self._recall(touched)
             await connection.execute("BEGIN")
@@ -195,17 +172,16 @@ class Tables:
                 work, touched = [], [_Touched({}, {}, []) for _ in self.rows]
             self._fold(work, touched, parking)
             await self._try_rows(connection, touched, parking, envelope)
-            _refuse_too_many(parking)
+            self.parked.refuse_too_many(parking)
             async with connection.pipeline():
                 await self._write(connection, shard, touched, parking)
         self._applied(touched, parking, after)
 
-    def _begun(self, before: Checkpoint) -> Parking:
-        """What is parked as a batch begins. Drops the cached rows unless they are as of this place."""
+    def _begin(self, before: Checkpoint) -> None:
+        """Drops the cached rows unless they are as of this place."""
         if before != self._kept_at:
             self._kept = [{} for _ in self.rows]
         self._kept_at = None
-        return Parking(self.parked)
 
     @asynccontextmanager
     async def _or_nothing(self, connection: Connection, before: Checkpoint, *, alone: bool = False) -> AsyncIterator[None]:
@@ -238,13 +214,13 @@ class Tables:
                 log.error("key_parked", error=parked.error, **facts)
             if table:
                 self._kept[self._at[table]].pop(key, None)
-        self.parked |= parking.new
+        self.parked.add(parking)
 
     async def refresh(self, connection: Connection, shard: int) -> None:
         """Reads what is parked, and drops the cached rows: somebody may have changed both. Raises Fenced."""
         self._kept_at = None
         self._generation = await checkpoints.generation_of(connection, self.consumer, shard)
-        self.parked = await parking_store.load(connection, self.consumer, shard)
+        await self.parked.refresh(connection, shard)
 
     def table_at(self, name: str) -> tuple[int, Rows]:
         """The table of a name."""
@@ -279,6 +255,14 @@ class Tables:
         event = route[0].FromString(envelope.payload)
         keyed = ((at, projection.key(event, envelope), fold) for at, projection, fold in route[1])
         return event, [(at, (envelope.tenant, *own), fold) for at, own, fold in keyed if own is not None]
+
+    def _places(self, events: Iterable[EventEnvelope]) -> Iterator[Place]:
+        """The aggregates of the events, and the rows that they change; an event that cannot be read changes none."""
+        for envelope in events:
+            yield aggregate_of(envelope)
+            with suppress(Exception):
+                found = self.items_of(envelope)
+                yield from ((self._names[at], key) for at, key, _ in found[1]) if found else ()
 
     def name_of(self, at: int) -> str:
         """The name of a table."""
@@ -386,12 +370,6 @@ class Tables:
                 rows[key] = fold(rows.get(key), event, envelope)
             except Exception as error:  # noqa: BLE001 (whatever a fold raises parks its key)
                 parking.fail(envelope, (self._names[at], key), cause_of(envelope, error))
-
-
-def _refuse_too_many(parking: Parking) -> None:
-    if parking.new and (recent := parking.recent) > KEYS_PER_MINUTE_MAX:
-        first = parking.queue[0][1]
-        raise TooManyParked(f"{recent} keys failed within a minute; the last batch began to fail at {event_name(first)}")
 
 
 @cache

@@ -324,7 +324,7 @@ async def test_an_event_that_cannot_be_applied_stops_the_row_here_as_there(
     read_db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Behind every event: the row as it was before, and that it is stale; or that it is parked, if there is none."""
-    monkeypatch.setattr("shared.projections.tables.KEYS_PER_MINUTE_MAX", 1000)
+    monkeypatch.setattr("shared.projections.parked.KEYS_PER_MINUTE_MAX", 1000)
     store, ids = broken_line(1)
     named = {rpcs.summary.name: rpcs for rpcs in RPCS}
     folds = {(name, id_): Folded(Tables(named[name].group), named[name].summary, id_) for name, id_ in ids}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shared.projections import rebuild
+from shared.projections import parked, parking, rebuild
 from tests.integration.shared.projections.parked_keys import broken, slow, unreadable
 
 
@@ -14,6 +14,14 @@ def whole() -> None:
     broken.clear()
     slow.clear()
     unreadable.clear()
+
+
+@pytest.fixture(params=["few", "very many"])
+def remembered(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A projector remembers what is parked, or it looks up what it needs, as where very many keys are parked; in short pages."""
+    if request.param == "very many":
+        monkeypatch.setattr(parked, "KNOWN_MAX", 0)
+        monkeypatch.setattr(parking, "PAGE", 1)
 
 
 @pytest.fixture

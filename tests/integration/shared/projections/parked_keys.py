@@ -108,12 +108,13 @@ def parked(database: Database) -> list[tuple[Any, ...]]:
         ).fetchall()
 
 
-def ask(database: Database, table: str, action: str = "retry", *, all_events: bool = False) -> UUID:
-    """Leaves an operator's request for the parked key of a table; returns its id."""
+def ask(database: Database, table: str, action: str = "retry", *, all_events: bool = False, row_id: str = "%") -> UUID:
+    """Leaves an operator's request for the parked key of a table, or of a row of it; returns its id."""
     request_id = uuid4()
     assert database.query
     with psycopg.connect(database.app) as app, psycopg.connect(database.query, autocommit=True) as connection:
-        [(parked_id,)] = app.execute("SELECT parked_id FROM parked_keys WHERE table_name = %s AND serves", [table]).fetchall()
+        found = "SELECT parked_id FROM parked_keys WHERE table_name = %s AND row_id LIKE %s AND serves"
+        [(parked_id,)] = app.execute(found, [table, row_id]).fetchall()
         asked = connection.execute("SELECT ask_parked(%s, %s, %s, %s, 'olga')", (request_id, parked_id, action, all_events))
         assert asked.fetchone() == (True,)
     return request_id

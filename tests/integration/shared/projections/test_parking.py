@@ -14,7 +14,9 @@ from shared.folds.projection import Group
 from shared.folds.upcasting import Step, Upcasters
 from shared.line import checkpoint
 from shared.platform.postgres import connect
+from shared.projections import parked as parked_module
 from shared.projections import replay
+from shared.projections.tables import Tables
 from tests.integration.shared.projections.parked_keys import (
     ALICE,
     BLUE,
@@ -34,6 +36,8 @@ from tests.integration.shared.projections.parked_keys import (
 from tests.support.fakes.tables import SHARD, dump, folded
 from tests.support.system.rebuilding import waits
 from tests.support.system.waiting import eventually
+
+pytestmark = pytest.mark.usefixtures("remembered")
 
 
 @pytest.mark.parametrize("batch", [1, 2, 500])
@@ -275,3 +279,35 @@ async def test_a_retry_may_take_longer_than_a_batch(read_db: Database) -> None:
             pytest.skip("PostgreSQL before 17 knows no such limit")
         await replay.carry_out(tables, connection, SHARD, at)
     assert (answered(read_db, request_id), parked(read_db)) == ((replay.RELEASED, 1, 0), [])
+
+
+def remembers(tables: Tables) -> int | None:
+    """How many parked keys a projector remembers; None if there are too many."""
+    return None if tables.parked.known is None else len(tables.parked.known)
+
+
+async def test_of_very_many_keys_a_projector_remembers_none(read_db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reads one more than it would remember, and looks up those of each batch, until there are fewer."""
+    monkeypatch.setattr(parked_module, "KNOWN_MAX", 1)
+    store = bank()
+    broken.update((13, 14))
+    store.deposit("acme", BLUE, ALICE, 13, 113)
+    async with at_begin(read_db) as (tables, connection):
+        await apply(tables, connection, store)
+        assert remembers(tables) == 1
+        store.deposit("acme", RED, ALICE, 14, 14)
+        await apply(tables, connection, store)
+        assert remembers(tables) is None
+        for amount in (5, 6):
+            store.deposit("acme", BLUE, ALICE, amount, 113 + amount)
+            store.deposit("acme", RED, ALICE, amount, 14 + amount)
+        await apply(tables, connection, store, batch=3)
+        await tables.refresh(connection, SHARD)
+        assert remembers(tables) is None
+        assert sorted(len(waiting) for *_, waiting in parked(read_db)) == [3, 3]
+        broken.clear()
+        for row_id, left in ((BLUE, 1), (RED, 0)):
+            ask(read_db, "accounts", row_id=row_id)
+            await replay.carry_out(tables, connection, SHARD, await checkpoint.load(connection, GROUP.name, SHARD))
+            assert (len(parked(read_db)), remembers(tables)) == (left, left)
+    assert dump(read_db, NAMES) == folded(store.events, GROUP)

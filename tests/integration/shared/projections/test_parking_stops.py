@@ -21,8 +21,9 @@ from shared.line.follower import Follower
 from shared.platform.postgres import connect
 from shared.projections import admin, replay
 from shared.projections import projector as projector_module
+from shared.projections.failures import TooManyParked
 from shared.projections.groups import GroupProjector, Projectors
-from shared.projections.tables import Tables, TooManyParked
+from shared.projections.tables import Tables
 from tests.integration.shared.projections.parked_keys import (
     ALICE,
     BLUE,
@@ -59,6 +60,7 @@ async def test_parked_keys_are_counted_without_their_queues(read_db: Database) -
         assert query.execute(admin._COUNT, (SHARD + 1, 1000)).fetchall() == []
 
 
+@pytest.mark.usefixtures("remembered")
 async def test_more_than_twenty_keys_in_a_minute_stop_the_group(read_db: Database) -> None:
     """By name, before anything of the batch is written; twenty are parked."""
     store = Store()
@@ -241,6 +243,7 @@ async def test_a_value_out_of_range_parks_its_key_at_its_event(read_db: Database
     assert dump(read_db, NAMES) == folded(store.events, GROUP)
 
 
+@pytest.mark.usefixtures("remembered")
 async def test_many_refused_rows_stop_the_group(read_db: Database) -> None:
     """As many as a bad release makes, however they come; nothing behind them is applied."""
     store = bank()

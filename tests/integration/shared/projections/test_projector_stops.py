@@ -12,7 +12,8 @@ from deploy.bootstrap import Database
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.line import checkpoint, consumer
 from shared.platform.postgres import connect
-from shared.projections.tables import EventWithoutKey, Tables
+from shared.projections.failures import EventWithoutKey
+from shared.projections.tables import Tables
 from tests.integration.shared.projections.test_projector import BLUE, bank, batch_of
 from tests.support.fakes.line import EPOCH, Store, StoreLine, uid
 from tests.support.fakes.tables import SHARD, SUMMARIES, checkpoint_row, dump, folded, projector, reached, running

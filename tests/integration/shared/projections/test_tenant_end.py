@@ -71,7 +71,7 @@ async def test_a_projector_that_runs_forgets_what_it_has_in_memory(read_db: Data
         store.append(GONE, "tenant", tenant_pb2.TenantClosed(), category="tenant")
         store.deposit("umbrella", uid(2), uid(1), 1, 219)
         await reached(it, len(store.events))
-        assert it._tables.parked == {}
+        assert it._tables.parked.known == {}
     assert dump(read_db) == expected(store)
     with psycopg.connect(read_db.owner) as owner:
         assert owner.execute("SELECT count(*) FROM parked_keys").fetchone() == (0,)
