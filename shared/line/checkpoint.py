@@ -46,6 +46,10 @@ WHERE name = %s AND shard = %s AND epoch = %s AND position = %s AND event_id = %
 """
 
 
+MOVE_AND_KEEP_REASON = MOVE.replace(" reason = '',", "")
+"""As MOVE; the reason that `note` saved stays. For a consumer that follows the line and is in trouble all the same."""
+
+
 def move_or_fail(*parts: str) -> str:
     """MOVE of one generation. The statement fails unless it changes a row (DivisionByZero), and so does what is sent behind it.
 
@@ -146,7 +150,7 @@ def _parts(at: Checkpoint) -> tuple[str, int, str]:
 
 
 async def note(connection: Connection, name: str, shard: int, at: Checkpoint, reason: str) -> None:
-    """Saves why a running consumer makes no progress; its next move clears that. Raises Fenced if another process leads."""
+    """Saves why a running consumer makes no progress; its next MOVE clears that. Raises Fenced if another process leads."""
     cursor = await connection.execute(
         """UPDATE checkpoints SET reason = %s
            WHERE name = %s AND shard = %s AND epoch = %s AND position = %s AND event_id = %s""",

@@ -71,8 +71,8 @@ BACKLOG_MAX = 1000
 # More processes and streams than this, parked within a minute, mean a bad release: the runner stops.
 PARKED_MAX = 20
 
-# The fence also reads what operators have ordered.
-_MOVE = f"{checkpoints.MOVE.rstrip()} RETURNING paused, parked"
+# The fence also reads what operators have ordered. The runner itself says when it is no longer in trouble, see `_look`.
+_MOVE = f"{checkpoints.MOVE_AND_KEEP_REASON.rstrip()} RETURNING paused, parked"
 
 There = dict[tuple[ProcessKey, UUID], bool]
 """The commands of a round's answers and failures that have a row, and whether the answer un-parks the process.
@@ -134,8 +134,8 @@ class ProcessRunner(Consumer):
         self._seen = Checkpoint()
         self._look_at = 0.0
         self._drift_s = 0.0
-        # Whether the checkpoint's row says that the write service refuses every call.
-        self._standstill_noted = False
+        # The reason in the checkpoint's row, that the write service refuses every call; None if it is not known yet.
+        self._noted: str | None = None
 
     def wake(self) -> None:
         """Makes the runner look for due commands and timers now, rather than within LOOK_S."""
@@ -144,6 +144,7 @@ class ProcessRunner(Consumer):
 
     async def _consume(self, connection: Connection) -> None:
         self._news, self._seen, self._look_at = asyncio.Event(), self.at, 0.0
+        self._noted = None
         self._memory.clear()
         self._paused, self._parked = frozenset(), await parked.load(connection, self.name, self.shard)
         self._off = await switches.load(connection, self.shard)
@@ -282,7 +283,7 @@ class ProcessRunner(Consumer):
 
     async def _from_memory(self, connection: Connection, inputs: Inputs) -> Round | None:
         """A round on the processes that we remember, saved in one statement; None if it has to read, and nothing was saved."""
-        if inputs.parked or inputs.troubles or inputs.timers or inputs.switches or self._paused:
+        if inputs.parked or inputs.troubles or inputs.timers or inputs.switches or self._paused or self._noted:
             return None
         answers = {(it.command.key, it.command.command_id): it for it in inputs.answers if isinstance(it, CommandResult)}
         keys, known = inputs.keys(), self._memory.recall(inputs.keys())
@@ -408,9 +409,9 @@ class ProcessRunner(Consumer):
                 self._look_by(due_at)
         if timer_due is not None and timer_due <= now:
             self._look_at = 0.0
-        if (standstill := dispatcher.standstill()) or self._standstill_noted:
+        if (standstill := dispatcher.standstill()) != self._noted:
             await checkpoints.note(connection, self.name, self.shard, self.at, standstill)
-            self._standstill_noted = bool(standstill)
+            self._noted = standstill
 
     def _look_by(self, due_at: datetime) -> None:
         left_s = (due_at - self._clock()).total_seconds()

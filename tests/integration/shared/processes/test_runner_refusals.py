@@ -88,10 +88,14 @@ async def test_calls_that_are_refused_for_long_are_seen(world: World) -> None:
         world.clock.ahead += REFUSED_TOLD_AFTER
         await eventually(lambda: becomes(trouble, "CALLS_REFUSED: TOKEN_EXPIRED"), 20)
         assert await world.statuses() == {"running": 1}
+        world.open(2)
+        for _ in range(100):  # also while rounds are saved
+            assert await trouble() == "CALLS_REFUSED: TOKEN_EXPIRED"
+        assert await world.statuses() == {"running": 2}
         refusal = None
-        await all_ended(world, 1)
+        await all_ended(world, 2)
         await eventually(lambda: becomes(trouble, ""), 20)
-    await everything_once(world, 1)
+    await everything_once(world, 1, 2)
 
 
 async def becomes(ask: Callable[[], Awaitable[str]], wanted: str) -> bool:
