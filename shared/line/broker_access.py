@@ -97,6 +97,7 @@ class _Client(Client):
         s.last_attempt = time.monotonic()
         self._transport = _Transport()  # type: ignore[no-untyped-call]
         await self._transport.connect(s.uri, DEFAULT_BUFFER_SIZE, self.options["connect_timeout"])
+        heed_cancellation()
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         known = {name: value for name, value in info.items() if name != "connect_urls"}
@@ -168,6 +169,7 @@ async def connect(broker: Broker, name: str) -> Client:
 
     async def on_error(error: Exception) -> None:
         nonlocal told_at
+        heed_cancellation()  # nats-py is about to try again
         if isinstance(error, UnexpectedEOF | OSError | TimeoutError | NotOverTls):  # repeated at every attempt
             if time.monotonic() - told_at < REPEAT_LOG_S:
                 return
@@ -203,6 +205,18 @@ async def connect(broker: Broker, name: str) -> Client:
     )
     log.info("broker_connected", connection=name)
     return client
+
+
+def heed_cancellation() -> None:
+    """Raises CancelledError if the task was cancelled.
+
+    nats-py swallows a cancellation (seen in 2.16): publish, subscribe and unsubscribe while they wait for a full buffer
+    (Client._flush_pending), and connect in the moment in which a connection is made, as `asyncio.wait_for` of Python 3.11 does.
+    Without this check, a follower that is cancelled then, or a relay that is told to end, would never end.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def refuse_old(client: Client) -> None:

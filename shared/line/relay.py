@@ -123,7 +123,8 @@ class Relay:
                 log.warning(what, shard=self.shard, error=error)
             pause_s = RETRY_MIN_S if self.published > began else min(2 * pause_s, RETRY_MAX_S)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stopping.wait(), pause_s)
+                async with asyncio.timeout(pause_s):  # `wait_for` of Python 3.11 may swallow a cancellation
+                    await stopping.wait()
 
     async def _copy(self, store: Connection, hint: asyncio.Event, stopping: asyncio.Event, place: int) -> None:
         """The loop. Raises StreamOutOfSync and errors of the database and the broker; then the caller begins it again."""
@@ -166,7 +167,8 @@ class Relay:
                     if await self._fit(store) != (epoch, sent):
                         raise StreamOutOfSync("the stream does not end where we left it")
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(hint.wait(), POLL_S)
+                    async with asyncio.timeout(POLL_S):
+                        await hint.wait()
             self.published += await window.acknowledged(sent)
 
     async def _forget(self, window: _Window, end: StoredEvent) -> None:
@@ -322,7 +324,8 @@ class _Window:
             if time.monotonic() - self._heard_at > ACK_TIMEOUT_S:
                 raise StreamOutOfSync(f"no acknowledgement for {ACK_TIMEOUT_S} s")
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), 0.1)
+                async with asyncio.timeout(0.1):
+                    await self._news.wait()
 
     async def _on_reply(self, message: Msg) -> None:
         self._heard_at = time.monotonic()

@@ -20,7 +20,7 @@ from nats.aio.msg import Msg
 
 from foldline.v1 import event_store_pb2, event_store_pb2_grpc
 from shared.line.broker import pages_subject
-from shared.line.broker_access import Broker, connect
+from shared.line.broker_access import Broker, connect, heed_cancellation
 from shared.line.follower import FeedAway, FeedPage, LineAway, LinePage
 from shared.platform.telemetry import logger
 from shared.rpc.client import bearer
@@ -168,14 +168,3 @@ class PageFeed:
             log.warning("not_a_page", connection=self._name, error=repr(error))
             return FeedPage("", ())
         return FeedPage(page.epoch, page.events if page.shard == self._shard else ())
-
-
-def heed_cancellation() -> None:
-    """Raises CancelledError if the task was cancelled.
-
-    nats-py's publish, subscribe and unsubscribe wait for a full buffer and swallow a cancellation meanwhile
-    (Client._flush_pending, seen in 2.16). Without this check, a follower that is cancelled then would never end.
-    """
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError

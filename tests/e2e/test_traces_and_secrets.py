@@ -64,7 +64,7 @@ async def test_the_callers_trace_goes_all_the_way(shared_stack: Stack, insider: 
         return [line for line in log_lines(shared_stack, WRITE) if line.get("command_id") == receipt.command_id]
 
     lines = await eventually(told)
-    assert [(line["trace_id"], line["code"]) for line in lines] == [(TRACE_ID, "OK")]
+    assert [(line["trace_id"], line["span_id"], line["code"]) for line in lines] == [(TRACE_ID, SPAN_ID, "OK")]
 
 
 @pytest.mark.parametrize("given", MALFORMED.values(), ids=MALFORMED)
@@ -137,8 +137,8 @@ async def test_names_and_tokens_are_in_no_log(shared_stack: Stack, caller: Calle
         text = shared_stack.log(process).read_text()
         assert text
         assert [secret for secret in secrets if secret in text] == []
-    for process in (WRITE, RELAY, READ, PROJECTOR):
-        assert all({"time", "level", "service", "event"} <= line.keys() for line in log_lines(shared_stack, process))
+    for process in shared_stack.programs:
+        assert all({"time", "level", "service", "event", "module"} <= line.keys() for line in log_lines(shared_stack, process))
     projector_token = (shared_stack.issuer.jwks_file.parent / "projector.token").read_text()
     assert all(projector_token not in shared_stack.log(process).read_text() for process in shared_stack.programs)
 

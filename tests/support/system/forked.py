@@ -24,6 +24,10 @@ IMPORTED = (
     "tests.support.system.purging",
     "tests.support.system.rebuilding_killed",
     "tests.support.system.sweeping",
+    "read_service.app",
+    "shared.projections.groups",
+    "write_service.app",
+    "shared.line.relay",
     *(f"cli.{module.name}" for module in pkgutil.iter_modules(cli.__path__) if module.name != "main"),
     "bank.v1.account_pb2_grpc",
     "foldline.v1.command_pb2_grpc",
@@ -58,19 +62,52 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """What `python -m module words` does and prints, given what is typed. Raises subprocess.TimeoutExpired."""
     with TemporaryDirectory(dir=cwd.parent) as folder:
-        files = [Path(folder, name) for name in STREAMS]
-        files[0].write_text(typed)
-        process = context().Process(target=_become, args=(module, list(words), cwd, dict(env), files), daemon=True)
-        process.start()
-        process.join(timeout_s)
-        if process.exitcode is None:
-            process.kill()
-            process.join()
-            raise subprocess.TimeoutExpired([module, *words], timeout_s)
-        printed, complained = (file.read_text() for file in files[1:])
-        code = process.exitcode
-        process.close()
-    return subprocess.CompletedProcess([module, *words], code, printed, complained)
+        program = Program(module, words, cwd=cwd, env=env, folder=Path(folder), typed=typed)
+        try:
+            code = program.wait(timeout_s)
+        finally:
+            program.kill()
+        return subprocess.CompletedProcess([module, *words], code, program.printed, program.complained)
+
+
+class Program:
+    """A running `python -m module words`. What it prints is in files of a folder of its own."""
+
+    def __init__(
+        self, module: str, words: Sequence[str] = (), *, cwd: Path, env: Mapping[str, str], folder: Path, typed: str = ""
+    ) -> None:
+        self._what = [module, *words]
+        self._files = [folder / name for name in STREAMS]
+        self._files[0].write_text(typed)
+        arguments = (module, list(words), cwd, dict(env), self._files)
+        self._process = context().Process(target=_become, args=arguments, daemon=True)
+        self._process.start()
+
+    @property
+    def printed(self) -> str:
+        """What it has written to standard output."""
+        return self._files[1].read_text() if self._files[1].exists() else ""
+
+    @property
+    def complained(self) -> str:
+        """What it has written to standard error."""
+        return self._files[2].read_text() if self._files[2].exists() else ""
+
+    def terminate(self) -> None:
+        """Sends SIGTERM."""
+        self._process.terminate()
+
+    def wait(self, timeout_s: float) -> int:
+        """Its exit code, when it has ended; -15 for SIGTERM. Raises subprocess.TimeoutExpired."""
+        self._process.join(timeout_s)
+        if (code := self._process.exitcode) is None:
+            raise subprocess.TimeoutExpired(self._what, timeout_s)
+        return code
+
+    def kill(self) -> None:
+        """Ends it, if it has not ended."""
+        self._process.kill()
+        self._process.join()
 
 
 def _on_a_loop(main: Callable[..., Coroutine[Any, Any, None]], words: tuple[str, ...]) -> None:

@@ -56,8 +56,12 @@ class Proxy:
 
     async def _down(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
-            writer.write(await _some(reader))
+            writer.write(self.answer(await _some(reader)))
             await writer.drain()
+
+    def answer(self, data: bytes) -> bytes:
+        """What is passed on to a client for some bytes of the target: as it came."""
+        return data
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[Proxy]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import psycopg
 import pytest
 from psycopg import sql
 
 from deploy.bootstrap import Database, with_database
+from deploy.engines.postgres import Postgres
 from shared.commands.append import Batch, append
 from shared.line.event_store import TABLES
 from shared.platform import versions
@@ -20,6 +22,7 @@ from tests.integration.shared.commands.test_append import A, event, row
 from tests.support.checks.history import connected
 from tests.support.domains.trial import lone
 from tests.support.system.engines import Engines
+from tests.support.system.waiting import eventually
 
 CHANGES = {
     "insert": "INSERT INTO {0} SELECT * FROM {0}",
@@ -209,11 +212,11 @@ def trial_role(database: Database, *grants: str) -> Iterator[str]:
             admin.execute("REVOKE INSERT ON events FROM PUBLIC")
 
 
-async def why_unsafe(url: str) -> str:
+async def why_unsafe(url: str, tables: Sequence[str] = TABLES) -> str:
     """The reasons against starting a service with this URL; empty if there are none."""
     async with connected(url) as connection:
         try:
-            await refuse_unsafe(connection, tables=TABLES)
+            await refuse_unsafe(connection, tables=tables)
         except UnsafeDatabase as unsafe:
             return str(unsafe)
     return ""
@@ -239,6 +242,24 @@ async def test_settings_with_which_a_commit_may_be_lost_are_refused(write_db: Da
     for value in ("on", "remote_write", "remote_apply"):
         with trial_role(write_db, setting.format("synchronous_commit", value)) as url:
             assert await why_unsafe(url) == ""
+
+
+async def test_a_server_that_may_lose_a_commit_is_refused(tmp_path: Path) -> None:
+    """Whichever of both it leaves out, it is named."""
+    server = Postgres(tmp_path / "postgres", settings={"fsync": "off"}, sync_new=False)
+    server.start()
+    try:
+        assert "fsync=off, full_page_writes=on" in await why_unsafe(server.url, tables=())
+        with psycopg.connect(server.url, autocommit=True) as admin:
+            admin.execute("ALTER SYSTEM SET full_page_writes = off")
+            admin.execute("SELECT pg_reload_conf()")
+
+        async def reloaded() -> bool:
+            return "full_page_writes=off" in await why_unsafe(server.url, tables=())
+
+        await eventually(reloaded, 20)
+    finally:
+        server.destroy()
 
 
 WAYS = {

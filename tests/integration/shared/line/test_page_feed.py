@@ -14,7 +14,7 @@ from deploy.bootstrap import Database
 from deploy.engines.nats import Nats
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.line import broker, sources
-from shared.line.broker_access import Broker
+from shared.line.broker_access import Broker, connect
 from shared.line.checkpoint import Checkpoint
 from shared.line.follower import FeedAway, FeedPage, Follower
 from shared.line.sources import PageFeed
@@ -266,3 +266,22 @@ async def test_a_cancelled_follower_ends_whatever_it_was_doing(nats_server: Nats
         done, _ = await asyncio.wait({following}, timeout=30)
         assert done, f"cancelled after {number} ms, it goes on"
         await feed.close()
+
+
+async def test_who_waits_for_a_broker_that_does_not_answer_ends_when_told() -> None:
+    """Whenever that is: nats-py swallows a cancellation that meets it as a connection is made, and would go on for ever."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(1024):
+            pass
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        url = f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        for steps in range(20):
+            connecting = asyncio.create_task(connect(Broker(url), "test"))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            connecting.cancel()
+            done, _ = await asyncio.wait({connecting}, timeout=30)
+            assert done, f"cancelled after {steps} steps, it goes on"
