@@ -137,6 +137,14 @@ def patient(database: Database) -> None:
             owner.execute(f"ALTER FUNCTION {name} SET lock_timeout = '60s'")
 
 
+async def unhurried(url: str, name: str) -> Connection:
+    """A connection whose transactions may last as long as a busy machine takes."""
+    connection = await connect(url, application_name=name)
+    for limit in ("transaction_timeout", "idle_in_transaction_session_timeout"):
+        await connection.execute(f"SET {limit} = 0")
+    return connection
+
+
 def waits(database: Database, count: int) -> Callable[[], bool]:
     """Whether so many sessions of the database wait for a lock."""
 

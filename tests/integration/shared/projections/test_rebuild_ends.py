@@ -12,7 +12,6 @@ from deploy.bootstrap import Database
 from shared.folds.errors import Rejected
 from shared.line import checkpoint
 from shared.line.checkpoint import Fenced
-from shared.platform.postgres import connect
 from shared.projections.tables import Tables
 from tests.integration.shared.projections.test_projector import batch_of
 from tests.support.fakes.line import uid
@@ -31,6 +30,7 @@ from tests.support.system.rebuilding import (
     shape,
     start,
     state,
+    unhurried,
     waits,
 )
 from tests.support.system.waiting import eventually
@@ -90,7 +90,7 @@ async def test_cut_off_anywhere_it_goes_on_and_ends_once(read_db: Database) -> N
 async def test_a_switch_that_came_before_a_cancellation(read_db: Database, ends: str) -> None:
     """The cancellation waits for its end: refused if it switched, else nothing is left of the rebuild."""
     store = bank(3)
-    async with operator(read_db) as admin, await connect(read_db.app, application_name="switch") as leader:
+    async with operator(read_db) as admin, await unhurried(read_db.app, "switch") as leader:
         version = await compared(read_db, store, admin)
         await leader.execute("BEGIN")
         cursor = await leader.execute("SELECT switch_rebuild('accounts', 1, %s)", (version,))
@@ -122,8 +122,8 @@ async def test_a_cancellation_that_came_before_a_switch(read_db: Database, ends:
     assert read_db.query
     async with (
         operator(read_db) as admin,
-        await connect(read_db.app, application_name="switch") as leader,
-        await connect(read_db.query, application_name="cancel") as cancelling,
+        await unhurried(read_db.app, "switch") as leader,
+        await unhurried(read_db.query, "cancel") as cancelling,
     ):
         version = await compared(read_db, store, admin)
         await cancelling.execute("BEGIN")
@@ -150,9 +150,9 @@ async def test_a_cancellation_and_a_batch_of_a_paused_leader_do_not_wait_for_eac
     assert read_db.query
     async with (
         operator(read_db) as admin,
-        await connect(read_db.app, application_name="paused") as paused,
-        await connect(read_db.app, application_name="leader") as leader,
-        await connect(read_db.app, application_name="other") as other,
+        await unhurried(read_db.app, "paused") as paused,
+        await unhurried(read_db.app, "leader") as leader,
+        await unhurried(read_db.app, "other") as other,
     ):
         version = await compared(read_db, store, admin)
         at = await checkpoint.load(paused, f"accounts@{version}", SHARD)

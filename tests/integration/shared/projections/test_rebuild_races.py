@@ -14,7 +14,7 @@ from read_service.projections.accounts import ACCOUNTS, AccountRow
 from shared.folds.projection import Group, Purge
 from shared.line import checkpoint
 from shared.line.checkpoint import Checkpoint, Fenced
-from shared.platform.postgres import Connection, connect
+from shared.platform.postgres import Connection
 from shared.projections import forget, refill, replay
 from shared.projections.tables import Tables
 from tests.integration.shared.projections import parked_keys
@@ -34,6 +34,7 @@ from tests.support.system.rebuilding import (
     serving,
     start,
     state,
+    unhurried,
     waits,
 )
 from tests.support.system.waiting import eventually
@@ -52,7 +53,7 @@ async def test_whatever_still_runs_of_the_old_version_writes_nothing(read_db: Da
         await eventually(state(admin, "switched"), 20)
     before = dump(read_db, NAMES)
     store.events.append(late)
-    async with await connect(read_db.app, application_name="paused") as connection:
+    async with await unhurried(read_db.app, "paused") as connection:
         at = await checkpoint.load(connection, f"accounts@{version}", SHARD)
         batch = batch_of(store, len(store.events), len(store.events))
         with pytest.raises(Fenced):
@@ -159,9 +160,9 @@ async def test_a_switch_and_a_batch_of_the_old_version_do_not_wait_for_each_othe
     async with operator(read_db) as admin:
         version = await compared(read_db, store, admin, parked_keys.GROUP)
     async with (
-        await connect(read_db.app, application_name="new") as new,
-        await connect(read_db.app, application_name="old") as old,
-        await connect(read_db.app, application_name="switch") as switch,
+        await unhurried(read_db.app, "new") as new,
+        await unhurried(read_db.app, "old") as old,
+        await unhurried(read_db.app, "switch") as switch,
     ):
         at = await checkpoint.load(old, "accounts", SHARD)
         async with new.transaction():
@@ -195,9 +196,9 @@ async def test_a_switch_waits_for_what_the_old_version_writes(
     if writes is retries:
         parked_keys.ask(read_db, "accounts")
     async with (
-        await connect(read_db.app, application_name="holds") as holds,
-        await connect(read_db.app, application_name="old") as old,
-        await connect(read_db.app, application_name="switch") as switch,
+        await unhurried(read_db.app, "holds") as holds,
+        await unhurried(read_db.app, "old") as old,
+        await unhurried(read_db.app, "switch") as switch,
     ):
         at = await checkpoint.load(old, "accounts", SHARD)
         async with holds.transaction():
@@ -231,9 +232,9 @@ async def test_a_switch_waits_for_the_old_version_to_be_emptied(
     with psycopg.connect(read_db.app) as app:
         app.execute(happened)
     async with (
-        await connect(read_db.app, application_name="holds") as holds,
-        await connect(read_db.app, application_name="old") as old,
-        await connect(read_db.app, application_name="switch") as switch,
+        await unhurried(read_db.app, "holds") as holds,
+        await unhurried(read_db.app, "old") as old,
+        await unhurried(read_db.app, "switch") as switch,
     ):
         at, tables = await checkpoint.load(old, "accounts", SHARD), await known(old, ACCOUNT_TABLES)
         async with holds.transaction():
@@ -253,9 +254,9 @@ async def test_a_commit_during_a_switch_is_in_what_serves(read_db: Database) -> 
     async with operator(read_db) as admin:
         version = await compared(read_db, store, admin)
         async with (
-            await connect(read_db.app, application_name="row") as row,
-            await connect(read_db.app, application_name="old") as old,
-            await connect(read_db.app, application_name="switch") as switch,
+            await unhurried(read_db.app, "row") as row,
+            await unhurried(read_db.app, "old") as old,
+            await unhurried(read_db.app, "switch") as switch,
         ):
             at, tables = await checkpoint.load(old, "accounts", SHARD), await known(old, ACCOUNT_TABLES)
             store.deposit("acme", uid(100), ALICE, 1, 6)

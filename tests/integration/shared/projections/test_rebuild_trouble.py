@@ -10,7 +10,6 @@ import pytest
 
 from deploy.bootstrap import Database
 from shared.line import checkpoint
-from shared.platform.postgres import connect
 from tests.integration.shared.projections import parked_keys
 from tests.support.fakes.line import Store, uid
 from tests.support.fakes.tables import ACCOUNT_TABLES, SHARD, dump, folded
@@ -27,6 +26,7 @@ from tests.support.system.rebuilding import (
     shape,
     start,
     state,
+    unhurried,
 )
 from tests.support.system.waiting import eventually
 
@@ -96,7 +96,7 @@ async def test_tables_that_are_behind_for_a_moment_are_compared(read_db: Databas
     async with (
         operator(read_db) as admin,
         running(made(read_db, store)),
-        await connect(read_db.app, application_name="holds") as holds,
+        await unhurried(read_db.app, "holds") as holds,
     ):
         await at_end(read_db, store)
         end = len(store.events)
