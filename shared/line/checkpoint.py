@@ -11,6 +11,9 @@ believes it to be. The row lock orders the two writers; the second finds no matc
 Some writers change rows without moving the checkpoint: an operator's replay, the end of a tenant. Each raises the checkpoint's
 `generation` (`rewrite`), and a projector's fence has the generation of which it read or cached its rows.
 
+The processes' checkpoint may stand still while answers are taken. So whoever begins to lead them raises its `term`, which their
+fence looks at: one that was paused and replaced writes nothing, though its successor has written nothing either (`Replaced`).
+
 Killed anywhere, what is left? The checkpoint and the rows change in one transaction, so both or neither.
 """
 
@@ -29,6 +32,10 @@ DIVERGED = "HISTORY_DIVERGED"
 
 class Fenced(Exception):
     """The checkpoint is not where we left it, so another process leads. Roll back, load the checkpoint and go on from there."""
+
+
+class Replaced(Fenced):
+    """Another has taken over since, perhaps at the same checkpoint: this one leads no more, and is about to learn of it."""
 
 
 @dataclass(frozen=True, slots=True)

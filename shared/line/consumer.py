@@ -22,7 +22,7 @@ from typing import ClassVar
 import psycopg
 
 from shared.line import checkpoint as checkpoints
-from shared.line.checkpoint import Checkpoint, Fenced
+from shared.line.checkpoint import Checkpoint, Fenced, Replaced
 from shared.line.follower import EventBatch, HistoryDiverged
 from shared.platform.postgres import Connection, UnsafeDatabase, describe
 from shared.platform.telemetry import logger
@@ -32,6 +32,8 @@ log = logger(__name__)
 RETRY_MIN_S, RETRY_MAX_S = 0.5, 5.0
 # After another has led, before the checkpoint is read anew: it may be gone for good, when other tables serve.
 FENCED_S = 0.02
+# After another has taken over: by then a process that was paused has found its lease to be lost, and this task is cancelled.
+REPLACED_S = 1.0
 # After this many failed tries the reason is saved in the checkpoint's row, where operators see it.
 TRIES_NOTED = 3
 # How often a stopped consumer checks whether an operator has let it go on.
@@ -97,7 +99,7 @@ class Consumer(ABC):
                 await self._go_on(await self._connect())
             except Fenced as error:
                 log.warning("consumer_fenced", consumer=self.name, text=str(error))
-                await asyncio.sleep(FENCED_S)
+                await asyncio.sleep(REPLACED_S if isinstance(error, Replaced) else FENCED_S)
             except (HistoryDiverged, ConsumerFailed) as error:
                 await self._stop(f"{error.reason}: {error}")
                 await self._until_released()

@@ -13,9 +13,10 @@ A round of events and answers begins with 3, on processes that the runner rememb
 Inputs that arrive while a round is written wait for the next round. So under load rounds grow, and each input costs less.
 
 Killed anywhere, what is left? The whole round, or nothing of it. The next leader sends a command that was under way again,
-under the same id, and gets its first answer. Two at once: the fence orders them. If the line has moved, the fence refuses
-the second. If it has not, the second finds that the rows of its answers and timers are deleted. The same input again: the
-event is not behind the checkpoint, and the answer or timer has no row.
+under the same id, and gets its first answer. Two at once: the fence orders them, and refuses whoever leads no more, by the
+number that each leader raises before it begins (`term`). Should both believe to lead, each input counts once all the same: the
+checkpoint has moved, or the rows of answers and timers are deleted. The same input again: the event is not behind the
+checkpoint, and the answer or timer has no row.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from shared.folds.delivery import Announcements, SwitchedOff
 from shared.folds.process import ProcessDefinition
 from shared.folds.upcasting import NONE, Upcasters
 from shared.line import checkpoint as checkpoints
-from shared.line.checkpoint import Checkpoint, Fenced
+from shared.line.checkpoint import Checkpoint, Fenced, Replaced
 from shared.line.consumer import Consumer, ConsumerFailed, must_follow
 from shared.line.ends import closed_in, is_end, purged_in
 from shared.line.follower import EventBatch
@@ -71,8 +72,10 @@ BACKLOG_MAX = 1000
 # More processes and streams than this, parked within a minute, mean a bad release: the runner stops.
 PARKED_MAX = 20
 
-# The fence also reads what operators have ordered. The runner itself says when it is no longer in trouble, see `_look`.
-_MOVE = f"{checkpoints.MOVE_AND_KEEP_REASON.rstrip()} RETURNING paused, parked"
+# The fence also reads what operators ordered, and who leads. The runner itself says when its trouble is over, see `_look`.
+_MOVE = f"{checkpoints.MOVE_AND_KEEP_REASON.rstrip()} RETURNING paused, parked, term"
+# A round from memory looks at the counter `parked` alone: it is raised as well, so that an earlier leader comes to read the term.
+_BEGIN_TERM = _MOVE.replace("SET ", "SET term = term + 1, parked = parked + 1, ", 1)
 
 There = dict[tuple[ProcessKey, UUID], bool]
 """The commands of a round's answers and failures that have a row, and whether the answer un-parks the process.
@@ -128,6 +131,8 @@ class ProcessRunner(Consumer):
         self._paused: frozenset[str] = frozenset()
         self._parked = ParkedStreams(0, set())
         self._memory = Memory()
+        # The number of our leadership; each that takes over raises it.
+        self._term = 0
         self._news = asyncio.Event()
         self._recently = parked.Recently(PARKED_MAX)
         # Our position in the line. It is ahead of the checkpoint if no event since then belonged to a process.
@@ -146,7 +151,6 @@ class ProcessRunner(Consumer):
         self._news, self._seen, self._look_at = asyncio.Event(), self.at, 0.0
         self._noted = None
         self._memory.clear()
-        self._paused, self._parked = frozenset(), await parked.load(connection, self.name, self.shard)
         self._off = await switches.load(connection, self.shard)
         self._announced = self._announcements.without(self._off)
         dispatcher = self._make_dispatcher(self._news)
@@ -362,19 +366,26 @@ class ProcessRunner(Consumer):
         for kind, process_id, event, envelope in inputs.events:
             done.event(kind, process_id, event, envelope)
 
-    async def _fence(self, connection: Connection) -> Any:
+    async def _fence(self, connection: Connection, move: str = _MOVE) -> Any:
         """Begins a transaction and moves the checkpoint to our position; `_check` tells whether that succeeded.
 
         An exception between here and the commit ends `_consume`, which closes the connection, so nothing is written.
         """
         await connection.execute("BEGIN")
-        return await connection.execute(_MOVE, checkpoints.move(self.name, self.shard, self.at, self._seen))
+        return await connection.execute(move, checkpoints.move(self.name, self.shard, self.at, self._seen))
 
-    async def _check(self, moved: Any) -> tuple[frozenset[str], int]:
-        """The paused types, and the counter of what is parked. Raises Fenced if another process leads."""
+    async def _check(self, moved: Any, *, begins: bool = False) -> tuple[frozenset[str], int]:
+        """The paused types, and the counter of what is parked. Raises Fenced if another process leads.
+
+        One that leads and has written nothing yet has left the checkpoint where it was; it has raised the term.
+        """
         row = await moved.fetchone()
         if row is None:
             raise Fenced(f"{self.name} is not at position {self.at.position}")
+        if begins:
+            self._term = row[2]
+        elif row[2] != self._term:
+            raise Replaced(f"{self.name} is led by another since")
         return frozenset(row[0]), row[1]
 
     async def _hand_out(self, connection: Connection, now: datetime, room: int) -> list[PendingCommand]:
@@ -386,8 +397,9 @@ class ProcessRunner(Consumer):
         return claimed
 
     async def _take_over(self, connection: Connection) -> None:
-        """Makes the commands due at once that an earlier leader sent and that have no answer in our tables."""
-        self._paused, _ = await self._check(await self._fence(connection))
+        """Begins a term. Makes the commands due at once that an earlier leader sent and that have no answer in our tables."""
+        self._paused, _ = await self._check(await self._fence(connection, _BEGIN_TERM), begins=True)
+        self._parked = await parked.load(connection, self.name, self.shard)
         await store.reclaim(connection, self._clock())
         await connection.execute("COMMIT")
         self._moved(self._seen)

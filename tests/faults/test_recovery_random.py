@@ -13,7 +13,7 @@ from tests.support.system.waiting import eventually
 OF_A_WORLD = 50
 """Faults that happen in one world."""
 ASKED_AGAIN_S = 5.0
-"""So soon a command is sent again that a leader saved and did not come to send, because it led no more."""
+"""So soon a command is sent again that was not, because a leader was paused before it began its term, and began it too late."""
 PLACES = (*AT_STEP, *AT_RECOVERY)
 
 

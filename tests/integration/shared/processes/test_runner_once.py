@@ -11,12 +11,13 @@ from psycopg import sql
 from foldline.v1 import command_pb2
 from shared.folds.errors import Unavailable
 from shared.folds.ids import step_id
+from shared.line import consumer
 from shared.processes import store as process_store
 from shared.processes.dispatcher import Dispatcher
 from shared.processes.dispatcher import Told as Answered
 from shared.processes.runner import ProcessRunner
 from tests.support.checks.gifts import all_ended, everything_once
-from tests.support.domains.gifts import World, refused_call
+from tests.support.domains.gifts import World, WriteService, refused_call
 from tests.support.fakes.line import ScriptedFeed, delivery, uid
 from tests.support.logs import capture_logs
 from tests.support.system.waiting import eventually
@@ -103,6 +104,36 @@ async def test_an_old_leader_that_wakes_up_writes_nothing(world: World) -> None:
         world.open(3)
         await all_ended(world, 3)
     await everything_once(world, 1, 2, 3)
+
+
+async def test_an_old_leader_writes_nothing_though_its_successor_has_not_either(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped with an answer in its hands; another has taken over and stands where it stood. Nothing of its round is saved."""
+    monkeypatch.setattr(consumer, "REPLACED_S", 3600.0)
+    world.open(1)
+    asleep, wake, never = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def sleep(request: command_pb2.SendBatchRequest) -> None:
+        asleep.set()
+        await wake.wait()
+
+    async def silent(request: command_pb2.SendBatchRequest) -> None:
+        await never.wait()
+
+    world.write.after = sleep
+    with capture_logs() as logs:
+        async with world.running():
+            await asyncio.wait_for(asleep.wait(), 30)
+            async with world.running(world.runner(write=WriteService(before=silent))) as other:
+                await eventually(other.follows.is_set, 30)
+                before = [await world.history(1), await world.query("SELECT * FROM process_commands")]
+                wake.set()
+                await eventually(lambda: "consumer_fenced" in [log["event"] for log in logs], 30)
+                assert [await world.history(1), await world.query("SELECT * FROM process_commands")] == before
+    async with world.running():
+        await all_ended(world, 1)
+    await everything_once(world, 1)
 
 
 async def test_an_answer_that_comes_twice_is_one_answer(world: World) -> None:
