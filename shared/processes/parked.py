@@ -4,9 +4,9 @@ A newer release wrote them, or their content cannot be decoded or names no proce
 of its aggregate, at the runner; other streams go on. Later events of the stream wait behind it, in order, until an operator
 lets them be routed again (retry) or gives the first one up (discard).
 
-The runner knows the parked streams by heart. An operator's action raises the counter `parked` in the checkpoint's row, as each new
-leader does. The runner reads it with its fence: if that is not the counter it knows, it reads the streams again before it folds
-anything. So an event never waits behind one that has gone, and never overtakes one that still waits.
+The runner knows the parked streams by heart. An operator's action raises the counter `parked` in the checkpoint's row, and so
+does each new leader. The runner reads it with its fence: if that is not the counter it knows, it reads the streams again before
+it folds anything. So an event never waits behind one that has gone, and never overtakes one that still waits.
 """
 
 from __future__ import annotations

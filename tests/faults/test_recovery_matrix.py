@@ -81,7 +81,8 @@ async def test_stopped_as_in_a_rolling_restart(matrix: Matrix) -> None:
 
     async def stopped(world: World, cell: Cell) -> None:
         await taken_over_from(world, cell)
-        with Life(world.settings, at(world, cell)) as life:
+        # It has not lost its lease before the other stands by, however long that takes.
+        with Life(world.settings, at(world, cell, lease_s=600.0)) as life:
             await halted(life, world, cell)
             with Life(world.settings, world.halt()):
                 await eventually(world.is_stood_by, 120, every_s=0.05)

@@ -72,6 +72,8 @@ class Halt:
     """Whether it does not see that it leads no more, and ends when what it goes on with is refused."""
     asked_again_s: float = 3600.0
     """When a command without an answer is sent again, in place of a minute: what recovery leaves out must not come by itself."""
+    lease_s: float = leader.SESSION_TIMEOUT_S
+    """For so long it keeps its lease after it has halted."""
     report: Path | None = None
     """A file to which the ids of the processes are added that are at the place."""
 
@@ -310,6 +312,7 @@ def _watch(halt: Halt, alignment: Alignment | None) -> None:
         (ProcessRetention, "run", for_ever),
     ]
     runner.ASKED_AGAIN_S = halt.asked_again_s
+    leader.SESSION_TIMEOUT_S = halt.lease_s
     if halt.blind:
         watchers.append((leader, "_beat", for_ever))
     for owner, name, watched in watchers:

@@ -170,16 +170,15 @@ class World:
         )
 
     async def rows(self, query: Any, *values: Any) -> list[Any]:
-        """What the database answers to an administrator, again after a restart."""
-        known = self._connection
-        self._connection = known or await postgres.connect(self.database.admin, application_name="matrix")
-        try:
-            return await (await self._connection.execute(query, values)).fetchall()
-        except psycopg.OperationalError:
-            await self.close()
-            if known is None:
-                raise
-            return await self.rows(query, *values)
+        """What the database answers to an administrator, after a restart as soon as it does."""
+        while True:
+            try:
+                if self._connection is None:
+                    self._connection = await postgres.connect(self.database.admin, application_name="matrix")
+                return await (await self._connection.execute(query, values)).fetchall()
+            except psycopg.OperationalError:
+                await self.close()
+                await asyncio.sleep(0.1)
 
     async def close(self) -> None:
         """Ends its connection."""
