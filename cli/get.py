@@ -91,7 +91,14 @@ def get_stream(
         print_json(events)
         return
     rows = [
-        (str(event["version"]), str(event["position"]), event["type"], event.get("recorded_at", ""), one_line(event["payload"]))
+        # Tenants are not told positions.
+        (
+            str(event["version"]),
+            str(event["position"] or ""),
+            event["type"],
+            event.get("recorded_at", ""),
+            one_line(event["payload"]),
+        )
         for event in events
     ]
     print_table(("version", "position", "event", "recorded at", "content"), rows)

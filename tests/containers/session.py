@@ -67,6 +67,7 @@ class Session:
     def _learn(self, command: str, printed: str) -> None:
         names = {"RegisterPerson": "ID", "OpenAccount": "ACCOUNT", "StartTransfer": "TRANSFER"}
         if command in names and (accepted := re.search(r"^accepted: \w+ (\S+) is at version", printed, re.MULTILINE)):
-            self.known[names[command]] = accepted[1]
+            name = "OTHER" if command == "OpenAccount" and "ACCOUNT" in self.known else names[command]
+            self.known[name] = accepted[1]
         if command == "RenamePerson":
             [self.known["TOKEN"]] = re.findall(r"^  consistency token  (\S+)$", printed, re.MULTILINE)

@@ -100,9 +100,6 @@ def _play(shell: Shell) -> None:
     session = Session(shell)
     printed: dict[str, str] = {}
     for line in first_session():
-        if line.command.startswith("foldline send OpenAccount"):
-            session.play(line)
-            session.known["OTHER"] = session.known["ACCOUNT"]
         if line.command.startswith("foldline watch"):
             watching = Session(shell.until_interrupted)
             watching.known = session.known
