@@ -26,7 +26,7 @@ ROWS = (
     lone_round.ROW,
     healing.ROW,
     pipeline.ROW,
-    telemetry.ROW,
+    *telemetry.ROWS,
     *queries.ROWS,
     *watching.ROWS,
     *VERSUS_PEERS,

@@ -1,4 +1,4 @@
-"""What telemetry costs a command of `unary_64`: off, on for a call that is not sampled, and on for every call.
+"""What telemetry costs a command of `unary_64`: off, on without a sample, on for every call, and while the collector hangs.
 
 The figure is commands for each second of the write service's processor, which says the same as their rate where the processor
 is what runs out, and says it more exactly. All is measured in one process, in short turns: see `switched_write_service.py`.
@@ -11,6 +11,7 @@ import json
 import signal
 from collections.abc import AsyncGenerator
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -19,13 +20,14 @@ from typing import Any
 from deploy.local.system import WRITE, System
 from tests.bench import workload
 from tests.bench.children import Answer
-from tests.bench.rows import Row, Sample
+from tests.bench.rows import Row, Sample, in_turn
 from tests.bench.stage import Stage
 from tests.bench.switched_write_service import CALLS_OF_A_TURN, OFF, SAMPLE_ALL, SAMPLED, TAKE_TURNS, UNSAMPLED
 from tests.support.system.collector import Collector, collecting
 
 SECONDS = 4.0
 SAMPLED_S = 1.0
+HANGING_S = 2.0
 # The collector's settings have spans sent every 200 ms.
 EXPORTED_WITHIN_S = 0.3
 Turn = dict[str, Any]
@@ -67,6 +69,34 @@ async def telemetry(stage: Stage, scale: float) -> AsyncGenerator[Sample, None]:
                     "pairs": len(pairs),
                 },
             )
+
+
+async def unanswered(stage: Stage, scale: float) -> AsyncGenerator[Sample, None]:
+    """A load of which every call is sampled, while the collector takes the spans and answers nothing, beside one that answers.
+
+    The queue of spans is full within the first half second of it.
+    """
+    async with collecting() as collector:
+        file = stage.folder / "turns"
+        system = await _system(stage, collector, file)
+        nth = 0
+
+        async def load(*, hangs: bool) -> float:
+            if hangs:
+                collector.answers.clear()
+            try:
+                turns, _ = await _loaded(stage, system, file, SAMPLE_ALL, HANGING_S * scale)
+            finally:
+                collector.answers.set()
+            await _recorded(collector)
+            collector.spans.clear()
+            return median(_us(turn, "cpu_s") for turn in turns if turn["way"] == SAMPLED)
+
+        while True:
+            hanging_us, answering_us = await in_turn(nth, partial(load, hangs=True), partial(load, hangs=False))
+            costs = {"cpu_us": {WRITE: round(hanging_us, 1)}, "ceiling_cpu_us": {WRITE: round(answering_us, 1)}}
+            yield Sample(figure=1e6 / hanging_us, ceiling=1e6 / answering_us, **costs)
+            nth += 1
 
 
 async def _system(stage: Stage, collector: Collector, file: Path) -> System:
@@ -117,11 +147,21 @@ async def _recorded(collector: Collector) -> int:
     return sum(seen.name == CALL for seen in collector.spans)
 
 
-ROW = Row(
-    name="telemetry_off_vs_on",
-    title="DepositMoney, 64 callers, traces on, no call sampled: commands a second of the processor",
-    unit="/s",
-    ceiling="traces off",
-    measure=telemetry,
-    floor=0.97,
+ROWS = (
+    Row(
+        name="telemetry_off_vs_on",
+        title="DepositMoney, 64 callers, traces on, no call sampled: commands a second of the processor",
+        unit="/s",
+        ceiling="traces off",
+        measure=telemetry,
+        floor=0.97,
+    ),
+    Row(
+        name="telemetry_unanswered",
+        title="DepositMoney, 64 callers, every call sampled, the collector hangs: commands a second of the processor",
+        unit="/s",
+        ceiling="the collector answers",
+        measure=unanswered,
+        floor=0.97,
+    ),
 )

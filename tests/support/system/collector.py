@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -53,6 +54,8 @@ class Collector:
     url: str = ""
     spans: list[Seen] = field(default_factory=list)
     metrics: set[str] = field(default_factory=set)
+    answers: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set from the start; while it is not, spans are taken and their exports not answered."""
 
     def settings(self) -> dict[str, str]:
         """OpenTelemetry's variables for a process that shall export to it, soon after each span."""
@@ -78,6 +81,7 @@ class _Traces(trace_service_pb2_grpc.TraceServiceServicer):
         self._collector = collector
 
     async def Export(self, request: Any, context: Any) -> Any:  # noqa: N802 (its name in the .proto)
+        await self._collector.answers.wait()
         for resource in request.resource_spans:
             names = [each.value.string_value for each in resource.resource.attributes if each.key == "service.name"]
             for scope in resource.scope_spans:
@@ -100,6 +104,7 @@ class _Metrics(metrics_service_pb2_grpc.MetricsServiceServicer):
 async def collecting() -> AsyncIterator[Collector]:
     """A collector that listens in the block."""
     collector = Collector()
+    collector.answers.set()
     server = aio.server()
     trace_service_pb2_grpc.add_TraceServiceServicer_to_server(_Traces(collector), server)  # type: ignore[no-untyped-call]
     metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(_Metrics(collector), server)  # type: ignore[no-untyped-call]
