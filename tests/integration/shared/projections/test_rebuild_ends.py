@@ -13,6 +13,7 @@ from shared.folds.errors import Rejected
 from shared.line import checkpoint
 from shared.line.checkpoint import Fenced
 from shared.projections.tables import Tables
+from tests.integration.shared.projections import parked_keys
 from tests.integration.shared.projections.test_projector import batch_of
 from tests.support.fakes.line import uid
 from tests.support.fakes.tables import ACCOUNT_TABLES, SHARD, dump, folded
@@ -64,6 +65,23 @@ async def test_a_cancelled_rebuild_leaves_nothing(read_db: Database, moment: str
                 assert app.execute("SELECT count(*) FROM checkpoints").fetchone() == (1,)
             await start(admin)
             await eventually(state(admin, "switched"), 20)
+
+
+async def test_keys_that_are_parked_in_a_cancelled_rebuild_go_with_it(read_db: Database) -> None:
+    """Those of the tables that serve stay."""
+    store = parked_keys.bank()
+    store.deposit("acme", parked_keys.RED, parked_keys.ALICE, 7, 7)
+    parked_keys.broken.add(7)
+    async with running(made(read_db, store, parked_keys.GROUP)), operator(read_db) as admin:
+        await at_end(read_db, store)
+        before = parked_keys.parked(read_db)
+        parked_keys.broken.add(100)
+        await start(admin)
+        await eventually(state(admin, "waiting"), FILL_S)
+        assert (len(before), len(parked_keys.parked(read_db))) == (1, 3)
+        await admin.cancel("accounts")
+        await eventually(state(admin, ""), FILL_S)
+        assert parked_keys.parked(read_db) == before
 
 
 async def test_cut_off_anywhere_it_goes_on_and_ends_once(read_db: Database) -> None:

@@ -188,3 +188,24 @@ async def test_a_migration_during_a_rebuild_is_not_lost(read_db: Database, migra
             await admin.drop("accounts")
             await eventually(state(admin, ""), FILL_S)
     assert shape(read_db) == before
+
+
+async def test_what_begins_anew_before_the_operator_said_switch_waits_again(read_db: Database) -> None:
+    """It is still to switch only if nothing differs."""
+    store = bank()
+    async with operator(read_db) as admin:
+        async with running(made(read_db, store)):
+            await at_end(read_db, store)
+            with psycopg.connect(read_db.app) as app:
+                app.execute("UPDATE accounts SET balance_minor = 6 WHERE account_id = %s", (uid(101),))
+            version = (await start(admin, only_if_same=True)).version
+            await eventually(state(admin, "waiting"), FILL_S)
+        with psycopg.connect(read_db.owner) as owner:
+            owner.execute(INDEX)
+        async with running(made(read_db, store)):
+
+            async def renewed() -> str:
+                rebuild = await admin.get("accounts")
+                return rebuild.state if rebuild.version > version and rebuild.state in ("waiting", "switched") else ""
+
+            assert await eventually(renewed, FILL_S) == "waiting"
