@@ -151,7 +151,7 @@ class Scenarios:
             "STREAM_NOT_FOUND",
         )
         listed = await self._bank.list_commands(status=command_pb2.COMMAND_STATUS_SCHEDULED)
-        self._see("commands that wait", [each.receipt.command_id for each in listed.commands], [command_id])
+        self._see("it is among the commands that wait", command_id in [each.receipt.command_id for each in listed.commands], True)
         self._see("it is cancelled", _outcome(await self._bank.cancel(command_id)), "CANCELLED")
         self._say("schedule the registration of Tweedledee for a second from now")
         tweedledee, command_id = new_id(), new_id()
