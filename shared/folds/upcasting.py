@@ -84,6 +84,15 @@ class Upcasters:
                 return type_name, message.SerializeToString(deterministic=True)
             step = following
 
+    def today(self, envelope: EventEnvelope) -> EventEnvelope:
+        """The envelope, or, if its event is an old one, a copy with that of today. Raises what `upcast` and a step raise."""
+        if envelope.type not in self._steps:
+            return envelope
+        fresh = EventEnvelope()
+        fresh.CopyFrom(envelope)
+        fresh.type, fresh.payload = self.upcast(envelope.type, envelope.payload)
+        return fresh
+
     def update(self, envelopes: Iterable[EventEnvelope]) -> None:
         """Replaces type and payload in envelopes with old events. One that cannot be decoded stays as it is."""
         steps = self._steps

@@ -127,7 +127,7 @@ def from_row(row: WaitingInput, kind: ProcessType | None) -> Input:
         envelope = EventEnvelope.FromString(row.content)
         if kind is not None:  # the event may have become an old one while it waited
             try:
-                envelope.type, envelope.payload = kind.upcasters.upcast(envelope.type, envelope.payload)
+                envelope = kind.upcasters.today(envelope)
             except Exception as error:
                 raise LookupError(f"this release cannot upcast {envelope.type}") from error
         for message in kind.manager.key if kind is not None else ():

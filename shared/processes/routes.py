@@ -48,8 +48,10 @@ class Routes:
 
     def route(self, envelope: EventEnvelope) -> list[RoutedEvent]:
         """The event, once for each type of process that reacts to it. Raises Unroutable."""
-        if envelope.type in self._upcasters:  # the follower could not upcast it
-            envelope = self._upcast(envelope)
+        try:
+            envelope = self._upcasters.today(envelope)  # the follower could not upcast it, or it was parked under an old type
+        except Exception as error:
+            raise Unroutable(EVENT_UNREADABLE, type(error).__name__) from error
         if not self._upcasters.knows(envelope.type):
             raise Unroutable(EVENT_UNKNOWN, "")
         routed = []
@@ -67,12 +69,3 @@ class Routes:
                 raise Unroutable(NO_PROCESS_NAMED, "")
             routed.append(RoutedEvent(kind, process_id, event, envelope))
         return routed
-
-    def _upcast(self, envelope: EventEnvelope) -> EventEnvelope:
-        fresh = EventEnvelope()
-        fresh.CopyFrom(envelope)
-        try:
-            fresh.type, fresh.payload = self._upcasters.upcast(envelope.type, envelope.payload)
-        except Exception as error:
-            raise Unroutable(EVENT_UNREADABLE, type(error).__name__) from error
-        return fresh

@@ -17,7 +17,7 @@ from shared.line.event_store import AggregateKey
 from shared.platform.postgres import Connection
 from shared.platform.telemetry import logger
 from shared.projections import changes, parking
-from shared.projections.rows import Rows, lock
+from shared.projections.rows import Rows
 from shared.projections.tables import Tables
 
 log = logger(__name__)
@@ -36,8 +36,7 @@ async def forget_tenant(tables: Tables, connection: Connection, shard: int, at: 
     counted = tables.announced
     while True:
         async with connection.transaction():
-            await lock(connection, all_rows)
-            await checkpoints.rewrite(connection, tables.consumer, shard, at)
+            await tables.rewrite(connection, shard, at, all_rows)
             by_table = {"parked": await parking.forget(connection, tables.consumer, shard, tenant, FORGET_MAX)}
             for rows in all_rows:
                 by_table[rows.table] = await rows.forget(connection, tenant, FORGET_MAX)
@@ -92,8 +91,7 @@ async def _delete(
     total = 0
     while True:
         async with connection.transaction():
-            await lock(connection, [rows])
-            await checkpoints.rewrite(connection, tables.consumer, shard, at)
+            await tables.rewrite(connection, shard, at, [rows])
             gone = await rows.forget_with(connection, key[0], purge.column, key[2], FORGET_MAX)
             if gone and tables.announced:
                 await changes.write(connection, tables.group.name, shard, {(key[0], id_) for id_ in gone})
@@ -109,8 +107,7 @@ async def _fold(
     assert purge.fold is not None
     while True:
         async with connection.transaction():
-            await lock(connection, [rows])
-            await checkpoints.rewrite(connection, tables.consumer, shard, at)
+            await tables.rewrite(connection, shard, at, [rows])
             found = await rows.select_with(connection, key[0], purge.column, key[2], purge.order, after, FORGET_MAX)
             changed = [new for old in found if (new := purge.fold(old)) != old]
             if changed:

@@ -35,8 +35,7 @@ async def clear_unaccounted(tables: Tables, connection: Connection, shard: int, 
     """
     async with connection.transaction():
         await take_time(connection, LONG_S)
-        await lock(connection, tables.rows)
-        await checkpoints.rewrite(connection, tables.consumer, shard, at)
+        await tables.rewrite(connection, shard, at)
         found = [await rows.any_there(connection) for rows in tables.rows]
         if not any(found):
             return False

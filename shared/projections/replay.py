@@ -26,7 +26,7 @@ from shared.platform.postgres import Connection, describe, take_time
 from shared.platform.telemetry import logger
 from shared.projections import changes, parking
 from shared.projections.parking import Parked, Place, aggregate_of, cause_of
-from shared.projections.rows import lock, refuses
+from shared.projections.rows import refuses
 from shared.projections.tables import LONG_S, Tables
 
 log = logger(__name__)
@@ -77,11 +77,7 @@ async def carry_out(tables: Tables, connection: Connection, shard: int, at: Chec
     for request_id, parked_id, action, all_events, asked_by in requests:
         done = _Done(0 if action == "retry" else None if all_events else 1)
         async with connection.transaction():
-            await take_time(connection, LONG_S)
-            await lock(connection, tables.rows)
-            await checkpoints.rewrite(connection, name, shard, at)
-            outcome = await _Replay(tables, connection, shard, done).key(parked_id)
-            await changes.write(connection, tables.group.name, shard, None)
+            outcome = await _fold_again(tables, connection, shard, at, parked_id, done)
             answer = (outcome, done.applied, done.skipped, json.dumps(done.shown), request_id)
             if (await connection.execute(_ANSWER, answer)).rowcount != 1:
                 raise checkpoints.Fenced("another has carried out the same request")
@@ -110,15 +106,20 @@ async def retry_known(tables: Tables, connection: Connection, shard: int, at: Ch
     for (parked_id,) in found:
         done = _Done(0)
         async with connection.transaction():
-            await take_time(connection, LONG_S)
-            await lock(connection, tables.rows)
-            await checkpoints.rewrite(connection, tables.consumer, shard, at)
-            outcome = await _Replay(tables, connection, shard, done).key(parked_id)
-            await changes.write(connection, tables.group.name, shard, None)
+            outcome = await _fold_again(tables, connection, shard, at, parked_id, done)
         facts = {"projection": tables.consumer, "parked_id": str(parked_id), "outcome": outcome, "applied": done.applied}
         log.warning("parked_key_of_newer_release_retried", **facts)
     if found:
         await tables.refresh(connection, shard)
+
+
+async def _fold_again(tables: Tables, connection: Connection, shard: int, at: Checkpoint, parked_id: UUID, done: _Done) -> str:
+    """Replays a key inside the caller's transaction, and tells those who watch rows; returns what became of it."""
+    await take_time(connection, LONG_S)
+    await tables.rewrite(connection, shard, at)
+    outcome = await _Replay(tables, connection, shard, done).key(parked_id)
+    await changes.write(connection, tables.group.name, shard, None)
+    return outcome
 
 
 class _Replay:

@@ -222,6 +222,11 @@ class Tables:
         self._generation = await checkpoints.generation_of(connection, self.consumer, shard)
         await self.parked.refresh(connection, shard)
 
+    async def rewrite(self, connection: Connection, shard: int, at: Checkpoint, tables: Iterable[Rows] | None = None) -> None:
+        """Begins a transaction's changes of rows, of these tables or of all, that do not move the checkpoint. Raises Fenced."""
+        await lock(connection, self.rows if tables is None else tables)
+        await checkpoints.rewrite(connection, self.consumer, shard, at)
+
     def table_at(self, name: str) -> tuple[int, Rows]:
         """The table of a name."""
         at = self._at[name]
@@ -233,9 +238,8 @@ class Tables:
 
     def concerned(self, events: Iterable[EventEnvelope]) -> bool:
         """Whether any of the events changes a table, ends a tenant or an aggregate, or may be of a newer release."""
-        knows = self.group.upcasters.knows
-        old = self.group.upcasters
-        return any(it.type in self._routes or it.type in ENDS or it.type in old or not knows(it.type) for it in events)
+        known = self.group.upcasters
+        return any(it.type in self._routes or it.type in ENDS or it.type in known or not known.knows(it.type) for it in events)
 
     def items_of(self, envelope: EventEnvelope) -> tuple[Message, list[Item]] | None:
         """The event and what it does to each row; None for an event of another group.
@@ -245,10 +249,7 @@ class Tables:
         """
         if (route := self._routes.get(envelope.type)) is None:
             if envelope.type in self.group.upcasters:
-                today = EventEnvelope()
-                today.CopyFrom(envelope)
-                today.type, today.payload = self.group.upcasters.upcast(envelope.type, envelope.payload)
-                return self.items_of(today)
+                return self.items_of(self.group.upcasters.today(envelope))
             if not self.group.upcasters.knows(envelope.type):
                 raise UnknownEvent(envelope.type)
             return None
