@@ -20,9 +20,10 @@ from shared.line.consistency import Token, encode
 from shared.platform.identity import Role
 from shared.platform.leader import LockClass, hold_lease
 from tests.support.fakes.line import EPOCH, StoreLine, uid
-from tests.support.fakes.tables import PERSON_TABLES, projector, reached, running
+from tests.support.fakes.tables import PERSON_TABLES, projector, reached
 from tests.support.system.query_service import ALICE, BLUE, NOBODY, RED, Service, bank, refused
 from tests.support.system.sealing import SEAL
+from tests.support.system.working import running
 
 
 async def test_a_person_is_shown_with_all_totals(service: Service) -> None:

@@ -13,8 +13,9 @@ from bank.v1 import account_query_pb2, person_query_pb2
 from foldline.v1 import range_pb2
 from read_service import statement as read_statement
 from tests.support.fakes.line import Store, StoreLine, uid
-from tests.support.fakes.tables import ACCOUNT_TABLES, projector, reached, running
+from tests.support.fakes.tables import ACCOUNT_TABLES, projector, reached
 from tests.support.system.query_service import ALICE, BLUE, NOBODY, Service, bank, refused
+from tests.support.system.working import running
 
 STATEMENT = [(2, 50, 0), (3, -7, 10), (4, 50, 10), (9, 3, 10), (10, -7, 40), (17, 8, 41), (18, 50, 90)]
 """Version, amount, and the seconds at which it moved: versions are left out, and moments and amounts come again."""

@@ -12,8 +12,9 @@ from bank.v1 import account_query_pb2
 from shared.projections import rebuild
 from tests.support.fakes.line import Store, uid
 from tests.support.system.query_service import Service
-from tests.support.system.rebuilding import ALICE, FILL_S, at_end, bank, made, operator, running, serving, start, state
+from tests.support.system.rebuilding import ALICE, FILL_S, at_end, bank, made, operator, serving, start, state
 from tests.support.system.waiting import eventually
+from tests.support.system.working import running
 
 ACCOUNTS = [uid(100 + number) for number in range(40)]
 

@@ -28,10 +28,11 @@ from shared.rpc import handlers
 from shared.rpc.server import Server
 from shared.rpc.status import from_rpc_error
 from tests.support.fakes.line import Store, StoreLine, uid
-from tests.support.fakes.tables import ACCOUNT_TABLES, PERSON_TABLES, projector, reached, running
+from tests.support.fakes.tables import ACCOUNT_TABLES, PERSON_TABLES, projector, reached
 from tests.support.system.query_service import ALICE, BLUE, NOBODY, RED, Service, bank, refused
 from tests.support.system.sealing import KEYS, SEAL
 from tests.support.system.waiting import eventually
+from tests.support.system.working import running
 
 
 @asynccontextmanager

@@ -28,6 +28,7 @@ from tests.support.fakes.tables import ACCOUNT_TABLES, PERSON_TABLES, folded
 from tests.support.system.query_service import ALICE, BLUE, RED, Service, bank, refused
 from tests.support.system.sealing import SEAL
 from tests.support.system.waiting import eventually
+from tests.support.system.working import running
 
 
 @pytest.fixture
@@ -147,12 +148,8 @@ async def keeping(database: Database, store: Store) -> AsyncIterator[GroupProjec
     """The projector of a group as the process has it, with its rebuilder."""
     follow = Follower(StoreLine(store), None, silence_s=0.002).follow
     it = GroupProjector(ACCOUNT_TABLES, 1, follow, lambda: connect(database.app, application_name="foldline-projector"))
-    task = asyncio.create_task(it.run())
-    try:
+    async with running(it):
         yield it
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 async def rebuilt(database: Database) -> None:

@@ -40,6 +40,7 @@ from shared.processes.steering import Steering
 from shared.rpc.status import DETAILS_KEY, to_status
 from tests.support.checks.history import connected
 from tests.support.fakes.line import Store, StoreLine, uid
+from tests.support.system.working import running
 
 TENANT = "acme"
 OWNER = uid(7)
@@ -271,14 +272,9 @@ class World:
 
     @asynccontextmanager
     async def running(self, runner: ProcessRunner | None = None) -> AsyncIterator[ProcessRunner]:
-        """A running runner; at the end it is cancelled, as when its lease is lost."""
-        runner = runner or self.runner()
-        task = asyncio.create_task(runner.run())
-        try:
-            yield runner
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        """A running runner."""
+        async with running(runner or self.runner()) as it:
+            yield it
 
     @asynccontextmanager
     async def desk(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -26,6 +25,7 @@ from shared.projections.projector import Projector
 from shared.projections.summary import SummaryServicer
 from shared.projections.tables import Tables
 from tests.support.system.waiting import eventually
+from tests.support.system.working import running
 
 SHARD = 1
 SUMMARIES = Group("summaries", [projection for group in GROUPS for projection in group.projections])
@@ -54,17 +54,6 @@ def projector(
     """A projector as the service builds it, but for where its events come from."""
     follower = Follower(line, feed, batch_max=batch_max, silence_s=silence_s)
     return Projector(Tables(group), SHARD, follower.follow, lambda: connect(database.app, application_name="foldline-projector"))
-
-
-@asynccontextmanager
-async def running(projector: Projector) -> AsyncIterator[Projector]:
-    """The projector at work."""
-    task = asyncio.create_task(projector.run())
-    try:
-        yield projector
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 async def reached(projector: Projector, position: int) -> None:

@@ -19,6 +19,7 @@ from shared.processes.deliveries import DeliveryPolicy, DeliverySender
 from shared.processes.delivery_admin import DeliveryAdmin
 from shared.processes.delivery_store import Delivery
 from tests.support.system.waiting import eventually
+from tests.support.system.working import running
 
 QUICK = DeliveryPolicy(first_s=0.05, longest_s=0.2, tries_max=4)
 """Four tries within a second."""
@@ -74,13 +75,8 @@ class Post:
     @asynccontextmanager
     async def sending(self, channel: object, policy: DeliveryPolicy = QUICK) -> AsyncIterator[DeliverySender]:
         """A sender that runs."""
-        sender = self.sender(channel, policy)
-        task = asyncio.create_task(sender.run())
-        try:
-            yield sender
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        async with running(self.sender(channel, policy)) as it:
+            yield it
 
     @asynccontextmanager
     async def operator(self) -> AsyncIterator[DeliveryAdmin]:

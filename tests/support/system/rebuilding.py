@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -23,6 +22,7 @@ from shared.projections.rebuild_admin import RebuildAdmin, RebuildRow
 from tests.support.fakes.line import Store, StoreLine, uid
 from tests.support.fakes.tables import ACCOUNT_TABLES, SHARD, folding
 from tests.support.system.waiting import eventually
+from tests.support.system.working import running
 
 ALICE = uid(1)
 NAMES = [projection.table.name for projection in ACCOUNT_TABLES.projections]
@@ -62,17 +62,6 @@ def projecting(connect: Callable[[], Awaitable[Connection]], store: Store, group
 
     fan_out = FanOut(follower().follow, lambda: follower().follow)
     return GroupProjector(group, SHARD, fan_out.follow, connect)
-
-
-@asynccontextmanager
-async def running(projector: GroupProjector) -> AsyncIterator[GroupProjector]:
-    """The projector at work."""
-    task = asyncio.create_task(projector.run())
-    try:
-        yield projector
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 @asynccontextmanager

@@ -19,8 +19,9 @@ from shared.line.checkpoint import Checkpoint
 from shared.line.follower import FeedAway, FeedPage, Follower
 from shared.line.sources import PageFeed
 from tests.support.fakes.line import EPOCH, Store, StoreLine, uid
-from tests.support.fakes.tables import dump, folded, projector, reached, running
+from tests.support.fakes.tables import dump, folded, projector, reached
 from tests.support.system.waiting import eventually
+from tests.support.system.working import running
 
 # Long enough that what comes sooner came through the broker.
 SILENCE_S = 30.0

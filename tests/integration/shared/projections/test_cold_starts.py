@@ -13,11 +13,11 @@ from shared.line import consumer
 from shared.projections import rebuild
 from tests.integration.shared.projections.test_projector import bank
 from tests.support.fakes.line import Store, StoreLine, uid
-from tests.support.fakes.tables import TABLES, checkpoint_row, dump, folded, projector, reached, running
+from tests.support.fakes.tables import TABLES, checkpoint_row, dump, folded, projector, reached
 from tests.support.system.engines import Engines
 from tests.support.system.rebuilding import made, operator, serving, start, state
-from tests.support.system.rebuilding import running as running_group
 from tests.support.system.waiting import eventually
+from tests.support.system.working import running
 
 HEAD = 20
 
@@ -131,7 +131,7 @@ async def test_rows_that_were_lost_come_back_by_a_rebuild(read_db: Database, mon
     """The checkpoint says that they are there, so only the line knows them: `foldline projection rebuild`."""
     monkeypatch.setattr(rebuild, "LOOK_S", 0.01)
     store = bank()
-    async with running_group(made(read_db, store)), operator(read_db) as admin:
+    async with running(made(read_db, store)), operator(read_db) as admin:
         await eventually(lambda: serving(read_db)[1] == HEAD)
         with psycopg.connect(read_db.app) as app:
             app.execute("DELETE FROM accounts")

@@ -41,8 +41,9 @@ from tests.integration.shared.projections.parked_keys import (
 )
 from tests.integration.shared.projections.test_projector import batch_of
 from tests.support.fakes.line import Store, StoreLine, uid
-from tests.support.fakes.tables import SHARD, SUMMARIES, dump, folded, folding, projector, reached, running
+from tests.support.fakes.tables import SHARD, SUMMARIES, dump, folded, folding, projector, reached
 from tests.support.system.waiting import eventually
+from tests.support.system.working import running
 
 
 async def test_parked_keys_are_counted_without_their_queues(read_db: Database) -> None:

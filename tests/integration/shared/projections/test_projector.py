@@ -27,9 +27,10 @@ from shared.projections.projector import Projector
 from shared.projections.rows import Rows
 from shared.projections.tables import Tables
 from tests.support.fakes.line import Store, StoreLine, uid
-from tests.support.fakes.tables import SHARD, SUMMARIES, checkpoint_row, dump, folded, folding, projector, reached, running
+from tests.support.fakes.tables import SHARD, SUMMARIES, checkpoint_row, dump, folded, folding, projector, reached
 from tests.support.logs import capture_logs
 from tests.support.system.waiting import eventually
+from tests.support.system.working import running
 
 ALICE, BLUE, RED = uid(1), uid(2), uid(3)
 

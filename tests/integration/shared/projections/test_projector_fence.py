@@ -22,7 +22,8 @@ from shared.projections import tables as tables_module
 from shared.projections.tables import Tables
 from tests.integration.shared.projections.test_projector import ALICE, BLUE, bank, batch_of, stands_at
 from tests.support.fakes.line import ScriptedFeed, Store, StoreLine, delivery
-from tests.support.fakes.tables import SHARD, SUMMARIES, dump, folded, projector, reached, running
+from tests.support.fakes.tables import SHARD, SUMMARIES, dump, folded, projector, reached
+from tests.support.system.working import running
 
 
 async def test_a_paused_projector_that_wakes_up_is_refused(read_db: Database) -> None:

@@ -16,8 +16,9 @@ from shared.projections.failures import EventWithoutKey
 from shared.projections.tables import Tables
 from tests.integration.shared.projections.test_projector import BLUE, bank, batch_of
 from tests.support.fakes.line import EPOCH, Store, StoreLine, uid
-from tests.support.fakes.tables import SHARD, SUMMARIES, checkpoint_row, dump, folded, projector, reached, running
+from tests.support.fakes.tables import SHARD, SUMMARIES, checkpoint_row, dump, folded, projector, reached
 from tests.support.system.waiting import eventually
+from tests.support.system.working import running
 
 
 def nameless(store: Store) -> EventEnvelope:

@@ -17,7 +17,8 @@ from shared.projections import forget as forget_module
 from shared.projections import parking
 from shared.projections.rows import Rows
 from tests.support.fakes.line import Store, StoreLine, uid
-from tests.support.fakes.tables import checkpoint_row, dump, projector, reached, running
+from tests.support.fakes.tables import checkpoint_row, dump, projector, reached
+from tests.support.system.working import running
 
 TENANT = "acme"
 GOES, STAYS = uid(1), uid(2)

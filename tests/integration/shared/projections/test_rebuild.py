@@ -15,8 +15,9 @@ from shared.platform.postgres import Reads, connect
 from shared.projections import changes
 from tests.support.fakes.line import uid
 from tests.support.fakes.tables import ACCOUNT_TABLES, SHARD, dump, folded
-from tests.support.system.rebuilding import ALICE, NAMES, at_end, bank, made, operator, running, serving, shape, start, state
+from tests.support.system.rebuilding import ALICE, NAMES, at_end, bank, made, operator, serving, shape, start, state
 from tests.support.system.waiting import eventually
+from tests.support.system.working import running
 
 pytestmark = pytest.mark.usefixtures("quick")
 

@@ -26,7 +26,6 @@ from tests.support.system.rebuilding import (
     compared,
     made,
     operator,
-    running,
     serving,
     shape,
     start,
@@ -35,6 +34,7 @@ from tests.support.system.rebuilding import (
     waits,
 )
 from tests.support.system.waiting import eventually
+from tests.support.system.working import running
 
 pytestmark = pytest.mark.usefixtures("quick")
 

@@ -25,7 +25,6 @@ from tests.support.system.rebuilding import (
     made,
     operator,
     release,
-    running,
     serving,
     shape,
     start,
@@ -33,6 +32,7 @@ from tests.support.system.rebuilding import (
 )
 from tests.support.system.rebuilding_killed import STATEMENTS
 from tests.support.system.waiting import eventually
+from tests.support.system.working import running
 
 pytestmark = pytest.mark.usefixtures("quick")
 

@@ -30,7 +30,6 @@ from tests.support.system.rebuilding import (
     compared,
     made,
     operator,
-    running,
     serving,
     start,
     state,
@@ -38,6 +37,7 @@ from tests.support.system.rebuilding import (
     waits,
 )
 from tests.support.system.waiting import eventually
+from tests.support.system.working import running
 
 pytestmark = pytest.mark.usefixtures("quick")
 

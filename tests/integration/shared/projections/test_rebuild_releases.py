@@ -11,8 +11,9 @@ import pytest
 from deploy.bootstrap import Database
 from tests.support.fakes.line import uid
 from tests.support.fakes.tables import dump, folded
-from tests.support.system.rebuilding import ALICE, NAMES, at_end, bank, made, operator, release, running, serving, start, state
+from tests.support.system.rebuilding import ALICE, NAMES, at_end, bank, made, operator, release, serving, start, state
 from tests.support.system.waiting import eventually
+from tests.support.system.working import running
 
 pytestmark = pytest.mark.usefixtures("quick")
 

@@ -21,7 +21,6 @@ from tests.support.system.rebuilding import (
     bank,
     made,
     operator,
-    running,
     serving,
     shape,
     start,
@@ -29,6 +28,7 @@ from tests.support.system.rebuilding import (
     unhurried,
 )
 from tests.support.system.waiting import eventually
+from tests.support.system.working import running
 
 pytestmark = pytest.mark.usefixtures("quick")
 

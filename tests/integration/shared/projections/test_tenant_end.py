@@ -16,7 +16,8 @@ from shared.projections import forget as forget_module
 from shared.projections.rows import Rows
 from tests.integration.shared.projections.test_projector import bank
 from tests.support.fakes.line import ScriptedFeed, Store, StoreLine, delivery, uid
-from tests.support.fakes.tables import checkpoint_row, dump, folded, projector, reached, running
+from tests.support.fakes.tables import checkpoint_row, dump, folded, projector, reached
+from tests.support.system.working import running
 
 GONE = "acme"
 

@@ -35,6 +35,7 @@ from shared.rpc.status import to_status
 from tests.support.domains.gifts import CallFailed
 from tests.support.logs import capture_logs
 from tests.support.system.waiting import eventually
+from tests.support.system.working import running
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 COMPLETED, REJECTED, FAILED = (
@@ -93,12 +94,8 @@ async def dispatching(service: Service, tmp_path: Path, clock: Clock | None = No
     token_file.write_text("t0ken")
     patience = RetryPolicy(first_s=1.0, longest_s=60.0, away_longest_s=4.0, failures_max=3)
     dispatcher = Dispatcher(service.send_batch, token_file, clock=clock or Clock(), news=asyncio.Event(), patience=patience)
-    running = asyncio.create_task(dispatcher.run())
-    try:
+    async with running(dispatcher):
         yield dispatcher
-    finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
 
 
 async def gathered(dispatcher: Dispatcher, count: int) -> list[Told]:
