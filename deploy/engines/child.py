@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 LAUNCH = Path(__file__).with_name("launch.py")
@@ -19,20 +19,37 @@ class NotStarted(RuntimeError):
     """A child did not become ready; the text ends with the last lines of its log."""
 
 
-_given: set[int] = set()
+PORTS = range(15000, 32000)
+"""Below the range for outgoing connections, so that a server can be stopped and started again on the same port."""
+BLOCK = 50
 
 
 def free_port() -> int:
-    """A free port of 127.0.0.1, which this process was not given before: the server that it is for may not listen yet.
+    """A free port of 127.0.0.1, which nobody was given before: the server that it is for may not listen yet.
 
-    It is below the range for outgoing connections, so that a server can be stopped and started again on the same port.
+    Ports come in blocks, each of one process alone as long as it runs: it keeps the first port of the block bound. So
+    several processes may start systems at once. Raises NotStarted if all blocks are taken.
     """
-    for _ in range(200):
-        port = random.randrange(15000, 32000)
-        if port not in _given and is_free(port):
-            _given.add(port)
-            return port
-    raise NotStarted("found no free port between 15000 and 32000")
+    port = next(_mine, None)
+    if port is None:
+        raise NotStarted(f"found no free port between {PORTS.start} and {PORTS.stop}")
+    return port
+
+
+def _free_ports() -> Iterator[int]:
+    holders = []
+    for start in random.sample(PORTS[::BLOCK], len(PORTS[::BLOCK])):
+        holder = socket.socket()
+        try:
+            holder.bind(("127.0.0.1", start))
+        except OSError:
+            holder.close()
+            continue
+        holders.append(holder)
+        yield from filter(is_free, range(start + 1, start + BLOCK))
+
+
+_mine = _free_ports()
 
 
 def is_free(port: int) -> bool:

@@ -24,6 +24,7 @@ from deploy.engines.child import NotStarted, free_port, is_free
 from deploy.engines.mail import MailSink
 from deploy.engines.nats import Nats
 from deploy.engines.postgres import Postgres
+from deploy.local.supervisor import Supervisor
 from deploy.local.system import READ, SAGA, WRITE, System
 from shared.platform.identity import Role
 from shared.platform.migrate import SchemaTooNew
@@ -219,7 +220,7 @@ def endpoints(machine: Machine, system: System) -> dict[str, object]:
     }
 
 
-def show(console: Console, system: System, file: Path, data: Path) -> None:
+def show(console: Console, system: Supervisor, file: Path, data: Path) -> None:
     """Prints the addresses, and what to type next."""
     table = Table(title="Foldline is up", title_justify="left", show_header=True)
     table.add_column("process")
@@ -228,7 +229,11 @@ def show(console: Console, system: System, file: Path, data: Path) -> None:
     table.add_column("log", overflow="fold")
     for name, program in system.programs.items():
         address = program.address if program.port else "-"
-        table.add_row(name, address, str(system.pid(name)), os.path.relpath(system.log(name)))
+        try:
+            pid = str(system.pid(name))
+        except LookupError:
+            pid = "ended"  # between its start and this line; whoever watches says so and starts it again
+        table.add_row(name, address, pid, os.path.relpath(system.log(name)))
     console.print(table)
     where = "" if data == Path(".foldline") else f" --data {data}"
     console.print(f"Addresses and tokens are in {file}. In another terminal:", highlight=False)

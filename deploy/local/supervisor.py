@@ -18,6 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from deploy.engines import child as process
 from deploy.engines.child import NotStarted
+from shared.rpc.probes import LIVENESS
 
 # A child of ours gets its own settings and never the administrator's URLs.
 KEPT_FROM_CHILDREN = ("DATABASE_URL", "NATS_URL", "FOLDLINE_")
@@ -92,7 +93,7 @@ class Supervisor:
     async def wait_ready(self, name: str, timeout_s: float = 30) -> None:
         """Waits until the program reports SERVING over gRPC health. Raises NotStarted.
 
-        A program without a gRPC port is ready as soon as it runs; it waits by itself for what it needs.
+        A program without a gRPC port is ready as soon as it answers that it lives; it waits by itself for what it needs.
         """
         deadline = process.Deadline(timeout_s)
         program = self.programs[name]
@@ -105,18 +106,20 @@ class Supervisor:
     async def _serving(self, program: Program) -> bool:
         if not self.alive(program.name):
             return False
-        if program.port is None:
+        port = program.port or program.health_port
+        if not port:
             return True
         try:  # a plain connection first: at each start it is refused fifty times, and a channel costs 5 ms of a processor
-            _, connection = await asyncio.open_connection("127.0.0.1", program.port)
+            _, connection = await asyncio.open_connection("127.0.0.1", port)
         except OSError:
             return False
         connection.close()
         # A new channel each time: one that failed waits for longer and longer before it tries again.
-        async with grpc.aio.insecure_channel(program.address) as channel:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             check = health_pb2_grpc.HealthStub(channel).Check
+            service = LIVENESS if program.port is None else ""
             try:
-                answer = await check(health_pb2.HealthCheckRequest(), timeout=2)
+                answer = await check(health_pb2.HealthCheckRequest(service=service), timeout=2)
             except grpc.aio.AioRpcError:
                 return False
             return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import signal
@@ -280,6 +281,28 @@ def test_a_chosen_port_is_kept(tmp_path: Path) -> None:
         assert server.start().endswith(f":{port}")
     finally:
         server.destroy()
+
+
+def test_no_port_is_given_to_two_processes() -> None:
+    """Each process has blocks of its own, though its servers do not listen yet; who comes when all are taken is told so."""
+    program = (
+        "import sys; from deploy.engines import child; child.PORTS, child.BLOCK = range(14700, 14800), 50\n"
+        "try: print(*(child.free_port() for _ in range(40)), flush=True)\n"
+        "except child.NotStarted as error: print(error, flush=True)\n"
+        "sys.stdin.read()"
+    )
+    with contextlib.ExitStack() as running:
+        said = []
+        for _ in range(3):
+            process = running.enter_context(
+                subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            )
+            assert process.stdout is not None
+            said.append(process.stdout.readline())
+    assert said[2] == "found no free port between 14700 and 14800\n"
+    first, second = ({int(port) for port in line.split()} for line in said[:2])
+    assert first.isdisjoint(second)
+    assert all(14700 <= port < 14800 for port in first | second)
 
 
 @pytest.mark.parametrize("prefix", ["", "Foldline", "a-b", 'a"; drop', "9lives", "x" * 41])

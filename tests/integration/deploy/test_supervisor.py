@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import subprocess
 import sys
@@ -11,8 +12,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from deploy.engines.child import NotStarted, free_port
+from deploy.local.dev import show
 from deploy.local.supervisor import Program, Supervisor
 from tests.support.system.waiting import eventually
 
@@ -112,6 +115,27 @@ async def test_a_child_that_ends_at_once_is_reported_with_its_log(supervisor: Su
     supervisor.start("missing")
     with pytest.raises(NotStarted, match=r"missing ended with 1(.|\n)*No module named 'no'"):
         await supervisor.wait_ready("missing", 5)
+
+
+async def test_who_serves_no_calls_is_ready_when_it_answers_that_it_lives(supervisor: Supervisor) -> None:
+    """A program that runs and will soon fail, as one whose port is taken, is not said to be up."""
+    supervisor.add(Program(name="deaf", module=CHILD, settings={"PYTHONPATH": str(ROOT)}, health_port=free_port()))
+    await started(supervisor, "deaf")
+    with pytest.raises(NotStarted, match=r"deaf runs but does not serve, see"):
+        await supervisor.wait_ready("deaf", 0.2)
+
+
+async def test_a_child_that_ended_is_shown_as_such(supervisor: Supervisor, tmp_path: Path) -> None:
+    """`foldline dev` lists it, and starts it again right afterwards."""
+    pid = await started(supervisor, "meek")
+    await started(supervisor, "stubborn")
+    await supervisor.kill9("stubborn")
+    printed = io.StringIO()
+    show(Console(file=printed, width=200), supervisor, tmp_path / "endpoints.json", tmp_path)
+    assert [line.split()[1:6:4] for line in printed.getvalue().splitlines() if "meek" in line or "stubborn" in line] == [
+        ["meek", str(pid)],
+        ["stubborn", "ended"],
+    ]
 
 
 async def test_children_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
