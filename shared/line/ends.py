@@ -1,4 +1,7 @@
-"""The end of a tenant or an aggregate, as those who follow the line meet it: one event, at which each deletes what it keeps."""
+"""The end of a tenant or an aggregate, as those who follow the line meet it: one event, at which each deletes what it keeps.
+
+It is the only event of its batch, so the batches of the line are cut here.
+"""
 
 from __future__ import annotations
 
@@ -14,22 +17,30 @@ AGGREGATE_PURGED = "foldline.v1.AggregatePurged"
 """The type of the last event of an aggregate that is purged."""
 ENDS = frozenset({CLOSED, AGGREGATE_PURGED})
 """Each is the only event of its batch (`part`)."""
+BATCH_BYTES_MAX = 2 * 1024 * 1024
+"""The payloads of a batch take no more bytes, unless it is one event."""
 
 
-class Typed(Protocol):
+class Event(Protocol):
     """An event, in whatever form."""
 
     @property
     def type(self) -> str:
         """The full name of its message."""
 
+    @property
+    def payload(self) -> bytes:
+        """The message."""
 
-def part(events: Sequence[Typed], size_max: int) -> int:
-    """How many of the first events make the next batch, which holds an end alone or not at all."""
-    for nth, event in enumerate(events[:size_max]):
-        if event.type in ENDS:
+
+def part(events: Sequence[Event], events_max: int) -> int:
+    """How many of the first events make the next batch: so many and BATCH_BYTES_MAX at the most, and an end alone."""
+    total = 0
+    for nth, event in enumerate(events[:events_max]):
+        total += len(event.payload)
+        if event.type in ENDS or total > BATCH_BYTES_MAX:
             return nth or 1
-    return min(len(events), size_max)
+    return min(len(events), events_max)
 
 
 def is_end(events: Sequence[EventEnvelope]) -> bool:

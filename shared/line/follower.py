@@ -93,7 +93,7 @@ class Feed(Protocol):
 class EventBatch:
     """The next events of the line, without a gap; `after` is the checkpoint when they are applied. May be empty.
 
-    The event that ends a tenant or an aggregate is in a batch of its own (`ends.py`).
+    How they are cut is told in `ends.py`: the event that ends a tenant or an aggregate is in a batch of its own.
     """
 
     events: Sequence[EventEnvelope]
@@ -148,6 +148,8 @@ class Follower:
         gather_s: float = GATHER_S,
     ) -> None:
         """Without a feed, the follower reads the event store every `silence_s`. Older events are yielded as those of today.
+
+        A batch has `batch_max` events at the most; so much the feed should fetch at once.
 
         A busy consumer's next batch comes up to `gather_s` later, see GATHER_EVENTS.
         """
@@ -252,12 +254,10 @@ class _Following:
                 # Pages that bring nothing new do not count: behind them an event may have been lost.
                 left_s = progress_at + self._silence_s - time.monotonic()
                 if left_s > 0 and (pages := await feed.fetch(left_s)):
-                    events, doubt = take(self._cursor, pages)
-                    came = len(events)
-                    while events:
-                        size = part(events, self._batch_max)
-                        yield self._batch(self._cursor.epoch, events[:size])
-                        del events[:size]
+                    waiting, doubt = take(self._cursor, pages)
+                    came = len(waiting)
+                    while events := self._cut(waiting, all_=True):
+                        yield self._batch(self._cursor.epoch, events)
                     if doubt:
                         return
                     if came:
@@ -298,19 +298,24 @@ class _Following:
                             f"the store holds {found.event_id} (position {found.position})"
                         )
                     proven = True
-                while len(waiting) >= self._batch_max:
-                    size = part(waiting, self._batch_max)
-                    yield self._batch(page.epoch, waiting[:size])
-                    del waiting[:size]
+                while events := self._cut(waiting, all_=False):
+                    yield self._batch(page.epoch, events)
                 epoch = page.epoch
         if not proven:
             raise HistoryDiverged(f"the store shows no event at position {cursor.position}")
         if not waiting and epoch != self._cursor.epoch:
             yield self._batch(epoch, waiting)
-        while waiting:
-            size = part(waiting, self._batch_max)
-            yield self._batch(epoch, waiting[:size])
-            del waiting[:size]
+        while events := self._cut(waiting, all_=True):
+            yield self._batch(epoch, events)
+
+    def _cut(self, waiting: list[EventEnvelope], *, all_: bool) -> list[EventEnvelope]:
+        """Takes the next batch from the events that wait; without `all_`, only if no further event would fit."""
+        size = part(waiting, self._batch_max)
+        if not all_ and size == len(waiting) < self._batch_max:
+            return []
+        events = waiting[:size]
+        del waiting[:size]
+        return events
 
     def _batch(self, epoch: str, events: Sequence[EventEnvelope]) -> EventBatch:
         """The next batch. Raises LineAway if the answer has a gap: then it is not from an event store of ours."""

@@ -49,9 +49,8 @@ from shared.platform.telemetry import logger
 
 log = logger(__name__)
 
-BATCH_EVENTS_MAX = 250  # so many are read at once; two such pages fill a consumer's batch
-BATCH_BYTES_MAX = 2 * 1024 * 1024
-"""Of payloads, or one event. A batch goes out twice, as pages and as messages, and must be through within ACK_TIMEOUT_S."""
+BATCH_EVENTS_MAX = 250
+"""So many are read at once. A batch goes out twice, as pages and as messages, and must be through within ACK_TIMEOUT_S."""
 WINDOW_EVENTS_MAX = 2048
 ACK_TIMEOUT_S = 5.0
 API_TIMEOUT_S = 5.0
@@ -147,7 +146,7 @@ class Relay:
                         raise StreamOutOfSync("the next events of the line were boxed")
                 boxed = len(events) < found
                 while events and not stopping.is_set():
-                    size = part(events, _fitting(events))
+                    size = part(events, BATCH_EVENTS_MAX)
                     batch, events = events[:size], events[size:]
                     async with asyncio.timeout(ACK_TIMEOUT_S):
                         if batch[0].type == CLOSED:
@@ -343,16 +342,6 @@ class _Window:
     def _refused(self, text: str) -> None:
         if self._doubt is None:
             self._doubt = StreamOutOfSync(text, place=self._acked + 1)
-
-
-def _fitting(events: Sequence[StoredEvent]) -> int:
-    """How many of the first events have at most BATCH_BYTES_MAX bytes of payload; one event always fits."""
-    total = 0
-    for nth, event in enumerate(events):
-        total += len(event.payload)
-        if nth and total > BATCH_BYTES_MAX:
-            return nth
-    return len(events)
 
 
 @contextlib.asynccontextmanager

@@ -21,7 +21,7 @@ from nats.aio.msg import Msg
 from foldline.v1 import event_store_pb2, event_store_pb2_grpc
 from shared.line.broker import pages_subject
 from shared.line.broker_access import Broker, connect, heed_cancellation
-from shared.line.follower import FeedAway, FeedPage, LineAway, LinePage
+from shared.line.follower import BATCH_MAX, FeedAway, FeedPage, LineAway, LinePage
 from shared.platform.telemetry import logger
 from shared.rpc.client import bearer
 
@@ -29,8 +29,6 @@ log = logger(__name__)
 
 READ_TIMEOUT_S = 600.0
 """The time limit of one reading of the line, however long the line is. The connection's keepalive finds a dead peer sooner."""
-FETCH_EVENTS = 500
-"""As soon as this many events were fetched, no further page is decoded."""
 WAITING_BYTES_MAX = 16 * 1024 * 1024
 """So many bytes of pages wait for a consumer that is slower than the relay. More are dropped, and read from the store."""
 WAITING_PAGE_BYTES = 200
@@ -67,8 +65,10 @@ class StoreLine:
 class PageFeed:
     """The pages of a shard's line, as the relay publishes them."""
 
-    def __init__(self, broker: Broker, shard: int, name: str) -> None:
+    def __init__(self, broker: Broker, shard: int, name: str, *, batch_max: int = BATCH_MAX) -> None:
+        """As soon as `batch_max` events were fetched, no further page is decoded."""
         self._broker = broker
+        self._batch_max = batch_max
         self._shard = shard
         self._name = name
         self._client: Client | None = None
@@ -116,7 +116,7 @@ class PageFeed:
                     await self._something.wait()
         pages: list[FeedPage] = []
         events = 0
-        while self._waiting and events < FETCH_EVENTS:
+        while self._waiting and events < self._batch_max:
             raw = self._waiting.popleft()
             self._waiting_bytes -= len(raw) + WAITING_PAGE_BYTES
             page = self._read(raw)

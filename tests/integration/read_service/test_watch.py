@@ -15,11 +15,11 @@ from grpc import aio
 from bank.v1 import account_query_pb2, person_query_pb2, person_query_pb2_grpc
 from deploy.bootstrap import Database
 from read_service.app import ReadSettings, build
+from read_service.projector import BATCH_MAX
 from read_service.registry import RPCS
 from shared.folds.projection import Group
 from shared.line.consistency import ConsistencyGate, Reached, Token, encode
-from shared.line.follower import BATCH_MAX
-from shared.platform.postgres import Reads
+from shared.platform.postgres import Reads, connect
 from shared.platform.tokens import DevelopmentIssuer
 from shared.projections import changes, resume, watch
 from shared.projections.projector import Projector
@@ -328,7 +328,7 @@ async def watched(service: Service) -> AsyncIterator[SummaryServicer[Any]]:
 
 
 async def test_a_full_batch_names_its_rows(service: Service) -> None:
-    """500 events, each of another account: of them, only the row that is watched is read."""
+    """2,000 events, each of another account: of them, only the row that is watched is read."""
     store = bank()
     for number in range(BATCH_MAX):
         store.account("acme", uid(1000 + number), ALICE)
@@ -343,6 +343,18 @@ async def test_a_full_batch_names_its_rows(service: Service) -> None:
             store.events.extend(filled.events[len(store.events) :])
             assert await watcher.next(10) is not None
             assert (watches.rows_read - before, other.state) == (1, None)
+
+
+async def test_who_is_far_behind_reads_no_names(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The names of what changed are read up to a number of bytes; beyond it, all may have changed."""
+    store = bank()
+    async with following(service, store), await connect(service.database.query or "", application_name="test") as connection:
+        last, changed = await changes.since(connection, ACCOUNT_TABLES.name, 1, 0)
+        assert changed is not None
+        assert ("acme", BLUE) in changed
+        monkeypatch.setattr(changes, "BYTES_MAX", 30)
+        assert await changes.since(connection, ACCOUNT_TABLES.name, 1, 0) == (last, None)
+        assert await changes.since(connection, ACCOUNT_TABLES.name, 1, last) == (last, set())
 
 
 async def test_all_watched_rows_are_read_at_most_four_times_a_second(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 
 from deploy.bootstrap import Database
 from foldline.v1.event_store_pb2 import EventEnvelope
+from read_service.projector import BATCH_MAX
 from read_service.registry import GROUPS, RPCS
 from shared.folds.errors import NotFound, Rejected
 from shared.folds.projection import Event, Fold, Group, Projection
@@ -47,7 +48,7 @@ def projector(
     line: Line,
     feed: Feed | None = None,
     *,
-    batch_max: int = 500,
+    batch_max: int = BATCH_MAX,
     silence_s: float = 0.02,
     group: Group = SUMMARIES,
 ) -> Projector:

@@ -13,7 +13,7 @@ from nats.js import JetStreamContext
 from deploy.bootstrap import Database
 from deploy.engines.nats import Nats
 from foldline.v1.event_store_pb2 import ReadAllResponse
-from shared.line import broker
+from shared.line import broker, ends
 from shared.line import relay as relay_module
 from shared.line.ends import CLOSED
 from shared.line.event_store import envelope
@@ -85,7 +85,7 @@ async def test_large_events_go_out_in_parts_that_are_soon_through(
         grow(write_db, 20)
         copy = await in_step(streams, write_db)
     assert sorted(copy.messages) == list(range(1, 51))
-    assert max(map(sum, parts)) <= relay_module.BATCH_BYTES_MAX
+    assert max(map(sum, parts)) <= ends.BATCH_BYTES_MAX
     assert max(map(len, parts)) >= 8
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import pytest
@@ -12,7 +13,8 @@ from bank.legacy.v1.person_pb2 import PersonAdded
 from bank.v1.person_pb2 import PersonRegistered
 from foldline.v1.event_store_pb2 import EventEnvelope
 from shared.line.checkpoint import Checkpoint
-from shared.line.follower import GATHER_EVENTS, EventBatch, FeedPage, Follower, HistoryDiverged, take
+from shared.line.ends import BATCH_BYTES_MAX
+from shared.line.follower import GATHER_EVENTS, EventBatch, FeedPage, Follower, HistoryDiverged, LinePage, take
 from tests.support.fakes.line import EPOCH, ScriptedFeed, Store, StoreLine, delivery, uid
 from tests.support.system.waiting import eventually
 from upcasters import UPCASTERS
@@ -115,6 +117,39 @@ async def test_a_batch_tells_what_it_follows() -> None:
         assert not wrong.follows(at(store, 2))
     assert not EventBatch(store.events[2:4], Checkpoint(EPOCH, 4, "another")).follows(at(store, 2))
     assert not EventBatch((), Checkpoint(EPOCH, 2, "another")).follows(at(store, 2))
+
+
+class CountedLine(StoreLine):
+    """Counts the pages that were read."""
+
+    pages = 0
+
+    async def read(self, from_position: int, events_max: int = 0) -> AsyncGenerator[LinePage, None]:
+        """As StoreLine."""
+        async for page in super().read(from_position, events_max):
+            self.pages += 1
+            yield page
+
+
+@pytest.mark.parametrize("by", ["store", "broker"])
+async def test_a_batch_of_large_events_is_cut_by_its_bytes(by: str) -> None:
+    """And whoever reads the store keeps no more of it than makes a batch."""
+    store = Store()
+    for number in range(20):
+        store.person("acme", uid(number), "x" * 300_000)
+    line = CountedLine(store, page=1)
+    begin = Checkpoint() if by == "store" else at(store, 1)
+    feed = None if by == "store" else ScriptedFeed([[delivery(event)] for event in store.events[1:]])
+    sizes: list[int] = []
+    read_first = 0
+    async with asyncio.timeout(30), aclosing(Follower(line, feed).follow(begin)) as batches:
+        async for batch in batches:
+            sizes.append(len(batch.events))
+            read_first = read_first or line.pages
+            if batch.after.position == 20:
+                break
+    assert max(sizes) == BATCH_BYTES_MAX // 300_000
+    assert read_first < 10
 
 
 async def test_the_broker_is_not_needed() -> None:
