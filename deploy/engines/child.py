@@ -37,7 +37,6 @@ def free_port() -> int:
 
 
 def _free_ports() -> Iterator[int]:
-    holders = []
     for start in random.sample(PORTS[::BLOCK], len(PORTS[::BLOCK])):
         holder = socket.socket()
         try:
@@ -45,7 +44,7 @@ def _free_ports() -> Iterator[int]:
         except OSError:
             holder.close()
             continue
-        holders.append(holder)
+        holder.detach()  # stays bound as long as the process runs
         yield from filter(is_free, range(start + 1, start + BLOCK))
 
 
