@@ -13,17 +13,15 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from datetime import datetime
 
-from msgspec import Struct
-
 from shared.commands import append as appending
 from shared.commands import log as command_log
 from shared.commands import states
 from shared.commands.append import AppendConflict, Appended
+from shared.commands.batch import CommandBatch, keys_of
 from shared.commands.cache import Cache
 from shared.commands.closed import closed_among, tenant_closed
-from shared.commands.decide import BatchDecider, Command, Outcome, Plan, decide
+from shared.commands.decide import BatchDecider, Command, Plan
 from shared.commands.intake import CommandGroup, Intake, Limits, PendingReply
-from shared.commands.log import CommandKey
 from shared.commands.observer import CommitObserver, Stopwatch
 from shared.commands.registry import CommandRegistry
 from shared.commands.states import Versioned
@@ -48,41 +46,6 @@ QUANTUM = 8
 SHARED_MAX, SHARED_LATE, SHARED_S = 32, 16, 1.0
 
 log = logger(__name__)
-
-
-class _Batch(Struct, eq=False):
-    """Groups for one append, the first `decided` of which are decided already."""
-
-    deciding: BatchDecider
-    # The cache when deciding began: when the committer replaces its cache, these decisions are void.
-    cache: Cache
-    groups: list[CommandGroup] = []
-    tenants: set[str] = set()
-    decided: int = 0
-    commands: int = 0
-    size: int = 0
-
-    def add(self, group: CommandGroup) -> None:
-        self.groups.append(group)
-        self.tenants.add(group.tenant)
-        self.commands += len(group.commands)
-        self.size += group.size
-
-    def has_room(self, group: CommandGroup, commands_max: int, bytes_max: int) -> bool:
-        """Whether the group fits; into an empty batch any group does."""
-        return not self.groups or (self.commands + len(group.commands) <= commands_max and self.size + group.size <= bytes_max)
-
-    def decide(self, now: datetime, events_max: int) -> set[AggregateKey]:
-        """Decides the remaining groups in order until there are many events, or one needs a state that is not loaded.
-
-        Returns the keys of all states that the undecided groups need and that are not loaded.
-        """
-        while self.decided < len(self.groups) and len(self.deciding.plan.batch.events) < events_max:
-            if not self.deciding.take(self.groups[self.decided].open(), now):
-                rest = [group.open() for group in self.groups[self.decided :]]
-                return decide(self.deciding.registry, rest, self.deciding.at, now).missing
-            self.decided += 1
-        return set()
 
 
 class Committer:
@@ -110,7 +73,7 @@ class Committer:
         self._connection: Connection | None = None
         self._cache = Cache(self._limits.cached_aggregates_max)
         # Waiting commands are in the next batch, decided, or behind it in the queue, undecided.
-        self._next: _Batch | None = None
+        self._next: CommandBatch | None = None
         self._queue: FairQueue[CommandGroup] = FairQueue(QUANTUM)
         self._shared_until = 0.0
         self._waiting = 0
@@ -208,7 +171,7 @@ class Committer:
             until = min(loop.time() + worth_s / 2, at_most_until)
         return True
 
-    def _take_batch(self) -> _Batch:
+    def _take_batch(self) -> CommandBatch:
         """The groups that are decided ahead, and as many of the queue as fit beside them, fairly between tenants."""
         batch, self._next = self._next or self._batch(), None
         now = time.monotonic()
@@ -224,14 +187,14 @@ class Committer:
         self._wanted = batch.commands
         return batch
 
-    def _batch(self, groups: Sequence[CommandGroup] = (), *, after: Plan | None = None) -> _Batch:
+    def _batch(self, groups: Sequence[CommandGroup] = (), *, after: Plan | None = None) -> CommandBatch:
         """A batch to be decided on the cached states and on the states that the plan before it leads to."""
         cache, states = self._cache, after.states if after else {}
 
         def lookup(key: AggregateKey) -> Versioned | None:
             return states.get(key) or cache.get(key)
 
-        batch = _Batch(BatchDecider(self.registry, lookup), cache)
+        batch = CommandBatch(BatchDecider(self.registry, lookup), cache)
         for group in groups:
             batch.add(group)
         return batch
@@ -268,7 +231,7 @@ class Committer:
     def _put_back(self, groups: Sequence[CommandGroup]) -> None:
         self._queue.put_back([(group.tenant, group, len(group.commands)) for group in groups])
 
-    async def _commit(self, batch: _Batch, *, ahead: bool = False, again: bool = False) -> None:
+    async def _commit(self, batch: CommandBatch, *, ahead: bool = False, again: bool = False) -> None:
         """Decides the rest of a batch, appends it, answers its callers; never raises. `again`: the second try after a loss."""
         connection, watch = None, self.observer.start()
         try:
@@ -298,12 +261,12 @@ class Committer:
         if plan.learned:
             self._cache.put(plan.learned)  # those that were only read
         self._cache.put(plan.states)
-        self._intake.settle(groups, _placed(plan, appended))
+        self._intake.settle(groups, plan.outcomes_at(appended.head))
         if plan.batch.events:
             self._committed(appended.head)
         self.observer.committed(groups, plan, watch, appended.head)
 
-    async def _plan(self, connection: Connection, batch: _Batch, watch: Stopwatch) -> Plan:
+    async def _plan(self, connection: Connection, batch: CommandBatch, watch: Stopwatch) -> Plan:
         """The plan of a batch; loads missing states, one query a round. Raises AppendConflict.
 
         Groups for whose events the batch has no room are taken out of it, and are the first of the next.
@@ -329,17 +292,17 @@ class Committer:
         return plan
 
     async def _commit_locked(
-        self, connection: Connection, conflicting: _Batch, watch: Stopwatch
+        self, connection: Connection, conflicting: CommandBatch, watch: Stopwatch
     ) -> tuple[list[CommandGroup], Plan, Appended]:
         """Locks, loads, decides and appends in one transaction. Returns the groups that had no outcome yet."""
         self._cache.drop(list(conflicting.deciding.plan.batch.reads))
         async with connection.transaction():
             await appending.lock(connection, self.shard)
-            stored = await command_log.read_commands(connection, _keys(conflicting.groups))
+            stored = await command_log.read_commands(connection, keys_of(conflicting.groups))
             groups = await self._refuse_closed(connection, self._intake.settle_known(conflicting.groups, stored))
             if not groups:
                 return [], Plan(), Appended(0, self._clock())
-            batch = _Batch(BatchDecider(self.registry, lambda key: None), self._cache, groups)
+            batch = CommandBatch(BatchDecider(self.registry, lambda key: None), self._cache, groups)
             try:
                 plan = await self._plan(connection, batch, watch)
                 groups = conflicting.groups = batch.groups
@@ -367,14 +330,14 @@ class Committer:
         If the server commits the lost statement after all, the retry finds its commands in the log, or the reverse.
         """
         if connection is None or connection.closed or isinstance(error, TimeoutError) or postgres.is_trouble(error):
-            log.warning("database_lost", error=type(error).__name__, commands=len(_keys(groups)))
+            log.warning("database_lost", error=type(error).__name__, commands=len(keys_of(groups)))
             left = await self._answer_after_loss(groups)
             if left and not again and self._connection is not None:
                 await self._commit(self._batch(left), again=True)
             else:
                 self._intake.refuse(left, postgres.unavailable(error))
         elif len(groups) > 1:
-            log.warning("batch_failed", error=type(error).__name__, commands=len(_keys(groups)))
+            log.warning("batch_failed", error=type(error).__name__, commands=len(keys_of(groups)))
             for group in groups:
                 await self._commit(self._batch([group]))
         else:
@@ -394,7 +357,7 @@ class Committer:
                 connection = await self._connected()
                 async with connection.transaction():
                     await appending.lock(connection, self.shard)
-                    stored = await command_log.read_commands(connection, _keys(groups))
+                    stored = await command_log.read_commands(connection, keys_of(groups))
                 return self._intake.settle_known(groups, stored)
         except Exception as error:  # noqa: BLE001 - still unreachable; _recover answers the callers
             log.warning("database_unavailable", error=type(error).__name__)
@@ -433,17 +396,3 @@ class Committer:
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.close()
-
-
-def _keys(groups: Sequence[CommandGroup]) -> list[CommandKey]:
-    return [command.key for group in groups for command in group.commands]
-
-
-def _placed(plan: Plan, appended: Appended) -> dict[CommandKey, Outcome]:
-    """The plan's outcomes, with positions on the line instead of places in the batch."""
-    before = appended.head - len(plan.batch.events)
-    for outcome in plan.outcomes.values():
-        outcome.head = appended.head
-        if outcome.position:
-            outcome.position += before
-    return plan.outcomes

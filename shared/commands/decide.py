@@ -110,6 +110,15 @@ class Plan(Struct):
     # The states that were loaded for it.
     learned: dict[AggregateKey, Versioned] = {}
 
+    def outcomes_at(self, head: int) -> dict[CommandKey, Outcome]:
+        """The outcomes when the batch is durable and the line ends at `head`: with positions instead of places in the batch."""
+        before = head - len(self.batch.events)
+        for outcome in self.outcomes.values():
+            outcome.head = head
+            if outcome.position:
+                outcome.position += before
+        return self.outcomes
+
 
 class _Staged(Struct, eq=False):
     """The changes of one group, kept apart from the plan until all its commands are accepted."""
