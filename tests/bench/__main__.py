@@ -12,8 +12,8 @@ import psycopg
 from rich.console import Console
 
 from tests.bench import aggregate_load, crowds, healing, lone_append, lone_round, pipeline, queries, report, telemetry, watching
+from tests.bench.row import Row, Sample
 from tests.bench.rows import ROWS as CEILINGS
-from tests.bench.rows import Row, Sample
 from tests.bench.stage import Stage, on_stage, own_engines, own_folder
 from tests.bench.versus_peers import ROWS as VERSUS_PEERS
 from tests.support.system.engines import Engines

@@ -19,7 +19,7 @@ from shared.commands.registry import CommandRegistry
 from shared.commands.states import load
 from shared.line.event_store import AggregateKey
 from shared.platform.postgres import Connection, connect
-from tests.bench.rows import Row, Sample
+from tests.bench.row import Row, Sample
 from tests.bench.stage import Stage
 from write_service.domain.account import ACCOUNT, Account
 from write_service.passwords import Passwords

@@ -10,7 +10,7 @@ from shared.commands.committer import SHARED_MAX
 from shared.commands.intake import Limits
 from tests.bench import workload
 from tests.bench.children import Answer, Child, memory_mib
-from tests.bench.rows import Row, Sample
+from tests.bench.row import Row, Sample
 from tests.bench.stage import Stage
 
 NEIGHBOUR = "neighbour"

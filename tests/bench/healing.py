@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncGenerator
 
 from deploy.local.system import PROJECTOR, READ, RELAY, WRITE, System
-from tests.bench.rows import Row, Sample
+from tests.bench.row import Row, Sample
 from tests.bench.stage import Stage
 from tests.support.clients.bank import Bank, channels, round_trip
 from tests.support.system.waiting import eventually

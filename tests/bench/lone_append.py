@@ -15,7 +15,7 @@ from deploy.local.system import WRITE
 from shared.commands import append as appending
 from shared.commands.append import Batch
 from shared.platform.postgres import Connection, connect
-from tests.bench.rows import Row, Sample
+from tests.bench.row import Row, Sample
 from tests.bench.stage import Stage
 from tests.support.domains.trial import lone
 

@@ -22,7 +22,7 @@ from shared.platform.postgres import Connection, connect
 from shared.processes.inputs import Inputs
 from shared.processes.records import CommandResult, PendingCommand
 from shared.processes.runner import CHECKPOINT, ProcessRunner
-from tests.bench.rows import Row, Sample
+from tests.bench.row import Row, Sample
 from tests.bench.stage import Stage
 
 SECONDS = 2.0

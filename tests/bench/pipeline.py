@@ -13,7 +13,7 @@ import psycopg
 from deploy.local.system import PROJECTOR, RELAY, SAGA, WRITE, System
 from tests.bench import workload
 from tests.bench.children import Answer, Meter
-from tests.bench.rows import Row, Sample
+from tests.bench.row import Row, Sample
 from tests.bench.stage import Stage, head
 
 PROGRAMS = (WRITE, RELAY, PROJECTOR, SAGA)

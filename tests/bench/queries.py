@@ -24,7 +24,8 @@ from read_service.registry import GROUPS
 from shared.platform.identity import Role
 from shared.rpc.client import bearer
 from tests.bench import echo, workload
-from tests.bench.rows import CATCH_UP_EVENTS, Row, Sample, bare_catch_up, in_turn
+from tests.bench.row import Row, Sample, in_turn
+from tests.bench.rows import CATCH_UP_EVENTS, bare_catch_up
 from tests.bench.stage import Stage, head
 
 PAGE = 50

@@ -14,7 +14,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench.rows import GATED, Row, Sample
+from tests.bench.row import Row, Sample
+from tests.bench.rows import GATED
 
 Results = Mapping[str, Sequence[Sample]]
 

@@ -20,7 +20,7 @@ from typing import Any
 from deploy.local.system import WRITE, System
 from tests.bench import workload
 from tests.bench.children import Answer
-from tests.bench.rows import Row, Sample, in_turn
+from tests.bench.row import Row, Sample, in_turn
 from tests.bench.stage import Stage
 from tests.bench.switched_write_service import CALLS_OF_A_TURN, OFF, SAMPLE_ALL, SAMPLED, TAKE_TURNS, UNSAMPLED
 from tests.support.system.collector import Collector, collecting

@@ -21,7 +21,8 @@ from deploy.local.system import PROJECTOR, READ, RELAY, SAGA, WRITE, System
 from shared.platform.identity import Role
 from tests.bench import workload
 from tests.bench.children import Answer, Child, Meter, memory_mib
-from tests.bench.rows import Row, Sample, _costs, in_turn
+from tests.bench.row import Row, Sample, in_turn
+from tests.bench.rows import _costs
 from tests.bench.stage import Stage
 
 ROOT = Path(__file__).resolve().parents[2]

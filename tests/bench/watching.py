@@ -18,7 +18,7 @@ from foldline.v1 import command_pb2
 from tests.bench import workload
 from tests.bench.children import Meter
 from tests.bench.queries import Caller, prepared
-from tests.bench.rows import Measure, Row, Sample, in_turn
+from tests.bench.row import Measure, Row, Sample, in_turn
 from tests.bench.stage import Stage
 from tests.bench.workload import Ids, Template
 
