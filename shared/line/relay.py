@@ -30,10 +30,8 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 import nats.errors
-import orjson
 import psycopg
 from nats.aio.client import Client
-from nats.aio.msg import Msg
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig, StreamInfo
 from nats.js.errors import NotFoundError
 
@@ -44,6 +42,7 @@ from shared.line.ends import CLOSED, part
 from shared.line.event_store import TABLES, Head, StoredEvent, envelope, read_event_id, read_head, read_line
 from shared.line.notifier import CHANNEL
 from shared.line.spans import sent
+from shared.line.window import ACK_TIMEOUT_S, News, StreamOutOfSync, Window
 from shared.platform.postgres import Connection, connect, refuse_unsafe
 from shared.platform.telemetry import logger
 
@@ -52,24 +51,12 @@ log = logger(__name__)
 BATCH_EVENTS_MAX = 250
 """So many are read at once. A batch goes out twice, as pages and as messages, and must be through within ACK_TIMEOUT_S."""
 WINDOW_EVENTS_MAX = 2048
-ACK_TIMEOUT_S = 5.0
 API_TIMEOUT_S = 5.0
 POLL_S = 0.1
 CHECK_S = 1.0  # how often an idle relay looks whether its stream is still there and its own
 RETRY_MIN_S, RETRY_MAX_S = 0.02, 1.0
 REPEAT_LOG_S = 10.0
 EMPTY_BEHIND_MAX = 10_000  # an empty stream that is further behind is made anew: consumers read the store faster
-
-
-class StreamOutOfSync(Exception):
-    """The relay does not know where the stream ends: it must read the end and go on from there.
-
-    `place` is the sequence at which the stream refused us, so that another message is there. 0 if the stream refused nothing.
-    """
-
-    def __init__(self, text: str, place: int = 0) -> None:
-        super().__init__(text)
-        self.place = place
 
 
 class WrongShard(Exception):
@@ -106,8 +93,8 @@ class Relay:
         while not stopping.is_set():
             began = self.published
             try:
-                async with _opened(self.database_url) as store, _hints(self.database_url) as hint:
-                    await self._copy(store, hint, stopping, place)
+                async with _opened(self.database_url) as store, _hints(self.database_url) as news:
+                    await self._copy(store, news, stopping, place)
                 return
             except StreamOutOfSync as doubt:
                 what, error, place = "relay_in_doubt", str(doubt), doubt.place
@@ -125,17 +112,17 @@ class Relay:
                 async with asyncio.timeout(pause_s):  # `wait_for` of Python 3.11 may swallow a cancellation
                     await stopping.wait()
 
-    async def _copy(self, store: Connection, hint: asyncio.Event, stopping: asyncio.Event, place: int) -> None:
+    async def _copy(self, store: Connection, news: News, stopping: asyncio.Event, place: int) -> None:
         """The loop. Raises StreamOutOfSync and errors of the database and the broker; then the caller begins it again."""
         # 1. Find the end of the stream: the next event goes behind it.
         epoch, sent = await self._fit(store, place)
         self.position, self.follows = sent, True
         log.info("relay_follows", shard=self.shard, position=sent, epoch=epoch)
-        async with _Window(self.client, self.shard, sent) as window:
+        async with Window(self.client, self.shard, sent, news) as window:
             checked_at = time.monotonic()
             while not stopping.is_set():
                 # 2. Publish the next events of the line. The stream accepts each only directly behind its predecessor.
-                hint.clear()
+                news.reads()
                 events = await read_line(store, after=sent, limit=BATCH_EVENTS_MAX)
                 found = len(events)
                 if events and events[-1].position - sent != len(events):
@@ -154,33 +141,37 @@ class Relay:
                         await self._publish(window, epoch, [envelope(event) for event in batch])
                     sent = batch[-1].position
                     # 3. At most one window of publishes waits for acknowledgements.
-                    self.published += await window.acknowledged(sent - WINDOW_EVENTS_MAX)
-                    self.position = max(self.position, sent - WINDOW_EVENTS_MAX)
-                if found == BATCH_EVENTS_MAX or boxed or hint.is_set():
+                    self._seen(await window.acknowledged(sent - WINDOW_EVENTS_MAX))
+                if found == BATCH_EVENTS_MAX or boxed or news.grown():
                     continue  # there is more to read
-                # 4. Nothing more: wait for a notification, which may be lost. Now and then check that the stream is still ours.
-                self.published += await window.acknowledged(sent)
-                self.position = sent
+                # 4. Nothing more: wait for a notification, which may be lost. The events behind it need not wait until the last
+                # ones are acknowledged. Now and then check that the stream is still ours.
+                self._seen(await window.acknowledged(sent, unless_grown=True))
+                if news.grown():
+                    continue
                 if time.monotonic() - checked_at > CHECK_S:
                     checked_at = time.monotonic()
                     if await self._fit(store) != (epoch, sent):
                         raise StreamOutOfSync("the stream does not end where we left it")
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(POLL_S):
-                        await hint.wait()
-            self.published += await window.acknowledged(sent)
+                await news.wait(POLL_S)
+            self._seen(await window.acknowledged(sent))
 
-    async def _forget(self, window: _Window, end: StoredEvent) -> None:
+    def _seen(self, end: int) -> None:
+        """Notes where the stream ends by its acknowledgements."""
+        self.published += end - self.position
+        self.position = end
+
+    async def _forget(self, window: Window, end: StoredEvent) -> None:
         """Deletes a tenant's messages, before the event that ends the tenant is published. Their sequences stay taken.
 
         Killed before that event is in the stream: the next relay does it again.
         """
-        self.published += await window.acknowledged(end.position - 1)
+        self._seen(await window.acknowledged(end.position - 1))
         streams = self.client.jetstream(timeout=API_TIMEOUT_S)
         await streams.purge_stream(broker.stream_name(self.shard), subject=broker.tenant_subjects(self.shard, end.tenant))
         log.info("relay_forgot_tenant", shard=self.shard, tenant=end.tenant, position=end.position)
 
-    async def _publish(self, window: _Window, epoch: str, events: Sequence[EventEnvelope]) -> None:
+    async def _publish(self, window: Window, epoch: str, events: Sequence[EventEnvelope]) -> None:
         """Publishes events that follow each other, as pages and as messages of the stream."""
         with sent(self.shard, events):
             for page in broker.to_pages(self.shard, epoch, events, self.client.max_payload):
@@ -260,90 +251,6 @@ class Relay:
         return None
 
 
-class _Window:
-    """Publishes under way: the stream holds all events up to `_acked`. After a refusal it is out of sync.
-
-    The client's own `publish_async` does not work here: up to 2.16 it ignores a refusal, and its future never ends. So
-    replies go to an inbox of the window's own, and late replies to an older window do not reach this one.
-    """
-
-    def __init__(self, client: Client, shard: int, end: int) -> None:
-        self._client = client
-        self._stream = broker.stream_name(shard)
-        self._pages = broker.pages_subject(shard)
-        self._acked = end
-        self._reported = end
-        self._doubt: StreamOutOfSync | None = None
-        self._news = asyncio.Event()
-        self._heard_at = 0.0
-        self._inbox = client.new_inbox()
-        self._reconnects = client.stats["reconnects"]
-
-    async def __aenter__(self) -> _Window:
-        self._subscription = await self._client.subscribe(self._inbox, cb=self._on_reply)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        with contextlib.suppress(nats.errors.Error):
-            await self._subscription.unsubscribe()
-
-    async def publish(self, message: broker.Message) -> None:
-        """Sends without waiting for the acknowledgement. Raises StreamOutOfSync.
-
-        The client's publish waits while the broker is away, and ignores a cancellation meanwhile. So the connection is
-        checked before each publish.
-        """
-        self._refuse_lost()
-        await self._client.publish(message.subject, message.payload, self._inbox, message.encoded_headers())
-
-    async def publish_page(self, page: bytes) -> None:
-        """Sends a page to whoever listens. Raises StreamOutOfSync."""
-        self._refuse_lost()
-        await self._client.publish(self._pages, page)
-
-    def _refuse_lost(self) -> None:
-        if not self._client.is_connected:
-            raise StreamOutOfSync("the connection was lost")
-
-    async def acknowledged(self, position: int) -> int:
-        """Waits until the stream holds all events up to `position`; returns how many more it holds than at the last call.
-
-        Raises StreamOutOfSync.
-        """
-        self._heard_at = time.monotonic()
-        while True:
-            self._news.clear()
-            if self._doubt is not None:
-                raise self._doubt
-            if self._client.stats["reconnects"] != self._reconnects or not self._client.is_connected:
-                raise StreamOutOfSync("the connection was lost")
-            if self._acked >= position:
-                newly, self._reported = self._acked - self._reported, self._acked
-                return newly
-            if time.monotonic() - self._heard_at > ACK_TIMEOUT_S:
-                raise StreamOutOfSync(f"no acknowledgement for {ACK_TIMEOUT_S} s")
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(0.1):
-                    await self._news.wait()
-
-    async def _on_reply(self, message: Msg) -> None:
-        self._heard_at = time.monotonic()
-        try:
-            reply = orjson.loads(message.data)
-            if "error" in reply or reply["stream"] != self._stream:
-                self._refused(str(reply))
-            else:
-                # The stream accepts each event only behind its predecessor, so an acknowledgement covers all events before it.
-                self._acked = reply["seq"]
-        except (ValueError, KeyError):
-            self._refused(f"{message.headers} {message.data[:200]!r}")
-        self._news.set()
-
-    def _refused(self, text: str) -> None:
-        if self._doubt is None:
-            self._doubt = StreamOutOfSync(text, place=self._acked + 1)
-
-
 @contextlib.asynccontextmanager
 async def _opened(database_url: str) -> AsyncIterator[Connection]:
     """A connection with a role that can read the line and cannot change it."""
@@ -356,9 +263,9 @@ async def _opened(database_url: str) -> AsyncIterator[Connection]:
 
 
 @contextlib.asynccontextmanager
-async def _hints(database_url: str) -> AsyncIterator[asyncio.Event]:
-    """An asyncio event that is set when the line grew. Notifications may be lost, so the caller must poll as well."""
-    hint = asyncio.Event()
+async def _hints(database_url: str) -> AsyncIterator[News]:
+    """Tells when the line has grown. Notifications may be lost, so the caller must poll as well."""
+    news = News()
 
     async def listen() -> None:
         while True:
@@ -366,12 +273,12 @@ async def _hints(database_url: str) -> AsyncIterator[asyncio.Event]:
                 async with await connect(database_url, application_name="foldline-relay-hints") as connection:
                     await connection.execute(f"LISTEN {CHANNEL}")
                     async for _ in connection.notifies():
-                        hint.set()
+                        news.tell(grown=True)
             await asyncio.sleep(RETRY_MAX_S)
 
     listening = asyncio.create_task(listen())
     try:
-        yield hint
+        yield news
     finally:
         listening.cancel()
         await asyncio.gather(listening, return_exceptions=True)

@@ -14,7 +14,6 @@ from deploy.bootstrap import Database
 from deploy.engines.nats import Nats
 from foldline.v1.event_store_pb2 import ReadAllResponse
 from shared.line import broker, ends
-from shared.line import relay as relay_module
 from shared.line.ends import CLOSED
 from shared.line.event_store import envelope
 from shared.line.relay import Relay
@@ -102,22 +101,6 @@ async def test_the_end_of_a_tenant_among_other_events_takes_its_messages(
                 connection.execute(added.replace("bank.v1.MoneyDeposited", CLOSED) if kind == "end" else added, (20, 1))
         await eventually(lambda: ends_at(streams, 8))
     assert sorted((await read_copy(streams)).messages) == [3, 5, 6, 7, 8]
-
-
-async def test_a_hint_wakes_an_idle_relay(
-    nats_server: Nats, write_db: Database, streams: JetStreamContext, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With a notification an event is out at once, however seldom the relay polls. (The other tests send none.)"""
-    monkeypatch.setattr(relay_module, "POLL_S", 60.0)
-    async with relaying(write_db, nats_server.url) as relay:
-        await in_step(streams, write_db)
-        with psycopg.connect(write_db.admin, autocommit=True) as connection:
-            listening = "SELECT 1 FROM pg_stat_activity WHERE query = 'LISTEN line' AND datname = current_database()"
-            await eventually(lambda: connection.execute(listening).fetchone())
-            grow(write_db, 1)
-            connection.execute("NOTIFY line")
-            await eventually(lambda: relay.published == 1)
-            connection.execute("NOTIFY line")  # so that it sees at once that it shall stop
 
 
 async def test_events_that_were_boxed_before_they_were_published(
