@@ -36,6 +36,7 @@ from shared.platform.urls import DatabaseUrl, OverTls
 from shared.processes import announce
 from shared.processes.admin import ProcessAdmin
 from shared.processes.channels import Channel, Contacts, Deferred
+from shared.processes.command_stream import CommandStream
 from shared.processes.deliveries import DeliveryPolicy, DeliverySender
 from shared.processes.delivery_admin import DeliveryAdmin
 from shared.processes.delivery_backlog import watch_deliveries
@@ -145,13 +146,18 @@ class Leading:
             feed = PageFeed(Broker.of(settings), settings.shard, f"saga-{settings.shard}")
             stack.push_async_callback(feed.close)
             write = await stack.enter_async_context(channel(settings.write_address, retries=False, tls=settings.write_tls))
+            commands = CommandServiceStub(write)
             self._runner = ProcessRunner(
                 self._definitions,
                 settings.shard,
                 follow=Follower(StoreLine(write, settings.token_file, settings.shard), feed, upcasters=UPCASTERS).follow,
                 connect=self._connect,
                 dispatcher=lambda news: Dispatcher(
-                    CommandServiceStub(write).SendBatch, settings.token_file, clock=utc_now, news=news
+                    commands.SendBatch,
+                    settings.token_file,
+                    clock=utc_now,
+                    news=news,
+                    stream=CommandStream(commands.SendStream, settings.token_file),
                 ),
                 clock=utc_now,
                 announcements=self._announcements,

@@ -1,4 +1,4 @@
-"""Sends the commands of processes in batches and reports each result: an answer, or a failure and when to try again.
+"""Sends the commands of processes, a few over a stream, many in batches. Reports answers, and failures with when to try again.
 
 The dispatcher stores nothing: every command has a row in process_commands, and the runner applies the results to it.
 Killed anywhere, what is left? The rows. The next leader sends the commands again under the same ids; a command that was
@@ -24,6 +24,7 @@ from grpc.aio import AioRpcError, Metadata
 from foldline.v1 import command_pb2
 from shared.folds.errors import Code, Refusal
 from shared.platform.telemetry import logger
+from shared.processes.command_stream import CommandStream
 from shared.processes.records import (
     COMMAND_FAILED,
     COMMAND_UNKNOWN,
@@ -119,9 +120,14 @@ class Dispatcher:
         clock: Callable[[], datetime],
         news: asyncio.Event,
         patience: RetryPolicy | None = None,
+        stream: CommandStream | None = None,
     ) -> None:
-        """`news` is set when there is something to `take`. The token, of role `process`, is read anew for every call."""
+        """`news` is set when there is something to `take`. The token, of role `process`, is read anew for every call.
+
+        A few commands go over `stream`, if there is one, when they are sent for the first time and no trace of them is recorded.
+        """
         self._send_batch = send_batch
+        self._stream = stream
         self._token_file = token_file
         self._clock = clock
         self._news = news
@@ -189,6 +195,8 @@ class Dispatcher:
             for call in self._calls:
                 call.cancel()
             await asyncio.gather(*self._calls, return_exceptions=True)
+            if self._stream is not None:
+                await self._stream.close()
 
     def _may_call(self) -> bool:
         calls, patience = len(self._calls), self._patience
@@ -226,28 +234,41 @@ class Dispatcher:
             self._tell(self._trouble(command, f"DISPATCH_DEFECT: {what}", failed=True) for command in batch)
 
     async def _try(self, batch: Sequence[PendingCommand]) -> None:
+        items = [_item(command) for command in batch]
+        traces = recorded_of(batch)
+        receipts = await self._stream.send(items) if self._stream is not None and self._streams(batch, traces) else None
+        if receipts is None and (receipts := await self._sent(batch, items, traces)) is None:
+            return
+        self._refused = None
+        if len(receipts) != len(batch):
+            self._tell(self._trouble(command, "a receipt is missing", failed=True) for command in batch)
+            return
+        told = [self._judge(command, receipt) for command, receipt in zip(batch, receipts, strict=True)]
+        _warn_of_older_release(it.error for it in told if isinstance(it, DeliveryFailure))
+        self._tell(told)
+
+    def _streams(self, batch: Sequence[PendingCommand], traces: Sequence[str]) -> bool:
+        """Whether to send commands over the stream. A call is for many, for a span, and to learn why they are not taken."""
+        few = len(batch) <= self._patience.few and all(command.tries <= 1 for command in batch)
+        return few and not traces and self._refused is None
+
+    async def _sent(
+        self, batch: Sequence[PendingCommand], items: Sequence[command_pb2.BatchItem], traces: Sequence[str]
+    ) -> Sequence[command_pb2.CommandReceipt] | None:
+        """The receipts of a call. None if it failed, which is told."""
         try:
             token = self._token_file.read_text().strip()
         except OSError as error:
             await self._call_refused(batch, Refusal("NO_TOKEN", str(error)), Code.UNAUTHENTICATED)
-            return
-        traces = recorded_of(batch)
+            return None
         metadata = bearer(token, traceparent=traces[0] if traces else None)
-        request = command_pb2.SendBatchRequest(items=[_item(command) for command in batch])
         try:
             with of_next_calls(links=traces, **{"foldline.commands": len(batch)}):
-                call = self._send_batch(request, timeout=CALL_TIMEOUT_S, metadata=metadata)
-            response = await call
+                call = self._send_batch(command_pb2.SendBatchRequest(items=items), timeout=CALL_TIMEOUT_S, metadata=metadata)
+            return (await call).receipts
         except AioRpcError as error:
             await self._call_refused(batch, from_rpc_error(error), error.code().value[0])
-            return
-        self._refused = None
-        if len(response.receipts) != len(batch):
-            self._tell(self._trouble(command, "a receipt is missing", failed=True) for command in batch)
-            return
-        told = [self._judge(command, receipt) for command, receipt in zip(batch, response.receipts, strict=True)]
-        _warn_of_older_release(it.error for it in told if isinstance(it, DeliveryFailure))
-        self._tell(told)
+            return None
 
     def _judge(self, command: PendingCommand, receipt: command_pb2.CommandReceipt) -> Told:  # noqa: PLR0911 (a kind each)
         """The result that a receipt holds."""

@@ -161,7 +161,10 @@ class TraceContext:
 
 
 class CallLog:
-    """One line for each call: which, how it ended, how long it took. A warning if it was slow or met a defect."""
+    """One line for each call: which, how it ended, how long it took. A warning if it was slow or met a defect.
+
+    A stream that a client sends to lasts as long as the client wants, and an RPC with a deadline of its own as long as that.
+    """
 
     def __init__(self, slow_ms: float) -> None:
         self._slow_ms = slow_ms
@@ -169,7 +172,7 @@ class CallLog:
     def leave(self, call: CallContext, error: BaseException | None) -> None:
         took_ms = (time.perf_counter() - call.began) * 1000
         code = "OK" if error is None else _code(error)
-        slow = took_ms > self._slow_ms and call.rpc.deadline_max_s is None
+        slow = took_ms > self._slow_ms and call.rpc.deadline_max_s is None and not call.rpc.streams_requests
         facts: dict[str, Any] = {"method": call.rpc.name, "code": code, "took_ms": round(took_ms, 2)}
         if isinstance(error, Refusal):
             facts["reason"] = error.reason

@@ -36,6 +36,13 @@ class _Commands(command_pb2_grpc.CommandServiceServicer):
         )
         return answer
 
+    async def SendStream(  # noqa: N802 (as above)
+        self, request_iterator: AsyncIterator[command_pb2.SendStreamRequest], context: Any
+    ) -> AsyncIterator[command_pb2.SendStreamResponse]:
+        async for request in request_iterator:
+            answer = await self.SendBatch(command_pb2.SendBatchRequest(items=[request.item]), context)
+            yield command_pb2.SendStreamResponse(receipt=answer.receipts[0])
+
 
 @asynccontextmanager
 async def writing(store: Store, write: WriteService) -> AsyncIterator[str]:

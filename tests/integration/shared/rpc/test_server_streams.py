@@ -23,7 +23,9 @@ from shared.platform.tokens import DevelopmentIssuer
 from shared.rpc.client import bearer, channel
 from shared.rpc.server import Server
 from shared.rpc.status import from_rpc_error
+from tests.support.logs import capture_logs
 from tests.support.system.people import ID, SECRET, USERS, refused
+from tests.support.system.waiting import eventually
 
 COMMAND_METHODS = [method.name for method in command_pb2.DESCRIPTOR.services_by_name["CommandService"].methods]
 
@@ -134,6 +136,17 @@ async def collect(call: Any) -> tuple[list[str], Refusal | None]:
     except aio.AioRpcError as error:
         return got, from_rpc_error(error)
     return got, None
+
+
+async def test_a_stream_that_stays_open_is_no_slow_call(tmp_path: Path) -> None:
+    """Its line in the log is that of any call."""
+    async with StreamWorld(tmp_path, BusyStreams(), slow_call_ms=1) as world:  # type: ignore[abstract]  # the others are set above
+        with capture_logs() as lines:
+            assert await collect(world.stream(item("one"))) == (["one"], None)
+            await eventually(lambda: any(line.get("method") == SEND_STREAM for line in lines))
+    [line] = [line for line in lines if line.get("method") == SEND_STREAM]
+    assert line["event"] == "call"
+    assert line["took_ms"] > 1
 
 
 async def test_a_stream_passes_the_same_behaviours(streaming: StreamWorld) -> None:
