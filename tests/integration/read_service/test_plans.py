@@ -61,8 +61,9 @@ ANALYZE people, accounts, transfers, users, movements, parked_keys, parked_event
 """
 LATER_BLOCKS_MAX = 60
 """More than for the first page."""
-WATCHED_BLOCKS_MAX = 6000
-"""For the 1001 rows that are read of a watched list."""
+WATCHED_BLOCKS_MAX = 7000
+"""For the 1001 rows that are read of a watched list: each with its totals and whether it is parked, by two more indexes of a few
+levels each."""
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 LONG = TimeRange(before=timestamp(NOW - timedelta(seconds=60)))
 SHORT = TimeRange(since=timestamp(NOW - timedelta(seconds=9000)), before=timestamp(NOW - timedelta(seconds=8990)))
