@@ -23,7 +23,10 @@ from shared.rpc.client import bearer
 
 LIFE_S = 30.0
 """After so long another stream takes over, under the token that the file has then."""
-ANSWER_S = 5.0
+HELD_UP_S = 0.05
+"""While a receipt has been waited for longer, commands are sent in calls. Receipts come in the order of the commands, so those
+behind would wait for it as well: of another tenant, for example, of whose commands many wait."""
+ANSWER_S = 1.0
 """How long receipts may take before their commands are sent in a call."""
 PAUSE_S = 1.0
 """For so long no stream is opened after one that did not answer."""
@@ -81,7 +84,7 @@ class CommandStream:
         if stream is None or stream.over:
             stream = self._opened(now) if now >= self._not_before else None
         self._stream = stream
-        return stream
+        return None if stream is None or stream.held_up(now) else stream
 
     def _opened(self, now: float) -> _Stream | None:
         try:
@@ -98,8 +101,8 @@ class _Stream:
         self.began = began
         self.over = False
         self._call = call
-        # For each command that was sent, in order: its receipt, or None when it will not come any more.
-        self._waiting: deque[asyncio.Future[_Receipt | None]] = deque()
+        # For each command, in order: when it was sent, and its receipt, or None when that will not come any more.
+        self._waiting: deque[tuple[float, asyncio.Future[_Receipt | None]]] = deque()
         self._writing = asyncio.Lock()
         self._reading = asyncio.create_task(self._read())
 
@@ -114,6 +117,10 @@ class _Stream:
             self._end()
             return None
         return receipts if len(receipts) == len(items) else None
+
+    def held_up(self, now: float) -> bool:
+        """Whether the first receipt of those that wait is late."""
+        return bool(self._waiting) and now - self._waiting[0][0] > HELD_UP_S
 
     async def finish(self) -> None:
         """Sends nothing more, and ends when all that was sent is answered, or takes too long."""
@@ -139,14 +146,14 @@ class _Stream:
             if self.over:
                 raise asyncio.InvalidStateError("the stream is over")
             for item, answer in zip(items, answers, strict=True):
-                self._waiting.append(answer)
+                self._waiting.append((loop.time(), answer))
                 await self._call.write(command_pb2.SendStreamRequest(item=item))
         return answers
 
     async def _read(self) -> None:
         try:
             while isinstance(answer := await self._call.read(), command_pb2.SendStreamResponse) and self._waiting:
-                waiting = self._waiting.popleft()
+                _, waiting = self._waiting.popleft()
                 if not waiting.done():
                     waiting.set_result(answer.receipt)
         except aio.AioRpcError as error:
@@ -157,7 +164,7 @@ class _Stream:
     def _end(self) -> None:
         self.over = True
         self._call.cancel()
-        for waiting in self._waiting:
+        for _, waiting in self._waiting:
             if not waiting.done():
                 waiting.set_result(None)
         self._waiting.clear()

@@ -156,6 +156,19 @@ async def test_a_stream_that_does_not_answer_is_not_waited_for(world: World, mon
     await eventually(lambda: world.service.streams == [["one"]] and world.service.streams_open == 0)
 
 
+async def test_a_late_receipt_holds_up_no_other_commands(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it is waited for the others are for calls, and the stream goes on when it has come."""
+    monkeypatch.setattr(command_stream, "ANSWER_S", 60.0)
+    world.service.gate.clear()
+    late = asyncio.create_task(world.ids("late"))
+    await eventually(lambda: world.stream._stream is not None and world.stream._stream.held_up(asyncio.get_running_loop().time()))
+    assert await world.ids("behind") is None
+    world.service.gate.set()
+    assert await late == ["late"]
+    assert await world.ids("next") == ["next"]
+    assert world.service.streams == [["late", "next"]]
+
+
 async def test_streams_take_turns_under_the_token_of_the_file(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next stream is opened under the token that is there then; what was sent over the last one is still answered."""
     assert await world.ids("one") == ["one"]
