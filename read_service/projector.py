@@ -32,14 +32,10 @@ from shared.platform.probe import DatabaseProbe
 from shared.platform.settings import load, named
 from shared.platform.urls import DatabaseUrl
 from shared.projections.groups import GroupProjector, Projectors
+from shared.projections.projector import BATCH_MAX, GATHER_S
 from shared.rpc import bootstrap
 from shared.rpc.client import channel
 from upcasters import UPCASTERS
-
-GATHER_S, BATCH_MAX = 0.08, 2000
-"""Under load a batch comes so much later than the one before, in seconds, and is larger, up to so many events: of the events of a
-batch that change one row only the last is written. With 0.03 s an event at full rate took an eighth more of PostgreSQL, and with
-batches of 500, where a thousand accounts are paid into in turn, a third more (`make bench ARGS=pipeline`)."""
 
 
 class ProjectorSettings(WriteServicePeer, BrokerPeer):

@@ -17,6 +17,7 @@ from nats.aio.client import DEFAULT_BUFFER_SIZE, Client, Srv
 from nats.aio.transport import TcpTransport
 from nats.errors import UnexpectedEOF
 
+from shared.platform.cancellation import heed_cancellation
 from shared.platform.certificates import Tls, TlsFiles
 from shared.platform.peers import BrokerPeer
 from shared.platform.telemetry import logger
@@ -205,18 +206,6 @@ async def connect(broker: Broker, name: str) -> Client:
     )
     log.info("broker_connected", connection=name)
     return client
-
-
-def heed_cancellation() -> None:
-    """Raises CancelledError if the task was cancelled.
-
-    nats-py swallows a cancellation (seen in 2.16): publish, subscribe and unsubscribe while they wait for a full buffer
-    (Client._flush_pending), and connect in the moment in which a connection is made, as `asyncio.wait_for` of Python 3.11 does.
-    Without this check, a follower that is cancelled then, or a relay that is told to end, would never end.
-    """
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
 
 
 def refuse_old(client: Client) -> None:

@@ -43,6 +43,7 @@ from shared.line.event_store import TABLES, Head, StoredEvent, envelope, read_ev
 from shared.line.notifier import CHANNEL
 from shared.line.spans import sent
 from shared.line.window import ACK_TIMEOUT_S, News, StreamOutOfSync, Window
+from shared.platform.cancellation import heed_cancellation
 from shared.platform.postgres import Connection, connect, refuse_unsafe
 from shared.platform.telemetry import logger
 
@@ -122,6 +123,7 @@ class Relay:
             checked_at = time.monotonic()
             while not stopping.is_set():
                 # 2. Publish the next events of the line. The stream accepts each only directly behind its predecessor.
+                heed_cancellation()
                 news.reads()
                 events = await read_line(store, after=sent, limit=BATCH_EVENTS_MAX)
                 found = len(events)

@@ -20,8 +20,9 @@ from nats.aio.msg import Msg
 
 from foldline.v1 import event_store_pb2, event_store_pb2_grpc
 from shared.line.broker import pages_subject
-from shared.line.broker_access import Broker, connect, heed_cancellation
+from shared.line.broker_access import Broker, connect
 from shared.line.follower import BATCH_MAX, FeedAway, FeedPage, LineAway, LinePage
+from shared.platform.cancellation import heed_cancellation
 from shared.platform.telemetry import logger
 from shared.rpc.client import bearer
 

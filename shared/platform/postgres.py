@@ -28,6 +28,7 @@ from psycopg.pq.abc import PGresult
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from shared.folds.errors import Unavailable
+from shared.platform.cancellation import cancellations, heed_cancellation
 from shared.platform.instruments import Labels
 from shared.platform.metrics import Metrics
 from shared.platform.packing import Packed, PackedDumper
@@ -199,7 +200,9 @@ class Reads:
     async def _living(self) -> AsyncIterator[Connection]:
         """A connection that answers. Dead ones are dropped on the way, without the pauses that the pool would make."""
         for _ in range(self._size_max + 1):
+            asked = cancellations()
             async with self._pool.connection() as connection:
+                heed_cancellation(asked)
                 idle_s = time.monotonic() - self._used_at.get(connection, -IDLE_S)
                 if (idle_s < IDLE_S and not _readable(connection)) or await _answers(connection):
                     self._lent += 1

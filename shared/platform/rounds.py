@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
 from shared.folds.errors import Refusal
+from shared.platform.cancellation import heed_cancellation
 from shared.platform.telemetry import logger
 
 log = logger(__name__)
@@ -42,4 +43,5 @@ async def rounds(hindrances: Hindrances, one: Callable[[], Awaitable[object]], e
     while True:
         with hindrances.told():
             await one()
+        heed_cancellation()
         await asyncio.sleep(every_s if isinstance(every_s, float) else every_s())

@@ -26,6 +26,7 @@ from typing import NamedTuple
 import psycopg
 
 from shared.line.checkpoint import Fenced
+from shared.platform.cancellation import heed_cancellation
 from shared.platform.postgres import Connection
 from shared.platform.telemetry import logger
 from shared.processes import delivery_store as store
@@ -186,6 +187,7 @@ class DeliverySender:
     async def _send_line(self, deliveries: Sequence[Delivery]) -> None:
         """Sends the messages of a line in order. A message that must be tried again holds up those behind it."""
         for place, delivery in enumerate(deliveries):
+            heed_cancellation()
             failure = await self._try(delivery)
             if failure is not None and not self._is_final(delivery, failure):
                 self._tell(Outcome(delivery, failure, deliveries[place + 1 :]))

@@ -28,6 +28,11 @@ PASSED_S = 0.05
 events two of four groups take none, and the others two or three. At 50 transfers a second, moving at once took a third of the
 projector's and PostgreSQL's time for them, and moving 0.02 s later an eighth."""
 
+GATHER_S, BATCH_MAX = 0.08, 2000
+"""Under load a batch comes so much later than the one before, in seconds, and is larger, up to so many events: of the events of a
+batch that change one row only the last is written. With 0.03 s an event at full rate took an eighth more of PostgreSQL, and with
+batches of 500, where a thousand accounts are paid into in turn, a third more (`make bench ARGS=pipeline`)."""
+
 _NOTE_FOLDS = "UPDATE checkpoints SET folds = %s WHERE name = %s AND shard = %s AND position = 0"
 
 

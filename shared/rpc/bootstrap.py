@@ -50,7 +50,7 @@ def serve(
 
     Listens at once and reports SERVING as soon as the database is reachable and safe: the role must not be able to write
     the tables `read_only`, and the tables `written` must exist. `build` is called on the running event loop; `work` runs
-    beside the server from then on. `reads` is opened here, and closed when the server is drained.
+    beside the server from then on. `reads` is opened here, and closed at the end of the drain, after what `build` registered.
     """
 
     async def main() -> None:
@@ -61,7 +61,7 @@ def serve(
         except BaseException:
             await reads.close()  # the pool's tasks outlive a cancellation, and with them the process
             raise
-        server.on_drained(reads.close)
+        server.on_drained(reads.close, last=True)  # work beside the server reads until it is cancelled
         reads.measure(server.probes.metrics)
         try:
             await server.start(serving=False)

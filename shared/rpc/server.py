@@ -146,9 +146,9 @@ class Server:
         """Registers what ends calls that would last, when the server begins to drain; it gets what to tell their callers."""
         self._on_draining.append(callback)
 
-    def on_drained(self, callback: OnDrained) -> None:
-        """Registers what to do when no call is left: the last registered is called first."""
-        self._on_drained.append(callback)
+    def on_drained(self, callback: OnDrained, *, last: bool = False) -> None:
+        """Registers what to do when no call is left: the last registered is called first, what is `last` at the end."""
+        self._on_drained.insert(0 if last else len(self._on_drained), callback)
 
     async def start(self, *, serving: bool = True) -> int:
         """Listens; returns the port. Health says NOT_SERVING until `set_serving` if not `serving`.

@@ -15,14 +15,13 @@ from grpc import aio
 from bank.v1 import account_query_pb2, person_query_pb2, person_query_pb2_grpc
 from deploy.bootstrap import Database
 from read_service.app import ReadSettings, build
-from read_service.projector import BATCH_MAX
 from read_service.registry import RPCS
 from shared.folds.projection import Group
 from shared.line.consistency import ConsistencyGate, Reached, Token, encode
 from shared.platform.postgres import Reads, connect
 from shared.platform.tokens import DevelopmentIssuer
 from shared.projections import changes, resume, watch
-from shared.projections.projector import Projector
+from shared.projections.projector import BATCH_MAX, Projector
 from shared.projections.summary import SummaryServicer
 from shared.rpc import handlers
 from shared.rpc.server import Server

@@ -12,7 +12,6 @@ from google.protobuf.message import Message
 
 from deploy.bootstrap import Database
 from foldline.v1.event_store_pb2 import EventEnvelope
-from read_service.projector import BATCH_MAX
 from read_service.registry import GROUPS, RPCS
 from shared.folds.errors import NotFound, Rejected
 from shared.folds.projection import Event, Fold, Group, Projection
@@ -22,7 +21,7 @@ from shared.line.checkpoint import Checkpoint
 from shared.line.follower import EventBatch, Feed, Follower, Line
 from shared.platform.identity import Call, Identity, Role, current_call
 from shared.platform.postgres import Reads, connect
-from shared.projections.projector import Projector
+from shared.projections.projector import BATCH_MAX, Projector
 from shared.projections.summary import SummaryServicer
 from shared.projections.tables import Tables
 from tests.support.system.waiting import eventually

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from typing import Any
 
 import psycopg
@@ -14,6 +16,8 @@ from deploy.bootstrap import Database
 from deploy.engines.nats import Nats
 from foldline.v1.event_store_pb2 import ReadAllResponse
 from shared.line import broker, ends
+from shared.line import relay as relay_module
+from shared.line.broker_access import Broker, connect
 from shared.line.ends import CLOSED
 from shared.line.event_store import envelope
 from shared.line.relay import Relay
@@ -64,6 +68,32 @@ async def test_the_same_events_come_in_pages(
     assert {(page.epoch, page.shard) for page in pages} == {(epoch, 1)}
     assert max(map(len, raw)) <= client.max_payload
     assert len(pages) < 50
+
+
+async def test_a_relay_ends_though_a_cancellation_was_swallowed(
+    nats_server: Nats, write_db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when it loses its lease in the moment in which an answer comes: another relay may lead by then."""
+    entered = asyncio.Event()
+
+    async def swallows(*_: object, **__: object) -> list[Any]:
+        entered.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        return []
+
+    client = await connect(Broker(nats_server.url), "relay")
+    relay = Relay(write_db.app, client, 1)
+    task = asyncio.create_task(relay.run(asyncio.Event()))
+    try:
+        await eventually(lambda: relay.follows)
+        monkeypatch.setattr(relay_module, "read_line", swallows)
+        await asyncio.wait_for(entered.wait(), 20)
+        task.cancel()
+        await asyncio.wait({task}, timeout=20)
+        assert task.cancelled()
+    finally:
+        await client.close()
 
 
 async def test_large_events_go_out_in_parts_that_are_soon_through(

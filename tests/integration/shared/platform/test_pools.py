@@ -67,6 +67,32 @@ async def ask(reads: Reads, query: str = "SELECT pg_backend_pid()") -> object:
         return await cursor.fetchone()
 
 
+@pytest.mark.parametrize("turns", range(12))
+async def test_who_is_cancelled_while_a_connection_is_lent_to_it_ends(write_db: Database, turns: int) -> None:
+    """However many turns of the event loop lie between: a task that goes on for ever would keep its process from ending."""
+    async with pool(write_db.app) as reads:
+        for _ in range(5):
+            async with contextlib.AsyncExitStack() as held:
+                for _ in range(SIZE):
+                    await held.enter_async_context(reads.connection())
+                waiting = asyncio.create_task(for_ever(reads))
+                await eventually(lambda: reads._pool.get_stats()["requests_waiting"] == 1)
+                giving_back = asyncio.create_task(held.aclose())
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                waiting.cancel()
+                await asyncio.wait_for(asyncio.wait({waiting}), 20)
+                await giving_back
+
+
+async def for_ever(reads: Reads) -> None:
+    """Queries until cancelled, as work beside a service does."""
+    while True:
+        async with reads.connection():
+            pass
+        await asyncio.sleep(3600)
+
+
 async def filled(reads: Reads) -> None:
     """Makes all connections of the pool, and gives them back."""
     ready = asyncio.Barrier(SIZE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ import pytest
 from deploy.bootstrap import Database
 from shared.folds.delivery import Notice, Outgoing
 from shared.folds.errors import NotFound, Rejected
-from shared.processes import announce, delivery_store
+from shared.processes import announce, deliveries, delivery_store
 from shared.processes.channels import Contact, NotDelivered
 from shared.processes.deliveries import DeliveryPolicy
 from shared.processes.delivery_store import Delivery
@@ -70,6 +71,25 @@ async def test_messages_of_a_key_arrive_in_order_and_wait_for_no_other_key(post:
         await all_are(post, "sent", "sent", "sent", "sent", "sent")
     assert channel.sent == ["b1", "a1", "a2", "a3", "a4"]
     assert [row[1] for row in await post.rows()] == [3, 1, 1, 1, 1]
+
+
+async def test_a_sender_that_ends_sends_nothing_more_though_a_cancellation_was_swallowed(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a library in the moment in which the server answers: the next sender would send the rest of the line again."""
+    monkeypatch.setattr(deliveries, "DRAIN_S", 0.1)
+    sent: list[str] = []
+
+    class Swallows:
+        async def send(self, delivery: Delivery, contact: Contact) -> None:
+            sent.append(str(delivery.delivery_id))
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+
+    ids = await post.put(mail("first", key="a"), mail("second", key="a"))
+    async with post.sending(Swallows()):
+        await eventually(lambda: sent)
+    assert sent == [str(ids[0])]
 
 
 async def test_a_contact_that_hangs_holds_up_nobody_else(post: Post, mailbox: Mailbox) -> None:

@@ -97,8 +97,9 @@ async def test_draining_lets_calls_finish_before_it_closes_what_they_use(world: 
         order.append(name)
 
     world.people.handle = handle
-    world.server.on_drained(lambda: close("pool"))
+    world.server.on_drained(lambda: close("keys"))
     world.server.on_drained(lambda: close("committer"))
+    world.server.on_drained(lambda: close("pool"), last=True)
     watching = health_pb2_grpc.HealthStub(world.channel).Watch(health_pb2.HealthCheckRequest())
     assert (await anext(aiter(watching))).status == health_pb2.HealthCheckResponse.SERVING
     call = asyncio.create_task(world.register())
@@ -110,7 +111,7 @@ async def test_draining_lets_calls_finish_before_it_closes_what_they_use(world: 
     go_on.set()
     assert (await call).command_id == ID
     await draining
-    assert order == ["call", "committer", "pool"]
+    assert order == ["call", "committer", "keys", "pool"]
     # Whoever watches health would hold it up for all of drain_calls_s.
     assert time.monotonic() - began < world.settings.drain_calls_s
 
