@@ -36,6 +36,8 @@ async def test_prometheus_finds_every_process_and_takes_the_rules(composed: Comp
     """The profile `observe`: each process is scraped, what the rules ask for is there by name, and none fails when evaluated."""
     await composed.ready()
     await asyncio.to_thread(composed.watch)
+    async with channels(composed) as (write, read):  # a write service tells of the line's end once it has committed
+        await Bank(write, read, composed.tokens()["acme"], timeout_s=60).register("Ada")
 
     async def scraped() -> bool:
         try:
