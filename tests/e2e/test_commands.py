@@ -277,17 +277,22 @@ async def test_a_command_that_breaks_its_rules_is_refused_in_its_turn_and_the_st
 
 async def test_a_stream_that_is_refused_answers_what_came_before(bank: Bank) -> None:
     """The items before the one that ends it are carried out and answered, in order; those behind it are not answered."""
-    blue = await blue_account(bank)
-    forbidden = item(deposit(blue, 7), on_behalf_of="somebody")
-    items = [item(deposit(blue, 5)), item(withdraw(blue, 6)), forbidden, item(deposit(blue, 1))]
-    requests = iter([command_pb2.SendStreamRequest(item=each) for each in items])
     got: list[command_pb2.CommandReceipt] = []
 
-    async def read() -> None:
+    async def read(blue: str) -> None:
+        forbidden = item(deposit(blue, 7), on_behalf_of="somebody")
+        items = [item(deposit(blue, 5)), item(withdraw(blue, 6)), forbidden, item(deposit(blue, 1))]
+        requests = iter([command_pb2.SendStreamRequest(item=each) for each in items])
+        got.clear()
         async for answer in bank.commands.SendStream(requests, metadata=bank.who, timeout=20):
             got.append(answer.receipt)  # noqa: PERF401 - those before the end count, too
 
-    assert (await refused(read())).reason == "ROLE_MISSING"
+    for _ in range(20):
+        told = await refused(read(blue := await blue_account(bank)))
+        # grpc.aio fails by itself, before it has read the end, if it writes in the moment in which the stream has ended.
+        if "from Core" not in told.text:
+            break
+    assert told.reason == "ROLE_MISSING"
     assert reasons(got) == ["", "INSUFFICIENT_FUNDS"]
     _, *deposits = await bank.stream("account", blue)
     amounts = [account_pb2.MoneyDeposited.FromString(event.payload).amount_minor for event in deposits]
