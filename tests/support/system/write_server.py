@@ -28,7 +28,7 @@ async def write_server(database: Database, issuer: DevelopmentIssuer, **settings
     reads = Reads(database.app, application_name="foldline-write")
     await reads.open()
     server = build(made, reads)
-    server.on_drained(reads.close)
+    server.on_drained(reads.close, last=True)
     port = await server.start()
     async with channel(f"127.0.0.1:{port}") as to_it:
         yield to_it

@@ -39,7 +39,7 @@ async def test_a_cancellation_that_was_known_before_is_not_heeded_again() -> Non
             known = cancellations()
             heed_cancellation(known)
             ended.append(known)
-            asyncio.current_task().cancel()  # type: ignore[union-attr]
+            task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 heed_cancellation(known)
 
